@@ -1,0 +1,266 @@
+"""Train the course's `tiny` model: a four-layer GPT-2 that reads stories and repeats random tokens.
+
+    python training/train_tiny.py --out build/tiny            # about an hour on two cores; resumes if killed
+    python training/train_tiny.py --out build/tiny --export course_utils/weights/tiny
+
+Half of every batch is stories, half is random tokens repeated with a period that differs from row to row.
+Three things make induction form within minutes instead of hours:
+
+* heads wide enough (64) to tell a thousand tokens apart;
+* position embeddings that start as sinusoids, so that "the previous token" is a rotation away, not a table to learn;
+* short periods first: with few tokens to choose from, half an induction circuit already pays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import random
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from course_utils.language import BOS, UNK, StoryLanguage, stream, vocabulary
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    steps: int = 4000
+    batch: int = 32                  # rows per step; half stories, half repeated tokens
+    context: int = 128
+    lr: float = 2e-3
+    warmup: int = 100
+    story_rows: int = 60_000         # 7.7 M tokens of stories, made once
+    widen: int = 600                 # steps over which the longest period grows to its full length
+    random_weight: float = 0.2       # weight in the loss of tokens that nobody can predict
+    save_every: int = 100            # steps between checkpoints
+    ship: tuple[int, ...] = (0, 200, 400, 600, 800, 1000, 2000)     # and the last: the ones the course ships
+
+
+def make_model(seed: int) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    vocab = len(vocabulary())
+    config = GPT2Config(vocab_size=vocab, n_positions=128, n_embd=256, n_layer=4, n_head=4, n_inner=512,
+                        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        model.transformer.wpe.weight.copy_(sinusoids(config.n_positions, config.n_embd))
+    return model
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Sine and cosine of position at geometric frequencies, scaled like GPT-2's token embeddings."""
+    angle = torch.arange(length)[:, None] * torch.logspace(0.4, -2, width // 2)
+    return 0.04 * torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+def story_rows(config: Config, out: Path) -> np.ndarray:
+    """All training stories, made once and kept beside the checkpoints."""
+    file = out / "stories.npy"
+    if not file.exists():
+        rows = tqdm(islice(stream(1001 + config.seed, config.context), config.story_rows),
+                    total=config.story_rows, desc="writing stories", unit="row")
+        np.save(out / "stories.tmp.npy", np.array(list(rows), dtype=np.uint16))
+        os.replace(out / "stories.tmp.npy", file)
+    return np.load(file)
+
+
+def repeated_row(rng: np.random.Generator, longest: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """BOS, then a block of random tokens over and over; and which tokens could be predicted."""
+    period = rng.integers(2, longest + 1)
+    block = rng.integers(0, len(vocabulary()), period)
+    predictable = np.arange(context) > period
+    return np.resize(block, context - 1), predictable
+
+
+def paired_row(rng: np.random.Generator, longest: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """BOS, then random pairs that come back in random order: only the token just before tells what follows."""
+    pairs = rng.integers(0, len(vocabulary()), (rng.integers(2, 2 + longest // 3), 2))
+    order = rng.integers(0, len(pairs), context // 2)
+    seen_before = np.array([index in order[:place] for place, index in enumerate(order)])
+    predictable = np.stack([np.zeros_like(seen_before), seen_before], 1).flatten()
+    return pairs[order].flatten()[:context - 1], np.append(False, predictable)[:context]
+
+
+def random_rows(rng: np.random.Generator, n: int, longest: int, config: Config) -> tuple[Tensor, Tensor]:
+    """`n` rows of repeats and pairs by turns, and each token's weight in the loss."""
+    tokens, weights = np.zeros((n, config.context), int), np.zeros((n, config.context))
+    for row in range(n):
+        make = (repeated_row, paired_row)[row % 2]
+        tokens[row, 1:], predictable = make(rng, longest, config.context)
+        weights[row] = np.where(predictable, 1.0, config.random_weight)
+    return torch.tensor(tokens), torch.tensor(weights, dtype=torch.float32)
+
+
+def batch_at(step: int, stories: np.ndarray, config: Config) -> tuple[Tensor, Tensor]:
+    """The batch of one step: a function of (seed, step) alone, so a resumed run sees the same data."""
+    rng = np.random.default_rng([config.seed, step])
+    half = config.batch // 2
+    longest = min(63, 6 + int(58 * step / config.widen))
+    repeats, weights = random_rows(rng, half, longest, config)
+    picked = torch.tensor(stories[rng.integers(0, len(stories), half)].astype(int))
+    return torch.cat([picked, repeats]), torch.cat([torch.ones(half, config.context), weights])
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+def optimizers(model: GPT2LMHeadModel, config: Config) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, Adam for embeddings, biases and LayerNorm."""
+    matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
+    rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
+    return [torch.optim.Muon(matrices, lr=config.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """Linear warm-up, then level for half the run, then linear to zero."""
+    decay = min(1.0, 2 * (config.steps - step) / config.steps)
+    return config.lr * min(1.0, (step + 1) / config.warmup) * decay
+
+
+def loss_of(model: GPT2LMHeadModel, tokens: Tensor, weights: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(tokens).logits
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    weights = weights[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
+
+
+@torch.no_grad()
+def evaluate(model: GPT2LMHeadModel, held_out, seq_len: int = 50) -> dict[str, float]:
+    """Log-prob (nats) by half on repeated tokens, and KL(truth ‖ model) on held-out stories."""
+    rng = torch.Generator().manual_seed(12345)
+    half = torch.randint(0, model.config.vocab_size, (16, seq_len), generator=rng)
+    tokens = torch.cat([torch.zeros(16, 1, dtype=int), half, half], 1)
+    log_probs = model(tokens).logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+    story = model(held_out.tokens).logits.log_softmax(-1)
+    truth = held_out.true_log_probs
+    kl = torch.where(truth.isfinite(), truth.exp() * (truth - story), 0.0).sum(-1)
+    return {"first": log_probs[:, :seq_len].mean().item(), "second": log_probs[:, seq_len:].mean().item(),
+            "no_boundary": log_probs[:, seq_len + 1:].mean().item(), "kl": kl.mean().item()}
+
+
+def save_weights(model: GPT2LMHeadModel, file: Path) -> None:
+    """float16 weights (the output matrix is the embedding, so it is left out), written then renamed."""
+    weights = {name: p.detach().half().contiguous() for name, p in model.state_dict().items()
+               if name != "lm_head.weight" and not name.endswith((".attn.bias", ".attn.masked_bias"))}
+    save_file(weights, file.with_suffix(".tmp"))
+    os.replace(file.with_suffix(".tmp"), file)
+
+
+def save_state(model, optimisers, step: int, out: Path) -> None:
+    """Everything needed to go on: weights, both optimisers' moments, and the step."""
+    tensors = {f"model/{k}": v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    for index, optimiser in enumerate(optimisers):
+        for key, moments in optimiser.state_dict()["state"].items():
+            tensors |= {f"opt/{index}/{key}/{name}": value for name, value in moments.items()}
+    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, out / "state.tmp",
+              metadata={"step": str(step)})
+    os.replace(out / "state.tmp", out / "state.safetensors")
+
+
+def load_state(model, optimisers, out: Path) -> int:
+    """The step to go on from; 0 if there is nothing saved."""
+    file = out / "state.safetensors"
+    if not file.exists():
+        return 0
+    from safetensors import safe_open
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        step = int(opened.metadata()["step"])
+    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model/")}, strict=False)
+    for index, optimiser in enumerate(optimisers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith(f"opt/{index}/"):
+                _, _, key, moment = name.split("/")
+                state.setdefault(int(key), {})[moment] = value
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return step
+
+
+def train(config: Config, out: Path) -> GPT2LMHeadModel:
+    out.mkdir(parents=True, exist_ok=True)
+    stories = story_rows(config, out)
+    held_out = StoryLanguage(seed=7).sample(32, config.context)
+    model = make_model(config.seed)
+    optimisers = optimizers(model, config)
+    first = load_state(model, optimisers, out)
+    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc="training tiny", unit="step")
+    for step in bar:
+        if step % config.save_every == 0:
+            save_weights(model, out / f"step-{step:06d}.safetensors")
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, config)
+        loss = loss_of(model, *batch_at(step, stories, config))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        if (step + 1) % 100 == 0:
+            scores = evaluate(model, held_out)
+            with open(out / "log.jsonl", "a") as log:
+                log.write(json.dumps({"step": step + 1, "loss": loss.item(), **scores}) + "\n")
+            bar.set_postfix({k: f"{v:.2f}" for k, v in scores.items()})
+            save_state(model, optimisers, step + 1, out)
+    save_weights(model, out / f"step-{config.steps:06d}.safetensors")
+    return model
+
+
+# --- shipping ----------------------------------------------------------------------------------------------------
+
+def write_tokenizer(file: Path) -> None:
+    """A word-level tokenizer: words separated by spaces, `<bos>` first, `<unk>` for anything else."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    ids = {word: index for index, word in enumerate(vocabulary())}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])])
+    tokenizer.add_special_tokens([BOS, UNK])
+    tokenizer.save(str(file))
+
+
+def export(out: Path, target: Path, steps: list[int]) -> None:
+    """Copy the chosen checkpoints, the config and the tokenizer to `target`, with the hash of each file."""
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.glob("*"):
+        old.unlink()
+    for step in steps:
+        (target / f"step-{step:06d}.safetensors").write_bytes((out / f"step-{step:06d}.safetensors").read_bytes())
+    make_model(0).config.to_json_file(target / "config.json")
+    write_tokenizer(target / "tokenizer.json")
+    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(target.glob("*"))}
+    (target / "hashes.json").write_text(json.dumps(hashes, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("build/tiny"), help="checkpoints, log and resume state")
+    parser.add_argument("--seed", type=int, default=Config.seed)
+    parser.add_argument("--steps", type=int, default=Config.steps)
+    parser.add_argument("--export", type=Path, help="copy the finished weights here")
+    args = parser.parse_args()
+    config = Config(seed=args.seed, steps=args.steps)
+    train(config, args.out)
+    if args.export:
+        export(args.out, args.export, [*config.ship, config.steps])
+
+
+if __name__ == "__main__":
+    main()
