@@ -36,14 +36,15 @@ from course_utils.language import BOS, UNK, StoryLanguage, stream, vocabulary
 @dataclass(frozen=True)
 class Config:
     seed: int = 0
-    steps: int = 4000
+    steps: int = 4500
     batch: int = 32                  # rows per step; half stories, half repeated tokens
     context: int = 128
     lr: float = 2e-3
     warmup: int = 100
     story_rows: int = 60_000         # 7.7 M tokens of stories, made once
     widen: int = 600                 # steps over which the longest period grows to its full length
-    random_weight: float = 0.2       # weight in the loss of tokens that nobody can predict
+    pairs_from: int = 1200           # step from which half of the random rows are pairs
+    random_weight: float = 0.1       # weight in the loss of tokens that nobody can predict
     save_every: int = 100            # steps between checkpoints
     ship: tuple[int, ...] = (0, 200, 400, 600, 800, 1000, 2000)     # and the last: the ones the course ships
 
@@ -61,7 +62,7 @@ def make_model(seed: int) -> GPT2LMHeadModel:
 
 def sinusoids(length: int, width: int) -> Tensor:
     """Sine and cosine of position at geometric frequencies, scaled like GPT-2's token embeddings."""
-    angle = torch.arange(length)[:, None] * torch.logspace(0.4, -2, width // 2)
+    angle = torch.arange(length)[:, None] * torch.logspace(0, -2.3, width // 2)
     return 0.04 * torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
@@ -95,11 +96,13 @@ def paired_row(rng: np.random.Generator, longest: int, context: int) -> tuple[np
     return pairs[order].flatten()[:context - 1], np.append(False, predictable)[:context]
 
 
-def random_rows(rng: np.random.Generator, n: int, longest: int, config: Config) -> tuple[Tensor, Tensor]:
-    """`n` rows of repeats and pairs by turns, and each token's weight in the loss."""
+def random_rows(rng: np.random.Generator, n: int, step: int, config: Config) -> tuple[Tensor, Tensor]:
+    """`n` rows of repeats, later of repeats and pairs by turns, and each token's weight in the loss."""
+    longest = min(63, 6 + int(58 * step / config.widen))
+    makers = (repeated_row, paired_row) if step >= config.pairs_from else (repeated_row,)
     tokens, weights = np.zeros((n, config.context), int), np.zeros((n, config.context))
     for row in range(n):
-        make = (repeated_row, paired_row)[row % 2]
+        make = makers[row % len(makers)]
         tokens[row, 1:], predictable = make(rng, longest, config.context)
         weights[row] = np.where(predictable, 1.0, config.random_weight)
     return torch.tensor(tokens), torch.tensor(weights, dtype=torch.float32)
@@ -109,8 +112,7 @@ def batch_at(step: int, stories: np.ndarray, config: Config) -> tuple[Tensor, Te
     """The batch of one step: a function of (seed, step) alone, so a resumed run sees the same data."""
     rng = np.random.default_rng([config.seed, step])
     half = config.batch // 2
-    longest = min(63, 6 + int(58 * step / config.widen))
-    repeats, weights = random_rows(rng, half, longest, config)
+    repeats, weights = random_rows(rng, half, step, config)
     picked = torch.tensor(stories[rng.integers(0, len(stories), half)].astype(int))
     return torch.cat([picked, repeats]), torch.cat([torch.ones(half, config.context), weights])
 

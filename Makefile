@@ -1,0 +1,86 @@
+# Two commands do everything, on a machine with only Python 3.11, make and git:
+#   make course   run every worked lesson, print what was measured, write the lessons as pages
+#   make test     run every test, in both environments
+# The rest: make quick, lab, notebooks, clean.
+#
+# Variables: PYTHON=python3.12      the interpreter (3.11 to 3.13)
+#            TORCH_INDEX=<address>  a pip index to take torch from, for example one with CPU builds
+#            JOBS=2                 test processes
+#            REAL=1                 make course with the sections on a real language model
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+JOBS ?= 2
+VENV := .venv
+PEERS := .venv-peers
+PY := $(VENV)/bin/python
+PIP := -m pip --disable-pip-version-check --quiet install
+TORCH := torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+PYTEST := -m pytest -n $(JOBS)
+# loadfile: the cells of a notebook stay in one process, so in one kernel
+NBVAL := --dist loadfile --nbval --nbval-current-env
+READY := $(VENV)/.ready
+PEERS_READY := $(PEERS)/.ready
+STEP = @printf '\n== %s\n'
+
+.DEFAULT_GOAL := help
+.PHONY: help course test quick peers lab notebooks real-model clean
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+# --- environments ---------------------------------------------------------------------------------------------
+
+# Each is made once, and brought up to date when a lock or pyproject.toml changes. torch comes first, so that the
+# build that was chosen for it is the one that stays.
+define make-environment
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] <= (3, 13) else f"Python 3.11, 3.12 or 3.13 is needed for the locked versions; $(PYTHON) is {v[0]}.{v[1]}. Name another with PYTHON=…")'
+	@echo "setting up $(1): a download of some hundred megabytes, once"
+	@"$(PYTHON)" -m venv $(1)
+	@$(1)/bin/python $(PIP) $(TORCH)
+	@$(1)/bin/python $(PIP) -r $(2)
+	@$(1)/bin/python $(PIP) --no-deps -e .
+	@touch $(1)/.ready
+endef
+
+$(READY): requirements.lock pyproject.toml
+	$(call make-environment,$(VENV),requirements.lock)
+
+$(PEERS_READY): requirements-peers.lock pyproject.toml
+	$(call make-environment,$(PEERS),requirements-peers.lock)
+
+peers: $(PEERS_READY)
+
+# --- the course -----------------------------------------------------------------------------------------------
+
+course: $(READY)
+	@$(PY) tools/run_course.py
+
+lab: $(READY)
+	@$(PY) -m jupyterlab notebooks
+
+# Stored outputs include the sections on the real model, so it must be in the cache when they are made.
+notebooks: real-model
+	@$(PY) tools/build_notebooks.py
+
+real-model: $(READY)
+	@$(PY) -m course_utils fetch smollm2-135m
+
+# --- tests ----------------------------------------------------------------------------------------------------
+
+# One thread for each process: the processes are as many as the cores.
+test quick: export OMP_NUM_THREADS = 1
+
+quick: $(READY)
+	@$(PY) $(PYTEST) -m "not slow and not hub and not peers" tests
+
+test: $(READY) $(PEERS_READY) real-model
+	$(STEP) "1 of 3: the unit tests with TransformerLens 3.9.0, and the comparisons with SAELens"
+	@$(PEERS)/bin/python $(PYTEST) -m "not slow and not hub" tests
+	$(STEP) "2 of 3: the stored outputs of every worked lesson, computed again"
+	@$(PY) $(PYTEST) $(NBVAL) solutions
+	$(STEP) "3 of 3: all other tests"
+	@$(PY) $(PYTEST) -m "not hub and not peers" tests
+
+clean:
+	rm -rf build .venv .venv-peers *.egg-info .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,55 @@
+"""The course at a terminal: `python -m course_utils progress`, `python -m course_utils fetch smollm2-135m`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+# Each command imports what it needs when it runs, so that `--help` answers at once.
+
+
+def run_progress(options: argparse.Namespace) -> int:
+    from course_utils.exercises import progress
+
+    progress()
+    return 0
+
+
+def run_fetch(options: argparse.Namespace) -> int:
+    from course_utils.models import fetch
+
+    print(fetch(options.name))
+    return 0
+
+
+def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="a model's name, such as smollm2-135m")
+
+
+Command = tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]]
+
+# name: (help, what it runs, what adds its arguments). A new command is one more line here.
+COMMANDS: dict[str, Command] = {
+    "progress": ("show which exercises are passed", run_progress, lambda parser: None),
+    "fetch": ("download a model once, for use offline", run_fetch, _fetch_arguments),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m course_utils", description="The course at a terminal.")
+    subparsers = parser.add_subparsers(title="commands", metavar="command", required=True)
+    for name, (help_text, run, add_arguments) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=help_text, description=help_text)
+        add_arguments(subparser)
+        subparser.set_defaults(run=run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(arguments)
+    return options.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Comparing a learner's answer with the expected one, and describing both in a line.
+
+`first_difference` says in words what is different, or returns None when nothing is.
+It never lets a NaN pass, accepts every dtype of the right kind, and loosens its tolerance
+only as far as a half-precision answer needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SHOWN_IN_FULL = 16  # a tensor with more values than this is shown by its first few
+SHOWN_AT_LEAST = 6
+
+
+def clone(value: Any) -> Any:
+    """Copy tensors and the containers that hold them; models and everything else are passed on as they are."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if type(value) in (list, tuple):
+        return type(value)(clone(item) for item in value)
+    if type(value) is dict:
+        return {key: clone(item) for key, item in value.items()}
+    return value
+
+
+def number(value: float | int | bool) -> str:
+    """A number in a few characters: four significant digits, ordinary zero, no long exponents."""
+    if isinstance(value, (bool, int)):
+        return str(value)
+    if value == 0:
+        return "0"
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
+
+
+def describe(value: Any) -> str:
+    """One line that shows a value: for a tensor its dtype, shape and a few rounded values."""
+    if isinstance(value, Tensor):
+        return _describe_tensor(value)
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        inside = ", ".join(describe(item) for item in value[:SHOWN_AT_LEAST])
+        more = ", …" if len(value) > SHOWN_AT_LEAST else ""
+        return f"({inside}{more})" if isinstance(value, tuple) else f"[{inside}{more}]"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in dataclasses.fields(value))
+        return f"{type(value).__name__}({fields})"
+    if isinstance(value, torch.nn.Module):
+        return f"a {type(value).__name__}"
+    return without_addresses(repr(value))[:200]
+
+
+def without_addresses(text: str) -> str:
+    """Remove memory addresses, which change from run to run."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def _describe_tensor(tensor: Tensor) -> str:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    head = f"Tensor {dtype} {list(tensor.shape)}"
+    if tensor.numel() == 0:
+        return f"{head}, empty"
+    if tensor.numel() <= SHOWN_IN_FULL:
+        return f"{head}: {_nested(tensor.tolist())}"
+    start = tensor.detach().flatten()[:SHOWN_AT_LEAST].tolist()
+    return f"{head}: " + ", ".join(number(item) for item in start) + ", …"
+
+
+def _nested(values: Any) -> str:
+    return "[" + ", ".join(map(_nested, values)) + "]" if isinstance(values, list) else number(values)
+
+
+def first_difference(
+    got: Any, expected: Any, *, atol: float = 1e-5, rtol: float = 1e-4, loose_scalars: bool = False,
+    exact_dtype: bool = False, where: str = "the answer",
+) -> str | None:
+    """Say what is different between an answer and the expected one; None when they agree.
+
+    Tensors agree in shape, kind of dtype (any float for a float; the same dtype if `exact_dtype`), device,
+    and in every value to |got − expected| ≤ atol + rtol·|expected|. NaN never agrees with anything.
+    `loose_scalars` lets a Python number stand for a tensor of shape [] and the other way round.
+    Lists and tuples may stand for one another; an object with the same fields stands for a dataclass.
+    """
+    options: dict[str, Any] = {
+        "atol": atol, "rtol": rtol, "loose_scalars": loose_scalars, "exact_dtype": exact_dtype}
+    if loose_scalars:
+        got, expected = _plain_scalar(got), _plain_scalar(expected)
+    if isinstance(expected, Tensor):
+        return _tensor_difference(got, expected, atol, rtol, exact_dtype, where)
+    if isinstance(expected, (bool, int, float)):
+        return _number_difference(got, expected, atol, rtol, where)
+    if isinstance(expected, Mapping):
+        return _mapping_difference(got, expected, options, where)
+    if isinstance(expected, (list, tuple)):
+        return _sequence_difference(got, expected, options, where)
+    if dataclasses.is_dataclass(expected):
+        return _fields_difference(got, expected, options, where)
+    if type(got) is not type(expected):
+        return f"{where} is a {_type_name(got)}; a {_type_name(expected)} was expected"
+    return None if got == expected else f"{where} is {describe(got)}; {describe(expected)} was expected"
+
+
+def _plain_scalar(value: Any) -> Any:
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _type_name(value: Any) -> str:
+    return "torch.Tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "bool"
+    return "complex" if dtype.is_complex else "float" if dtype.is_floating_point else "int"
+
+
+def _tensor_difference(
+    got: Any, expected: Tensor, atol: float, rtol: float, exact_dtype: bool, where: str
+) -> str | None:
+    if not isinstance(got, Tensor):
+        return f"{where} is a {_type_name(got)}; a torch.Tensor was expected"
+    if got.shape != expected.shape:
+        return f"{where} has shape {list(got.shape)}; {list(expected.shape)} was expected"
+    if _kind(got.dtype) != _kind(expected.dtype) or (exact_dtype and got.dtype != expected.dtype):
+        name = expected.dtype if exact_dtype else f"a {_kind(expected.dtype)} dtype"
+        return f"{where} has dtype {got.dtype}; {name} was expected"
+    if got.device.type != expected.device.type:
+        return f"{where} is on {got.device}; {expected.device} was expected"
+    return _value_difference(got.detach(), expected.detach(), atol, rtol, where)
+
+
+def _value_difference(got: Tensor, expected: Tensor, atol: float, rtol: float, where: str) -> str | None:
+    if got.is_floating_point() and got.dtype.itemsize < 4 and expected.numel():  # half precision: its own eps
+        eps = torch.finfo(got.dtype).eps
+        finite = expected[expected.isfinite()].abs()
+        rtol, atol = max(rtol, 8 * eps), max(atol, eps * float(finite.max() if finite.numel() else 0))
+    if _kind(expected.dtype) in ("int", "bool"):
+        wrong = got != expected
+    else:
+        common = torch.complex128 if expected.is_complex() else torch.float64
+        if expected.device.type == "mps":  # float64 does not exist there
+            got, expected = got.cpu(), expected.cpu()
+        wrong = ~torch.isclose(got.to(common), expected.to(common), atol=atol, rtol=rtol)
+    if not wrong.any():
+        return None
+    first = tuple(wrong.nonzero()[0].tolist())
+    nan = " (the answer contains NaN)" if got.isnan().any() else ""
+    place = f"{where}{list(first)}" if first else where
+    many = f"{int(wrong.sum())} of {wrong.numel()} values differ{nan}; the first: " if wrong.numel() > 1 else ""
+    return f"{many}{place} is {number(got[first].item())}; {number(expected[first].item())} was expected{'' if many else nan}"
+
+
+def _number_difference(got: Any, expected: Any, atol: float, rtol: float, where: str) -> str | None:
+    allowed = {bool: (bool,), int: (int,), float: (int, float)}[type(expected)]
+    if not isinstance(got, allowed) or (isinstance(got, bool) and not isinstance(expected, bool)):
+        return f"{where} is a {_type_name(got)}; a {_type_name(expected)} was expected"
+    same = abs(got - expected) <= atol + rtol * abs(expected) if isinstance(expected, float) else got == expected
+    same = same or got == expected  # infinities: inf - inf is NaN
+    return None if same else f"{where} is {number(got)}; {number(expected)} was expected"
+
+
+def _mapping_difference(got: Any, expected: Mapping, options: dict, where: str) -> str | None:
+    if not isinstance(got, Mapping):
+        return f"{where} is a {_type_name(got)}; a dict was expected"
+    if set(got) != set(expected):
+        return f"{where} has the keys {sorted(map(repr, got))}; {sorted(map(repr, expected))} were expected"
+    found = (first_difference(got[key], expected[key], where=f"{where}[{key!r}]", **options) for key in expected)
+    return next(filter(None, found), None)
+
+
+def _sequence_difference(got: Any, expected: list | tuple, options: dict, where: str) -> str | None:
+    if not isinstance(got, (list, tuple)):
+        return f"{where} is a {_type_name(got)}; a {_type_name(expected)} was expected"
+    if len(got) != len(expected):
+        return f"{where} has {len(got)} items; {len(expected)} were expected"
+    pairs = enumerate(zip(got, expected))
+    found = (first_difference(a, b, where=f"{where}[{i}]", **options) for i, (a, b) in pairs)
+    return next(filter(None, found), None)
+
+
+def _fields_difference(got: Any, expected: Any, options: dict, where: str) -> str | None:
+    names = [field.name for field in dataclasses.fields(expected)]
+    missing = [name for name in names if not hasattr(got, name)]
+    if missing:
+        return f"{where} has no field {missing[0]!r}; a {_type_name(expected)} was expected"
+    found = (
+        first_difference(getattr(got, n), getattr(expected, n), where=f"{where}.{n}", **options) for n in names)
+    return next(filter(None, found), None)

@@ -1,0 +1,86 @@
+"""Models from the Hugging Face hub or its local cache, through safetensors only."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from course_utils.model_files import DamagedModelFile, ModelUnavailable, explain_disk_errors, quiet
+
+HUB_IDS = {"gpt2-small": "gpt2"}  # our names for models of the hub
+NEED_MB = 600  # said when the disk is full; GPT-2 small takes 550
+
+
+@lru_cache(maxsize=1)
+def known_names() -> dict[str, str]:
+    """Every name that TransformerLens knows, each with its hub id."""
+    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+    from transformer_lens.tools.model_registry.api import get_supported_models
+
+    ids = [*OFFICIAL_MODEL_NAMES, *(entry.model_id for entry in get_supported_models())]
+    aliases = {alias: official for official, names in MODEL_ALIASES.items() for alias in names}
+    return aliases | {name: name for name in ids}
+
+
+def hub_id(name: str) -> str:
+    """The Hugging Face hub's name of a model."""
+    return HUB_IDS.get(name) or known_names()[name]
+
+
+def in_cache(repo: str) -> bool:
+    """Whether the local Hugging Face cache has this model's config and some safetensors weights."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo, "config.json")
+    return isinstance(config, str) and any(Path(config).parent.glob("*.safetensors"))
+
+
+def load(name: str, works_now: str = "") -> tuple[Any, Any]:
+    """A model and tokenizer from the local Hugging Face cache, downloaded first if need be."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    repo = hub_id(name)
+    if not in_cache(repo):
+        fetch(name, works_now)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(repo, add_bos_token=True, local_files_only=True)
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                repo, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            )
+    except (OSError, SafetensorError) as error:
+        raise DamagedModelFile(
+            f"{name}: the local Hugging Face cache of {repo} is incomplete or damaged: {_short(error)}\n"
+            f"  Delete its folder models--{repo.replace('/', '--')} and run: "
+            f"python -m course_utils fetch {name}"
+        ) from error
+    return model, tokenizer
+
+
+def fetch(name: str, works_now: str = "") -> None:
+    """Download config, tokenizer and safetensors weights into the Hugging Face cache.
+
+    `works_now` is added to the ModelUnavailable raised when the hub cannot be reached.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    repo, cache = hub_id(name), Path(constants.HF_HUB_CACHE)
+    try:
+        with explain_disk_errors(cache, NEED_MB, "HF_HOME"):
+            snapshot_download(repo, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"])
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(
+            f"{name} is not on this machine and could not be downloaded.\n"
+            f"  needed:  config, tokenizer and weights of the model {repo}\n"
+            f"  tried:   the local Hugging Face cache {cache}: not there\n"
+            f"           the Hugging Face hub: {_short(error)}\n{works_now}"
+            f"  with network, once: python -m course_utils fetch {name}"
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,86 @@
+"""From local files (or a seed) to a Hugging Face model with its tokenizer, and from those to a bridge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from course_utils.model_files import DamagedModelFile, quiet
+
+if TYPE_CHECKING:
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def from_folder(folder: Path, weights_file: str) -> tuple[Any, Any]:
+    """A model and tokenizer from checked local files (config, tokenizer, safetensors), no network."""
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    weights = {key: value.float() for key, value in load_file(folder / weights_file).items()}
+    architecture = getattr(transformers, (config.architectures or ["GPT2LMHeadModel"])[0])
+    with quiet():
+        model, report = architecture.from_pretrained(
+            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+        )
+    wrong = {*report["missing_keys"], *report["unexpected_keys"]} - {"lm_head.weight"}
+    if wrong:
+        raise DamagedModelFile(f"{folder / weights_file} does not fit its config.json: {sorted(wrong)[:4]}")
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bos = "<bos>" if backend.token_to_id("<bos>") is not None else backend.id_to_token(config.bos_token_id)
+    return model, _tokenizer(backend, bos)
+
+
+def _tokenizer(backend: Any, bos: str) -> Any:
+    """A Hugging Face tokenizer that puts BOS first, which TransformerBridge takes as it is, offline.
+
+    (Given one that does not add BOS, TransformerLens loads another by name, from disk or the hub.)
+    """
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    backend.post_processor = TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, backend.token_to_id(bos))]
+    )
+    unknown = getattr(backend.model, "unk_token", None)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=bos, pad_token=bos, add_bos_token=True,
+        name_or_path="",  # TransformerLens looks for it; nothing is read from there
+        **({"unk_token": unknown} if unknown else {}),
+    )
+
+
+def random_gpt2_small(seed: int) -> tuple[Any, Any]:
+    """GPT-2 small's shape, random weights, and one made-up word per token; BOS is 50256 as in GPT-2."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    config = GPT2Config()  # its defaults are GPT-2 small's shape
+    bos = "<|endoftext|>"
+    tokenizer = word_tokenizer([*(f"w{i}" for i in range(config.vocab_size - 1)), bos], bos)
+    return GPT2LMHeadModel(config), tokenizer
+
+
+def word_tokenizer(words: list[str], bos: str) -> Any:
+    """A tokenizer with one id per word, in the order given; words are separated by spaces."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=bos))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _tokenizer(backend, bos)
+
+
+def as_bridge(model: Any, tokenizer: Any, *, name: str, device: str | torch.device) -> TransformerBridge:
+    """Wrap a Hugging Face model; both parts are given, so TransformerLens stays off the network."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge = TransformerBridge.boot_transformers(
+        name, hf_model=model.to(device), tokenizer=tokenizer, device=device
+    )
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    bridge.eval()
+    return bridge.requires_grad_(False)

@@ -1,0 +1,56 @@
+"""What a lesson measured, written down for the table that `make course` prints.
+
+In a notebook `measured(...)` shows nothing. When the environment variable COURSE_REPORT names a file, each
+call appends one JSON line to it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+
+def measured(
+    name: str,
+    value: float,
+    *,
+    unit: str = "",
+    at_least: float | None = None,
+    at_most: float | None = None,
+    published: str | None = None,
+) -> None:
+    """Note one measured number.
+
+    Args:
+        name: what was measured, in a few words ("second-half log-prob").
+        value: the number; a one-element tensor will do.
+        unit: "nats", "share", … or nothing for a plain number.
+        at_least, at_most: the bounds that the course claims for this model, both inclusive.
+        published: a figure to stand beside it, with its source ("-0.644 (GPT-2 small, quoted)").
+
+    Raises:
+        TypeError: when value is not one number.
+        ValueError: when at_least is above at_most.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(value).__name__
+        raise TypeError(f"measured({name!r}): value must be one number, got {kind}") from error
+    if at_least is not None and at_most is not None and at_least > at_most:
+        raise ValueError(f"measured({name!r}): at_least {at_least} is above at_most {at_most}")
+    path = os.environ.get("COURSE_REPORT")
+    if not path:
+        return
+    row = {"name": name, "value": number, "unit": unit, "at_least": at_least, "at_most": at_most,
+           "published": published}
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def passed(row: dict) -> bool:
+    """Whether a row that `measured` wrote is a number within its bounds."""
+    low = -math.inf if row["at_least"] is None else row["at_least"]
+    high = math.inf if row["at_most"] is None else row["at_most"]
+    return math.isfinite(row["value"]) and low <= row["value"] <= high

@@ -1,0 +1,156 @@
+"""Every exercise against the answers kept for it in tests/answers: its check must reject the wrong ones,
+name the known mistakes, and accept right ones however they are written."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from answers import Answers, function_of
+
+from course_utils import exercises
+from course_utils.checking import CompareCases, Exercise, Verdict, assess
+
+ROOT = Path(__file__).resolve().parent.parent
+LESSONS = exercises.lessons()
+ALL = [item for lesson in LESSONS for item in exercises.exercises_of(lesson)]
+
+
+@lru_cache
+def kept_answers(lesson: str) -> dict[str, Answers]:
+    return importlib.import_module(f"answers.lesson_{lesson}").ANSWERS
+
+
+def answers_of(item: Exercise) -> Answers:
+    kept = kept_answers(item.id.partition(".")[0])
+    assert item.id in kept, f"tests/answers keeps no answers for {item.id}"
+    return kept[item.id]
+
+
+@lru_cache
+def rejected(item: Exercise) -> list[tuple[str, Verdict]]:
+    """What each wrong answer is told, once for all the tests below."""
+    return [(wrong.says, assess(item, function_of(wrong.answer))) for wrong in answers_of(item).reject]
+
+
+def card_text(item: Exercise, verdict: Verdict) -> str:
+    return exercises.verdict_card(item, verdict).text()
+
+
+@lru_cache
+def lesson_stubs() -> dict[str, Callable]:
+    """exercise id -> the stub as the lessons write it, with the lesson's own imports around it."""
+    found = {}
+    for path in sorted((ROOT / "lessons").glob("[0-9][0-9]_*.py")):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        for node in body:
+            for decorator in getattr(node, "decorator_list", []):
+                if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "exercise":
+                    id = decorator.args[0].value
+                    assert id not in found, f"{id} is used twice in the lessons"
+                    assert id.startswith(path.name[:2] + "."), f"{path.name} uses {id}, of another lesson"
+                    found[id] = _compiled(imports, node)
+    return found
+
+
+def _compiled(imports: list[ast.stmt], stub: ast.FunctionDef) -> Callable:
+    stub.decorator_list = []
+    future = ast.parse("from __future__ import annotations").body
+    scope: dict = {}
+    exec(compile(ast.Module(future + imports + [stub], type_ignores=[]), "<stub>", "exec"), scope)
+    return scope[stub.name]
+
+
+def test_ids_are_unique_and_belong_to_their_lesson():
+    ids = [item.id for item in ALL]
+    assert len(ids) == len(set(ids))
+    for lesson in LESSONS:
+        assert all(item.id.startswith(f"{lesson}.") for item in exercises.exercises_of(lesson))
+
+
+def test_lessons_use_every_exercise_and_no_other():
+    assert set(lesson_stubs()) == {item.id for item in ALL}
+
+
+def test_no_answers_are_kept_for_exercises_that_do_not_exist():
+    for lesson in LESSONS:
+        assert set(kept_answers(lesson)) == {item.id for item in exercises.exercises_of(lesson)}
+
+
+each_exercise = pytest.mark.parametrize("item", ALL, ids=lambda item: item.id)
+
+
+@each_exercise
+def test_reference_passes(item):
+    verdict = assess(item, item.reference)
+    assert verdict.passed, card_text(item, verdict)
+
+
+@each_exercise
+def test_untouched_stub_is_not_yet(item):
+    stub = lesson_stubs().get(item.id)
+    if stub is not None:  # a missing one is reported by test_lessons_use_every_exercise_and_no_other
+        assert assess(item, stub).status == "not yet"
+    def unwritten(*args, **kwargs):
+        args = list(args)  # does something first, so that it is not seen as empty without being called
+        raise NotImplementedError
+    assert assess(item, unwritten).status == "not yet"
+    assert assess(item, lambda *args, **kwargs: None).status == "not yet"
+
+
+@each_exercise
+def test_wrong_answers_are_rejected_and_told_why(item):
+    assert len(rejected(item)) >= 4, "at least four wrong answers are needed"
+    for number, (says, verdict) in enumerate(rejected(item)):
+        text = card_text(item, verdict)
+        assert verdict.status in ("wrong", "error"), f"wrong answer {number} got through:\n{text}"
+        assert says is None or says in text, f"wrong answer {number}: {says!r} is not on its card:\n{text}"
+
+
+@each_exercise
+def test_known_mistakes_are_named(item):
+    named = [verdict.mistake for says, verdict in rejected(item) if says and verdict.mistake]
+    assert len(named) >= 2, "at least two wrong answers must be told the name of their mistake"
+    assert set(named) == set(item.mistakes), "every declared mistake needs a wrong answer that is told its name"
+
+
+@each_exercise
+def test_right_answers_are_accepted(item):
+    assert len(answers_of(item).accept) >= 2, "at least two right answers, written differently, are needed"
+    for number, answer in enumerate(answers_of(item).accept):
+        verdict = assess(item, function_of(answer))
+        assert verdict.passed, f"right answer {number} was rejected:\n{card_text(item, verdict)}"
+
+
+@each_exercise
+def test_empty_answers_are_rejected(item):
+    """What the reference returns, but all zeros, or with one NaN at the end, must not pass."""
+    if not isinstance(item.check, CompareCases):
+        pytest.skip("only for checks that compare")
+
+    def changed(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
+        def attempt(*args, **kwargs):
+            answer = item.reference(*args, **kwargs)
+            return change(answer) if isinstance(answer, torch.Tensor) else 0.0
+        return attempt
+
+    def last_is_nan(answer: torch.Tensor) -> torch.Tensor:
+        answer = answer.detach().clone().float()
+        answer.view(-1)[-1] = torch.nan
+        return answer
+
+    assert not assess(item, changed(torch.zeros_like)).passed
+    assert not assess(item, changed(last_is_nan)).passed
+
+
+@each_exercise
+def test_hints_lead_on(item):
+    first, second, third = item.hints
+    assert len({first, second, third}) == 3
+    assert third not in first and second not in first

@@ -1,0 +1,393 @@
+"""The exercise engine, on the small exercises of tests/example_checks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from course_utils import cards, exercises, progress_store
+from course_utils.calling import is_stub
+from course_utils.checking import Case, Exercise, Mistake, assess, compare_cases, property_check
+from course_utils.comparing import describe, first_difference
+
+HINTS = ("one", "two", "three")
+
+
+@pytest.fixture(autouse=True)
+def example_checks(monkeypatch, tmp_path):
+    monkeypatch.setattr(exercises, "CHECKS", "example_checks")
+    monkeypatch.setattr(exercises, "_hints_shown", {})
+    monkeypatch.setattr(exercises, "_guesses", {})
+    monkeypatch.setattr(exercises, "_warned_about_saving", False)
+    monkeypatch.setenv("COURSE_PROGRESS", str(tmp_path / "progress.jsonl"))
+
+
+def verdict_of(id, attempt):
+    return assess(exercises.get(id), attempt)
+
+
+# --- the decorator -----------------------------------------------------------------------------------------
+
+
+def test_passed_keeps_the_learners_function(capsys):
+    def mine(x):
+        return x.exp() / x.exp().sum(1, keepdim=True)
+
+    assert exercises.exercise("90.probabilities")(mine) is mine
+    shown = capsys.readouterr().out
+    assert "✓ passed · 90.probabilities" in shown and "2 cases: 2 × 3; the identity" in shown
+    assert "goes on with your function" in shown
+    assert progress_store.read()[-1]["verdict"] == "passed"
+
+
+def test_wrong_goes_on_with_the_courses_version(capsys):
+    kept = exercises.exercise("90.probabilities")(lambda x: x.softmax(-1) + 0.1)
+    assert kept is exercises.get("90.probabilities").reference
+    shown = capsys.readouterr().out
+    assert "✗ wrong" in shown and "6 of 6 values differ; the first: the answer[0, 0] is" in shown
+    assert "x = Tensor float32 [2, 3]" in shown and "got:" in shown and "expected:" in shown
+    assert 'hint("90.probabilities")' in shown and "goes on with the course's version" in shown
+
+
+def test_a_named_mistake_is_the_headline_and_is_recorded(capsys):
+    exercises.exercise("90.probabilities")(lambda x: torch.log_softmax(x, -1))
+    assert "these are log-probabilities" in capsys.readouterr().out
+    assert progress_store.read()[-1]["mistake"] == "these are log-probabilities"
+
+
+def test_quiet_shows_and_records_nothing(capsys):
+    exercises.exercise("90.probabilities", quiet=True)(lambda x: x)
+    assert capsys.readouterr().out == "" and progress_store.read() == []
+
+
+@pytest.mark.parametrize("wrong, mistake", [
+    (lambda x: x.softmax(0), "over the rows: the columns were asked for"),
+    (lambda x: torch.cat([x, x], 1)[:, :4].softmax(-1), "one column too many"),
+    (lambda x: x.softmax(0) if len(x) == 2 else x.log_softmax(-1), None),  # two mistakes at once: neither explains all
+    (lambda x: x, None),
+])
+def test_a_mistake_is_named_only_when_it_explains_every_case(wrong, mistake):
+    verdict = verdict_of("90.probabilities", wrong)
+    assert verdict.status == "wrong" and verdict.mistake == mistake
+
+
+@pytest.mark.parametrize("id, nearest", [("90.probability", "90.probabilities"), ("91.doubled", "90.doubled")])
+def test_unknown_id_names_the_nearest(id, nearest):
+    with pytest.raises(ValueError, match=nearest):
+        exercises.exercise(id)
+
+
+# --- stubs and errors --------------------------------------------------------------------------------------
+
+
+def raises(x):
+    """A docstring."""
+    raise NotImplementedError
+
+
+def raises_with_text(x):
+    raise NotImplementedError("write it")
+
+
+def dots(x):
+    """A docstring."""
+    ...
+
+
+def after_some_lines(x):
+    y = x + 1
+    raise NotImplementedError(y)
+
+
+def returns_none(x):
+    x.softmax(-1)
+
+
+@pytest.mark.parametrize("stub", [raises, raises_with_text, dots, after_some_lines, returns_none, lambda x: ...])
+def test_stubs_are_not_yet(stub, capsys):
+    assert verdict_of("90.probabilities", stub).status == "not yet"
+    kept = exercises.exercise("90.probabilities")(stub)
+    assert kept is exercises.get("90.probabilities").reference
+    assert "○ not yet" in capsys.readouterr().out
+
+
+def test_an_empty_stub_is_seen_without_building_the_cases():
+    def expensive():
+        raise AssertionError("the cases were built")
+
+    item = Exercise("90.x", "x", abs, compare_cases(expensive), HINTS, 1, 1)
+    assert assess(item, raises).status == assess(item, dots).status == "not yet"
+
+
+@pytest.mark.parametrize("function", [lambda x: 5, lambda x: True, lambda x: x, lambda: torch.zeros(2), after_some_lines])
+def test_functions_that_do_something_are_not_empty(function):
+    assert not is_stub(function)
+
+
+def test_an_exception_is_shown_with_the_learners_own_line():
+    def attempt(x):
+        scores = x @ torch.ones(99)
+        return scores
+
+    verdict = verdict_of("90.probabilities", attempt)
+    assert verdict.status == "error" and "RuntimeError" in verdict.message
+    assert dict(verdict.details)["your line"].endswith("scores = x @ torch.ones(99)")
+
+
+def test_an_exception_in_a_library_is_not_taken_for_a_stub():
+    def attempt(x):
+        return torch.nn.Module()(x)  # raises NotImplementedError inside torch
+
+    assert verdict_of("90.probabilities", attempt).status == "error"
+
+
+def test_wrong_number_of_arguments_is_an_error_card_without_addresses():
+    verdict = verdict_of("90.probabilities", lambda: 3)
+    assert verdict.status == "error" and "TypeError" in verdict.message
+
+    def shows_an_address(x):
+        raise RuntimeError(f"bad value {object()}")
+
+    assert "0x" not in str(verdict_of("90.probabilities", shows_an_address).details)
+
+
+@pytest.mark.parametrize("id", ["90.probabilities", "90.repeated"])
+def test_keyboard_interrupt_passes_through(id):
+    def attempt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        exercises.exercise(id)(attempt)
+
+
+# --- what a learner's function may and may not touch -------------------------------------------------------
+
+
+def test_changing_the_input_is_named_and_spoils_nothing():
+    def in_place(x):
+        return x.sub_(x.logsumexp(-1, keepdim=True)).exp_()
+
+    for _ in range(2):
+        assert "changes its input" in verdict_of("90.probabilities", in_place).message
+    assert verdict_of("90.probabilities", lambda x: x.softmax(-1)).passed
+
+
+def test_a_hook_left_behind_is_refused_and_removed():
+    model = exercises.get("90.doubled").check.cases()[0].args[0]
+
+    def leaves_a_hook(model, x):
+        model.hook_out.add_hook(lambda value, hook: value + 1)
+        return 2 * x
+
+    def leaves_a_torch_hook_and_raises(model, x):
+        model.register_forward_hook(lambda module, args, output: output + 1)
+        raise RuntimeError("stopped half way")
+
+    def cleans_up(model, x):
+        return model.run_with_hooks(x, fwd_hooks=[("hook_out", lambda value, hook: value)])
+
+    assert "leaves a hook" in verdict_of("90.doubled", leaves_a_hook).message
+    assert verdict_of("90.doubled", leaves_a_torch_hook_and_raises).status == "error"
+    assert not model.hook_out.fwd_hooks and torch.equal(model(torch.ones(1)), torch.tensor([2.0]))
+    assert verdict_of("90.doubled", cleans_up).passed and verdict_of("90.doubled", lambda model, x: model(x)).passed
+
+
+def test_the_notebooks_random_numbers_are_left_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    verdict_of("90.probabilities", lambda x: torch.rand_like(x))
+    assert torch.equal(torch.rand(2), expected)
+
+
+# --- what makes a check ------------------------------------------------------------------------------------
+
+
+def test_checks_that_cannot_fail_are_refused():
+    empty = Exercise("90.x", "x", abs, compare_cases(lambda: []), HINTS, 1, 1)
+    with pytest.raises(ValueError, match="never fail"):
+        assess(empty, abs)
+    never_calls = Exercise("90.x", "x", abs, property_check()(lambda attempt: None), HINTS, 1, 1)
+    with pytest.raises(ValueError, match="never fail"):
+        assess(never_calls, lambda x: x)
+    nan = Exercise("90.x", "x", lambda: math.nan, compare_cases(lambda: [Case()]), HINTS, 1, 1)
+    with pytest.raises(ValueError, match="NaN"):
+        assess(nan, lambda: math.nan + 1)
+
+
+def test_exercises_and_mistakes_are_checked_when_they_are_made():
+    with pytest.raises(ValueError, match="three hints"):
+        Exercise("90.x", "x", abs, compare_cases(list), ("one", "two"), 1, 1)
+    with pytest.raises(ValueError, match="difficulty"):
+        Exercise("90.x", "x", abs, compare_cases(list), HINTS, 1, 4)
+    with pytest.raises(ValueError, match="one of the two"):
+        Mistake("neither")
+
+
+@pytest.mark.parametrize("attempt, status, text", [
+    (lambda b, n, seed: torch.arange(n).repeat(b, 2), "passed", None),
+    (lambda b, n, seed: torch.arange(2 * n).repeat(b, 1), "wrong", "not a copy"),
+    (lambda b, n, seed, seen=[]: seen.append(0) or torch.full((b, 2 * n), len(seen)), "wrong", "same seed"),
+    (lambda b, n, seed: torch.zeros(b, n), "wrong", "shape is not"),
+    (lambda b, n, seed: [1, 2], "wrong", "could not be used: AttributeError"),
+    (lambda b, n, seed: torch.zeros(b) + torch.zeros(n), "error", "RuntimeError"),
+    (after_some_lines, "error", "TypeError"),
+    (lambda *args, **kwargs: None, "not yet", "returned nothing"),
+])
+def test_property_checks(attempt, status, text):
+    verdict = verdict_of("90.repeated", attempt)
+    assert verdict.status == status and (text is None or text in verdict.message)
+    assert (verdict.mistake is not None) == (text in ("not a copy", "same seed"))
+
+
+# --- comparing ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Report:
+    loss: float
+    scores: torch.Tensor
+
+
+ONES = torch.ones(2, 2)
+SAME = [
+    (ONES.double(), ONES), (ONES.half(), ONES + 5e-4), (ONES.bfloat16(), ONES + 3e-3),
+    (ONES.clone().requires_grad_(), ONES), (ONES.mT, ONES), (torch.tensor([1], dtype=torch.int32), torch.tensor([1])),
+    (torch.tensor([-math.inf, 1]), torch.tensor([-math.inf, 1])), (math.inf, math.inf), (2, 2.0), ("a", "a"),
+    ([1, 2.0], (1, 2.0)), ({"a": ONES}, {"a": ONES}), (Report(1.0, ONES), Report(1.0, ONES)), (torch.zeros(0), torch.zeros(0)),
+]
+DIFFERENT = [
+    (ONES + 0.01, ONES, "4 of 4 values differ"), (ONES.half() + 0.02, ONES, "4 of 4 values differ"),
+    (torch.tensor([1.0, math.nan]), torch.tensor([1.0, 2.0]), "NaN"), (math.nan, 1.0, "nan"),
+    (torch.tensor([math.inf, 1]), torch.tensor([-math.inf, 1]), "1 of 2"),
+    (torch.ones(2, 3), ONES, "shape [2, 3]; [2, 2] was expected"), (ONES.int(), ONES, "a float dtype was expected"),
+    (ONES.bool(), ONES.int(), "a int dtype"), (ONES.tolist(), ONES, "is a list; a torch.Tensor was expected"),
+    (ONES.numpy(), ONES, "ndarray"), (torch.tensor(1.0), 1.0, "a float was expected"), (1.0, torch.tensor(1.0), "Tensor"),
+    (True, 1, "is a bool"), (1, True, "is a int"), (2.0, 2, "a int was expected"), ("b", "a", "was expected"),
+    ([1], [1, 2], "1 items; 2"), ([1, 3], [1, 2], "the answer[1] is 3; 2"), ({"b": 1}, {"a": 1}, "keys"),
+    ({"a": 2}, {"a": 1}, "the answer['a'] is 2"), (Report(1.0, 2 * ONES), Report(1.0, ONES), "scores[0, 0] is 2"),
+    (3.0, Report(1.0, ONES), "no field 'loss'"), (torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0]), "the answer[1] is 2.5"),
+]
+
+
+@pytest.mark.parametrize("got, expected", SAME)
+def test_answers_that_agree(got, expected):
+    assert first_difference(got, expected) is None
+
+
+@pytest.mark.parametrize("got, expected, text", DIFFERENT)
+def test_answers_that_differ(got, expected, text):
+    assert text in first_difference(got, expected)
+
+
+def test_options_of_comparing():
+    assert first_difference(1.0, torch.tensor(1.0), loose_scalars=True) is None
+    assert first_difference(torch.tensor(1.0), 1.0, loose_scalars=True) is None
+    assert first_difference(ONES.numpy().mean(), 1.0, loose_scalars=True) is None
+    assert first_difference(torch.tensor(math.nan), 1.0, loose_scalars=True)
+    assert first_difference(torch.ones(1), 1.0, loose_scalars=True)
+    assert first_difference(ONES.double(), ONES, exact_dtype=True)
+    assert first_difference(ONES + 0.01, ONES, atol=0.02) is None
+
+
+def test_describing_values():
+    assert describe(torch.tensor([[1.0, 0.123456]])) == "Tensor float32 [1, 2]: [[1, 0.1235]]"
+    assert describe(torch.arange(100)) == "Tensor int64 [100]: 0, 1, 2, 3, 4, 5, …"
+    assert "0x" not in describe(object()) and describe((1, [2.5])) == "(1, [2.5])"
+    assert describe(torch.nn.Linear(2, 2)) == "a Linear"
+
+
+# --- cards, hints, solutions, progress, predictions --------------------------------------------------------
+
+
+def test_cards_escape_what_learners_wrote_and_have_no_scripts():
+    def attempt(x):
+        raise RuntimeError("<script>alert(1)</script>")
+
+    card = exercises.verdict_card(exercises.get("90.probabilities"), verdict_of("90.probabilities", attempt))
+    assert "<script" not in card.html() and "&lt;script&gt;" in card.html()
+    assert "! error" in card.html() and "! error" in card.text() and len(card.html()) < 3000
+    assert card.html() == exercises.verdict_card(
+        exercises.get("90.probabilities"), verdict_of("90.probabilities", attempt)).html()
+
+
+def test_in_a_notebook_both_forms_are_displayed(monkeypatch):
+    IPython = pytest.importorskip("IPython")
+    shown = []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    exercises.exercise("90.probabilities")(lambda x: x.softmax(-1))
+    exercises.solution("90.probabilities")
+    assert set(shown[0]) == {"text/plain", "text/html"} and "passed" in shown[0]["text/html"]
+    assert shown[1]["text/markdown"].startswith("````python\ndef probabilities(x):")
+
+
+def test_hints_come_one_after_another(capsys):
+    seen = []
+    for step in (None, None, None, None, 1, None):
+        exercises.hint("90.doubled", step=step)
+        seen.append(capsys.readouterr().out.split(" of 3")[0])
+    assert seen == ["hint 1", "hint 2", "hint 3", "hint 3", "hint 1", "hint 2"]
+    with pytest.raises(ValueError, match="1, 2 or 3"):
+        exercises.hint("90.doubled", step=4)
+
+
+def test_solution_is_the_references_source(capsys):
+    exercises.solution("90.probabilities")
+    assert capsys.readouterr().out.startswith('def probabilities(x):\n    """Softmax')
+
+
+def test_progress_shows_status_attempts_and_the_last_mistake(capsys):
+    check = exercises.exercise("90.probabilities")
+    for attempt in (raises, lambda x: x.log_softmax(-1), lambda x: x):
+        check(attempt)
+    capsys.readouterr()
+    exercises.progress()
+    shown = capsys.readouterr().out
+    assert "90       90.probabilities  tried   2         these are log-probabilities" in shown
+    assert "90.doubled        open" in shown and "0 of 3 passed" in shown
+    check(lambda x: x.softmax(-1))
+    check(lambda x: x)  # passed once stays passed
+    capsys.readouterr()
+    exercises.progress()
+    assert "passed  4" in capsys.readouterr().out
+
+
+def test_progress_at_a_terminal(capsys):
+    from course_utils.__main__ import main
+
+    assert main(["progress"]) == 0
+    assert "0 of 3 passed" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["prgress"])
+
+
+@pytest.mark.parametrize("guess, measured, unit, text", [
+    (-1.0, -0.3149, "nats", "You said −1 nats; measured −0.315 nats."),
+    ("about a half", 0.95, "", "You said about a half; measured 0.95."),
+    (None, torch.tensor(12.0), "nats", "Measured 12 nats. (You had made no prediction.)"),
+    (1000, 1234.5, "tokens", "You said 1000 tokens; measured 1234 tokens."),
+    (1e-3, math.inf, "nats", "You said 0.001 nats; measured inf nats."),
+])
+def test_predictions(guess, measured, unit, text, capsys):
+    exercises.predict("01.second_half", guess, unit)
+    assert ("no prediction yet" in capsys.readouterr().out) == (guess is None)
+    exercises.reveal("01.second_half", measured, None if guess is not None else unit)
+    assert text in capsys.readouterr().out
+
+
+def test_saving_that_fails_is_said_once_and_stops_nothing(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("COURSE_PROGRESS", str(tmp_path / "file" / "progress.jsonl"))  # its folder cannot be made
+    check = exercises.exercise("90.probabilities")
+    assert check(probabilities := (lambda x: x.softmax(-1))) is probabilities
+    check(lambda x: x)
+    shown = capsys.readouterr().out
+    assert shown.count("Progress is not being saved") == 1 and "✓ passed" in shown and "✗ wrong" in shown
+
+
+def test_tables_line_up():
+    assert cards.table_text([["1", "long cell"]], ["a", "b"]) == "a  b\n1  long cell"

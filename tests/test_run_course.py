@@ -1,0 +1,126 @@
+"""`make course`: the table, the exit status, the pages; and `measured`, which feeds it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+run_course = pytest.importorskip("run_course")
+
+from course_utils.report import measured, passed  # noqa: E402
+from course_utils.viz import Widget  # noqa: E402
+
+SAMPLE = Path(__file__).parent / "data" / "course"
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch):
+    path = tmp_path / "report.jsonl"
+    monkeypatch.setenv("COURSE_REPORT", str(path))
+    return lambda: [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_measured_shows_and_writes_nothing_unless_asked(capsys, monkeypatch):
+    monkeypatch.delenv("COURSE_REPORT", raising=False)
+    assert measured("score", 0.9) is None and capsys.readouterr().out == ""
+
+
+def test_measured_appends_one_line_each(report):
+    measured("score", 0.9, at_least=0.8, published="0.91 (quoted)")
+    measured("loss", 2, unit="nats", at_most=3)
+    assert [row["name"] for row in report()] == ["score", "loss"]
+    assert report()[0] == {"name": "score", "value": 0.9, "unit": "", "at_least": 0.8, "at_most": None,
+                           "published": "0.91 (quoted)"}
+
+
+@pytest.mark.parametrize("value, bounds, expected", [
+    (0.8, {"at_least": 0.8}, True),
+    (0.79, {"at_least": 0.8}, False),
+    (0.8, {"at_most": 0.8}, True),
+    (0.81, {"at_most": 0.8}, False),
+    (float("nan"), {}, False),
+    (float("inf"), {"at_least": 0}, False),
+    (5, {}, True),
+])
+def test_bounds_are_inclusive_and_nan_fails(report, value, bounds, expected):
+    measured("x", value, **bounds)
+    assert passed(report()[0]) is expected
+
+
+def test_measured_refuses_what_is_not_a_number():
+    with pytest.raises(TypeError, match="must be one number, got list"):
+        measured("x", [1, 2])
+    with pytest.raises(ValueError, match="at_least 2 is above at_most 1"):
+        measured("x", 1, at_least=2, at_most=1)
+
+
+def lesson(root: Path, name: str, *cells: str) -> None:
+    (root / "solutions").mkdir(exist_ok=True)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nbformat.write(notebook, root / "solutions" / f"{name}.ipynb")
+
+
+GOOD = """from course_utils.report import measured
+measured('score', 0.9, at_least=0.8, published='0.91 (quoted)')"""
+
+
+@pytest.mark.parametrize("cells, status, expected", [
+    ([GOOD], 0, ["00_case", "0.9", "0.91 (quoted)", "≥ 0.8", "pass", "1 measured values, 0 failed"]),
+    ([GOOD, GOOD.replace("0.9,", "0.7,")], 1,
+     ["FAIL 00_case: score is 0.7, bound ≥ 0.8", "2 measured values, 1 failed"]),
+    ([GOOD, "x = 1\n1 / 0", "x"], 1, ["FAIL 00_case: code cell 2 ('x = 1'): ZeroDivisionError", "pass"]),
+    ([GOOD, "import os\nos._exit(1)"], 1, ["FAIL 00_case: code cell 2 ('import os'): the kernel died"]),
+    (["1"], 1, ["FAIL no lesson measured anything"]),
+])
+def test_table_and_status(tmp_path, capsys, cells, status, expected):
+    lesson(tmp_path, "00_case", *cells)
+    stored = (tmp_path / "solutions" / "00_case.ipynb").read_bytes()
+    assert run_course.main(["--root", str(tmp_path)]) == status
+    out = capsys.readouterr().out
+    assert all(text in out for text in expected), out
+    assert "make lab" in out and (tmp_path / "build" / "html" / "00_case.html").exists()
+    assert (tmp_path / "solutions" / "00_case.ipynb").read_bytes() == stored
+
+
+def test_lessons_run_on_the_embedded_model_without_the_real_sections(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_MODEL", "something-else")
+    monkeypatch.setenv("COURSE_REAL", "auto")
+    check = "import os\nassert (os.environ['COURSE_MODEL'], os.environ['COURSE_REAL']) == ('tiny', 'skip')"
+    lesson(tmp_path, "00_case", GOOD, check)
+    assert run_course.main(["--root", str(tmp_path)]) == 0
+
+
+def test_no_lessons_is_an_error(tmp_path, capsys):
+    assert run_course.main(["--root", str(tmp_path)]) == 1
+    assert "make notebooks" in capsys.readouterr().err
+
+
+def test_pages_hold_the_bundle_once_and_load_nothing_but_mathjax():
+    widget = {"text/html": Widget("AttentionPatterns", tokens=[], attention=[]).html}
+    output = nbformat.v4.new_output("display_data", data=widget)
+    cells = [nbformat.v4.new_code_cell("w", outputs=[output]) for _ in range(2)]
+    page = run_course.to_html(nbformat.v4.new_notebook(cells=cells), "a lesson")
+    head, _, body = page.partition("</head>")
+    assert head.count("window.CircuitsVis=(") == 1 and body.count("cv.render(") == 2
+    assert "<script src=" not in page, "a script that cannot be had would hold up the page"
+    loaded = [part.split('"')[0] for part in page.replace("'", '"').split('src="')[1:]]
+    assert [x for x in loaded if x.startswith("http") and "mathjax" not in x.lower()] == []
+
+
+def test_pages_without_widgets_stay_small():
+    page = run_course.to_html(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), "a lesson")
+    assert len(page) < 600_000 and "window.CircuitsVis=(" not in page
+
+
+def test_the_sample_lesson(tmp_path, monkeypatch, capsys):
+    import build_notebooks
+    monkeypatch.syspath_prepend(str(SAMPLE))
+    monkeypatch.setenv("PYTHONPATH", str(SAMPLE))
+    shutil.copytree(SAMPLE, tmp_path, dirs_exist_ok=True)
+    from sample_exercises import get
+    assert build_notebooks.main(["--root", str(tmp_path)], get) == 0
+    assert run_course.main(["--root", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "42 (quoted)" in out and "41 to 43" in out and "0.3333 nats" in out

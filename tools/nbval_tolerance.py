@@ -1,0 +1,72 @@
+"""Numeric tolerance for nbval: two outputs are equal when their text is, and their floats are close.
+
+A pytest plugin, loaded by the root conftest.py. nbval passes every text that it compares (stdout, stderr,
+text/plain, text/html, text/latex, …) through `IPyNbCell.sanitize`; here that returns a string which compares
+with tolerance. Whole numbers are text: they must be equal. Pictures are not compared by nbval.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+
+RTOL, ATOL = 1e-3, 5e-4
+CELL_SECONDS = 600
+TEMPORARY = tempfile.TemporaryDirectory(prefix="nbval-")  # removed when the process ends
+FLOAT = re.compile(r"(?<![\w.])-?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?(?!\w)")
+
+
+def same(reference: str, test: str) -> bool:
+    """Whether two texts are equal up to their floats, and each pair of floats is close."""
+    if FLOAT.sub("#", reference) != FLOAT.sub("#", test):
+        return False
+    pairs = zip(FLOAT.findall(reference), FLOAT.findall(test), strict=True)
+    return all(math.isclose(float(a), float(b), rel_tol=RTOL, abs_tol=ATOL) for a, b in pairs)
+
+
+class TolerantText(str):
+    """A string that equals another one when `same` says so."""
+
+    def __eq__(self, other):
+        return same(self, other) if isinstance(other, str) else NotImplemented
+
+    def __ne__(self, other):
+        return not self == other
+
+    __hash__ = None
+
+
+def pytest_configure(config):
+    """Give nbval the tolerance, a time limit for each cell, and nothing else."""
+    if not config.pluginmanager.hasplugin("nbval"):
+        return
+    from nbval.plugin import IPyNbCell
+
+    if config.option.nbval_cell_timeout == 2000:  # nbval's own default
+        config.option.nbval_cell_timeout = CELL_SECONDS
+    if not hasattr(IPyNbCell, "exact_sanitize"):
+        IPyNbCell.exact_sanitize = IPyNbCell.sanitize
+        IPyNbCell.sanitize = _tolerant_sanitize
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before the first cell of a notebook starts its kernel: the variables the solutions were made with."""
+    if item.path.suffix == ".ipynb":
+        from notebook_runs import course_environment
+
+        folder = Path(TEMPORARY.name, item.path.stem)
+        folder.mkdir(exist_ok=True)
+        os.environ.update(course_environment(folder))
+        for name in ("COURSE_MODEL", "COURSE_REPORT"):
+            os.environ.pop(name, None)
+
+
+def _tolerant_sanitize(self, text):
+    clean = self.exact_sanitize(text)
+    return TolerantText(clean) if isinstance(clean, str) else clean

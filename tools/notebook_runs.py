@@ -1,0 +1,80 @@
+"""Run a notebook from top to bottom in a kernel of its own, in an empty folder, with a known environment."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat import NotebookNode
+
+CELL_SECONDS = 600  # a cell that takes longer is stopped and counts as crashed
+
+
+class LessonError(Exception):
+    """A cell of a lesson failed; the message names the cell and what it raised."""
+
+
+def course_environment(folder: Path) -> dict[str, str]:
+    """The variables under which the stored outputs are made; everything personal points into `folder`."""
+    return {
+        "COURSE_BARS": "off",
+        "COURSE_VIZ": "compact",
+        "COURSE_PROGRESS": str(folder / "progress.jsonl"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
+
+
+def run_notebook(
+    notebook: NotebookNode, env: dict[str, str] | None = None, on_cell: Callable[[], None] | None = None
+) -> NotebookNode:
+    """Execute `notebook` in place and return it.
+
+    Args:
+        env: variables for the kernel, on top of this process's own and of `course_environment`.
+        on_cell: called after each code cell.
+
+    Raises:
+        LessonError: at the first cell that raises, dies or takes longer than CELL_SECONDS; the outputs up to
+            there are in the notebook.
+    """
+    code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    at = {"cell": code[0] if code else 0}
+
+    def started(cell, cell_index):
+        at["cell"] = cell_index
+
+    def executed(cell, cell_index, execute_reply):
+        if on_cell:
+            on_cell()
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "work").mkdir()
+        client = NotebookClient(
+            notebook, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False, coalesce_streams=True,
+            resources={"metadata": {"path": str(folder / "work")}},
+            on_cell_execute=started, on_cell_executed=executed,
+        )
+        log = folder / "kernel.log"
+        try:
+            with open(log, "w", encoding="utf-8") as stderr:  # of the kernel itself, not of the cells
+                client.execute(env={**os.environ, **course_environment(folder), **(env or {})}, stderr=stderr)
+        except (CellExecutionError, DeadKernelError, TimeoutError) as error:
+            cell = notebook.cells[at["cell"]]
+            where = f"code cell {code.index(at['cell']) + 1} ({cell.source.partition(chr(10))[0]!r})"
+            raise LessonError(f"{where}: {_reason(error, log)}") from error
+    return notebook
+
+
+def _reason(error: Exception, log: Path) -> str:
+    if isinstance(error, CellExecutionError):
+        return f"{error.ename}: {error.evalue}"
+    if isinstance(error, TimeoutError):
+        return f"took longer than {CELL_SECONDS} seconds"
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+    return "\n  ".join(["the kernel died (out of memory?)", *last])

@@ -1,0 +1,162 @@
+"""Run every worked lesson, print one table of what was measured, and write the lessons as HTML.
+
+    python tools/run_course.py            the embedded model only, no network (`make course`)
+    REAL=1 python tools/run_course.py     with the sections on a real language model
+
+The lessons run as copies, so the stored notebooks stay as they are. Status 1 when a lesson crashed, a
+measured value is outside its bounds, or no value was measured at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+from notebook_runs import LessonError, run_notebook
+from tqdm import tqdm
+
+from course_utils.report import passed
+from course_utils.viz import bundle_script
+
+HEADER = ("lesson", "what was measured", "value", "published", "bound", "result", "seconds")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class LessonRun:
+    """What came of one lesson."""
+
+    name: str
+    rows: list[dict] = field(default_factory=list)
+    seconds: float = 0.0
+    error: str = ""
+
+
+def run_lesson(path: Path, html_folder: Path, env: dict[str, str], bar: tqdm) -> LessonRun:
+    """Run one solutions notebook in a fresh kernel; write its HTML, up to the crash if there is one."""
+    run, notebook = LessonRun(path.stem), nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.jsonl")
+        try:
+            run_notebook(notebook, {**env, "COURSE_REPORT": str(report)}, on_cell=bar.update)
+        except LessonError as error:
+            run.error = str(error)
+        if report.exists():
+            run.rows = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()]
+    run.seconds = time.perf_counter() - start
+    html_folder.mkdir(parents=True, exist_ok=True)
+    (html_folder / f"{path.stem}.html").write_text(to_html(notebook, path.stem), encoding="utf-8")
+    return run
+
+
+def to_html(notebook: NotebookNode, title: str) -> str:
+    """A page that draws its widgets offline: the CircuitsVis bundle stands once, in the head.
+
+    Formulas are typeset by MathJax when the reader is online and stay as TeX otherwise.
+    """
+    exporter = HTMLExporter(template_name="lab", require_js_url="", jquery_url="")
+    body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
+    body = body.replace('<script src=""></script>', "")
+    body = body.replace("<script src=", "<script async src=")  # never wait for an address
+    head, tag, rest = body.partition("</head>")
+    return head + (bundle_script() if "CircuitsVis" in rest else "") + tag + rest
+
+
+def run_all(paths: list[Path], html_folder: Path, env: dict[str, str]) -> list[LessonRun]:
+    """Every lesson in turn, with one progress bar over all their code cells."""
+    cells = [sum(c.cell_type == "code" for c in nbformat.read(p, as_version=4).cells) for p in paths]
+    runs = []
+    with tqdm(total=sum(cells), unit="cell", file=sys.stderr) as bar:
+        for path, end in zip(paths, [sum(cells[: i + 1]) for i in range(len(cells))], strict=True):
+            bar.set_description(path.stem)
+            runs.append(run_lesson(path, html_folder, env, bar))
+            bar.update(end - bar.n)  # the cells after a crash, and empty ones
+    return runs
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+def bound_text(row: dict) -> str:
+    low, high = row["at_least"], row["at_most"]
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    return f"≥ {low:g}" if low is not None else f"≤ {high:g}" if high is not None else ""
+
+
+def table_rows(runs: list[LessonRun]) -> list[tuple[str, ...]]:
+    """One row for each measured value, and one for each lesson that crashed or measured nothing."""
+    rows = []
+    for run in runs:
+        lines = []
+        for row in run.rows:
+            bounded = row["at_least"] is not None or row["at_most"] is not None
+            verdict = "FAIL" if not passed(row) else "pass" if bounded else "–"
+            value = f"{row['value']:.4g} {row['unit']}".strip()
+            lines.append([run.name, row["name"], value, row["published"] or "", bound_text(row), verdict, ""])
+        if run.error:
+            lines.append([run.name, "the whole lesson", "", "", "runs to the end", "FAIL", ""])
+        lines = lines or [[run.name, "the whole lesson", "", "", "runs to the end", "pass", ""]]
+        lines[0][-1] = f"{run.seconds:.1f}"
+        for line in lines[1:]:
+            line[0] = ""
+        rows += map(tuple, lines)
+    return rows
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Columns padded to their widest entry."""
+    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
+    lines = [HEADER, tuple("─" * width for width in widths), *rows]
+    return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
+                     for line in lines)
+
+
+def summary(runs: list[LessonRun]) -> tuple[str, int]:
+    """The closing lines and the exit status."""
+    rows = [(run.name, row) for run in runs for row in run.rows]
+    failed = [f"FAIL {lesson}: {row['name']} is {row['value']:.4g}, bound {bound_text(row) or 'finite'}"
+              for lesson, row in rows if not passed(row)]
+    failed += [f"FAIL {run.name}: {run.error}" for run in runs if run.error]
+    total = sum(run.seconds for run in runs)
+    if not failed and not rows:
+        failed = ["FAIL no lesson measured anything"]
+    counts = f"{len(runs)} lessons, {len(rows)} measured values, {len(failed)} failed, {total:.0f} s"
+    return "\n".join([*failed, counts]), int(bool(failed))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="?", default="", help="the start of a lesson's name, for example 01")
+    parser.add_argument("--root", type=Path, default=ROOT)
+    args = parser.parse_args(argv)
+    folder = args.root / "solutions"
+    paths = [p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if p.stem.startswith(args.only)]
+    if not paths:
+        print(f"error: no worked lesson {args.only}* in {folder}; run `make notebooks`", file=sys.stderr)
+        return 1
+    html_folder = args.root / "build" / "html"
+    env = {"COURSE_MODEL": "tiny", "COURSE_REAL": "auto" if os.environ.get("REAL") == "1" else "skip"}
+    runs = run_all(paths, html_folder, env)
+    text, status = summary(runs)
+    print(f"\n{table(table_rows(runs))}\n\n{text}\n")
+    print(f"The lessons as pages: {html_folder}")
+    print("To work through the exercises in JupyterLab: make lab")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
