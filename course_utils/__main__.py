@@ -1,4 +1,4 @@
-"""The course at a terminal: `python -m course_utils progress`, `python -m course_utils fetch smollm2-135m`."""
+"""The course at a terminal, for example `python -m course_utils progress`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ def run_progress(options: argparse.Namespace) -> int:
 
 
 def run_fetch(options: argparse.Namespace) -> int:
+    from course_utils.model_files import ModelUnavailable, UnknownModel
     from course_utils.models import fetch
 
-    print(fetch(options.name))
+    try:
+        print(fetch(options.name))
+    except (ModelUnavailable, UnknownModel) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

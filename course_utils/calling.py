@@ -1,4 +1,4 @@
-"""Calling a learner's function safely: what it raises, returns and leaves behind becomes one of three exceptions."""
+"""Calling a learner's function safely: what goes wrong in it becomes one of three exceptions."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def call(
 ) -> Any:
     """Call the learner's function on its arguments.
 
-    Raises NotYet for a stub, LearnerError for any other exception, and Failure when it leaves hooks on a model
-    (they are removed first, so that they cannot change a later call).
+    Raises NotYet for a stub, LearnerError for any other exception, and Failure when it leaves hooks on a
+    model (they are removed first, so that they cannot change a later call).
     """
     kwargs = kwargs or {}
-    before = hooks_on((*args, *kwargs.values())) if leaves_no_hooks else {}
+    before = hooks_on((*args, *kwargs.values())) if leaves_no_hooks else []
     try:
         with own_randomness():
             answer = attempt(*args, **kwargs)
@@ -86,20 +86,34 @@ def file_of(function: Callable) -> str | None:
     return getattr(getattr(function, "__code__", None), "co_filename", None)
 
 
-def hooks_on(values: Iterable[Any]) -> dict[int, tuple[dict, dict]]:
-    """Every table of hooks on the models among the values, with a copy of what it holds now."""
+HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",  # PyTorch's
+               "fwd_hooks", "bwd_hooks")  # TransformerLens's own lists
+
+
+def hooks_on(values: Iterable[Any]) -> list[tuple[torch.nn.Module, str, Any]]:
+    """A copy of every table of hooks on the models among the values: (module, table's name, copy)."""
     models = [value for value in values if isinstance(value, torch.nn.Module)]
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    tables = [getattr(module, name) for model in models for module in model.modules() for name in names]
-    tables += [module.__dict__[name] for model in models for module in model.modules()
-               for name in ("fwd_hooks", "bwd_hooks") if name in module.__dict__]
-    return {id(table): (table, table.copy()) for table in tables}
+    modules = [module for model in models for module in model.modules()]
+    return [(module, name, module.__dict__[name].copy())
+            for module in modules for name in HOOK_TABLES if name in module.__dict__]
 
 
-def remove_new_hooks(before: dict[int, tuple[Any, Any]]) -> bool:
-    """Put the tables back as they were; True when something had been left in one."""
-    changed = [(table, kept) for table, kept in before.values() if len(table) != len(kept)]
-    for table, kept in changed:
-        table.clear()
-        table.extend(kept) if isinstance(table, list) else table.update(kept)
-    return bool(changed)
+def remove_new_hooks(before: list[tuple[torch.nn.Module, str, Any]]) -> bool:
+    """Remove the hooks that have been added since; True when there were any."""
+    found = False
+    for module, name, kept in before:
+        table = module.__dict__[name]
+        if isinstance(table, list):
+            new = [hook for hook in table if hook not in kept]
+            table[:] = [hook for hook in table if hook in kept]
+        else:
+            new = [key for key, hook in table.items() if key not in kept and not _is_transformers_own(hook)]
+            for key in new:
+                del table[key]
+        found |= bool(new)
+    return found
+
+
+def _is_transformers_own(hook: Any) -> bool:
+    """The transformers library adds hooks of its own when first asked for attention or hidden states."""
+    return (getattr(hook, "__module__", None) or "").partition(".")[0] == "transformers"

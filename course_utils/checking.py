@@ -1,4 +1,4 @@
-"""What the lessons' check modules are written with: exercises, cases, known mistakes, and the two kinds of check.
+"""What the check modules are written with: exercises, cases, known mistakes, and the two kinds of check.
 
 A check is called with the learner's function and the reference; it returns when the function is right and
 raises `Failure` when it is not. `compare_cases` builds one from inputs on which both are run and compared.
@@ -24,7 +24,7 @@ Check = Callable[[Callable, Callable], None]
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise. `reference` is the course's own function; `check` is built by one of the two builders below.
+    """One exercise. `reference` is the course's own function; one of the two builders below makes `check`.
 
     Raises ValueError when there are not three hints, or the difficulty is not 1, 2 or 3.
     """
@@ -139,7 +139,8 @@ class CompareCases:
             difference = self._difference(answer, value)
             if difference:
                 named = self._name(cases, got, expected)
-                shown = Failure(named or difference, input=case.describe(reference), got=answer, expected=value)
+                inputs = case.describe(reference)
+                shown = Failure(named or difference, input=inputs, got=answer, expected=value)
                 if named:
                     shown.details.append(("differs", difference))
                 shown.mistake = named
@@ -185,7 +186,7 @@ def compare_cases(
 ) -> CompareCases:
     """A check that runs the learner's function and the reference on the same inputs.
 
-    `cases` is a function without arguments, called once, when the exercise is first checked: load models there.
+    `cases` is a function without arguments, called once, at the first check: load models there.
     `atol`, `rtol`, `loose_scalars`, `exact_dtype` are those of `comparing.first_difference`.
     `keeps_inputs`: refuse a function that changes its arguments in place.
     `leaves_no_hooks`: refuse a function that leaves hooks on a model (they are removed in any case).
@@ -220,7 +221,8 @@ class PropertyCheck:
         except (NotYet, LearnerError):
             raise
         except Exception as error:
-            raise Failure(f"what the function returned could not be used: {type(error).__name__}: {error}") from error
+            what = f"{type(error).__name__}: {error}"
+            raise Failure(f"what the function returned could not be used: {what}") from error
         if not calls:
             raise ValueError("this check never called the function: it could never fail")
 
@@ -234,8 +236,8 @@ def property_check(
     """Decorator: turn a function that states what must be true of the answers into a check.
 
     The function gets the learner's function and raises `Failure(message, input=…, got=…, expected=…)`, most
-    easily through `require`. A message that is in `mistakes` counts as a named mistake. Its docstring is shown
-    on the card of a passed exercise as what was tried. `none_is_fine`: returning None is an answer, not a stub.
+    easily through `require`. A message that is in `mistakes` counts as a named mistake. The docstring is what
+    the card of a passed exercise says was tried. `none_is_fine`: returning None is an answer, not a stub.
     """
     return lambda states: PropertyCheck(states, tuple(mistakes), leaves_no_hooks, none_is_fine)
 

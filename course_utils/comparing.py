@@ -20,7 +20,7 @@ SHOWN_AT_LEAST = 6
 
 
 def clone(value: Any) -> Any:
-    """Copy tensors and the containers that hold them; models and everything else are passed on as they are."""
+    """Copy tensors and the containers that hold them; models and everything else are passed on."""
     if isinstance(value, Tensor):
         return value.detach().clone().requires_grad_(value.requires_grad)
     if type(value) in (list, tuple):
@@ -155,16 +155,19 @@ def _value_difference(got: Tensor, expected: Tensor, atol: float, rtol: float, w
     first = tuple(wrong.nonzero()[0].tolist())
     nan = " (the answer contains NaN)" if got.isnan().any() else ""
     place = f"{where}{list(first)}" if first else where
-    many = f"{int(wrong.sum())} of {wrong.numel()} values differ{nan}; the first: " if wrong.numel() > 1 else ""
-    return f"{many}{place} is {number(got[first].item())}; {number(expected[first].item())} was expected{'' if many else nan}"
+    pair = f"{place} is {number(got[first].item())}; {number(expected[first].item())} was expected"
+    if wrong.numel() == 1:
+        return pair + nan
+    return f"{int(wrong.sum())} of {wrong.numel()} values differ{nan}; the first: {pair}"
 
 
 def _number_difference(got: Any, expected: Any, atol: float, rtol: float, where: str) -> str | None:
     allowed = {bool: (bool,), int: (int,), float: (int, float)}[type(expected)]
     if not isinstance(got, allowed) or (isinstance(got, bool) and not isinstance(expected, bool)):
         return f"{where} is a {_type_name(got)}; a {_type_name(expected)} was expected"
-    same = abs(got - expected) <= atol + rtol * abs(expected) if isinstance(expected, float) else got == expected
-    same = same or got == expected  # infinities: inf - inf is NaN
+    same = got == expected  # also for infinities, whose difference is NaN
+    if isinstance(expected, float):
+        same = same or abs(got - expected) <= atol + rtol * abs(expected)
     return None if same else f"{where} is {number(got)}; {number(expected)} was expected"
 
 
@@ -173,7 +176,8 @@ def _mapping_difference(got: Any, expected: Mapping, options: dict, where: str) 
         return f"{where} is a {_type_name(got)}; a dict was expected"
     if set(got) != set(expected):
         return f"{where} has the keys {sorted(map(repr, got))}; {sorted(map(repr, expected))} were expected"
-    found = (first_difference(got[key], expected[key], where=f"{where}[{key!r}]", **options) for key in expected)
+    found = (
+        first_difference(got[key], expected[key], where=f"{where}[{key!r}]", **options) for key in expected)
     return next(filter(None, found), None)
 
 
@@ -192,6 +196,6 @@ def _fields_difference(got: Any, expected: Any, options: dict, where: str) -> st
     missing = [name for name in names if not hasattr(got, name)]
     if missing:
         return f"{where} has no field {missing[0]!r}; a {_type_name(expected)} was expected"
-    found = (
-        first_difference(getattr(got, n), getattr(expected, n), where=f"{where}.{n}", **options) for n in names)
+    pairs = ((name, getattr(got, name), getattr(expected, name)) for name in names)
+    found = (first_difference(a, b, where=f"{where}.{name}", **options) for name, a, b in pairs)
     return next(filter(None, found), None)

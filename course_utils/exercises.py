@@ -27,7 +27,7 @@ from course_utils.checking import Exercise, Verdict, assess
 CHECKS = "course_utils.checks"  # the package with one module per lesson: lesson_00, lesson_01, …
 
 _hints_shown: dict[str, int] = {}
-_guesses: dict[str, tuple[float | str, str]] = {}
+_guesses: dict[str, tuple[float | str | None, str]] = {}
 _warned_about_saving = False
 
 
@@ -64,7 +64,7 @@ def get(id: str) -> Exercise:
 def exercise(id: str, *, quiet: bool = False) -> Callable[[Callable], Callable]:
     """Check the decorated function at once and show a card.
 
-    Returns the function itself if it passes, and the course's own otherwise. `quiet` shows and records nothing.
+    Returns the function itself if it passes, the course's own otherwise. `quiet` shows and records nothing.
     Raises ValueError for an unknown id; nothing that the decorated function does raises here.
     """
     item = get(id)
@@ -83,7 +83,8 @@ def verdict_card(item: Exercise, verdict: Verdict) -> Card:
     """The card for an attempt: what was found, what was tried, and where to go next."""
     title = f"{item.id} · {item.title}"
     if verdict.passed:
-        return Card("passed", title, rows=verdict.details, closing=["The notebook goes on with your function."])
+        closing = ["The notebook goes on with your function."]
+        return Card("passed", title, rows=verdict.details, closing=closing)
     closing = [f'A hint: hint("{item.id}"). The notebook goes on with the course\'s version.']
     if verdict.status == "not yet":
         effort = f"About {item.minutes} minutes, difficulty {item.difficulty} of 3."
@@ -99,7 +100,7 @@ def _record(id: str, verdict: Verdict) -> None:
     except OSError as error:
         if not _warned_about_saving:
             _warned_about_saving = True
-            path = progress_store.progress_path()
+            path = progress_store.progress_file()
             print(f"Progress is not being saved: {path} cannot be written ({error.strerror or error}).")
 
 
@@ -113,7 +114,7 @@ def hint(id: str, step: int | None = None) -> None:
     if step not in (1, 2, 3):
         raise ValueError(f"there are three hints: step is 1, 2 or 3, not {step!r}")
     _hints_shown[id] = step
-    after = f'hint("{id}") shows the next one.' if step < 3 else f'solution("{id}") shows the course\'s version.'
+    after = f'hint("{id}") shows the next one.' if step < 3 else f'solution("{id}") shows our version.'
     show_card(Card("note", f"hint {step} of 3 · {id}", item.hints[step - 1], closing=[after]))
 
 
@@ -127,22 +128,23 @@ def solution(id: str) -> None:
 # --- progress ----------------------------------------------------------------------------------------------
 
 
-def progress_table() -> tuple[list[list[str]], list[str], str]:
-    """Rows, header and a closing line: every exercise with its status, attempts and last named mistake."""
+def progress_table(lesson: str | None = None) -> tuple[list[list[str]], list[str], str]:
+    """Rows, header, closing line: each exercise (of one lesson), its status, attempts, last mistake."""
     standings = progress_store.standings(progress_store.read())
-    items = [item for lesson in lessons() for item in exercises_of(lesson)]
+    items = [item for number in ([lesson] if lesson else lessons()) for item in exercises_of(number)]
     rows = []
     for item in items:
         standing = standings.get(item.id, progress_store.Standing())
         attempts = str(standing.attempts) if standing.attempts else ""
         rows.append([item.id.partition(".")[0], item.id, standing.status, attempts, standing.last_mistake])
     passed = sum(row[2] == "passed" for row in rows)
-    return rows, ["lesson", "exercise", "status", "attempts", "last mistake"], f"{passed} of {len(rows)} passed"
+    header = ["lesson", "exercise", "status", "attempts", "last mistake"]
+    return rows, header, f"{passed} of {len(rows)} passed"
 
 
-def progress() -> None:
-    """Show every exercise of every lesson: open, tried or passed."""
-    rows, header, closing = progress_table()
+def progress(lesson: str | None = None) -> None:
+    """Show every exercise of every lesson, or of one ("02"): open, tried or passed."""
+    rows, header, closing = progress_table(lesson)
     show(f"{table_text(rows, header)}\n{closing}", html=f"{table_html(rows, header)}<div>{closing}</div>")
 
 
@@ -151,11 +153,11 @@ def progress() -> None:
 
 def predict(id: str, guess: float | str | None, unit: str = "nats") -> None:
     """Note a prediction, to be shown beside the measured value by `reveal`. None: nothing is noted yet."""
-    if guess is None:
-        _guesses.pop(id, None)
-        show_card(Card("note", f"no prediction yet · {id}", "Write your guess in place of None, then run the cell."))
-        return
     _guesses[id] = (guess, unit)
+    if guess is None:
+        ask = "Write your guess in place of None, then run the cell."
+        show_card(Card("note", f"no prediction yet · {id}", ask))
+        return
     show_card(Card("note", f"prediction noted · {id}", f"You said {_quantity(guess, unit)}."))
 
 

@@ -31,8 +31,8 @@ def induction_scores(
     """Mean attention from each token of the second copy to the token after its first occurrence.
 
     The stripe is the diagonal at offset 1 − seq_len. Its first two entries (queries seq_len − 1 and seq_len)
-    lie in the first copy, where there is nothing to look back at: they are left out, unlike in seed 004.
-    `whole_diagonal=True` counts them as the seed does, which costs a perfect head up to 2 / (seq_len + 2).
+    lie in the first copy, where there is nothing to look back at: they are left out, unlike in Xiang
+    (2024). `whole_diagonal=True` counts them as that article does, which costs a perfect head up to 2 / (seq_len + 2).
     TransformerLens `detect_head` sums the same entries and divides by all queries: ours = theirs * pos / seq_len
     when no token occurs twice in a copy.
 

@@ -1,8 +1,8 @@
 """The learner's progress: one line of JSON per attempt, in a local file that is only ever added to.
 
-Every record is written by a single call to the operating system at the end of the file, and flushed to the disk.
-So a kernel that is killed loses at most the record it was writing, and two kernels can write at once. Each record
-begins with a line break instead of ending with one: a half-written record never spoils the one that follows it.
+Every record is written by a single call to the operating system at the end of the file, and flushed to the
+disk. So a kernel that is killed loses at most the record it was writing, and two kernels can write at once.
+Each record begins with a line break instead of ending with one: a half-written record never spoils the next.
 Lines that cannot be read are passed over.
 """
 
@@ -14,20 +14,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
-
-def progress_path() -> Path:
-    """The progress file: COURSE_PROGRESS, or faithful-circuits/progress.jsonl in the user's data folder."""
-    chosen = os.environ.get("COURSE_PROGRESS")
-    if chosen:
-        return Path(chosen).expanduser()
-    return platformdirs.user_data_path("faithful-circuits", appauthor=False) / "progress.jsonl"
+from course_utils.paths import progress_file
 
 
 def record(exercise_id: str, verdict: str, mistake: str | None = None, path: Path | None = None) -> None:
     """Add one attempt. Raises OSError when it could not be saved whole (read-only or full disk)."""
-    path = path or progress_path()
+    path = path or progress_file()
     entry = {"id": exercise_id, "verdict": verdict, "mistake": mistake, "time": int(time.time())}
     line = ("\n" + json.dumps(entry, ensure_ascii=False)).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,9 +33,9 @@ def record(exercise_id: str, verdict: str, mistake: str | None = None, path: Pat
 
 
 def read(path: Path | None = None) -> list[dict]:
-    """All attempts, oldest first; none when there is no file yet. Lines that are not attempts are passed over."""
+    """All attempts, oldest first; none when there is no file. Lines that are not attempts are passed over."""
     try:
-        content = (path or progress_path()).read_bytes()
+        content = (path or progress_file()).read_bytes()
     except OSError:
         return []
     entries = []
@@ -52,7 +44,7 @@ def read(path: Path | None = None) -> list[dict]:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("id"), str) and isinstance(entry.get("verdict"), str):
+        if isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("id", "verdict")):
             entries.append(entry)
     return entries
 

@@ -31,7 +31,7 @@ def generate_repeated_tokens(
     Raises:
         ValueError: if seq_len < 2, batch < 1, the sequence is longer than the model's context,
             or the model has no BOS token.
-    Source: seed 004 (its code; its text puts BOS last, which is a slip).
+    Source: Xiang, "How to Interpret GPT2-Small" (2024): its code (its text puts BOS last, which is a slip).
     """
     check_repeated_length(model, seq_len, batch)
     rng = None if seed is None else torch.Generator().manual_seed(seed)
@@ -65,8 +65,8 @@ class RepeatedTokenReport:
         log_probs: Float[batch, 2 * seq_len], nats; entry j scores tokens[:, j + 1].
         correct: Bool[batch, 2 * seq_len]; whether the most likely token was the one that came.
 
-    The second copy's first token is *not* predictable: nothing before it says that a repeat begins. As in
-    seed 004, `second_half_*` counts that boundary token; `inner_*` leaves it out.
+    Nothing before the second copy's first token says that a repeat begins: a model can only hedge. As in
+    Xiang (2024), `second_half_*` counts that boundary token; `inner_*` leaves it out.
     """
 
     tokens: Int[Tensor, "batch 1+2*seq_len"]
@@ -121,7 +121,7 @@ def repeated_token_report(
 ) -> RepeatedTokenReport:
     """Run the model on `batch` sequences of repeated tokens and score each copy.
 
-    Source: seed 004, which reports −13.898 / −0.644 nats and accuracy 0.0 / 0.93 for GPT-2 small.
+    Source: Xiang (2024), who reports −13.898 / −0.644 nats and accuracy 0.0 / 0.93 for GPT-2 small.
     Raises ValueError as `generate_repeated_tokens` does.
     """
     tokens = generate_repeated_tokens(model, seq_len, batch, seed=seed)

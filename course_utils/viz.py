@@ -16,6 +16,7 @@ import html
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -252,4 +253,36 @@ def plot_by_position(
     ax.set_title(title)
     if len(values) > 1 or boundary is not None:
         ax.legend(fontsize=9, framealpha=0.9)
+    return _finish(ax, is_new)
+
+
+def plot_next_tokens(
+    distributions: dict[str, Float[np.ndarray, "vocab"]], vocabulary: Sequence[str], *, k: int = 10, title: str = "",
+    ax: Axes | None = None
+) -> Figure:
+    """The k likeliest next tokens of the first distribution, as bars beside those of the others.
+
+    Args:
+        distributions: {label: one probability per token}.
+        vocabulary: the token of each id.
+
+    Raises:
+        ValueError: when there is no distribution, or one has not one probability per token.
+    """
+    values = {label: _array(probs) for label, probs in distributions.items()}
+    if not values or any(probs.shape != (len(vocabulary), ) for probs in values.values()):
+        raise ValueError(f"each distribution needs {len(vocabulary)} probabilities, one per token; "
+                         f"got {({label: probs.shape for label, probs in values.items()})}")
+    shown = np.argsort(-next(iter(values.values())), kind="stable")[:k]
+    ax, is_new = _axes(ax, 1.4 + 0.28 * k)
+    height = 0.8 / len(values)
+    for i, (label, probs) in enumerate(values.items()):
+        at = np.arange(len(shown)) + (i - (len(values) - 1) / 2) * height
+        ax.barh(at, probs[shown], height=height, label=label, color=OKABE_ITO[i % len(OKABE_ITO)])
+    ax.set_yticks(range(len(shown)), [str(vocabulary[i]).replace("$", r"\$") for i in shown])
+    ax.invert_yaxis()
+    ax.set(xlabel="probability of the next token", ylabel="token")
+    ax.set_title(title, fontsize=10)
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(fontsize=9)
     return _finish(ax, is_new)

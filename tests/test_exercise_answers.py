@@ -117,7 +117,7 @@ def test_wrong_answers_are_rejected_and_told_why(item):
 def test_known_mistakes_are_named(item):
     named = [verdict.mistake for says, verdict in rejected(item) if says and verdict.mistake]
     assert len(named) >= 2, "at least two wrong answers must be told the name of their mistake"
-    assert set(named) == set(item.mistakes), "every declared mistake needs a wrong answer that is told its name"
+    assert set(named) == set(item.mistakes), "every declared mistake needs a wrong answer that is told it"
 
 
 @each_exercise

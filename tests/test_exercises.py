@@ -66,7 +66,8 @@ def test_quiet_shows_and_records_nothing(capsys):
 @pytest.mark.parametrize("wrong, mistake", [
     (lambda x: x.softmax(0), "over the rows: the columns were asked for"),
     (lambda x: torch.cat([x, x], 1)[:, :4].softmax(-1), "one column too many"),
-    (lambda x: x.softmax(0) if len(x) == 2 else x.log_softmax(-1), None),  # two mistakes at once: neither explains all
+    (lambda x: x.softmax(0) if len(x) == 2 else x.log_softmax(-1), None),  # neither explains both cases
+    (lambda x: torch.zeros(2, 4) if len(x) == 2 else x, None),  # the predicate holds in one case only
     (lambda x: x, None),
 ])
 def test_a_mistake_is_named_only_when_it_explains_every_case(wrong, mistake):
@@ -74,7 +75,8 @@ def test_a_mistake_is_named_only_when_it_explains_every_case(wrong, mistake):
     assert verdict.status == "wrong" and verdict.mistake == mistake
 
 
-@pytest.mark.parametrize("id, nearest", [("90.probability", "90.probabilities"), ("91.doubled", "90.doubled")])
+@pytest.mark.parametrize("id, nearest", [
+    ("90.probability", "90.probabilities"), ("91.doubled", "90.doubled")])
 def test_unknown_id_names_the_nearest(id, nearest):
     with pytest.raises(ValueError, match=nearest):
         exercises.exercise(id)
@@ -106,7 +108,8 @@ def returns_none(x):
     x.softmax(-1)
 
 
-@pytest.mark.parametrize("stub", [raises, raises_with_text, dots, after_some_lines, returns_none, lambda x: ...])
+@pytest.mark.parametrize("stub", [
+    raises, raises_with_text, dots, after_some_lines, returns_none, lambda x: ...])
 def test_stubs_are_not_yet(stub, capsys):
     assert verdict_of("90.probabilities", stub).status == "not yet"
     kept = exercises.exercise("90.probabilities")(stub)
@@ -122,7 +125,8 @@ def test_an_empty_stub_is_seen_without_building_the_cases():
     assert assess(item, raises).status == assess(item, dots).status == "not yet"
 
 
-@pytest.mark.parametrize("function", [lambda x: 5, lambda x: True, lambda x: x, lambda: torch.zeros(2), after_some_lines])
+@pytest.mark.parametrize("function", [
+    lambda x: 5, lambda x: True, lambda x: x, lambda: torch.zeros(2), after_some_lines])
 def test_functions_that_do_something_are_not_empty(function):
     assert not is_stub(function)
 
@@ -192,7 +196,25 @@ def test_a_hook_left_behind_is_refused_and_removed():
     assert "leaves a hook" in verdict_of("90.doubled", leaves_a_hook).message
     assert verdict_of("90.doubled", leaves_a_torch_hook_and_raises).status == "error"
     assert not model.hook_out.fwd_hooks and torch.equal(model(torch.ones(1)), torch.tensor([2.0]))
-    assert verdict_of("90.doubled", cleans_up).passed and verdict_of("90.doubled", lambda model, x: model(x)).passed
+    assert verdict_of("90.doubled", cleans_up).passed
+    assert verdict_of("90.doubled", lambda model, x: model(x)).passed
+
+
+def test_hooks_that_the_transformers_library_adds_for_itself_are_left_alone():
+    model = exercises.get("90.doubled").check.cases()[0].args[0]
+
+    def of_the_library(module, args, output):
+        return None
+
+    of_the_library.__module__ = "transformers.utils.output_capturing"
+
+    def first_use(model, x):
+        model.register_forward_hook(of_the_library)
+        return model(x)
+
+    assert verdict_of("90.doubled", first_use).passed
+    assert of_the_library in model._forward_hooks.values()
+    model._forward_hooks.clear()
 
 
 def test_the_notebooks_random_numbers_are_left_alone():
@@ -201,6 +223,14 @@ def test_the_notebooks_random_numbers_are_left_alone():
     torch.manual_seed(3)
     verdict_of("90.probabilities", lambda x: torch.rand_like(x))
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_random_answer_gives_the_same_card_every_time():
+    verdicts = []
+    for seed in range(2):
+        torch.manual_seed(seed)  # whatever the notebook drew before
+        verdicts.append(verdict_of("90.probabilities", lambda x: torch.rand_like(x)))
+    assert verdicts[0] == verdicts[1]
 
 
 # --- what makes a check ------------------------------------------------------------------------------------
@@ -235,7 +265,7 @@ def test_exercises_and_mistakes_are_checked_when_they_are_made():
     (lambda b, n, seed: [1, 2], "wrong", "could not be used: AttributeError"),
     (lambda b, n, seed: torch.zeros(b) + torch.zeros(n), "error", "RuntimeError"),
     (after_some_lines, "error", "TypeError"),
-    (lambda *args, **kwargs: None, "not yet", "returned nothing"),
+    (lambda *args, **kwargs: print(end=""), "not yet", "returned nothing"),
 ])
 def test_property_checks(attempt, status, text):
     verdict = verdict_of("90.repeated", attempt)
@@ -255,21 +285,27 @@ class Report:
 ONES = torch.ones(2, 2)
 SAME = [
     (ONES.double(), ONES), (ONES.half(), ONES + 5e-4), (ONES.bfloat16(), ONES + 3e-3),
-    (ONES.clone().requires_grad_(), ONES), (ONES.mT, ONES), (torch.tensor([1], dtype=torch.int32), torch.tensor([1])),
+    (ONES.clone().requires_grad_(), ONES), (ONES.mT, ONES),
+    (torch.tensor([1], dtype=torch.int32), torch.tensor([1])),
     (torch.tensor([-math.inf, 1]), torch.tensor([-math.inf, 1])), (math.inf, math.inf), (2, 2.0), ("a", "a"),
-    ([1, 2.0], (1, 2.0)), ({"a": ONES}, {"a": ONES}), (Report(1.0, ONES), Report(1.0, ONES)), (torch.zeros(0), torch.zeros(0)),
+    ([1, 2.0], (1, 2.0)), ({"a": ONES}, {"a": ONES}),
+    (Report(1.0, ONES), Report(1.0, ONES)), (torch.zeros(0), torch.zeros(0)),
 ]
 DIFFERENT = [
     (ONES + 0.01, ONES, "4 of 4 values differ"), (ONES.half() + 0.02, ONES, "4 of 4 values differ"),
     (torch.tensor([1.0, math.nan]), torch.tensor([1.0, 2.0]), "NaN"), (math.nan, 1.0, "nan"),
     (torch.tensor([math.inf, 1]), torch.tensor([-math.inf, 1]), "1 of 2"),
-    (torch.ones(2, 3), ONES, "shape [2, 3]; [2, 2] was expected"), (ONES.int(), ONES, "a float dtype was expected"),
+    (torch.ones(2, 3), ONES, "shape [2, 3]; [2, 2] was expected"),
+    (ONES.int(), ONES, "a float dtype was expected"),
     (ONES.bool(), ONES.int(), "a int dtype"), (ONES.tolist(), ONES, "is a list; a torch.Tensor was expected"),
-    (ONES.numpy(), ONES, "ndarray"), (torch.tensor(1.0), 1.0, "a float was expected"), (1.0, torch.tensor(1.0), "Tensor"),
+    (ONES.numpy(), ONES, "ndarray"), (torch.tensor(1.0), 1.0, "a float was expected"),
+    (1.0, torch.tensor(1.0), "Tensor"),
     (True, 1, "is a bool"), (1, True, "is a int"), (2.0, 2, "a int was expected"), ("b", "a", "was expected"),
     ([1], [1, 2], "1 items; 2"), ([1, 3], [1, 2], "the answer[1] is 3; 2"), ({"b": 1}, {"a": 1}, "keys"),
-    ({"a": 2}, {"a": 1}, "the answer['a'] is 2"), (Report(1.0, 2 * ONES), Report(1.0, ONES), "scores[0, 0] is 2"),
-    (3.0, Report(1.0, ONES), "no field 'loss'"), (torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0]), "the answer[1] is 2.5"),
+    ({"a": 2}, {"a": 1}, "the answer['a'] is 2"),
+    (Report(1.0, 2 * ONES), Report(1.0, ONES), "scores[0, 0] is 2"),
+    (3.0, Report(1.0, ONES), "no field 'loss'"),
+    (torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0]), "the answer[1] is 2.5"),
 ]
 
 
@@ -347,7 +383,7 @@ def test_progress_shows_status_attempts_and_the_last_mistake(capsys):
     capsys.readouterr()
     exercises.progress()
     shown = capsys.readouterr().out
-    assert "90       90.probabilities  tried   2         these are log-probabilities" in shown
+    assert "90      90.probabilities  tried   2         these are log-probabilities" in shown
     assert "90.doubled        open" in shown and "0 of 3 passed" in shown
     check(lambda x: x.softmax(-1))
     check(lambda x: x)  # passed once stays passed
@@ -363,6 +399,13 @@ def test_progress_at_a_terminal(capsys):
     assert "0 of 3 passed" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["prgress"])
+
+
+def test_fetching_an_unknown_model_is_one_message(capsys):
+    from course_utils.__main__ import main
+
+    assert main(["fetch", "smollm2-135"]) == 1
+    assert "smollm2-135m" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("guess, measured, unit, text", [
@@ -381,7 +424,7 @@ def test_predictions(guess, measured, unit, text, capsys):
 
 def test_saving_that_fails_is_said_once_and_stops_nothing(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("COURSE_PROGRESS", str(tmp_path / "file" / "progress.jsonl"))  # its folder cannot be made
+    monkeypatch.setenv("COURSE_PROGRESS", str(tmp_path / "file" / "progress.jsonl"))  # no such folder can be
     check = exercises.exercise("90.probabilities")
     assert check(probabilities := (lambda x: x.softmax(-1))) is probabilities
     check(lambda x: x)

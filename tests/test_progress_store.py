@@ -42,9 +42,9 @@ def test_no_file_yet(tmp_path):
 
 def test_default_place(monkeypatch, tmp_path):
     monkeypatch.delenv("COURSE_PROGRESS", raising=False)
-    assert progress_store.progress_path().parts[-2:] == ("faithful-circuits", "progress.jsonl")
+    assert progress_store.progress_file().parts[-2:] == ("faithful-circuits", "progress.jsonl")
     monkeypatch.setenv("COURSE_PROGRESS", str(tmp_path / "here.jsonl"))
-    assert progress_store.progress_path() == tmp_path / "here.jsonl"
+    assert progress_store.progress_file() == tmp_path / "here.jsonl"
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
@@ -62,7 +62,8 @@ def test_lines_that_are_not_attempts_are_passed_over(tmp_path):
     path = tmp_path / "progress.jsonl"
     progress_store.record("01.a", "passed", path=path)
     with path.open("ab") as file:
-        file.write(b'\n\xff\xfe\x00 junk\n[1, 2]\n"text"\n{"id": 3, "verdict": "passed"}\n{"id": "01.z"}\n\n' + b"[" * 100_000)
+        file.write(b'\n\xff\xfe\x00 junk\n[1, 2]\n"text"\n{"id": 3, "verdict": "passed"}\n{"id": "01.z"}\n\n')
+        file.write(b"[" * 100_000)
     progress_store.record("01.b", "passed", path=path)
     assert [e["id"] for e in progress_store.read(path)] == ["01.a", "01.b"]
 

@@ -1,0 +1,45 @@
+"""Draw the pictures of the README from the shipped model: python tools/readme_pictures.py"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from course_utils.heads import best_head, induction_scores, is_pattern, previous_token_scores
+from course_utils.models import checkpoint_steps, load_model
+from course_utils.repeated_tokens import generate_repeated_tokens
+from course_utils.viz import plot_attention, plot_by_position
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"
+
+
+def induction_head():
+    """The best induction head of `tiny` on ten random words, twice."""
+    model = load_model("tiny")
+    layer, head = best_head(induction_scores(model, generate_repeated_tokens(model, 50, 10, seed=0), 50))
+    tokens = generate_repeated_tokens(model, 10, seed=3)
+    words = [model.tokenizer.decode([token]) for token in tokens[0].tolist()]
+    _, cache = model.run_with_cache(tokens, names_filter=is_pattern)
+    pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0, head]
+    return plot_attention(pattern, words, f"induction head {layer}.{head} on ten random words, twice")
+
+
+def formation():
+    """The best score of each kind at every checkpoint."""
+    rows = []
+    for step in checkpoint_steps("tiny"):
+        model = load_model("tiny", step=step)
+        tokens = generate_repeated_tokens(model, 50, 10, seed=0)
+        rows.append([induction_scores(model, tokens, 50).max().item(), previous_token_scores(model, tokens).max().item()])
+    induction, previous = torch.tensor(rows).T
+    return plot_by_position(
+        {"best induction score": induction, "best previous-token score": previous}, "mean attention probability",
+        x=torch.tensor(checkpoint_steps("tiny")), xlabel="training step", title="Two kinds of head form")
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for draw in (induction_head, formation):
+        draw().savefig(FOLDER / f"{draw.__name__}.png", dpi=90)
+        print("wrote", FOLDER / f"{draw.__name__}.png")
