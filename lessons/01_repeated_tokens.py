@@ -128,9 +128,10 @@ plot_by_position(
 # begin; only once this token has been seen can a model know where it is. The best it can do is to *hedge*: at every position of
 # the first copy, put some probability on "it begins again here".
 #
-# `tiny` has learned to. It was trained on periods from 2 to 63, all equally likely: once 50 tokens have come without a repeat,
-# the periods 50 to 63 are left, and one chance in 14 is ln(1/14) = −2.64 nats. A model that never saw such repeats has no reason
-# to hedge.
+# `tiny` has learned to, and boldly. It was trained on periods from 2 to 63, all equally likely: once 50 tokens have come without
+# a repeat, the periods 50 to 63 are left, and one chance in 14 is ln(1/14) = −2.64 nats. But its training counted the tokens of a
+# repeat ten times as much as noise, which makes the bet worth ten times more: ln(10/23) = −0.83 nats. A model that never saw such
+# repeats has no reason to hedge at all.
 #
 # ## 4 · Three numbers instead of two
 #
