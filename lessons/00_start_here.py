@@ -157,9 +157,8 @@ def without_head(
 
 
 # %% [markdown]
-# **Predict before you run.** We silence each head of layer 0 in turn. By how much does the largest change in any
-# next-token probability after the prompt differ from head to head? Write your guess for the largest change over all
-# heads, as a share between 0 and 1.
+# **Predict before you run.** We silence each head of layer 0 in turn. What is the largest change that this makes to the
+# probability of any next word after the prompt? (Between 0 and 1.)
 
 # %%
 predict("00.largest_change", None, unit="(a change in probability)")

@@ -160,7 +160,8 @@ plot_head_scores(induction, f"{MODEL}: induction scores")
 # ## 5 · Duplicate-token heads
 #
 # The third stripe tells a head that finds *the same token* from one that finds *what followed it*. If you confuse the
-# offsets, you will report the wrong heads, with high scores.
+# offsets, you will report the wrong heads, with high scores. (All three maps share one colour scale, so a dark one says: this
+# model has no such head.)
 
 # %%
 @exercise("02.duplicate_token_scores")
@@ -226,8 +227,8 @@ attention_patterns(words, cache[f"blocks.{layer}.attn.hook_pattern"][0])
 
 # %% [markdown]
 # In the induction head's picture, follow a row of the second copy to its bright cell: it lies one to the right of the same
-# word's first occurrence. In the first copy there is nothing to find, and the head parks its attention somewhere, often on
-# BOS.
+# word's first occurrence. In the first copy there is nothing to find, and the head parks its attention: in many models on BOS, in
+# `tiny` on the very first word. That is the hedge of lesson 01 at work: the word with which a repeat would begin.
 #
 # ## 7 · Induction in any text
 #

@@ -32,7 +32,7 @@ def sample():
 @pytest.fixture(scope="module")
 def long_sample():
     """Rows without truth: faster, so there are more of them."""
-    return StoryLanguage(seed=4).sample(120, 160, truth=False)
+    return StoryLanguage(seed=4).sample(300, 160, truth=False)
 
 
 # --- distributions ---------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def scoring_cases() -> list[Case]:
 
 def easy_scoring_cases() -> list[Case]:
     """As above, but the right token often has the largest logit, so that accuracies are not all 0."""
-    cases = [(random_logits(3, 6, 5, seed=s), random_tokens(3, 6, vocab=5, seed=s)) for s in (2, 3)]
+    cases = [(random_logits(3, 6, 8, seed=s), random_tokens(3, 6, vocab=8, seed=s)) for s in (2, 3)]
     for logits, tokens in cases:
         logits[:, :3].scatter_add_(2, tokens[:, 1:4, None], torch.full((3, 3, 1), 9.0))
     return [Case(*case, label="3 sequences, some right") for case in cases]
@@ -139,8 +139,10 @@ TOP1_MISTAKES = [
             lambda logits, tokens: (logits[:, :-1].argmax(-1) == tokens[:, :-1]).float()),
     Mistake("averaged: keep one number per token",
             predicate=lambda got, expected: getattr(got, "ndim", 0) == 0),
-    Mistake("the arg max runs over positions, not over the vocabulary (dim=-1)",
-            predicate=lambda got, expected: got.ndim == 2 and got.shape[-1] != expected.shape[-1]),
+    Mistake("these are the best guesses themselves: compare them with the tokens that came",
+            lambda logits, tokens: logits[:, :-1].argmax(-1)),
+    Mistake("these are the probabilities of the best guesses, not whether they were right",
+            lambda logits, tokens: logits[:, :-1].softmax(-1).amax(-1)),
 ]
 
 

@@ -1,0 +1,265 @@
+"""Answers for lesson 00."""
+
+import torch
+from answers import Answers, Wrong
+
+# --- 00.next_token_probs -------------------------------------------------------------------------------------------
+
+
+def log_probs(logits):
+    return torch.log_softmax(logits[:, -1, :], dim=1)
+
+
+def first_position(logits):
+    return torch.softmax(logits[:, 0, :], dim=-1)
+
+
+def over_the_batch(logits):
+    return logits[:, -1].softmax(dim=0)
+
+
+def all_positions(logits):
+    return logits.softmax(dim=2)
+
+
+def raw_logits(logits):
+    return logits[:, -1]
+
+
+def unnormalised(logits):
+    return logits[:, -1].exp()
+
+
+def one_sequence_only(logits):
+    return logits[0, -1].softmax(-1)
+
+
+def by_hand(logits):
+    last = logits[:, -1].double()
+    powers = (last - last.max(dim=-1, keepdim=True).values).exp()
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def row_by_row(logits):
+    return torch.stack([torch.nn.functional.softmax(sequence[-1], dim=0) for sequence in logits])
+
+
+# --- 00.top_tokens -------------------------------------------------------------------------------------------------
+
+NO_BOS = """
+def f(model, text, k=5):
+    tokens = model.to_tokens(text, prepend_bos=False)
+    p = model(tokens)[0, -1].softmax(-1)
+    values, indices = p.topk(k)
+    return [(model.tokenizer.decode([i]), v) for v, i in zip(values.tolist(), indices.tolist())]
+"""
+LOGITS_INSTEAD = """
+def f(model, text, k=5):
+    values, indices = model(model.to_tokens(text))[0, -1].topk(k)
+    return [(model.tokenizer.decode([i]), v) for v, i in zip(values.tolist(), indices.tolist())]
+"""
+IDS_INSTEAD = """
+def f(model, text, k=5):
+    values, indices = model(model.to_tokens(text))[0, -1].softmax(-1).topk(k)
+    return list(zip(indices.tolist(), values.tolist()))
+"""
+WORST_FIRST = """
+def f(model, text, k=5):
+    values, indices = model(model.to_tokens(text))[0, -1].softmax(-1).topk(k)
+    return [(model.tokenizer.decode([i]), v) for v, i in zip(values.tolist(), indices.tolist())][::-1]
+"""
+ALWAYS_FIVE = """
+def f(model, text, k=5):
+    values, indices = model(model.to_tokens(text))[0, -1].softmax(-1).topk(5)
+    return [(model.tokenizer.decode([i]), v) for v, i in zip(values.tolist(), indices.tolist())]
+"""
+BY_SORTING = """
+def f(model, text, k=5):
+    p = torch.nn.functional.softmax(model(model.to_tokens(text))[:, -1], dim=-1).squeeze(0)
+    order = p.argsort(descending=True)[:k]
+    return [(model.tokenizer.decode(int(i)), float(p[i])) for i in order]
+"""
+PLAIN_PYTHON = """
+def f(model, text, k=5):
+    ids = [model.tokenizer.bos_token_id] + model.tokenizer.encode(text, add_special_tokens=False)
+    p = model(torch.tensor([ids]))[0][-1].double().softmax(0).tolist()
+    best = sorted(range(len(p)), key=lambda i: -p[i])[:k]
+    return [(model.tokenizer.decode([i]), p[i]) for i in best]
+"""
+
+# --- 00.head_pattern -----------------------------------------------------------------------------------------------
+
+CACHED = """
+def f(model, tokens, layer, head):
+    name = f"blocks.{{layer}}.attn.{hook}"
+    logits, cache = model.run_with_cache(tokens, names_filter=name)
+    return cache[name]{take}
+"""
+HOOKED_PATTERN = """
+def f(model, tokens, layer, head):
+    kept = []
+    def keep(pattern, hook):
+        kept.append(pattern[0, head].clone())
+    model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", keep)])
+    return kept[0]
+"""
+SOFTMAX_OF_SCORES = """
+def f(model, tokens, layer, head):
+    name = f"blocks.{layer}.attn.hook_attn_scores"
+    return model.run_with_cache(tokens, names_filter=lambda n: n == name)[1][name][0, head].softmax(-1)
+"""
+WHOLE_CACHE = """
+def f(model, tokens, layer, head):
+    _, cache = model.run_with_cache(tokens)
+    return cache["pattern", layer][0, head]
+"""
+
+# --- 00.without_head -----------------------------------------------------------------------------------------------
+
+SILENT = """
+def f(model, tokens, layer, head):
+    def hook_function(z, hook):
+        {body}
+        return z
+    return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{{layer}}.attn.hook_z", hook_function)])
+"""
+FORGOT_FWD_HOOKS = """
+def f(model, tokens, layer, head):
+    def silence(z, hook):
+        z = z.clone()
+        z[:, :, head] = 0
+    return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", silence)])
+"""
+LEFT_ON = """
+def f(model, tokens, layer, head):
+    def silence(z, hook):
+        z[:, :, head] = 0
+        return z
+    model.add_hook(f"blocks.{layer}.attn.hook_z", silence)
+    return model(tokens)
+"""
+WRONG_LAYER = """
+def f(model, tokens, layer, head):
+    def silence(z, hook):
+        z[:, :, head] = 0
+        return z
+    return model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", silence)])
+"""
+WITH_MASK = """
+def f(model, tokens, layer, head):
+    keep = torch.ones(model.cfg.n_heads)
+    keep[head] = 0
+    scale = lambda z, hook: z * keep[None, None, :, None]
+    return model.run_with_hooks(tokens, fwd_hooks=[(lambda n: n == f"blocks.{layer}.attn.hook_z", scale)])
+"""
+WITH_CONTEXT = """
+def f(model, tokens, layer, head):
+    def silence(z, hook):
+        return torch.cat([z[:, :, :head], torch.zeros_like(z[:, :, :1]), z[:, :, head + 1:]], dim=2)
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_z", silence)]):
+        return model(tokens)
+"""
+
+# --- 00.kl_from_truth ----------------------------------------------------------------------------------------------
+
+
+def reversed_kl(true_log_probs, logits):
+    q = logits.softmax(-1)
+    return (q * (q.log() - true_log_probs)).sum(-1)
+
+
+def only_cross_entropy(true_log_probs, logits):
+    return -torch.einsum("bpv,bpv->bp", true_log_probs.exp(), logits.log_softmax(-1))
+
+
+def with_nan(true_log_probs, logits):
+    p = true_log_probs.exp()
+    return (p * (true_log_probs - logits.log_softmax(-1))).sum(-1)
+
+
+def negative(true_log_probs, logits):
+    p = true_log_probs.exp()
+    return (p * (logits.log_softmax(-1) - true_log_probs.clamp(min=-1e9))).sum(-1)
+
+
+def averaged_over_tokens(true_log_probs, logits):
+    p = true_log_probs.exp()
+    return (p * (true_log_probs.clamp(min=-1e9) - logits.log_softmax(-1))).mean(-1)
+
+
+def logits_not_normalised(true_log_probs, logits):
+    p = true_log_probs.exp()
+    return (p * (true_log_probs.clamp(min=-1e9) - logits)).sum(-1)
+
+
+def in_bits(true_log_probs, logits):
+    p = true_log_probs.exp()
+    return (p * (true_log_probs.clamp(min=-1e9) - logits.log_softmax(-1))).sum(-1) / 0.6931471805599453
+
+
+def with_library(true_log_probs, logits):
+    kl = torch.nn.functional.kl_div(logits.log_softmax(-1), true_log_probs.exp(), reduction="none")
+    return kl.sum(-1)
+
+
+def with_xlogy(true_log_probs, logits):
+    p = true_log_probs.double().exp()
+    return (torch.xlogy(p, p) - p * logits.double().log_softmax(-1)).sum(-1)
+
+
+def with_loops(true_log_probs, logits):
+    log_q = logits.log_softmax(-1)
+    result = torch.zeros(logits.shape[:2])
+    for b in range(logits.shape[0]):
+        for j in range(logits.shape[1]):
+            possible = true_log_probs[b, j] > -float("inf")
+            log_p = true_log_probs[b, j][possible]
+            result[b, j] = (log_p.exp() * (log_p - log_q[b, j][possible])).sum()
+    return result
+
+
+ANSWERS = {
+    "00.next_token_probs": Answers(
+        reject=[
+            Wrong(log_probs, says="log-probabilities"), Wrong(first_position, says="first position"),
+            Wrong(over_the_batch, says="over the sequences of the batch"), Wrong(all_positions, says="every position"),
+            Wrong(raw_logits, says="raw logits"), Wrong(unnormalised), Wrong(one_sequence_only),
+        ],
+        accept=[by_hand, row_by_row],
+    ),
+    "00.top_tokens": Answers(
+        reject=[
+            Wrong(NO_BOS, says="BOS is missing"), Wrong(LOGITS_INSTEAD, says="take the softmax"),
+            Wrong(IDS_INSTEAD, says="token ids were returned"), Wrong(WORST_FIRST), Wrong(ALWAYS_FIVE),
+        ],
+        accept=[BY_SORTING, PLAIN_PYTHON],
+    ),
+    "00.head_pattern": Answers(
+        reject=[
+            Wrong(CACHED.format(hook="hook_pattern", take="[0, head].T"), says="rows and columns are swapped"),
+            Wrong(CACHED.format(hook="hook_attn_scores", take="[0, head]"), says="attention scores, before the softmax"),
+            Wrong(CACHED.format(hook="hook_pattern", take="[:, head]"), says="the batch axis is still there"),
+            Wrong(CACHED.format(hook="hook_pattern", take="[0].mean(0)"), says="all heads of the layer were averaged"),
+            Wrong(CACHED.format(hook="hook_pattern", take="[0, 0]")),
+            Wrong(CACHED.format(hook="hook_pattern", take="[0]")),
+        ],
+        accept=[HOOKED_PATTERN, SOFTMAX_OF_SCORES, WHOLE_CACHE],
+    ),
+    "00.without_head": Answers(
+        reject=[
+            Wrong(SILENT.format(body="z[:] = 0"), says="all heads of the layer are silenced"),
+            Wrong(SILENT.format(body="z[:, head] = 0"), says="a position was zeroed"),
+            Wrong(FORGOT_FWD_HOOKS, says="nothing changed"), Wrong(LEFT_ON, says="leaves a hook"),
+            Wrong(WRONG_LAYER), Wrong(SILENT.format(body="z[:, :, head] = z[:, :, head].mean()")),
+        ],
+        accept=[WITH_MASK, WITH_CONTEXT],
+    ),
+    "00.kl_from_truth": Answers(
+        reject=[
+            Wrong(reversed_kl, says="KL(model ‖ truth)"), Wrong(only_cross_entropy, says="this is the cross-entropy"),
+            Wrong(with_nan, says="NaN"), Wrong(negative, says="the sign is turned"),
+            Wrong(averaged_over_tokens, says="averaged over the vocabulary"), Wrong(logits_not_normalised), Wrong(in_bits),
+        ],
+        accept=[with_library, with_xlogy, with_loops],
+    ),
+}

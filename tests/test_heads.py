@@ -1,0 +1,247 @@
+"""Head scores: equal to TransformerLens's detector up to the factors that the docstrings name, 1 on planted heads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from course_utils import heads, models
+from course_utils.heads import (
+    best_head,
+    duplicate_token_scores,
+    induction_scores,
+    induction_scores_in_text,
+    induction_targets,
+    previous_token_scores,
+    top_heads,
+)
+from course_utils.local_models import as_bridge, word_tokenizer
+from course_utils.planted import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, planted_induction_model
+
+WORDS = ["<bos>", *(f"t{i}" for i in range(1, 30))]
+SEQ_LEN = 12
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return planted_induction_model()
+
+
+@pytest.fixture(scope="module")
+def multi_head():
+    """Learned positions, as many keys as queries: 3 layers of 4 heads, random weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=30, n_positions=64, n_embd=24, n_layer=3, n_head=4, n_inner=16,
+                        initializer_range=0.5, bos_token_id=0, eos_token_id=0)
+    return as_bridge(GPT2LMHeadModel(config), word_tokenizer(WORDS, "<bos>"), name="multi-head", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def grouped_query():
+    """Rotary positions, six query heads on two key heads: 2 layers, random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(2)
+    config = LlamaConfig(vocab_size=30, hidden_size=24, intermediate_size=16, num_hidden_layers=2,
+                         num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64,
+                         initializer_range=0.5, bos_token_id=0, eos_token_id=0)
+    bridge = as_bridge(LlamaForCausalLM(config), word_tokenizer(WORDS, "<bos>"), name="grouped", device="cpu")
+    assert (bridge.cfg.n_heads, bridge.cfg.n_key_value_heads) == (6, 2)
+    return bridge
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    if not models.is_cached("tiny"):
+        pytest.skip("the weights of tiny are not here")
+    return models.load_model("tiny")
+
+
+@pytest.fixture(params=["planted", "multi_head", "grouped_query", "tiny"])
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
+def repeated(model, seq_len: int = SEQ_LEN, batch: int = 5, seed: int = 0) -> torch.Tensor:
+    """BOS and two copies of seq_len tokens, none of them BOS, none twice in a copy."""
+    rng = torch.Generator().manual_seed(seed)
+    half = torch.stack([1 + torch.randperm(model.cfg.d_vocab - 1, generator=rng)[:seq_len] for _ in range(batch)])
+    return torch.cat([torch.zeros(batch, 1, dtype=torch.long), half, half], dim=1)
+
+
+def patterns(model, tokens) -> torch.Tensor:
+    """[layer, batch, head, query, key], from the model's own cache."""
+    _, cache = model.run_with_cache(tokens)
+    return torch.stack([cache[f"blocks.{layer}.attn.hook_pattern"] for layer in range(model.cfg.n_layers)])
+
+
+# --- against TransformerLens -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("seq_len", [2, SEQ_LEN, 25])
+def test_scores_equal_detect_head_up_to_the_documented_factors(model, seq_len):
+    from transformer_lens.head_detector import detect_head
+
+    tokens = repeated(model, seq_len, batch=2)
+    pos = tokens.shape[1]
+    texts = [" ".join(model.tokenizer.convert_ids_to_tokens(row[1:].tolist())) for row in tokens]
+    assert all(torch.equal(model.to_tokens(text)[0], row) for text, row in zip(texts, tokens))
+    for name, ours, factor in (
+        ("previous_token_head", previous_token_scores(model, tokens), pos / (pos - 1)),
+        ("duplicate_token_head", duplicate_token_scores(model, tokens, seq_len), pos / seq_len),
+        ("induction_head", induction_scores(model, tokens, seq_len), pos / seq_len),
+        ("induction_head", induction_scores_in_text(model, tokens), pos / seq_len),
+    ):
+        theirs = torch.stack([detect_head(model, text, name) for text in texts]).mean(0)
+        assert ours.shape == theirs.shape == (model.cfg.n_layers, model.cfg.n_heads)
+        assert torch.allclose(ours, theirs * factor, atol=1e-4), name
+        assert ours.max() > 0.01
+
+
+def test_targets_in_text_are_the_entries_that_transformer_lens_marks():
+    from transformer_lens.head_detector import get_induction_head_detection_pattern
+
+    rng = torch.Generator().manual_seed(0)
+    for length in (2, 3, 10, 30):
+        row = torch.randint(0, 6, (1, length), generator=rng)
+        assert torch.equal(induction_targets(row)[0].float(), get_induction_head_detection_pattern(row).float())
+
+
+# --- against a slow reading of the whole pattern ---------------------------------------------------------------
+
+def test_scores_equal_a_slow_reading_of_the_patterns(model):
+    tokens, n = repeated(model), SEQ_LEN
+    pattern = patterns(model, tokens).double()
+    second = range(n + 1, 2 * n + 1)
+
+    def mean(pairs):
+        return sum(pattern[..., query, key].mean(1) for query, key in pairs) / len(pairs)
+
+    slow = {
+        "previous": (previous_token_scores(model, tokens), mean([(q, q - 1) for q in range(1, 2 * n + 1)])),
+        "duplicate": (duplicate_token_scores(model, tokens, n), mean([(q, q - n) for q in second])),
+        "induction": (induction_scores(model, tokens, n), mean([(q, q - n + 1) for q in second])),
+        "whole": (induction_scores(model, tokens, n, whole_diagonal=True),
+                  mean([(q, q - n + 1) for q in range(n - 1, 2 * n + 1)])),
+    }
+    for name, (ours, expected) in slow.items():
+        assert torch.allclose(ours.double(), expected, atol=1e-5), name
+        assert (ours >= 0).all() and (ours <= 1 + 1e-5).all(), name
+
+
+def test_scores_in_text_equal_a_slow_reading_of_the_patterns(multi_head):
+    tokens = torch.randint(0, 8, (3, 20), generator=torch.Generator().manual_seed(4))
+    pattern = patterns(multi_head, tokens)
+    total, queries = torch.zeros(3, 4), 0
+    for row, q in ((row, q) for row in range(3) for q in range(20)):
+        keys = [k for k in range(1, q + 1) if tokens[row, k - 1] == tokens[row, q]]
+        total += pattern[:, row, :, q, keys].sum(-1)
+        queries += bool(keys)
+    assert torch.allclose(induction_scores_in_text(multi_head, tokens), total / queries, atol=1e-5)
+
+
+# --- planted heads ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("seq_len", [12, 20, 29])
+def test_planted_heads_score_one_and_the_others_little(planted, seq_len):
+    tokens = repeated(planted, seq_len)
+    for scores, head in ((previous_token_scores(planted, tokens), PREVIOUS_TOKEN_HEAD),
+                         (induction_scores(planted, tokens, seq_len), INDUCTION_HEAD),
+                         (induction_scores_in_text(planted, tokens), INDUCTION_HEAD)):
+        assert best_head(scores) == head and scores[head] >= 0.999
+        others = scores.clone()
+        others[head] = 0
+        assert others.max() < 0.2
+    assert duplicate_token_scores(planted, tokens, seq_len).max() < 0.2
+
+
+def test_the_whole_stripe_costs_a_perfect_head_two_entries(planted):
+    tokens = repeated(planted, 20)
+    whole = induction_scores(planted, tokens, 20, whole_diagonal=True)[INDUCTION_HEAD].item()
+    assert 20 / 22 - 1e-3 <= whole < 20 / 22 + 0.05
+
+
+# --- what must not matter --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 64])
+def test_scores_do_not_depend_on_how_many_rows_run_at_once(model, monkeypatch, rows):
+    tokens = repeated(model, batch=9)
+    functions = (previous_token_scores, induction_scores_in_text, lambda *a: induction_scores(*a, SEQ_LEN),
+                 lambda *a: duplicate_token_scores(*a, SEQ_LEN))
+    usual = [score(model, tokens) for score in functions]
+    monkeypatch.setattr(heads, "ROWS_AT_A_TIME", rows)
+    assert all(torch.allclose(score(model, tokens), other, atol=1e-5) for score, other in zip(functions, usual))
+
+
+def test_a_batch_scores_the_mean_of_its_rows(model):
+    tokens = repeated(model, batch=3)
+    for score in (previous_token_scores, lambda m, t: induction_scores(m, t, SEQ_LEN)):
+        by_row = torch.stack([score(model, row[None]) for row in tokens])
+        assert torch.allclose(score(model, tokens), by_row.mean(0), atol=1e-5)
+
+
+def test_no_hook_and_no_gradient_is_left_behind(model):
+    tokens = repeated(model)
+    before = model(tokens)
+    for scores in (previous_token_scores(model, tokens), induction_scores(model, tokens, SEQ_LEN),
+                   duplicate_token_scores(model, tokens, SEQ_LEN), induction_scores_in_text(model, tokens)):
+        assert not scores.requires_grad and not scores.isnan().any()
+    assert not [name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
+    assert torch.equal(model(tokens), before)
+
+
+def test_no_hook_is_left_behind_by_an_error(multi_head):
+    with pytest.raises(ZeroDivisionError):
+        heads.stripe_scores(multi_head, repeated(multi_head), lambda pattern: 1 / 0)
+    assert not [name for name, point in multi_head.hook_dict.items() if point.fwd_hooks]
+
+
+# --- the best heads --------------------------------------------------------------------------------------------
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31), st.integers(1, 40))
+def test_best_and_top_heads_are_those_of_a_sorted_list(layers, n_heads, seed, k):
+    scores = torch.rand(layers, n_heads, generator=torch.Generator().manual_seed(seed))
+    everyone = sorted(((scores[l, h].item(), (l, h)) for l in range(layers) for h in range(n_heads)), reverse=True)
+    top = top_heads(scores, k)
+    assert [(value, head) for head, value in top] == everyone[:k]
+    assert best_head(scores) == top[0][0] == everyone[0][1]
+
+
+def test_the_first_of_equals_and_plain_numbers():
+    scores = torch.zeros(2, 3)
+    assert best_head(scores) == (0, 0)
+    scores[1, 2] = scores[1, 1] = 0.5
+    assert best_head(scores) == (1, 1)
+    (layer, head), value = top_heads(scores, 1)[0]
+    assert (type(layer), type(head), type(value)) == (int, int, float)
+    assert len(top_heads(scores)) == 5 and len(top_heads(scores, 99)) == 6
+
+
+# --- bad input -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("score", [induction_scores, duplicate_token_scores])
+def test_tokens_that_are_not_two_copies_are_refused(multi_head, score):
+    tokens = repeated(multi_head, 12)
+    for wrong, seq_len, message in (
+        (tokens, 11, r"\[batch, 23\]"), (tokens, 24, r"\[batch, 49\]"), (tokens[:, 1:], 12, r"\[batch, 25\]"),
+        (tokens[0], 12, r"shape \(25,\)"), (tokens[:, :3], 1, "at least 2"),
+        (torch.cat([tokens[:, 1:], tokens[:, :1]], 1), 12, "not two equal copies of 12 tokens after BOS"),
+        (torch.arange(25)[None], 12, "not two equal copies"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            score(multi_head, wrong, seq_len)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 1), (1, 2, 3)])
+def test_previous_token_scores_need_two_positions(multi_head, shape):
+    with pytest.raises(ValueError, match=r"\[batch, pos\] with pos >= 2"):
+        previous_token_scores(multi_head, torch.zeros(shape, dtype=torch.long))
+
+
+def test_text_without_any_repeat_is_refused(multi_head):
+    with pytest.raises(ValueError, match="no token occurs twice"):
+        induction_scores_in_text(multi_head, torch.arange(10)[None])
