@@ -1,6 +1,8 @@
-"""Head scores: equal to TransformerLens's detector up to the factors that the docstrings name, 1 on planted heads."""
+"""Head scores equal TransformerLens's detector up to the documented factors; planted heads score 1."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
@@ -69,7 +71,8 @@ def model(request):
 def repeated(model, seq_len: int = SEQ_LEN, batch: int = 5, seed: int = 0) -> torch.Tensor:
     """BOS and two copies of seq_len tokens, none of them BOS, none twice in a copy."""
     rng = torch.Generator().manual_seed(seed)
-    half = torch.stack([1 + torch.randperm(model.cfg.d_vocab - 1, generator=rng)[:seq_len] for _ in range(batch)])
+    others = model.cfg.d_vocab - 1
+    half = torch.stack([1 + torch.randperm(others, generator=rng)[:seq_len] for _ in range(batch)])
     return torch.cat([torch.zeros(batch, 1, dtype=torch.long), half, half], dim=1)
 
 
@@ -79,7 +82,7 @@ def patterns(model, tokens) -> torch.Tensor:
     return torch.stack([cache[f"blocks.{layer}.attn.hook_pattern"] for layer in range(model.cfg.n_layers)])
 
 
-# --- against TransformerLens -----------------------------------------------------------------------------------
+# --- against TransformerLens ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("seq_len", [2, SEQ_LEN, 25])
 def test_scores_equal_detect_head_up_to_the_documented_factors(model, seq_len):
@@ -107,10 +110,11 @@ def test_targets_in_text_are_the_entries_that_transformer_lens_marks():
     rng = torch.Generator().manual_seed(0)
     for length in (2, 3, 10, 30):
         row = torch.randint(0, 6, (1, length), generator=rng)
-        assert torch.equal(induction_targets(row)[0].float(), get_induction_head_detection_pattern(row).float())
+        theirs = get_induction_head_detection_pattern(row)
+        assert torch.equal(induction_targets(row)[0].float(), theirs.float())
 
 
-# --- against a slow reading of the whole pattern ---------------------------------------------------------------
+# --- against a slow reading of the whole pattern --------------------------------------------------
 
 def test_scores_equal_a_slow_reading_of_the_patterns(model):
     tokens, n = repeated(model), SEQ_LEN
@@ -143,7 +147,7 @@ def test_scores_in_text_equal_a_slow_reading_of_the_patterns(multi_head):
     assert torch.allclose(induction_scores_in_text(multi_head, tokens), total / queries, atol=1e-5)
 
 
-# --- planted heads ---------------------------------------------------------------------------------------------
+# --- planted heads --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("seq_len", [12, 20, 29])
 def test_planted_heads_score_one_and_the_others_little(planted, seq_len):
@@ -164,7 +168,7 @@ def test_the_whole_stripe_costs_a_perfect_head_two_entries(planted):
     assert 20 / 22 - 1e-3 <= whole < 20 / 22 + 0.05
 
 
-# --- what must not matter --------------------------------------------------------------------------------------
+# --- what must not matter -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 64])
 def test_scores_do_not_depend_on_how_many_rows_run_at_once(model, monkeypatch, rows):
@@ -173,7 +177,8 @@ def test_scores_do_not_depend_on_how_many_rows_run_at_once(model, monkeypatch, r
                  lambda *a: duplicate_token_scores(*a, SEQ_LEN))
     usual = [score(model, tokens) for score in functions]
     monkeypatch.setattr(heads, "ROWS_AT_A_TIME", rows)
-    assert all(torch.allclose(score(model, tokens), other, atol=1e-5) for score, other in zip(functions, usual))
+    for score, other in zip(functions, usual):
+        assert torch.allclose(score(model, tokens), other, atol=1e-5)
 
 
 def test_a_batch_scores_the_mean_of_its_rows(model):
@@ -199,13 +204,14 @@ def test_no_hook_is_left_behind_by_an_error(multi_head):
     assert not [name for name, point in multi_head.hook_dict.items() if point.fwd_hooks]
 
 
-# --- the best heads --------------------------------------------------------------------------------------------
+# --- the best heads -------------------------------------------------------------------------------
 
 @settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31), st.integers(1, 40))
 def test_best_and_top_heads_are_those_of_a_sorted_list(layers, n_heads, seed, k):
     scores = torch.rand(layers, n_heads, generator=torch.Generator().manual_seed(seed))
-    everyone = sorted(((scores[l, h].item(), (l, h)) for l in range(layers) for h in range(n_heads)), reverse=True)
+    every_head = itertools.product(range(layers), range(n_heads))
+    everyone = sorted(((scores[head].item(), head) for head in every_head), reverse=True)
     top = top_heads(scores, k)
     assert [(value, head) for head, value in top] == everyone[:k]
     assert best_head(scores) == top[0][0] == everyone[0][1]
@@ -221,7 +227,7 @@ def test_the_first_of_equals_and_plain_numbers():
     assert len(top_heads(scores)) == 5 and len(top_heads(scores, 99)) == 6
 
 
-# --- bad input -------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("score", [induction_scores, duplicate_token_scores])
 def test_tokens_that_are_not_two_copies_are_refused(multi_head, score):

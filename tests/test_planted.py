@@ -27,11 +27,12 @@ def inner_log_probs(model, tokens: torch.Tensor, without: tuple[int, int] | None
     return correct_token_log_probs(logits, tokens)[:, tokens.shape[1] // 2 + 1:]
 
 
-@pytest.mark.parametrize("n_tokens, n_ctx, seq_len", [(30, 64, 20), (30, 64, 29), (4, 5, 2), (5, 9, 4), (60, 21, 10),
-                                                      (8, 100, 7), (100, 200, 99)])
+@pytest.mark.parametrize("n_tokens, n_ctx, seq_len", [
+    (30, 64, 20), (30, 64, 29), (4, 5, 2), (5, 9, 4), (60, 21, 10), (8, 100, 7), (100, 200, 99)])
 def test_the_second_copy_is_predicted_at_every_size(n_tokens, n_ctx, seq_len):
     model = planted_induction_model(n_tokens, n_ctx)
-    assert (model.cfg.d_vocab, model.cfg.n_ctx, model.cfg.n_layers, model.cfg.n_heads) == (n_tokens, n_ctx, 2, 2)
+    cfg = model.cfg
+    assert (cfg.d_vocab, cfg.n_ctx, cfg.n_layers, cfg.n_heads) == (n_tokens, n_ctx, 2, 2)
     tokens = repeated(n_tokens, seq_len)
     assert tokens.shape[1] <= n_ctx
     assert (inner_log_probs(model, tokens) > -0.01).all()
@@ -43,8 +44,8 @@ def test_the_first_copy_is_not():
     assert (first < -3).all()
 
 
-@pytest.mark.parametrize("head, destroys", [(PREVIOUS_TOKEN_HEAD, True), (INDUCTION_HEAD, True), ((0, 1), False),
-                                            ((1, 1), False)])
+@pytest.mark.parametrize("head, destroys", [
+    (PREVIOUS_TOKEN_HEAD, True), (INDUCTION_HEAD, True), ((0, 1), False), ((1, 1), False)])
 def test_silencing_either_planted_head_destroys_it_and_no_other_head_matters(head, destroys):
     model, tokens = planted_induction_model(), repeated(30, 20)
     silenced = inner_log_probs(model, tokens, without=head)
@@ -62,6 +63,14 @@ def test_the_planted_attention_is_exact():
     for layer in (0, 1):  # the idle heads attend everywhere alike
         idle = cache[f"blocks.{layer}.attn.hook_pattern"][:, 1]
         assert torch.allclose(idle[:, 40], torch.full((3, 41), 1 / 41))
+
+
+def test_layer_norm_does_nothing_but_centre():
+    """Its scale is the same for every token, whatever the residual stream holds."""
+    model, tokens = planted_induction_model(), repeated(30, 20)
+    _, cache = model.run_with_cache(tokens)
+    for name in ("blocks.0.ln1.hook_scale", "blocks.1.ln1.hook_scale", "ln_final.hook_scale"):
+        assert cache[name].max() / cache[name].min() < 1 + 1e-5, name
 
 
 def test_it_needs_no_random_numbers():

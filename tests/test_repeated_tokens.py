@@ -1,4 +1,4 @@
-"""Repeated tokens: log-probs against slow and library versions, the report against a case worked out by hand."""
+"""Repeated tokens: log-probs against slow and library versions, the report against a hand-made case."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def model(request):
     return request.getfixturevalue(request.param)
 
 
-# --- the tokens ------------------------------------------------------------------------------------------------
+# --- the tokens -----------------------------------------------------------------------------------
 
 @settings(deadline=None, max_examples=25)
 @given(seq_len=st.integers(2, 19), batch=st.integers(1, 12), seed=st.integers(0, 2**31))
@@ -120,7 +120,7 @@ def test_bos_comes_from_the_config_where_there_is_no_tokenizer():
     assert generate_repeated_tokens(model, 3, 2, seed=0)[:, 0].tolist() == [7, 7]
 
 
-# --- log-probabilities -----------------------------------------------------------------------------------------
+# --- log-probabilities ----------------------------------------------------------------------------
 
 sizes = st.tuples(st.integers(1, 4), st.integers(2, 7), st.integers(1, 9), st.integers(0, 2**31))
 
@@ -136,7 +136,8 @@ def random_case(size, spread: float = 5.0) -> tuple[torch.Tensor, torch.Tensor]:
 @given(sizes)
 def test_log_probs_are_minus_torchs_cross_entropy(size):
     logits, tokens = random_case(size)
-    theirs = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    scores = logits[:, :-1].transpose(1, 2)
+    theirs = torch.nn.functional.cross_entropy(scores, tokens[:, 1:], reduction="none")
     ours = correct_token_log_probs(logits, tokens)
     assert ours.shape == (size[0], size[1] - 1)
     assert torch.allclose(ours, -theirs, atol=1e-5)
@@ -159,8 +160,9 @@ def test_log_probs_equal_a_slow_loop(size):
 @given(sizes, st.floats(-50, 50))
 def test_a_constant_added_to_all_logits_of_a_position_changes_nothing(size, constant):
     logits, tokens = random_case(size)
+    ours = correct_token_log_probs(logits, tokens)
     shifted = logits + constant * torch.arange(size[1])[None, :, None]
-    assert torch.allclose(correct_token_log_probs(shifted, tokens), correct_token_log_probs(logits, tokens), atol=1e-3)
+    assert torch.allclose(correct_token_log_probs(shifted, tokens), ours, atol=1e-3)
 
 
 @settings(deadline=None, max_examples=30)
@@ -174,7 +176,8 @@ def test_the_last_logits_and_the_first_token_do_not_matter(size):
 
 @pytest.mark.parametrize("vocab", [2, 988, 50257])
 def test_uniform_logits_give_minus_log_vocabulary(vocab):
-    log_probs = correct_token_log_probs(torch.full((2, 3, vocab), 4.2), torch.tensor([[0, 1, 0], [1, 1, vocab - 1]]))
+    tokens = torch.tensor([[0, 1, 0], [1, 1, vocab - 1]])
+    log_probs = correct_token_log_probs(torch.full((2, 3, vocab), 4.2), tokens)
     assert torch.allclose(log_probs, torch.tensor(-math.log(vocab)), atol=1e-5)
 
 
@@ -183,16 +186,17 @@ def test_hopeless_logits_stay_finite():
     assert correct_token_log_probs(logits, torch.tensor([[0, 0]])).item() == pytest.approx(-1e4)
 
 
-@pytest.mark.parametrize("logits_shape, tokens_shape", [((2, 5, 9), (2, 4)), ((2, 5, 9), (3, 5)), ((5, 9), (5,)),
-                                                        ((2, 5), (2, 5)), ((2, 1, 9), (2, 1)), ((2, 5, 9), (5,))])
+@pytest.mark.parametrize("logits_shape, tokens_shape", [
+    ((2, 5, 9), (2, 4)), ((2, 5, 9), (3, 5)), ((5, 9), (5,)), ((2, 5), (2, 5)), ((2, 1, 9), (2, 1)),
+    ((2, 5, 9), (5,))])
 def test_shapes_that_do_not_fit_are_refused(logits_shape, tokens_shape):
     with pytest.raises(ValueError) as caught:
         correct_token_log_probs(torch.zeros(logits_shape), torch.zeros(tokens_shape, dtype=torch.long))
     message = str(caught.value)
-    assert str(tuple(logits_shape)) in message and str(tuple(tokens_shape)) in message and "pos >= 2" in message
+    assert str(logits_shape) in message and str(tokens_shape) in message and "pos >= 2" in message
 
 
-# --- the report ------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 def test_the_report_of_a_case_worked_out_by_hand():
     log_probs = torch.tensor([[-9.0, -7.0, -5.0, -4.0, -1.0, -1.0], [-8.0, -6.0, -7.0, -2.0, -1.0, 0.0]])
@@ -246,7 +250,7 @@ def test_a_model_that_does_induction_and_one_that_does_not(planted, small):
     assert abs(unable.second_half_log_prob - unable.first_half_log_prob) < 1
 
 
-# --- real models -----------------------------------------------------------------------------------------------
+# --- real models ----------------------------------------------------------------------------------
 
 @needs_tiny
 def test_tiny_repeats_what_it_has_seen():
@@ -263,7 +267,7 @@ def test_tiny_repeats_what_it_has_seen():
 @needs_tiny
 @torch.no_grad()
 def test_tiny_is_close_to_the_truth_on_stories_it_has_not_seen():
-    """KL(truth ‖ model), nats per token, and its first half from another formula: cross-entropy less entropy."""
+    """KL(truth ‖ model), nats per token; cross-entropy less entropy estimates the same."""
     model = models.load_model("tiny")
     held_out = StoryLanguage(seed=7).sample(32, 128)
     kl, excess = [], []
@@ -291,8 +295,8 @@ def test_tiny_s_checkpoints_show_induction_absent_forming_and_present():
 
 @pytest.mark.slow
 def test_smollm2_reproduces_the_known_figures():
-    """4 x (50 + 50) tokens, seed 0. Head 18.6 scores 0.855 over the whole stripe, and 0.870 as the course counts,
-    without the stripe's two entries in the first copy."""
+    """4 x (50 + 50) tokens, seed 0. Head 18.6 scores 0.855 over the whole stripe, and 0.870 as the course
+    counts, without the stripe's two entries in the first copy."""
     try:
         model = models.load_model("smollm2-135m")
     except models.ModelUnavailable as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ from course_utils.language import BOS, UNK, stream, vocabulary
 REPO = Path(__file__).resolve().parents[1]
 SCRIPT = REPO / "training" / "train_tiny.py"
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch with Muon (2.9)")
+pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch.optim.Muon")
 
 DRIVER = textwrap.dedent("""
     import importlib.util, sys
@@ -37,7 +38,8 @@ DRIVER = textwrap.dedent("""
     spec = importlib.util.spec_from_file_location("train_tiny", sys.argv[1])
     module = sys.modules["train_tiny"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.GPT2Config = lambda **kw: transformers.GPT2Config(**{**kw, **dict(n_embd=32, n_inner=48, n_layer=2)})
+    small = dict(n_embd=32, n_inner=48, n_layer=2)
+    module.GPT2Config = lambda **kw: transformers.GPT2Config(**{**kw, **small})
     CONFIG = module.Config(steps=200, batch=4, context=24, warmup=20, story_rows=30, widen=60, pairs_from=90,
                            save_every=50, ship=(0, 100))
 """)
@@ -70,10 +72,11 @@ def finished(training, tmp_path_factory):
 
 def weights(out: Path) -> dict[str, str]:
     """The hash of every checkpoint."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in out.glob("step-*.safetensors")}
+    files = out.glob("step-*.safetensors")
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-# --- the same run again ----------------------------------------------------------------------------------------
+# --- the same run again ---------------------------------------------------------------------------
 
 def start_and_kill(out: Path, when, *, limit: float = 120) -> None:
     """Train in another process and kill it as soon as `when()`."""
@@ -179,10 +182,11 @@ def test_a_state_holds_everything(training, finished):
 def test_training_learns_and_logs(finished):
     log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log[:2]] == [100, 200]
-    assert log[1]["kl"] < log[0]["kl"] < 6.9 and set(log[0]) == {"step", "loss", "first", "second", "no_boundary", "kl"}
+    assert set(log[0]) == {"step", "loss", "first", "second", "no_boundary", "kl"}
+    assert log[1]["kl"] < log[0]["kl"] < 6.9
 
 
-# --- data ------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def stories(training, finished):
@@ -212,7 +216,8 @@ def test_repeated_rows_repeat_and_say_from_where(training, seed):
     tokens, predictable = training.repeated_row(np.random.default_rng(seed), 30, 128)
     row = np.append(0, tokens)
     period = int(predictable.argmax()) - 1
-    assert len(row) == 128 and 2 <= period <= 30 and predictable[period + 1:].all() and not predictable[:period + 1].any()
+    assert len(row) == 128 and 2 <= period <= 30
+    assert predictable[period + 1:].all() and not predictable[:period + 1].any()
     assert (row[period + 1:] == row[1:-period]).all()
 
 
@@ -231,10 +236,11 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_zero(training):
     rates = [training.learning_rate(step, config) for step in range(config.steps + 1)]
     assert rates[0] == pytest.approx(config.lr / config.warmup) and max(rates) == config.lr
     assert rates[config.warmup:config.steps // 2] == [config.lr] * (config.steps // 2 - config.warmup)
-    assert rates[-1] == 0 and all(x > y for x, y in zip(rates[config.steps // 2:], rates[config.steps // 2 + 1:]))
+    second_half = rates[config.steps // 2:]
+    assert rates[-1] == 0 and all(x > y for x, y in itertools.pairwise(second_half))
 
 
-# --- shipping --------------------------------------------------------------------------------------------------
+# --- shipping -------------------------------------------------------------------------------------
 
 @pytest.fixture
 def exported(training, finished, tmp_path):
@@ -268,7 +274,8 @@ def test_the_course_loads_what_was_exported(training, exported, finished, monkey
         assert torch.allclose(found, wanted, atol=0.02) == same  # float16 on disk
     model = models.load_model("tiny")
     assert models.bos_token_id(model) == 0
-    assert model.to_tokens("Ada met Zzz").tolist() == [[vocabulary().index(w) for w in (BOS, "Ada", "met", UNK)]]
+    ids = [vocabulary().index(word) for word in (BOS, "Ada", "met", UNK)]
+    assert model.to_tokens("Ada met Zzz").tolist() == [ids]
 
 
 def test_the_shipped_config_and_tokenizer_are_what_the_script_writes(tmp_path):
@@ -288,7 +295,7 @@ def test_the_shipped_config_and_tokenizer_are_what_the_script_writes(tmp_path):
     assert (shipped / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
     ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, shipped))
     changing = {"transformers_version", "dtype", "torch_dtype"}
-    assert {k: v for k, v in ours.items() if k not in changing} == {k: v for k, v in theirs.items() if k not in changing}
+    assert all(ours[key] == theirs[key] for key in (ours.keys() | theirs.keys()) - changing)
     first, made = (load_file(folder / "step-000000.safetensors") for folder in (shipped, tmp_path))
     assert first.keys() == made.keys()
     assert all(torch.allclose(first[name], made[name], atol=1e-4) for name in first)  # the same seed
