@@ -149,6 +149,11 @@ def _partner(story: Story, name: str) -> None:
     story.plural = True
 
 
+def _befriend(story: Story, name: str) -> None:
+    story.introduce(name, as_actor=False)
+    story.plural = True
+
+
 def _singular(story: Story, word: str) -> None:
     story.plural = False
 
@@ -196,6 +201,7 @@ SLOTS: dict[str, tuple[Callable[[Story], list[str]], Callable[[Story, str], None
     "newwoman": (_new_names(grammar.WOMEN), Story.introduce),
     "newman": (_new_names(grammar.MEN), Story.introduce),
     "met": (_new_names(NAMES), lambda story, name: story.introduce(name, as_actor=False)),
+    "friend": (_new_names(NAMES), _befriend),
     "who": (lambda story: list(story.cast), Story.act),
     "name": (lambda story: [story.actor.name], _nothing),
     "other": (lambda story: story.others(story.actor), _listen),
@@ -248,6 +254,10 @@ SLOTS: dict[str, tuple[Callable[[Story], list[str]], Callable[[Story, str], None
     "lone": (_words(grammar.BEASTS), _nothing),
     "herd": (_words(grammar.HERDS), _nothing),
 }
+
+
+# words outside slots that make the subject of their sentence plural
+PLURAL_SUBJECTS = frozenset("We walls windows doors stairs Hours Days Weeks Years".split())
 
 
 def _jobs(story: Story) -> list[str]:
@@ -333,7 +343,7 @@ def expand(template: str) -> list[list[str]]:
 
 @lru_cache(maxsize=1)
 def grammar_trie() -> Node:
-    """All templates in one trie; closings take about a third of the choices once a story is late."""
+    """All templates in one trie; once a story is late, about a quarter of its sentences close it."""
     root = Node()
     middles = sum(float(line.split(maxsplit=1)[0]) for line in grammar.MIDDLES.strip().splitlines() if line)
     closings = sum(float(line.split(maxsplit=1)[0]) for line in grammar.CLOSINGS.strip().splitlines() if line)
@@ -369,6 +379,8 @@ def tell(rng: random.Random, with_truth: bool = False) -> Iterator[tuple[dict[st
         word = words[int(rng.random() * len(words))]
         if symbol.startswith("{"):
             SLOTS[symbol[1:-1]][1](story, word)
+        elif word in PLURAL_SUBJECTS:
+            story.plural = True
         quote ^= word == '"'
         node, position = options[symbol][1], position + 1
         yield truth, word, _labels(story, position, quote)

@@ -7,6 +7,7 @@ that looks back knows what comes next. How much better it does there is the firs
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -135,10 +136,9 @@ def repeated_token_report(
 
 def check_repeated_length(model: TransformerBridge, seq_len: int, batch: int = 1) -> None:
     """Raise ValueError unless two copies of `seq_len` tokens and BOS fit into the model's context."""
-    if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 2:
-        raise ValueError(f"seq_len must be a whole number of at least 2, got {seq_len!r}")
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
+    for name, value, least in (("seq_len", seq_len, 2), ("batch", batch, 1)):
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     length, context = 1 + 2 * seq_len, model.cfg.n_ctx
     if length > context:
         raise ValueError(f"seq_len {seq_len} makes sequences of 1 + 2 * {seq_len} = {length} tokens, but this model "

@@ -80,7 +80,7 @@ OPENINGS = """
 1 (Everyone|Nobody) in the {scene} knew {new} the {hisjob} .
 1 Last (week|year|spring|autumn) , {new} visited the {scene} .
 2 In the {scene} , {new} met {met} .
-2 {new} and {met} were (friends|neighbours|cousins) who (met|played|worked|lived) in the {scene} .
+2 {new} and {friend} were (friends|neighbours|cousins) who (met|played|worked|lived) in the {scene} .
 """
 
 MIDDLES = """

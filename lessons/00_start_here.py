@@ -11,18 +11,19 @@
 #
 # **The question.** What can you read off, and change inside, a language model while it runs?
 #
-# In about half an hour you will load a trained model, ask it for its predictions, look at what one attention head
-# attends to, switch that head off, and measure how far the model is from a *known* truth. Everything else in the
-# course is built from these four moves.
+# In about half an hour you will load a trained model, ask it for its predictions, look at what one
+# attention head attends to, switch that head off, and measure how far the model is from a *known* truth.
+# Everything else in the course is built from these four moves.
 #
-# **You need:** Python, PyTorch, and a rough idea of what a transformer is (tokens, attention, residual stream).
-# No GPU, no network.
+# **You need:** Python, PyTorch, and a rough idea of what a transformer is (tokens, attention, residual
+# stream). No GPU, no network.
 #
-# **How the exercises work.** A cell that starts with `@exercise(...)` is yours to fill in. When you run it, your
-# function is checked at once and a card says *passed*, *wrong* (and, if it is a known mistake, which one) or
-# *not yet*. If you are stuck, `hint("00.next_token_probs")` gives a first hint, and a more explicit one each time
-# you call it; `solution("00.next_token_probs")` shows how the course does it. You can leave an exercise open and read
-# on: the notebook then goes on with the course's own function, and the card says so.
+# **How the exercises work.** A cell that starts with `@exercise(...)` is yours to fill in. When you run it,
+# your function is checked at once and a card says *passed*, *wrong* (and, if it is a known mistake, which
+# one) or *not yet*. If you are stuck, `hint("00.next_token_probs")` gives a first hint, and a more explicit
+# one each time you call it; `solution("00.next_token_probs")` shows how the course does it. You can leave
+# an exercise open and read on: the notebook then goes on with the course's own function, and the card says
+# so.
 
 # %%
 import os
@@ -44,12 +45,13 @@ MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here; prin
 # ## 1 · A model
 #
 # The course's own model is called `tiny`: it has the architecture of GPT-2, but is small enough to run in
-# milliseconds on a laptop. We trained it on two things: short stories in a little language of our own, and random
-# tokens that repeat. `training/train_tiny.py` makes it again from nothing.
+# milliseconds on a laptop. We trained it on two things: short stories in a little language of our own, and
+# random tokens that repeat. `training/train_tiny.py` makes it again from nothing.
 #
-# The model arrives wrapped in TransformerLens's `TransformerBridge`, which gives every activation a name. Two
-# changes have been made to the weights that alter no prediction: the scale of each LayerNorm has been multiplied
-# into the weights that follow it, and the weights that write into the residual stream have had their mean removed.
+# The model arrives wrapped in TransformerLens's `TransformerBridge`, which gives every activation a name.
+# Two changes have been made to the weights that alter no prediction: the scale of each LayerNorm has been
+# multiplied into the weights that follow it, and the weights that write into the residual stream have had
+# their mean removed.
 
 # %%
 model = load_model(MODEL)
@@ -60,9 +62,9 @@ print(f"{MODEL}: {cfg.n_layers} layers of {cfg.n_heads} heads, residual stream o
 # %% [markdown]
 # ## 2 · Predictions
 #
-# A model reads tokens and gives *logits*: at every position, one number for each token that could come next. The
-# softmax turns them into probabilities. `to_tokens` puts the beginning-of-sequence token (BOS) in front, as in
-# training.
+# A model reads tokens and gives *logits*: at every position, one number for each token that could come
+# next. The softmax turns them into probabilities. `to_tokens` puts the beginning-of-sequence token (BOS) in
+# front, as in training.
 
 # %%
 prompt = "One morning , Mary was in the"
@@ -80,7 +82,7 @@ def next_token_probs(logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, 
 
 # %%
 probs = next_token_probs(logits)
-print(f"{probs.shape[1]} probabilities that sum to {probs.sum().item():.4f}; the largest is {probs.max().item():.4f}")
+print(f"{probs.shape[1]} probabilities that sum to {probs.sum():.4f}; the largest is {probs.max():.4f}")
 
 # %% [markdown]
 # A vector of probabilities is hard to read. Write a function that names the best guesses. Useful:
@@ -98,16 +100,17 @@ for word, prob in top_tokens(model, prompt, k=5):
     print(f"{word!r:15} {prob:.4f}")
 
 # %% [markdown]
-# If you are on `tiny`: many places, all about equally likely. That is not the model being unsure of itself. As you
-# will see below, it is the right answer.
+# If you are on `tiny`: many places, all about equally likely. That is not the model being unsure of itself.
+# As you will see below, it is the right answer.
 #
 # ## 3 · Looking inside
 #
 # `run_with_cache` runs the model and keeps activations by name. Attention patterns are called
-# `blocks.{layer}.attn.hook_pattern`: for each head, a row for every position that looks (the *query*) and a column
-# for every position looked at (the *key*). Each row sums to 1, and nothing looks ahead.
+# `blocks.{layer}.attn.hook_pattern`: for each head, a row for every position that looks (the *query*) and a
+# column for every position looked at (the *key*). Each row sums to 1, and nothing looks ahead.
 #
-# `names_filter` keeps only what you ask for. Make it a habit: without it, a large model's cache fills your memory.
+# `names_filter` keeps only what you ask for. Make it a habit: without it, a large model's cache fills your
+# memory.
 
 # %%
 names = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_q", "blocks.0.attn.hook_pattern",
@@ -131,21 +134,24 @@ words = [model.tokenizer.decode([token]) for token in tokens[0].tolist()]
 plot_attention(head_pattern(model, tokens, layer=0, head=0), words, "head 0.0: layer 0, head 0")
 
 # %% [markdown]
-# The same for all heads of the layer, as an interactive picture: move over a token to see what it looks at, click on a
-# head to keep it. (It draws itself when you run the cell.)
+# The same for all heads of the layer, as an interactive picture: move over a token to see what it looks at,
+# click on a head to keep it. (It draws itself when you run the cell.)
 
 # %%
-attention_patterns(words, torch.stack([head_pattern(model, tokens, 0, head) for head in range(cfg.n_heads)]))
+patterns = [head_pattern(model, tokens, layer=0, head=head) for head in range(cfg.n_heads)]
+attention_patterns(words, torch.stack(patterns))
 
 # %% [markdown]
 # ## 4 · Reaching inside
 #
-# Looking is not yet understanding: to know what a head does, take it away. A *hook* is a function that receives an
-# activation while the model runs and returns the one to go on with. What each head writes, before it is mixed into the
-# residual stream, is `blocks.{layer}.attn.hook_z`, of shape `[batch, pos, head, d_head]`.
+# Looking is not yet understanding: to know what a head does, take it away. A *hook* is a function that
+# receives an activation while the model runs and returns the one to go on with. What each head writes,
+# before it is mixed into the residual stream, is `blocks.{layer}.attn.hook_z`, of shape `[batch, pos, head,
+# d_head]`.
 #
-# Use `model.run_with_hooks(tokens, fwd_hooks=[(name, function)])`. It removes the hooks afterwards. A hook that stays on
-# changes every later run, silently; it is the commonest mistake in this trade, and the check looks for it.
+# Use `model.run_with_hooks(tokens, fwd_hooks=[(name, function)])`. It removes the hooks afterwards. A hook
+# that stays on changes every later run, silently; it is the commonest mistake in this trade, and the check
+# looks for it.
 
 # %%
 @exercise("00.without_head")
@@ -157,8 +163,8 @@ def without_head(
 
 
 # %% [markdown]
-# **Predict before you run.** We silence each head of layer 0 in turn. What is the largest change that this makes to the
-# probability of any next word after the prompt? (Between 0 and 1.)
+# **Predict before you run.** We silence each head of layer 0 in turn. What is the largest change that this
+# makes to the probability of any next word after the prompt? (Between 0 and 1.)
 
 # %%
 predict("00.largest_change", None, unit="(a change in probability)")
@@ -173,24 +179,26 @@ reveal("00.largest_change", max(changes))
 # %% [markdown]
 # ## 5 · A known truth
 #
-# For natural text nobody knows the true probability of the next word, so nobody can say how far a model is from it.
-# For the course's language we do know. A story comes from a program that draws each word from a distribution that
-# depends only on the words already on the page, and the program tells us that distribution.
+# For natural text nobody knows the true probability of the next word, so nobody can say how far a model is
+# from it. For the course's language we do know. A story comes from a program that draws each word from a
+# distribution that depends only on the words already on the page, and the program tells us that
+# distribution.
 
 # %%
-language = StoryLanguage(seed=7)                # the stories that `tiny` was trained on had another seed
+language = StoryLanguage(seed=7)            # the stories that `tiny` was trained on had another seed
 sample = language.sample(n=32, length=cfg.n_ctx if MODEL == "tiny" else 128)
 print(language.decode(sample.tokens[0, 1:60]), "…")
 
 # %% [markdown]
-# Names come back, things are carried from place to place, `he` and `she` follow the person who acts, and `was` or `were`
-# follows a subject that may be several words away. At one place in that story, compare what can truly come next with what
-# the model expects. (Only `tiny` speaks this language, so this section always uses it.)
+# Names come back, things are carried from place to place, `he` and `she` follow the person who acts, and
+# `was` or `were` follows a subject that may be several words away. At one place in that story, compare what
+# can truly come next with what the model expects. (Only `tiny` speaks this language, so this section always
+# uses it.)
 
 # %%
 story_model = model if MODEL == "tiny" else load_model("tiny")
 story_logits = story_model(sample.tokens.to(story_model.cfg.device)).cpu()
-position = int((sample.entropy[0, :60] - 2.5).abs().argmin())      # a place where several words may come
+position = int((sample.entropy[0, :60] - 2.5).abs().argmin())      # where several words may come
 plot_next_tokens(
     {"truth": sample.true_log_probs[0, position].exp(), "tiny": story_logits[0, position].softmax(-1)},
     language.vocabulary, title="… " + language.decode(sample.tokens[0, position - 7:position + 1]) + " …")
@@ -198,23 +206,23 @@ plot_next_tokens(
 # %% [markdown]
 # The distance from one distribution to another is measured by the Kullback–Leibler divergence,
 #
-# $$\mathrm{KL}(\text{truth} \,\|\, \text{model}) = \sum_y p(y)\,\bigl(\ln p(y) - \ln q(y)\bigr),$$
+# **KL(truth ‖ model) = Σ p(y) · (ln p(y) − ln q(y))**, summed over all tokens y,
 #
-# with $p$ the truth and $q$ the model, in *nats* because the logarithm is natural. It is never negative, and 0 only if the
-# two agree. Mind the words that cannot come: there $p = 0$ and $\ln p = -\infty$, and their term is 0.
+# with p the truth and q the model, in *nats* because the logarithm is natural. It is never negative, and 0
+# only if the two agree. Mind the words that cannot come: there p = 0 and ln p = −∞, and their term is 0.
 
 # %%
 @exercise("00.kl_from_truth")
 def kl_from_truth(
     true_log_probs: Float[Tensor, "batch pos vocab"], logits: Float[Tensor, "batch pos vocab"]
 ) -> Float[Tensor, "batch pos"]:
-    """KL(truth ‖ model) in nats at each position: sum over tokens of p (ln p − ln q), where p = 0 adds nothing."""
+    """KL(truth ‖ model) in nats at each position: Σ p (ln p − ln q) over tokens, where p = 0 adds nothing."""
     raise NotImplementedError
 
 
 # %% [markdown]
-# **Predict:** the entropy of the truth is the loss that nobody can go below. By how many nats per token is `tiny` above
-# it, on stories that it has never seen?
+# **Predict:** the entropy of the truth is the loss that nobody can go below. By how many nats per token is
+# `tiny` above it, on stories that it has never seen?
 
 # %%
 predict("00.kl", None, unit="nats per token")
@@ -232,11 +240,18 @@ plot_by_position({"entropy of the truth (the floor)": sample.entropy.mean(0),
                  ylabel="nats per token, mean over 32 rows", title="How close to the floor?")
 
 # %% [markdown]
+# The two lines all but coincide, except at the right edge. In training, rows were 128 tokens long, and the
+# logits at the last position had no next token to be compared with: nobody ever taught the model to predict
+# from there. A plot by position shows at once what a mean hides, and measures in later lessons leave the
+# last position out.
+
+# %% [markdown]
 # ## 6 · Does it hold in a real language model?
 #
-# Sections with this title repeat the lesson's main point on SmolLM2-135M, a language model that was trained on real
-# text by others (the instruction-tuned version, with weights rounded to 4 bits). It needs one download, which you ask for
-# yourself: `python -m course_utils fetch smollm2-135m`. Without it, these cells say so and do nothing.
+# Sections with this title repeat the lesson's main point on SmolLM2-135M, a language model that was trained
+# on real text by others (the instruction-tuned version, with weights rounded to 4 bits). It needs one
+# download, which you ask for yourself: `python -m course_utils fetch smollm2-135m`. Without it, these cells
+# say so and do nothing.
 
 # %%
 real_model = load_real_model()
@@ -250,16 +265,20 @@ if real_model is not None:
 # %% [markdown]
 # ## What this does not show
 #
-# - Silencing a head says that the model *uses* it here, not what it does; and a small change may mean that another head
-#   stepped in. Lesson 03 takes this up.
-# - An attention pattern says where a head looks, not what it carries away from there. Lesson 04 takes that up.
+# - Silencing a head says that the model *uses* it here, not what it does; and a small change may mean that
+#   another head stepped in. Lesson 03 takes this up.
+# - An attention pattern says where a head looks, not what it carries away from there. Lesson 04 takes that
+#   up.
 # - A small KL on average can hide a large one at a few positions.
 #
 # ## Summary
 #
-# - Logits at a position are about the *next* token; the softmax over the vocabulary makes probabilities of them.
-# - `run_with_cache(names_filter=…)` reads activations by name; `run_with_hooks(fwd_hooks=…)` changes them and cleans up.
-# - The course's language has a known truth: its entropy is the floor, and KL(truth ‖ model) is the height above it.
+# - Logits at a position are about the *next* token; the softmax over the vocabulary makes probabilities of
+#   them.
+# - `run_with_cache(names_filter=…)` reads activations by name; `run_with_hooks(fwd_hooks=…)` changes them
+#   and cleans up.
+# - The course's language has a known truth: its entropy is the floor, and KL(truth ‖ model) is the height
+#   above it.
 #
 # Next: **01 · Repeated tokens**, where a model does something that no bigram table can do.
 

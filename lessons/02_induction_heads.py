@@ -9,13 +9,14 @@
 # %% [markdown]
 # # 02 · Induction heads
 #
-# **The question.** In lesson 01 the model suddenly predicted tokens well when they came a second time. Which parts of it do
-# that, and when in training did they appear?
+# **The question.** In lesson 01 the model suddenly predicted tokens well when they came a second time.
+# Which parts of it do that, and when in training did they appear?
 #
-# The usual suspects are two kinds of attention head that work together. A **previous-token head** writes, at every
-# position, which token came just before. An **induction head** then asks, at a token A: "where is the position *whose previous
-# token was A*?" and copies what it finds there. You will score every head for both jobs, check your scores on a circuit that we
-# planted by hand, look at the heads that score best, and watch the circuit form in training.
+# The usual suspects are two kinds of attention head that work together. A **previous-token head** writes,
+# at every position, which token came just before. An **induction head** then asks, at a token A: "where is
+# the position *whose previous token was A*?" and copies what it finds there. You will score every head for
+# both jobs, check your scores on a circuit that we planted by hand, look at the heads that score best, and
+# watch the circuit form in training.
 #
 # **You need:** lessons 00 and 01.
 
@@ -48,15 +49,15 @@ print(f"{MODEL}: {model.cfg.n_layers} layers of {model.cfg.n_heads} heads; token
 # %% [markdown]
 # ## 1 · Where should they look?
 #
-# Take `[BOS, A, B, C, A, B, C]`, with positions 0 to 6, and the second A, at position 4. Three kinds of head can be told
-# apart by the one position that they look at from there:
+# Take `[BOS, A, B, C, A, B, C]`, with positions 0 to 6, and the second A, at position 4. Three kinds of
+# head can be told apart by the one position that they look at from there:
 #
 # - a *previous-token* head looks at the token just before;
 # - a *duplicate-token* head looks at the earlier A;
 # - an *induction* head looks at the token **after** the earlier A: the B, which is what comes next.
 #
-# (The article that we follow describes in words what a duplicate-token head does and calls it induction. Its code
-# measures the right thing. One position makes the difference.)
+# (The article that we follow describes in words what a duplicate-token head does and calls it induction.
+# Its code measures the right thing. One position makes the difference.)
 
 # %%
 @exercise("02.where_heads_look")
@@ -72,14 +73,14 @@ def where_heads_look(query: int, seq_len: int) -> dict[str, int]:
 print("from position 4 of [BOS, A, B, C, A, B, C]:", where_heads_look(query=4, seq_len=3))
 
 # %% [markdown]
-# For all queries at once, each kind is a *diagonal stripe* of the attention pattern `[query, key]`. `pattern.diagonal(offset, -2, -1)`
-# takes the entries with key = query + offset.
+# For all queries at once, each kind is a *diagonal stripe* of the attention pattern `[query, key]`.
+# `pattern.diagonal(offset, -2, -1)` takes the entries with key = query + offset.
 #
 # ## 2 · One function for all scores
 #
-# All three scores run the model once with a hook on every attention pattern, cut out a stripe, and average it. The course
-# has a function for the common part. Read it: the hook looks at each pattern while the model makes it, so that nothing large is
-# kept.
+# All three scores run the model once with a hook on every attention pattern, cut out a stripe, and average
+# it. The course has a function for the common part. Read it: the hook looks at each pattern while the model
+# makes it, so that nothing large is kept.
 
 # %%
 print(inspect.getsource(stripe_scores))
@@ -87,24 +88,27 @@ print(inspect.getsource(stripe_scores))
 # %% [markdown]
 # ## 3 · Previous-token heads
 #
-# You may use `stripe_scores`, or write hooks or a cache of your own: any way that gives the right numbers passes.
+# You may use `stripe_scores`, or write hooks or a cache of your own: any way that gives the right numbers
+# passes.
 
 # %%
 @exercise("02.previous_token_scores")
-def previous_token_scores(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "layer head"]:
+def previous_token_scores(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "layer head"]:
     """Mean attention to the token just before, over every position but the first."""
     raise NotImplementedError
 
 
 # %% [markdown]
-# How do you know that a score is right? Try it where the answer is known. `planted_induction_model` is a transformer whose
-# weights we set by hand: head 0.0 (layer 0, head 0) looks at the previous token, always; head 1.0 is an induction head; the other two do
-# nothing.
+# How do you know that a score is right? Try it where the answer is known. `planted_induction_model` is a
+# transformer whose weights we set by hand: head 0.0 (layer 0, head 0) looks at the previous token, always;
+# head 1.0 is an induction head; the other two do nothing.
 
 # %%
 planted = planted_induction_model(n_tokens=30, n_ctx=64)
 rng = torch.Generator().manual_seed(0)
-half = torch.stack([1 + torch.randperm(29, generator=rng)[:20] for _ in range(4)])       # 20 different tokens
+half = torch.stack([1 + torch.randperm(29, generator=rng)[:20] for _ in range(4)])   # 20 different ones
 planted_tokens = torch.cat([torch.zeros(4, 1, dtype=torch.long), half, half], dim=1)
 print(previous_token_scores(planted, planted_tokens))
 
@@ -115,8 +119,8 @@ print(f"right in the second copy: {(guesses == planted_tokens[:, 22:]).float().m
 # %% [markdown]
 # Head 0.0 scores 1, and nothing else comes near. Now the model of this lesson.
 #
-# **Predict before you run:** in which layer will the best previous-token head be? It has to come *before* the induction head
-# that reads what it wrote.
+# **Predict before you run:** in which layer will the best previous-token head be? It has to come *before*
+# the induction head that reads what it wrote.
 
 # %%
 predict("02.previous_layer", None, unit="(layer)")
@@ -131,20 +135,22 @@ plot_head_scores(previous, f"{MODEL}: previous-token scores")
 # %% [markdown]
 # ## 4 · Induction heads
 #
-# For an induction head the stripe is at offset 1 − seq_len. Count its entries before you average: with 101 positions and
-# offset −49 the diagonal has 52 entries, but the second copy has 50 tokens. Two entries belong to queries of the *first* copy,
-# which have nothing to look back at. The article averages all 52; we leave the two out, so that a perfect head scores 1.
+# For an induction head the stripe is at offset 1 − seq_len. Count its entries before you average: with 101
+# positions and offset −49 the diagonal has 52 entries, but the second copy has 50 tokens. Two entries
+# belong to queries of the *first* copy, which have nothing to look back at. The article averages all 52; we
+# leave the two out, so that a perfect head scores 1.
 #
 # `check_repeated(tokens, seq_len)` complains if the tokens are not two copies; call it if you like.
 
 # %%
 @exercise("02.induction_scores")
 def induction_scores(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int, *, whole_diagonal: bool = False
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int, *,
+    whole_diagonal: bool = False
 ) -> Float[Tensor, "layer head"]:
     """Mean attention from each token of the second copy to the token after its first occurrence.
 
-    You can ignore `whole_diagonal`; in the course's version, True counts the whole diagonal, as the article does.
+    You can ignore `whole_diagonal` (in the course's version, True counts all entries, as the article does).
     """
     raise NotImplementedError
 
@@ -159,9 +165,9 @@ plot_head_scores(induction, f"{MODEL}: induction scores")
 # %% [markdown]
 # ## 5 · Duplicate-token heads
 #
-# The third stripe tells a head that finds *the same token* from one that finds *what followed it*. If you confuse the
-# offsets, you will report the wrong heads, with high scores. (All three maps share one colour scale, so a dark one says: this
-# model has no such head.)
+# The third stripe tells a head that finds *the same token* from one that finds *what followed it*. If you
+# confuse the offsets, you will report the wrong heads, with high scores. (All three maps share one colour
+# scale, so a dark one says: this model has no such head.)
 
 # %%
 @exercise("02.duplicate_token_scores")
@@ -194,46 +200,52 @@ print("previous token ", named(previous))
 print("duplicate token", named(duplicate))
 
 # %% [markdown]
-# For GPT-2 small, the outputs stored in TransformerLens's exploratory demo (2 sequences of 100 + 100 tokens) say, *quoted*:
-# induction heads 5.1 .931, 6.9 .926, 5.5 .926, 7.10 .904, 7.2 .851; previous-token heads **4.11 .992**, 3.7 .529, 6.8 .499;
-# duplicate-token heads 0.5 .703, 3.0 .678. The article finds the same pair, 5.5 (about 0.91) and 4.11. Several induction heads in
-# neighbouring layers, and a previous-token head below them: is that what you see above?
+# For GPT-2 small, the outputs stored in TransformerLens's exploratory demo (2 sequences of 100 + 100
+# tokens) say, *quoted*: induction heads 5.1 .931, 6.9 .926, 5.5 .926, 7.10 .904, 7.2 .851; previous-token
+# heads **4.11 .992**, 3.7 .529, 6.8 .499; duplicate-token heads 0.5 .703, 3.0 .678. The article finds the
+# same pair, 5.5 (about 0.91) and 4.11. Several induction heads in neighbouring layers, and a previous-token
+# head below them: is that what you see above?
 
 # %%
-bound = MODEL == "tiny"                             # the course promises these bounds for its own model only
-measured("best induction score", induction.max(), at_least=0.8 if bound else None, published="0.931 (GPT-2 small, quoted)")
+bound = MODEL == "tiny"                     # the course promises these bounds for its own model only
+measured("best induction score", induction.max(), at_least=0.8 if bound else None,
+         published="0.931 (GPT-2 small, quoted)")
 measured("best previous-token score", previous.max(), at_least=0.8 if bound else None,
          published="0.992 (GPT-2 small, quoted)")
 
 # %% [markdown]
 # ## 6 · Look at them
 #
-# A score is a mean; look before you believe it. Here are both heads on a short repeat, and then all heads of the induction
-# head's layer.
+# A score is a mean; look before you believe it. Here are both heads on a short repeat, and then all heads
+# of the induction head's layer.
 
 # %%
 short = generate_repeated_tokens(model, seq_len=10, seed=3)
 words = [model.tokenizer.decode([token]) for token in short[0].tolist()]
 _, cache = model.run_with_cache(short, names_filter=is_pattern)
 layer, head = best_head(previous)
-plot_attention(cache[f"blocks.{layer}.attn.hook_pattern"][0, head], words, f"previous-token head {layer}.{head}")
+pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0, head]
+plot_attention(pattern, words, f"previous-token head {layer}.{head}")
 
 # %%
 layer, head = best_head(induction)
-plot_attention(cache[f"blocks.{layer}.attn.hook_pattern"][0, head], words, f"induction head {layer}.{head}")
+pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0, head]
+plot_attention(pattern, words, f"induction head {layer}.{head}")
 
 # %%
 attention_patterns(words, cache[f"blocks.{layer}.attn.hook_pattern"][0])
 
 # %% [markdown]
-# In the induction head's picture, follow a row of the second copy to its bright cell: it lies one to the right of the same
-# word's first occurrence. In the first copy there is nothing to find, and the head parks its attention: in many models on BOS, in
-# `tiny` on the very first word. That is the hedge of lesson 01 at work: the word with which a repeat would begin.
+# In the induction head's picture, follow a row of the second copy to its bright cell: it lies one to the
+# right of the same word's first occurrence. In the first copy there is nothing to find, and the head parks
+# its attention: in many models on BOS, in `tiny` on the very first word. That is the hedge of lesson 01 at
+# work: the word with which a repeat would begin.
 #
 # ## 7 · Induction in any text
 #
-# Stripes need a known period. For ordinary text the same idea is a *mask*: entry (query, key) counts if the token before the key
-# is the query's token. On two copies of different tokens it marks the stripe from before.
+# Stripes need a known period. For ordinary text the same idea is a *mask*: entry (query, key) counts if the
+# token before the key is the query's token. On two copies of different tokens it marks the stripe from
+# before.
 
 # %%
 @exercise("02.induction_targets")
@@ -249,11 +261,12 @@ def induction_targets(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch q
 print(induction_targets(torch.tensor([[0, 5, 6, 5, 6]]))[0].int())      # [BOS, a, b, a, b]
 
 # %% [markdown]
-# Do the same heads do it in stories? In the course's language words come back all the time: names, places, things, but also
-# `the` and full stops, after which anything may come. (Only `tiny` speaks this language, so this part uses it.)
+# Do the same heads do it in stories? In the course's language words come back all the time: names, places,
+# things, but also `the` and full stops, after which anything may come. (Only `tiny` speaks this language,
+# so this part uses it.)
 #
-# **Predict:** the best head's mean attention on its induction targets in stories, as a share of its score on repeated tokens:
-# the same, half, or a tenth?
+# **Predict:** the best head's mean attention on its induction targets in stories, as a share of its score
+# on repeated tokens: the same, half, or a tenth?
 
 # %%
 predict("02.in_stories", None, unit="times")
@@ -270,13 +283,13 @@ print("stories:        ", named(in_stories, 3))
 reveal("02.in_stories", (in_stories[best] / in_repeats[best]).item())
 
 # %% [markdown]
-# A head's job description depends on what you feed it. A token as frequent as `.` has been followed by many different words, and
-# looking at all of them would be of little use.
+# A head's job description depends on what you feed it. A token as frequent as `.` has been followed by many
+# different words, and looking at all of them would be of little use.
 #
 # ## 8 · When did it form?
 #
-# `tiny` comes with checkpoints from its training. For each, we measure the behaviour (lesson 01's log-probability) and the two
-# kinds of head.
+# `tiny` comes with checkpoints from its training. For each, we measure the behaviour (lesson 01's
+# log-probability) and the two kinds of head.
 
 # %%
 steps, rows = checkpoint_steps("tiny"), []
@@ -284,10 +297,11 @@ for step in tqdm(steps, desc="checkpoints", disable=bars_are_off()):
     young = load_model("tiny", step=step)
     text = generate_repeated_tokens(young, SEQ_LEN, BATCH, seed=0)
     rows.append([repeated_token_report(young, SEQ_LEN, BATCH, seed=0).inner_log_prob,
-                 induction_scores(young, text, SEQ_LEN).max().item(), previous_token_scores(young, text).max().item()])
+                 induction_scores(young, text, SEQ_LEN).max().item(),
+                 previous_token_scores(young, text).max().item()])
 behaviour, induction_max, previous_max = torch.tensor(rows).T
 for step, row in zip(steps, rows):
-    print(f"step {step:5}: second copy {row[0]:7.3f} nats, best induction {row[1]:.3f}, best previous-token {row[2]:.3f}")
+    print(f"step {step:5}: second copy {row[0]:7.3f} nats | best induction {row[1]:.3f}, previous token {row[2]:.3f}")
 
 # %%
 plot_by_position({"best induction score": induction_max, "best previous-token score": previous_max},
@@ -295,8 +309,8 @@ plot_by_position({"best induction score": induction_max, "best previous-token sc
                  title="Two kinds of head form")
 
 # %%
-plot_by_position({"second copy, boundary left out": behaviour}, ylabel="log-probability (nats)", x=torch.tensor(steps),
-                 xlabel="training step", title="The behaviour arrives with them")
+plot_by_position({"second copy, boundary left out": behaviour}, ylabel="log-probability (nats)",
+                 x=torch.tensor(steps), xlabel="training step", title="The behaviour arrives with them")
 
 
 # %%
@@ -312,13 +326,15 @@ print("log-probability reaches −1 by step ", formation_step(steps, behaviour, 
 measured("best induction score before training", induction_max[0], at_most=0.1)
 
 # %% [markdown]
-# The behaviour does not creep in: for a while nothing happens, then within a few hundred steps the second copy goes from
-# hopeless to easy, and induction scores rise in the same window. Olsson et al. saw this *phase change* in models of all sizes.
+# The behaviour does not creep in: for a while nothing happens, then within a few hundred steps the second
+# copy goes from hopeless to easy, and induction scores rise in the same window. Olsson et al. saw this
+# *phase change* in models of all sizes.
 #
-# The previous-token curve is a surprise: no single head scores high when induction is already there. Early on, several heads of
-# layer 0 look at a *blur* of recent positions, and for repeated sequences a blur is enough to find the right place. From step
-# 1200 on, the training data also has pairs of tokens that come back in random order; there only the token just before helps, and
-# one head sharpens. A circuit's parts need not be as clean as their names.
+# The previous-token curve is a surprise: no single head scores high when induction is already there. Early
+# on, several heads of layer 0 look at a *blur* of recent positions, and for repeated sequences a blur is
+# enough to find the right place. From step 1200 on, the training data also has pairs of tokens that come
+# back in random order; there only the token just before helps, and one head sharpens. A circuit's parts
+# need not be as clean as their names.
 #
 # ## 9 · Does it hold in a real language model?
 
@@ -342,23 +358,26 @@ if real_model is not None:
 # %% [markdown]
 # ## What this does not show
 #
-# - An attention pattern says where a head looks. Whether the model *uses* what it finds is a causal question: lesson 03 takes
-#   heads away.
-# - We assume that the induction head finds its place *because* of what the previous-token head wrote. In the planted model that is
-#   so by construction; in a trained one it is a claim about weights, and lessons 04 and 05 test it.
+# - An attention pattern says where a head looks. Whether the model *uses* what it finds is a causal
+#   question: lesson 03 takes heads away.
+# - We assume that the induction head finds its place *because* of what the previous-token head wrote. In
+#   the planted model that is so by construction; in a trained one it is a claim about weights, and lessons
+#   04 and 05 test it.
 # - Two curves that rise together are not cause and effect.
 # - The best of many heads has a high score partly by selection; compare it with the others, not with 0.
 #
 # ## Summary
 #
-# - Previous token: offset −1. Duplicate token: −seq_len. Induction: 1 − seq_len, without the first two entries.
+# - Previous token: offset −1. Duplicate token: −seq_len. Induction: 1 − seq_len, without the first two
+#   entries.
 # - Check a measure where the answer is known: a planted circuit scores 1.
 # - Heads are found by score, not by number: every model keeps them elsewhere.
 # - Induction forms suddenly in training, together with the behaviour.
 #
-# Sources: Olsson et al., "In-context Learning and Induction Heads" (2022); Elhage et al., "A Mathematical Framework for
-# Transformer Circuits" (2021); Shuyang Xiang, "How to Interpret GPT2-Small" (2024) for the scores' definition and the quoted
-# heads; the outputs stored in TransformerLens's Exploratory_Analysis_Demo.
+# Sources: Olsson et al., "In-context Learning and Induction Heads" (2022); Elhage et al., "A Mathematical
+# Framework for Transformer Circuits" (2021); Shuyang Xiang, "How to Interpret GPT2-Small" (2024) for the
+# scores' definition and the quoted heads; the outputs stored in TransformerLens's
+# Exploratory_Analysis_Demo.
 #
 # Next: **03 · Ablations**, where we take heads and MLPs away.
 

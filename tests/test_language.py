@@ -501,3 +501,14 @@ def test_people_go_where_the_page_says(long_sample):
         if match := re.search(r"(?:waited|slept|rested|sat|stayed) in the (\w+) (?:\.|for)", text):
             assert words[labels["place"][-1]] == match[1] or "stayed in" in text, text
     assert seen > 50
+
+
+def test_were_and_are_always_have_a_plural_subject(long_sample):
+    """Walls, hours and friends too, not only beasts; and `was` and `is` a singular one."""
+    seen = Counter()
+    for text, labels in page_sentences(long_sample):
+        for i, word in enumerate(text.split()):
+            if word in ("were", "are", "was", "is"):
+                assert labels["plural"][i] == int(word in ("were", "are")), text
+                seen[word] += 1
+    assert min(seen.values()) > 10

@@ -102,7 +102,7 @@ def test_senseless_lengths_are_refused(small, function, seq_len):
 @pytest.mark.parametrize("function", [generate_repeated_tokens, repeated_token_report])
 @pytest.mark.parametrize("batch", [0, -1])
 def test_an_empty_batch_is_refused(small, function, batch):
-    with pytest.raises(ValueError, match=f"batch must be at least 1, got {batch}"):
+    with pytest.raises(ValueError, match=f"batch must be a whole number of at least 1, got {batch}"):
         function(small, 5, batch)
 
 

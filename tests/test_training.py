@@ -301,3 +301,10 @@ def test_the_shipped_config_and_tokenizer_are_what_the_script_writes(tmp_path):
     assert all(torch.allclose(first[name], made[name], atol=1e-4) for name in first)  # the same seed
     steps = {*script.Config.ship, script.Config.steps}
     assert set(models.checkpoint_steps("tiny")) == steps
+
+
+def test_a_folder_of_another_run_is_refused(training, tmp_path):
+    training.claim(training.CONFIG, tmp_path)
+    training.claim(training.CONFIG, tmp_path)  # the same run goes on
+    with pytest.raises(ValueError, match="another seed: choose another --out folder"):
+        training.claim(replace(training.CONFIG, seed=1), tmp_path)

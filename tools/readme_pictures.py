@@ -31,11 +31,20 @@ def formation():
     for step in checkpoint_steps("tiny"):
         model = load_model("tiny", step=step)
         tokens = generate_repeated_tokens(model, 50, 10, seed=0)
-        rows.append([induction_scores(model, tokens, 50).max().item(), previous_token_scores(model, tokens).max().item()])
+        rows.append(
+            [
+                induction_scores(model, tokens, 50).max().item(),
+                previous_token_scores(model, tokens).max().item(),
+            ]
+        )
     induction, previous = torch.tensor(rows).T
     return plot_by_position(
-        {"best induction score": induction, "best previous-token score": previous}, "mean attention probability",
-        x=torch.tensor(checkpoint_steps("tiny")), xlabel="training step", title="Two kinds of head form")
+        {"best induction score": induction, "best previous-token score": previous},
+        "mean attention probability",
+        x=torch.tensor(checkpoint_steps("tiny")),
+        xlabel="training step",
+        title="Two kinds of head form",
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ Three things make induction form within minutes instead of hours:
 * heads wide enough (64) to tell a thousand tokens apart;
 * position embeddings that start as sinusoids, so that "the previous token" is a rotation away, not a table to learn;
 * short periods first: with few tokens to choose from, half an induction circuit already pays.
+
+Needs torch 2.9 or newer (for `torch.optim.Muon`); the locked version has it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import json
 import math
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -37,23 +39,34 @@ from course_utils.language import BOS, UNK, StoryLanguage, stream, vocabulary
 class Config:
     seed: int = 0
     steps: int = 7500
-    batch: int = 32                  # rows per step; half stories, half repeated tokens
+    batch: int = 32  # rows per step; half stories, half repeated tokens
     context: int = 128
     lr: float = 2e-3
     warmup: int = 100
-    story_rows: int = 60_000         # 7.7 M tokens of stories, made once
-    widen: int = 600                 # steps over which the longest period grows to its full length
-    pairs_from: int = 1200           # step from which half of the random rows are pairs
-    random_weight: float = 0.1       # weight in the loss of tokens that nobody can predict
-    save_every: int = 100            # steps between checkpoints
-    ship: tuple[int, ...] = (0, 400, 800, 1000, 1100, 1200, 2400)   # and the last: the ones the course ships
+    story_rows: int = 60_000  # 7.7 M tokens of stories, made once
+    widen: int = 600  # steps over which the longest period grows to its full length
+    pairs_from: int = 1200  # step from which half of the random rows are pairs
+    random_weight: float = 0.1  # weight in the loss of tokens that nobody can predict
+    save_every: int = 100  # steps between checkpoints
+    ship: tuple[int, ...] = (0, 400, 800, 1000, 1100, 1200, 2400)  # and the last: the ones the course ships
 
 
 def make_model(seed: int) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     vocab = len(vocabulary())
-    config = GPT2Config(vocab_size=vocab, n_positions=128, n_embd=256, n_layer=4, n_head=4, n_inner=512,
-                        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=vocab,
+        n_positions=128,
+        n_embd=256,
+        n_layer=4,
+        n_head=4,
+        n_inner=512,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     model = GPT2LMHeadModel(config)
     with torch.no_grad():
         model.transformer.wpe.weight.copy_(sinusoids(config.n_positions, config.n_embd))
@@ -68,12 +81,17 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 # --- data --------------------------------------------------------------------------------------------------------
 
+
 def story_rows(config: Config, out: Path) -> np.ndarray:
     """All training stories, made once and kept beside the checkpoints."""
     file = out / "stories.npy"
     if not file.exists():
-        rows = tqdm(islice(stream(1001 + config.seed, config.context), config.story_rows),
-                    total=config.story_rows, desc="writing stories", unit="row")
+        rows = tqdm(
+            islice(stream(1001 + config.seed, config.context), config.story_rows),
+            total=config.story_rows,
+            desc="writing stories",
+            unit="row",
+        )
         np.save(out / "stories.tmp.npy", np.array(list(rows), dtype=np.uint16))
         os.replace(out / "stories.tmp.npy", file)
     return np.load(file)
@@ -93,7 +111,7 @@ def paired_row(rng: np.random.Generator, longest: int, context: int) -> tuple[np
     order = rng.integers(0, len(pairs), context // 2)
     seen_before = np.array([index in order[:place] for place, index in enumerate(order)])
     predictable = np.stack([np.zeros_like(seen_before), seen_before], 1).flatten()
-    return pairs[order].flatten()[:context - 1], np.append(False, predictable)[:context]
+    return pairs[order].flatten()[: context - 1], np.append(False, predictable)[:context]
 
 
 def random_rows(rng: np.random.Generator, n: int, step: int, config: Config) -> tuple[Tensor, Tensor]:
@@ -119,12 +137,15 @@ def batch_at(step: int, stories: np.ndarray, config: Config) -> tuple[Tensor, Te
 
 # --- training ----------------------------------------------------------------------------------------------------
 
+
 def optimizers(model: GPT2LMHeadModel, config: Config) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, Adam for embeddings, biases and LayerNorm."""
     matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    return [torch.optim.Muon(matrices, lr=config.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0)]
+    return [
+        torch.optim.Muon(matrices, lr=config.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -137,7 +158,8 @@ def loss_of(model: GPT2LMHeadModel, tokens: Tensor, weights: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(tokens).logits
     losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
     weights = weights[:, 1:].flatten()
     return (losses * weights).sum() / weights.sum()
 
@@ -152,14 +174,21 @@ def evaluate(model: GPT2LMHeadModel, held_out, seq_len: int = 50) -> dict[str, f
     story = model(held_out.tokens).logits.log_softmax(-1)
     truth = held_out.true_log_probs
     kl = torch.where(truth.isfinite(), truth.exp() * (truth - story), 0.0).sum(-1)
-    return {"first": log_probs[:, :seq_len].mean().item(), "second": log_probs[:, seq_len:].mean().item(),
-            "no_boundary": log_probs[:, seq_len + 1:].mean().item(), "kl": kl.mean().item()}
+    return {
+        "first": log_probs[:, :seq_len].mean().item(),
+        "second": log_probs[:, seq_len:].mean().item(),
+        "no_boundary": log_probs[:, seq_len + 1 :].mean().item(),
+        "kl": kl.mean().item(),
+    }
 
 
 def save_weights(model: GPT2LMHeadModel, file: Path) -> None:
     """float16 weights (the output matrix is the embedding, so it is left out), written then renamed."""
-    weights = {name: p.detach().half().contiguous() for name, p in model.state_dict().items()
-               if name != "lm_head.weight" and not name.endswith((".attn.bias", ".attn.masked_bias"))}
+    weights = {
+        name: p.detach().half().contiguous()
+        for name, p in model.state_dict().items()
+        if name != "lm_head.weight" and not name.endswith((".attn.bias", ".attn.masked_bias"))
+    }
     save_file(weights, file.with_suffix(".tmp"))
     os.replace(file.with_suffix(".tmp"), file)
 
@@ -170,8 +199,11 @@ def save_state(model, optimisers, step: int, out: Path) -> None:
     for index, optimiser in enumerate(optimisers):
         for key, moments in optimiser.state_dict()["state"].items():
             tensors |= {f"opt/{index}/{key}/{name}": value for name, value in moments.items()}
-    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, out / "state.tmp",
-              metadata={"step": str(step)})
+    save_file(
+        {k: v.detach().clone().contiguous() for k, v in tensors.items()},
+        out / "state.tmp",
+        metadata={"step": str(step)},
+    )
     os.replace(out / "state.tmp", out / "state.safetensors")
 
 
@@ -181,6 +213,7 @@ def load_state(model, optimisers, out: Path) -> int:
     if not file.exists():
         return 0
     from safetensors import safe_open
+
     tensors = load_file(file)
     with safe_open(file, "pt") as opened:
         step = int(opened.metadata()["step"])
@@ -195,14 +228,27 @@ def load_state(model, optimisers, out: Path) -> int:
     return step
 
 
+def claim(config: Config, out: Path) -> None:
+    """Note the settings in the folder. Raises ValueError if it holds a run with other settings."""
+    file, mine = out / "settings.json", json.loads(json.dumps(asdict(config)))
+    if file.exists() and (theirs := json.loads(file.read_text())) != mine:
+        differ = [key for key in mine if theirs.get(key) != mine[key]]
+        raise ValueError(f"{out} holds a run with another {', '.join(differ)}: choose another --out folder")
+    file.write_text(json.dumps(mine, indent=1))
+
+
 def train(config: Config, out: Path) -> GPT2LMHeadModel:
+    """Train from where the folder stands to the end. Raises ValueError as `claim` does."""
     out.mkdir(parents=True, exist_ok=True)
+    claim(config, out)
     stories = story_rows(config, out)
     held_out = StoryLanguage(seed=7).sample(32, config.context)
     model = make_model(config.seed)
     optimisers = optimizers(model, config)
     first = load_state(model, optimisers, out)
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc="training tiny", unit="step")
+    bar = tqdm(
+        range(first, config.steps), initial=first, total=config.steps, desc="training tiny", unit="step"
+    )
     for step in bar:
         if step % config.save_every == 0:
             save_weights(model, out / f"step-{step:06d}.safetensors")
@@ -216,24 +262,28 @@ def train(config: Config, out: Path) -> GPT2LMHeadModel:
             optimiser.step()
             optimiser.zero_grad()
         if (step + 1) % 100 == 0:
+            save_state(model, optimisers, step + 1, out)
             scores = evaluate(model, held_out)
             with open(out / "log.jsonl", "a") as log:
                 log.write(json.dumps({"step": step + 1, "loss": loss.item(), **scores}) + "\n")
             bar.set_postfix({k: f"{v:.2f}" for k, v in scores.items()})
-            save_state(model, optimisers, step + 1, out)
     save_weights(model, out / f"step-{config.steps:06d}.safetensors")
     return model
 
 
 # --- shipping ----------------------------------------------------------------------------------------------------
 
+
 def write_tokenizer(file: Path) -> None:
     """A word-level tokenizer: words separated by spaces, `<bos>` first, `<unk>` for anything else."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
     ids = {word: index for index, word in enumerate(vocabulary())}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])]
+    )
     tokenizer.add_special_tokens([BOS, UNK])
     tokenizer.save(str(file))
 
@@ -244,7 +294,9 @@ def export(out: Path, target: Path, steps: list[int]) -> None:
     for old in target.glob("*"):
         old.unlink()
     for step in steps:
-        (target / f"step-{step:06d}.safetensors").write_bytes((out / f"step-{step:06d}.safetensors").read_bytes())
+        (target / f"step-{step:06d}.safetensors").write_bytes(
+            (out / f"step-{step:06d}.safetensors").read_bytes()
+        )
     make_model(0).config.to_json_file(target / "config.json")
     write_tokenizer(target / "tokenizer.json")
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(target.glob("*"))}
@@ -253,7 +305,9 @@ def export(out: Path, target: Path, steps: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("build/tiny"), help="checkpoints, log and resume state")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/tiny"), help="checkpoints, log and resume state"
+    )
     parser.add_argument("--seed", type=int, default=Config.seed)
     parser.add_argument("--steps", type=int, default=Config.steps)
     parser.add_argument("--export", type=Path, help="copy the finished weights here")

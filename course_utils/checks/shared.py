@@ -17,8 +17,16 @@ def random_model():
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        config = GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=3, n_head=2, bos_token_id=0,
-                            eos_token_id=0, initializer_range=0.6)
+        config = GPT2Config(
+            vocab_size=40,
+            n_positions=32,
+            n_embd=16,
+            n_layer=3,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=0,
+            initializer_range=0.6,
+        )
         model = GPT2LMHeadModel(config)
     words = ["<bos>", *(f"w{i}" for i in range(1, 40))]
     return _used_once(as_bridge(model, word_tokenizer(words, "<bos>"), name="random", device="cpu"))

@@ -87,6 +87,18 @@ def f(model, text, k=5):
     return [(model.tokenizer.decode([i]), p[i]) for i in best]
 """
 
+TOP = """
+def f(model, text, k=5):
+    values, indices = model(model.to_tokens(text))[0, -1].{values}.topk(k)
+    words = [model.tokenizer.decode([i]) for i in indices.tolist()]
+    return {result}
+"""
+
+
+def top(result, values="softmax(-1)"):
+    return TOP.format(result=result, values=values)
+
+
 # --- 00.head_pattern -----------------------------------------------------------------------------------------------
 
 CACHED = """
@@ -130,6 +142,30 @@ def f(model, tokens, layer, head):
         z[:, :, head] = 0
     return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", silence)])
 """
+WEIGHTS_PUT_BACK = """
+def f(model, tokens, layer, head):
+    with torch.no_grad():
+        W = model.blocks[layer].attn.W_O
+        saved = W[head].clone()
+        W[head] = 0.0
+        logits = model(tokens)
+        W[head] = saved
+    return logits
+"""
+WITHOUT_VALUES = """
+def f(model, tokens, layer, head):
+    def zero(v, hook):
+        v[:, :, head] = 0.0
+        return v
+    return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_v", zero)])
+"""
+SCORES_ZEROED = """
+def f(model, tokens, layer, head):
+    def zero(scores, hook):
+        scores[:, head] = 0.0
+        return scores
+    return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_attn_scores", zero)])
+"""
 LEFT_ON = """
 def f(model, tokens, layer, head):
     def silence(z, hook):
@@ -166,6 +202,16 @@ def f(model, tokens, layer, head):
 def reversed_kl(true_log_probs, logits):
     q = logits.softmax(-1)
     return (q * (q.log() - true_log_probs)).sum(-1)
+
+
+def reversed_without_inf(true_log_probs, logits):
+    q = logits.softmax(-1)
+    return torch.nan_to_num(q * (q.log() - true_log_probs), posinf=0.0).sum(-1)
+
+
+def truth_changed(true_log_probs, logits):
+    true_log_probs[true_log_probs == -torch.inf] = -1e9
+    return with_nan(true_log_probs, logits)
 
 
 def only_cross_entropy(true_log_probs, logits):
@@ -207,6 +253,11 @@ def with_xlogy(true_log_probs, logits):
     return (torch.xlogy(p, p) - p * logits.double().log_softmax(-1)).sum(-1)
 
 
+def with_distributions(true_log_probs, logits):
+    truth, model = (torch.distributions.Categorical(logits=x) for x in (true_log_probs, logits))
+    return torch.distributions.kl_divergence(truth, model)
+
+
 def with_loops(true_log_probs, logits):
     log_q = logits.log_softmax(-1)
     result = torch.zeros(logits.shape[:2])
@@ -221,25 +272,44 @@ def with_loops(true_log_probs, logits):
 ANSWERS = {
     "00.next_token_probs": Answers(
         reject=[
-            Wrong(log_probs, says="log-probabilities"), Wrong(first_position, says="first position"),
-            Wrong(over_the_batch, says="over the sequences of the batch"), Wrong(all_positions, says="every position"),
-            Wrong(raw_logits, says="raw logits"), Wrong(unnormalised), Wrong(one_sequence_only),
+            Wrong(log_probs, says="log-probabilities"),
+            Wrong(first_position, says="first position"),
+            Wrong(over_the_batch, says="over the sequences of the batch"),
+            Wrong(all_positions, says="every position"),
+            Wrong(raw_logits, says="raw logits"),
+            Wrong(unnormalised),
+            Wrong(one_sequence_only),
         ],
         accept=[by_hand, row_by_row],
     ),
     "00.top_tokens": Answers(
         reject=[
-            Wrong(NO_BOS, says="BOS is missing"), Wrong(LOGITS_INSTEAD, says="take the softmax"),
-            Wrong(IDS_INSTEAD, says="token ids were returned"), Wrong(WORST_FIRST), Wrong(ALWAYS_FIVE),
+            Wrong(NO_BOS, says="BOS is missing"),
+            Wrong(LOGITS_INSTEAD, says="take the softmax"),
+            Wrong(IDS_INSTEAD, says="token ids were returned"),
+            Wrong(WORST_FIRST, says="sort from high to low"),
+            Wrong(ALWAYS_FIVE),
+            Wrong(top("list(zip(words, values.tolist()))", "log_softmax(-1)"), says="take the softmax"),
+            Wrong(top("list(zip(values.tolist(), words))"), says="turned round"),
+            Wrong(top("words")),
+            Wrong(top("list(zip(words, values))"), says="a float was expected"),
         ],
         accept=[BY_SORTING, PLAIN_PYTHON],
     ),
     "00.head_pattern": Answers(
         reject=[
-            Wrong(CACHED.format(hook="hook_pattern", take="[0, head].T"), says="rows and columns are swapped"),
-            Wrong(CACHED.format(hook="hook_attn_scores", take="[0, head]"), says="attention scores, before the softmax"),
+            Wrong(
+                CACHED.format(hook="hook_pattern", take="[0, head].T"), says="rows and columns are swapped"
+            ),
+            Wrong(
+                CACHED.format(hook="hook_attn_scores", take="[0, head]"),
+                says="attention scores, before the softmax",
+            ),
             Wrong(CACHED.format(hook="hook_pattern", take="[:, head]"), says="the batch axis is still there"),
-            Wrong(CACHED.format(hook="hook_pattern", take="[0].mean(0)"), says="all heads of the layer were averaged"),
+            Wrong(
+                CACHED.format(hook="hook_pattern", take="[0].mean(0)"),
+                says="all heads of the layer were averaged",
+            ),
             Wrong(CACHED.format(hook="hook_pattern", take="[0, 0]")),
             Wrong(CACHED.format(hook="hook_pattern", take="[0]")),
         ],
@@ -249,17 +319,26 @@ ANSWERS = {
         reject=[
             Wrong(SILENT.format(body="z[:] = 0"), says="all heads of the layer are silenced"),
             Wrong(SILENT.format(body="z[:, head] = 0"), says="a position was zeroed"),
-            Wrong(FORGOT_FWD_HOOKS, says="nothing changed"), Wrong(LEFT_ON, says="leaves a hook"),
-            Wrong(WRONG_LAYER), Wrong(SILENT.format(body="z[:, :, head] = z[:, :, head].mean()")),
+            Wrong(FORGOT_FWD_HOOKS, says="nothing changed"),
+            Wrong(LEFT_ON, says="leaves a hook"),
+            Wrong(SCORES_ZEROED),
+            Wrong(WRONG_LAYER),
+            Wrong(SILENT.format(body="z[:, :, head] = z[:, :, head].mean()")),
         ],
-        accept=[WITH_MASK, WITH_CONTEXT],
+        accept=[WITH_MASK, WITH_CONTEXT, WITHOUT_VALUES, WEIGHTS_PUT_BACK],
     ),
     "00.kl_from_truth": Answers(
         reject=[
-            Wrong(reversed_kl, says="KL(model ‖ truth)"), Wrong(only_cross_entropy, says="this is the cross-entropy"),
-            Wrong(with_nan, says="NaN"), Wrong(negative, says="the sign is turned"),
-            Wrong(averaged_over_tokens, says="averaged over the vocabulary"), Wrong(logits_not_normalised), Wrong(in_bits),
+            Wrong(reversed_without_inf, says="KL(model ‖ truth)"),
+            Wrong(truth_changed, says="it changes its input"),
+            Wrong(reversed_kl, says="KL(model ‖ truth)"),
+            Wrong(only_cross_entropy, says="this is the cross-entropy"),
+            Wrong(with_nan, says="NaN"),
+            Wrong(negative, says="the sign is turned"),
+            Wrong(averaged_over_tokens, says="averaged over the vocabulary"),
+            Wrong(logits_not_normalised),
+            Wrong(in_bits),
         ],
-        accept=[with_library, with_xlogy, with_loops],
+        accept=[with_library, with_xlogy, with_distributions, with_loops],
     ),
 }

@@ -15,7 +15,8 @@ def f(model, seq_len, batch=1, *, seed=None):
     return {result}
 """
 AFRESH = GENERATE.format(
-    result="torch.cat([bos, half, torch.randint(0, model.cfg.d_vocab, (batch, seq_len), generator=rng)], 1)")
+    result="torch.cat([bos, half, torch.randint(0, model.cfg.d_vocab, (batch, seq_len), generator=rng)], 1)"
+)
 BOS_LAST = GENERATE.format(result="torch.cat([half, half, bos], 1)")
 SAME_ROWS = """
 def f(model, seq_len, batch=1, *, seed=None):
@@ -100,6 +101,11 @@ def not_shifted(logits, tokens):
     return torch.gather(log_probs, 2, tokens[:, :-1].unsqueeze(-1)).squeeze(-1)
 
 
+def tokens_given_themselves(logits, tokens):
+    log_probs = torch.log_softmax(logits, dim=-1)[:, 1:]
+    return torch.gather(log_probs, 2, tokens[:, 1:].unsqueeze(-1)).squeeze(-1)
+
+
 def shifted_back(logits, tokens):
     log_probs = torch.log_softmax(logits, dim=-1)[:, 1:]
     return torch.gather(log_probs, 2, tokens[:, :-1].unsqueeze(-1)).squeeze(-1)
@@ -139,14 +145,19 @@ def log_softmax_and_then_log(logits, tokens):
 
 def minus_cross_entropy(logits, tokens):
     flat = torch.nn.functional.cross_entropy(
-        logits[:, :-1].reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1), reduction="none")
+        logits[:, :-1].reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1), reduction="none"
+    )
     return -flat.view(tokens.shape[0], -1)
 
 
 def one_by_one(logits, tokens):
     batch, length = tokens.shape
-    return torch.tensor([[logits[b, j].double().log_softmax(0)[tokens[b, j + 1]].item() for j in range(length - 1)]
-                         for b in range(batch)])
+    return torch.tensor(
+        [
+            [logits[b, j].double().log_softmax(0)[tokens[b, j + 1]].item() for j in range(length - 1)]
+            for b in range(batch)
+        ]
+    )
 
 
 def by_indexing(logits, tokens):
@@ -160,6 +171,10 @@ def by_indexing(logits, tokens):
 
 def top1_not_shifted(logits, tokens):
     return (logits.argmax(-1)[:, :-1] == tokens[:, :-1]).float()
+
+
+def guesses_of_themselves(logits, tokens):
+    return (logits.argmax(-1) == tokens)[:, 1:].float()
 
 
 def accuracy(logits, tokens):
@@ -200,27 +215,37 @@ def top1_by_comparing(logits, tokens):
 
 
 def boundary_kept(log_probs, seq_len):
-    return log_probs[:, :seq_len].mean().item(), log_probs[:, seq_len].mean().item(), log_probs[:, seq_len:].mean().item()
+    return (
+        log_probs[:, :seq_len].mean().item(),
+        log_probs[:, seq_len].mean().item(),
+        log_probs[:, seq_len:].mean().item(),
+    )
 
 
 def boundary_in_first(log_probs, seq_len):
-    a, b = log_probs[:, :seq_len + 1], log_probs[:, seq_len + 1:]
+    a, b = log_probs[:, : seq_len + 1], log_probs[:, seq_len + 1 :]
     return a.mean().item(), a[:, -1].mean().item(), b.mean().item()
 
 
 def one_early(log_probs, seq_len):
-    return (log_probs[:, :seq_len - 1].mean().item(), log_probs[:, seq_len - 1].mean().item(),
-            log_probs[:, seq_len:].mean().item())
+    return (
+        log_probs[:, : seq_len - 1].mean().item(),
+        log_probs[:, seq_len - 1].mean().item(),
+        log_probs[:, seq_len:].mean().item(),
+    )
 
 
 def sums(log_probs, seq_len):
-    return (log_probs[:, :seq_len].sum().item(), log_probs[:, seq_len].sum().item(),
-            log_probs[:, seq_len + 1:].sum().item())
+    return (
+        log_probs[:, :seq_len].sum().item(),
+        log_probs[:, seq_len].sum().item(),
+        log_probs[:, seq_len + 1 :].sum().item(),
+    )
 
 
 def first_row(log_probs, seq_len):
     row = log_probs[0]
-    return row[:seq_len].mean().item(), row[seq_len].item(), row[seq_len + 1:].mean().item()
+    return row[:seq_len].mean().item(), row[seq_len].item(), row[seq_len + 1 :].mean().item()
 
 
 def two_numbers(log_probs, seq_len):
@@ -234,7 +259,7 @@ def with_split(log_probs, seq_len):
 
 def in_plain_python(log_probs, seq_len):
     by_position = log_probs.double().mean(0).tolist()
-    inner = by_position[seq_len + 1:]
+    inner = by_position[seq_len + 1 :]
     return sum(by_position[:seq_len]) / seq_len, by_position[seq_len], sum(inner) / len(inner)
 
 
@@ -273,46 +298,94 @@ def as_a_correction(inner, boundary, seq_len):
 ANSWERS = {
     "01.generate_repeated_tokens": Answers(
         reject=[
-            Wrong(AFRESH, says="drawn afresh"), Wrong(BOS_LAST, says="BOS is at the end"),
+            Wrong(AFRESH, says="the second half differs"),
+            Wrong(
+                GENERATE.format(result="torch.cat([bos, half.repeat_interleave(2, 1)], 1)"),
+                says="the second half differs",
+            ),
+            Wrong(
+                GENERATE.format(result="torch.cat([bos, half, half], 1).tolist()"),
+                says="a torch.Tensor was expected",
+            ),
+            Wrong(GENERATE.format(result="torch.cat([half, bos, half], 1)")),
+            Wrong(BOS_LAST, says="BOS is at the end"),
             Wrong(GENERATE.format(result="torch.cat([half, half], 1)"), says="BOS is missing"),
             Wrong(SAME_ROWS, says="every row of the batch is the same"),
-            Wrong(TOO_FEW_TOKENS, says="some tokens are never drawn"), Wrong(SEED_IGNORED, says="the same seed"),
-            Wrong(OUT_OF_RANGE), Wrong(GENERATE.format(result="torch.cat([bos, half, half], 1).float()")),
+            Wrong(TOO_FEW_TOKENS, says="some tokens are never drawn"),
+            Wrong(SEED_IGNORED, says="the same seed"),
+            Wrong(OUT_OF_RANGE),
+            Wrong(GENERATE.format(result="torch.cat([bos, half, half], 1).float()")),
             Wrong(GENERATE.format(result="torch.cat([bos, half, bos, half], 1)")),
         ],
         accept=[GENERATE.format(result="torch.cat([bos, half, half], 1)"), GLOBAL_SEED, FILLED_IN],
     ),
     "01.chance_log_prob": Answers(
-        reject=[Wrong(probability, says="this is the probability"), Wrong(positive, says="the sign is turned"),
-                Wrong(in_bits, says="in bits"), Wrong(base_ten, says="base 10"), Wrong(for_gpt2)],
+        reject=[
+            Wrong(probability, says="this is the probability"),
+            Wrong(positive, says="the sign is turned"),
+            Wrong(in_bits, says="in bits"),
+            Wrong(base_ten, says="base 10"),
+            Wrong(for_gpt2),
+        ],
         accept=[log_of_quotient, from_torch],
     ),
     "01.correct_token_log_probs": Answers(
         reject=[
-            Wrong(not_shifted, says="not shifted"), Wrong(shifted_back, says="shifted the wrong way"),
-            Wrong(probabilities, says="these are probabilities"), Wrong(losses, says="this is the loss"),
-            Wrong(without_softmax, says="log_softmax is missing"), Wrong(extra_axis, says="the last axis is still there"),
-            Wrong(full_length, says="one column too many"), Wrong(one_number, says="keep one number per token"),
-            Wrong(softmax_over_positions), Wrong(log_softmax_and_then_log),
+            Wrong(tokens_given_themselves, says="not shifted"),
+            Wrong(lambda logits, tokens: one_by_one(logits, tokens).sum(), says="averaged or summed"),
+            Wrong(
+                lambda logits, tokens: one_by_one(logits, tokens).tolist(), says="a torch.Tensor was expected"
+            ),
+            Wrong(lambda logits, tokens: one_by_one(logits.sub_(1.0), tokens), says="it changes its input"),
+            Wrong(not_shifted, says="not shifted"),
+            Wrong(shifted_back, says="shifted the wrong way"),
+            Wrong(probabilities, says="these are probabilities"),
+            Wrong(losses, says="this is the loss"),
+            Wrong(without_softmax, says="log_softmax is missing"),
+            Wrong(extra_axis, says="the last axis is still there"),
+            Wrong(full_length, says="one column too many"),
+            Wrong(one_number, says="keep one number per token"),
+            Wrong(softmax_over_positions),
+            Wrong(log_softmax_and_then_log),
         ],
         accept=[minus_cross_entropy, one_by_one, by_indexing],
     ),
     "01.top1_correct": Answers(
-        reject=[Wrong(top1_not_shifted, says="not shifted"), Wrong(accuracy, says="keep one number per token"),
-                Wrong(the_guesses, says="the best guesses themselves"),
-                Wrong(probability_of_best, says="not whether they were right"), Wrong(over_positions), Wrong(least_likely),
-                Wrong(everything_wrong)],
+        reject=[
+            Wrong(guesses_of_themselves, says="not shifted"),
+            Wrong(top1_not_shifted, says="not shifted"),
+            Wrong(
+                lambda logits, tokens: logits[:, :-1].argmax(-1) == tokens[:, 1:],
+                says="a float dtype was expected",
+            ),
+            Wrong(accuracy, says="keep one number per token"),
+            Wrong(the_guesses, says="the best guesses themselves"),
+            Wrong(probability_of_best, says="not whether they were right"),
+            Wrong(over_positions),
+            Wrong(least_likely),
+            Wrong(everything_wrong),
+        ],
         accept=[top1_by_sorting, top1_by_comparing],
     ),
     "01.split_halves": Answers(
-        reject=[Wrong(boundary_kept, says="still in the second copy's mean"),
-                Wrong(boundary_in_first, says="counted in the first copy"), Wrong(one_early, says="one too early"),
-                Wrong(sums), Wrong(first_row), Wrong(two_numbers)],
+        reject=[
+            Wrong(boundary_kept, says="still in the second copy's mean"),
+            Wrong(boundary_in_first, says="counted in the first copy"),
+            Wrong(one_early, says="one too early"),
+            Wrong(sums),
+            Wrong(first_row),
+            Wrong(two_numbers),
+        ],
         accept=[with_split, in_plain_python],
     ),
     "01.with_boundary": Answers(
-        reject=[Wrong(plain_average, says="a plain average"), Wrong(one_too_many, says="not seq_len + 1"),
-                Wrong(weights_swapped, says="the weights are swapped"), Wrong(just_added), Wrong(not_divided)],
+        reject=[
+            Wrong(plain_average, says="a plain average"),
+            Wrong(one_too_many, says="not seq_len + 1"),
+            Wrong(weights_swapped, says="the weights are swapped"),
+            Wrong(just_added),
+            Wrong(not_divided),
+        ],
         accept=[as_a_list, as_a_correction],
     ),
 }

@@ -20,6 +20,10 @@ def before_the_first(query, seq_len):
     return {"previous": query - 1, "duplicate": first, "induction": first - 1}
 
 
+def never_after_it(query, seq_len):
+    return {"previous": query - 1, "duplicate": query - seq_len, "induction": query - seq_len}
+
+
 def bos_forgotten(query, seq_len):
     return {"previous": query - 1, "duplicate": query - seq_len - 1, "induction": query - seq_len}
 
@@ -35,8 +39,10 @@ def by_searching(query, seq_len):
 
 
 def from_offsets(query, seq_len):
-    return {kind: query + offset for kind, offset in
-            [("induction", 1 - seq_len), ("duplicate", -seq_len), ("previous", -1)]}
+    return {
+        kind: query + offset
+        for kind, offset in [("induction", 1 - seq_len), ("duplicate", -seq_len), ("previous", -1)]
+    }
 
 
 # --- the three scores: one text, with the line that matters left open ----------------------------------------------------
@@ -70,13 +76,22 @@ def f(model, tokens):
     return total / tokens.shape[0] / (tokens.shape[1] - 1)
 """
 PREVIOUS_EINOPS = cached(
-    'einops.reduce(pattern[:, :, 1:, :-1].diagonal(dim1=-2, dim2=-1), "batch head pos -> head", "mean")')
+    'einops.reduce(pattern[:, :, 1:, :-1].diagonal(dim1=-2, dim2=-1), "batch head pos -> head", "mean")'
+)
 PREVIOUS_HARD_CODED = """
 def f(model, tokens):
     scores = torch.zeros(12, 12)
     _, cache = model.run_with_cache(tokens)
     for layer in range(model.cfg.n_layers):
         scores[layer, :model.cfg.n_heads] = cache["pattern", layer].diagonal(-1, -2, -1).mean((0, -1))
+    return scores
+"""
+NO_HOOK_RUNS = """
+def f(model, tokens):
+    scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+    def hook(pattern, hook):
+        scores[hook.layer()] = pattern.diagonal(-1, -2, -1).mean((0, -1))
+    model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name == "hook_pattern", hook)])
     return scores
 """
 HOOKS_LEFT = """
@@ -128,12 +143,16 @@ def f(model, tokens, seq_len):
 
 def head_before_layer(scores, k=5):
     values, indices = scores.flatten().topk(k)
-    return [((int(i) % scores.shape[1], int(i) // scores.shape[1]), float(v)) for v, i in zip(values, indices)]
+    return [
+        ((int(i) % scores.shape[1], int(i) // scores.shape[1]), float(v)) for v, i in zip(values, indices)
+    ]
 
 
 def worst_first(scores, k=5):
     values, indices = scores.flatten().topk(k, largest=False)
-    return [((int(i) // scores.shape[1], int(i) % scores.shape[1]), float(v)) for v, i in zip(values, indices)]
+    return [
+        ((int(i) // scores.shape[1], int(i) % scores.shape[1]), float(v)) for v, i in zip(values, indices)
+    ]
 
 
 def flat_indices(scores, k=5):
@@ -146,13 +165,33 @@ def divided_by_layers(scores, k=5):
     return [(divmod(int(i), len(scores)), float(v)) for v, i in zip(values, indices)]
 
 
+def ascending(scores, k=5):
+    return sorted(top_by_sorting(scores, k), key=lambda pair: pair[1])
+
+
+def in_threes(scores, k=5):
+    return [(layer, head, score) for (layer, head), score in top_by_sorting(scores, k)]
+
+
+def one_after_the_other(scores, k=5):
+    found = []
+    for _ in range(k):
+        best = divmod(int(scores.argmax()), scores.shape[1])
+        found.append((best, scores[best].item()))
+        scores[best] = -1.0
+    return found
+
+
 def best_of_each_layer(scores, k=5):
     return [((layer, int(row.argmax())), float(row.max())) for layer, row in enumerate(scores)][:k]
 
 
 def top_by_sorting(scores, k=5):
-    pairs = [((layer, head), scores[layer, head].item())
-             for layer in range(scores.shape[0]) for head in range(scores.shape[1])]
+    pairs = [
+        ((layer, head), scores[layer, head].item())
+        for layer in range(scores.shape[0])
+        for head in range(scores.shape[1])
+    ]
     return sorted(pairs, key=lambda pair: pair[1], reverse=True)[:k]
 
 
@@ -167,6 +206,10 @@ def top_by_unravel(scores, k=5):
 
 def same_word(tokens):
     return torch.tril(tokens.unsqueeze(2) == tokens.unsqueeze(1), diagonal=-1)
+
+
+def same_word_or_itself(tokens):
+    return torch.tril(tokens.unsqueeze(2) == tokens.unsqueeze(1))
 
 
 def word_before(tokens):
@@ -193,6 +236,12 @@ def rows_are_keys(tokens):
     return result.triu()
 
 
+def rows_are_keys_but_causal(tokens):
+    result = torch.zeros(*tokens.shape, tokens.shape[1], dtype=torch.bool)
+    result[:, 1:, :] = tokens[:, :-1, None] == tokens[:, None, :]
+    return result.tril()
+
+
 def only_the_last_match(tokens):
     result = torch.zeros(*tokens.shape, tokens.shape[1], dtype=torch.bool)
     for b, row in enumerate(tokens.tolist()):
@@ -211,8 +260,12 @@ def keys_before_query_only(tokens):
 
 def targets_by_loops(tokens):
     batch, n = tokens.shape
-    return torch.tensor([[[0 < k <= q and bool(tokens[b, k - 1] == tokens[b, q]) for k in range(n)] for q in range(n)]
-                         for b in range(batch)])
+    return torch.tensor(
+        [
+            [[0 < k <= q and bool(tokens[b, k - 1] == tokens[b, q]) for k in range(n)] for q in range(n)]
+            for b in range(batch)
+        ]
+    )
 
 
 def targets_by_one_hot(tokens):
@@ -240,6 +293,14 @@ def fixed_threshold(steps, scores, threshold=0.5):
     return next(step for step, score in zip(steps, scores.tolist()) if score >= 0.5)
 
 
+def last_that_reaches(steps, scores, threshold=0.5):
+    found = None
+    for step, score in zip(steps, scores.tolist()):
+        if score >= threshold:
+            found = step
+    return found
+
+
 def strictly_above(steps, scores, threshold=0.5):
     return next(step for step, score in zip(steps, scores.tolist()) if score > threshold)
 
@@ -263,8 +324,14 @@ def formation_by_tensor(steps, scores, threshold=0.5):
 
 ANSWERS = {
     "02.where_heads_look": Answers(
-        reject=[Wrong(looks_ahead, says="cannot look ahead"), Wrong(swapped, says="are swapped"),
-                Wrong(before_the_first, says="not before it"), Wrong(bos_forgotten), Wrong(other_keys)],
+        reject=[
+            Wrong(looks_ahead, says="cannot look ahead"),
+            Wrong(swapped, says="are swapped"),
+            Wrong(never_after_it, says="place, twice"),
+            Wrong(before_the_first, says="not before it"),
+            Wrong(bos_forgotten),
+            Wrong(other_keys),
+        ],
         accept=[by_searching, from_offsets],
     ),
     "02.previous_token_scores": Answers(
@@ -276,57 +343,119 @@ ANSWERS = {
             Wrong(cached("pattern.diagonal(-1, -2, -1).mean()"), says="the head axis is gone"),
             Wrong(cached("pattern.diagonal(-1, -2, -1).sum(-1).mean(0)"), says="summed over positions"),
             Wrong(cached("pattern.diagonal(-1, -2, -1).sum(-1).mean(0) / pattern.shape[-1]")),
-            Wrong(PREVIOUS_HARD_CODED), Wrong(HOOKS_LEFT, says="leaves a hook"),
+            Wrong(cached("pattern.diagonal(-1, -2, -1).sum((0, -1))"), says="summed over positions or rows"),
+            Wrong(
+                cached("pattern.diagonal(-1, -2, -1).mean(-1).sum(0)"), says="summed over positions or rows"
+            ),
+            Wrong(NO_HOOK_RUNS, says="or no hook ran"),
+            Wrong(PREVIOUS_HARD_CODED),
+            Wrong(HOOKS_LEFT, says="leaves a hook"),
         ],
         accept=[PREVIOUS_LOOPS, PREVIOUS_EINOPS, cached("pattern.diagonal(-1, -2, -1).mean(-1).mean(0)")],
     ),
     "02.induction_scores": Answers(
         reject=[
-            Wrong(with_length("pattern.diagonal(-seq_len, -2, -1)[..., 1:].mean((0, -1))"), says="duplicate-token scores"),
+            Wrong(
+                with_length("pattern.diagonal(-seq_len, -2, -1)[..., 1:].mean((0, -1))"),
+                says="duplicate-token scores",
+            ),
+            Wrong(
+                with_length("pattern.diagonal(-seq_len, -2, -1).mean((0, -1))"), says="duplicate-token scores"
+            ),
             Wrong(with_length("pattern.diagonal(-1 - seq_len, -2, -1).mean((0, -1))"), says="shifted by one"),
-            Wrong(with_length("pattern.diagonal(1 - seq_len, -2, -1).mean((0, -1))"), says="leave out the first two"),
-            Wrong(with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 1:].mean((0, -1))"), says="one entry"),
+            Wrong(
+                with_length("pattern.diagonal(1 - seq_len, -2, -1).mean((0, -1))"),
+                says="leave out the first two",
+            ),
+            Wrong(
+                with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 1:].mean((0, -1))"), says="one entry"
+            ),
             Wrong(with_length("pattern.diagonal(seq_len - 1, -2, -1).mean((0, -1))"), says="looks ahead"),
-            Wrong(with_length("pattern[0].diagonal(1 - seq_len, -2, -1)[..., 2:].mean(-1)"), says="only the first row"),
-            Wrong(with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 2:].mean()"), says="the head axis is gone"),
-            Wrong(with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 2:].sum(-1).mean(0)"), says="summed"),
+            Wrong(
+                with_length("pattern[0].diagonal(1 - seq_len, -2, -1)[..., 2:].mean(-1)"),
+                says="only the first row",
+            ),
+            Wrong(
+                with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 2:].mean()"),
+                says="the head axis is gone",
+            ),
+            Wrong(
+                with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 2:].sum(-1).mean(0)"), says="summed"
+            ),
             Wrong(with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 3:].mean((0, -1))")),
             Wrong(with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 2:].amax((0, -1))")),
         ],
-        accept=[INDUCTION_INDEXED, INDUCTION_MASKED,
-                with_length("pattern[:, :, seq_len + 1:, 2:].diagonal(0, -2, -1)[..., :seq_len].mean((0, -1))")],
+        accept=[
+            INDUCTION_INDEXED,
+            INDUCTION_MASKED,
+            with_length("pattern[:, :, seq_len + 1:, 2:].diagonal(0, -2, -1)[..., :seq_len].mean((0, -1))"),
+        ],
     ),
     "02.duplicate_token_scores": Answers(
         reject=[
-            Wrong(with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 2:].mean((0, -1))"), says="induction scores"),
+            Wrong(
+                with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 2:].mean((0, -1))"),
+                says="induction scores",
+            ),
+            Wrong(
+                with_length("pattern.diagonal(1 - seq_len, -2, -1).mean((0, -1))"), says="induction scores"
+            ),
             Wrong(with_length("pattern.diagonal(-seq_len, -2, -1).mean((0, -1))"), says="looks at BOS"),
-            Wrong(with_length("pattern[:1].diagonal(-seq_len, -2, -1)[..., 1:].mean((0, -1))"), says="only the first row"),
-            Wrong(with_length("pattern.diagonal(-seq_len, -2, -1)[..., 1:].mean()"), says="the head axis is gone"),
+            Wrong(
+                with_length("pattern[:1].diagonal(-seq_len, -2, -1)[..., 1:].mean((0, -1))"),
+                says="only the first row",
+            ),
+            Wrong(
+                with_length("pattern.diagonal(-seq_len, -2, -1)[..., 1:].mean()"),
+                says="the head axis is gone",
+            ),
             Wrong(with_length("pattern.diagonal(-seq_len, -2, -1)[..., 1:].sum(-1).mean(0)"), says="summed"),
             Wrong(with_length("pattern.diagonal(0, -2, -1)[..., -seq_len:].mean((0, -1))")),
             Wrong(with_length("pattern.diagonal(-seq_len - 1, -2, -1).mean((0, -1))")),
         ],
-        accept=[DUPLICATE_LOOPS,
-                with_length("pattern[:, :, seq_len + 1:, 1:seq_len + 1].diagonal(0, -2, -1).mean((0, -1))")],
+        accept=[
+            DUPLICATE_LOOPS,
+            with_length("pattern[:, :, seq_len + 1:, 1:seq_len + 1].diagonal(0, -2, -1).mean((0, -1))"),
+        ],
     ),
     "02.top_heads": Answers(
-        reject=[Wrong(head_before_layer, says="layer and head are swapped"), Wrong(worst_first, says="the worst heads"),
-                Wrong(flat_indices, says="flattened scores"), Wrong(divided_by_layers, says="number of layers"),
-                Wrong(best_of_each_layer)],
+        reject=[
+            Wrong(head_before_layer, says="layer and head are swapped"),
+            Wrong(worst_first, says="the worst heads"),
+            Wrong(flat_indices, says="flattened scores"),
+            Wrong(divided_by_layers, says="number of layers"),
+            Wrong(best_of_each_layer),
+            Wrong(ascending, says="the worst heads"),
+            Wrong(in_threes, says="3 items; 2 were expected"),
+            Wrong(one_after_the_other, says="it changes its input"),
+        ],
         accept=[top_by_sorting, top_by_unravel],
     ),
     "02.induction_targets": Answers(
         reject=[
-            Wrong(same_word, says="the token itself"), Wrong(word_before, says="before the earlier occurrence"),
-            Wrong(not_causal, says="come after their query"), Wrong(wrapped_round, says="brings the last token round"),
-            Wrong(rows_are_keys, says="rows are queries"), Wrong(only_the_last_match), Wrong(keys_before_query_only),
+            Wrong(same_word_or_itself, says="itself included"),
+            Wrong(rows_are_keys_but_causal, says="rows are queries"),
+            Wrong(lambda tokens: targets_by_loops(tokens).float(), says="a bool dtype was expected"),
+            Wrong(same_word, says="the token itself"),
+            Wrong(word_before, says="before the earlier occurrence"),
+            Wrong(not_causal, says="come after their query"),
+            Wrong(wrapped_round, says="brings the last token round"),
+            Wrong(rows_are_keys, says="rows are queries"),
+            Wrong(only_the_last_match),
+            Wrong(keys_before_query_only),
         ],
         accept=[targets_by_loops, targets_by_one_hot],
     ),
     "02.formation_step": Answers(
-        reject=[Wrong(highest, says="the highest score"), Wrong(index_only, says="the index of the step"),
-                Wrong(last_below, says="below the threshold"), Wrong(fixed_threshold, says="the threshold is ignored"),
-                Wrong(strictly_above), Wrong(last_crossing)],
+        reject=[
+            Wrong(last_that_reaches, says="the last step that reaches"),
+            Wrong(highest, says="the highest score"),
+            Wrong(index_only, says="the index of the step"),
+            Wrong(last_below, says="below the threshold"),
+            Wrong(fixed_threshold, says="the threshold is ignored"),
+            Wrong(strictly_above),
+            Wrong(last_crossing),
+        ],
         accept=[formation_by_loop, formation_by_tensor],
     ),
 }
