@@ -65,16 +65,10 @@ def repeated_check(attempt):
         got=tokens,
         expected="shape [3, 15]",
     )
-    require(
-        not ((tokens[:, -1] == 0).all() and not (tokens[:, 0] == 0).all()), BOS_LAST, input=asked, got=tokens
-    )
-    require(
-        (tokens[:, 0] == 0).all(),
-        "the first column must be the BOS token's id (here 0)",
-        input=asked,
-        got=tokens,
-    )
-    require(torch.equal(tokens[:, 1:8], tokens[:, 8:]), AFRESH, input=asked, got=tokens)
+    shown = {"input": asked, "got": f"first row {tokens[0].tolist()}"}
+    require(not ((tokens[:, -1] == 0).all() and not (tokens[:, 0] == 0).all()), BOS_LAST, **shown)
+    require((tokens[:, 0] == 0).all(), "the first column must be the BOS token's id (here 0)", **shown)
+    require(torch.equal(tokens[:, 1:8], tokens[:, 8:]), AFRESH, **shown)
     require(not torch.equal(tokens[0], tokens[1]), SAME_ROWS, input=asked, got=tokens)
     require(torch.equal(attempt(model, 7, 3, seed=1), tokens), SEED, input="the same call twice, with seed=1")
     require(not torch.equal(attempt(model, 7, 3, seed=2), tokens), "seed 1 and seed 2 give the same tokens")
