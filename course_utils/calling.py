@@ -86,6 +86,26 @@ def file_of(function: Callable) -> str | None:
     return getattr(getattr(function, "__code__", None), "co_filename", None)
 
 
+WEIGHTS_CHANGED = "it changes the model's weights: every later run of the model would be changed too"
+
+
+@contextmanager
+def weights_kept(values: Iterable[Any]):
+    """Put back what is done inside to the weights of the models among the values, then raise Failure for it."""
+    models = [value for value in values if isinstance(value, torch.nn.Module)]
+    kept = [(weight, weight.detach().clone()) for model in models for weight in model.parameters()]
+    changed = []
+    try:
+        yield
+    finally:
+        changed += [(weight, copy) for weight, copy in kept if not torch.equal(weight, copy)]
+        with torch.no_grad():
+            for weight, copy in changed:
+                weight.copy_(copy)
+    if changed:
+        raise Failure(WEIGHTS_CHANGED)
+
+
 HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",  # PyTorch's
                "fwd_hooks", "bwd_hooks")  # TransformerLens's own lists
 

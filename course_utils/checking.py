@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from course_utils.calling import Failure, LearnerError, NotYet, call, file_of, is_stub
+from course_utils.calling import Failure, LearnerError, NotYet, call, file_of, is_stub, weights_kept
 from course_utils.comparing import clone, describe, first_difference, without_addresses
 
 Check = Callable[[Callable, Callable], None]
@@ -141,6 +141,8 @@ class CompareCases:
                 named = self._name(cases, got, expected)
                 inputs = case.describe(reference)
                 shown = Failure(named or difference, input=inputs, got=answer, expected=value)
+                if case.label:
+                    shown.details.insert(0, ("case", case.label))
                 if named:
                     shown.details.append(("differs", difference))
                 shown.mistake = named
@@ -155,7 +157,8 @@ class CompareCases:
 
     def _run(self, function: Callable, case: Case) -> Any:
         args, kwargs = case.inputs()
-        answer = call(function, args, kwargs, leaves_no_hooks=self.leaves_no_hooks)
+        with weights_kept((*args, *kwargs.values()) if self.keeps_inputs else ()):
+            answer = call(function, args, kwargs, leaves_no_hooks=self.leaves_no_hooks)
         if self.keeps_inputs and first_difference(list(args), list(case.args), exact_dtype=True):
             raise Failure("it changes its input: work on a copy (`.clone()`)", input=case.describe(function))
         return answer
@@ -188,7 +191,7 @@ def compare_cases(
 
     `cases` is a function without arguments, called once, at the first check: load models there.
     `atol`, `rtol`, `loose_scalars`, `exact_dtype` are those of `comparing.first_difference`.
-    `keeps_inputs`: refuse a function that changes its arguments in place.
+    `keeps_inputs`: refuse a function that changes its arguments in place (a model's weights are put back).
     `leaves_no_hooks`: refuse a function that leaves hooks on a model (they are removed in any case).
     """
     options = {"atol": atol, "rtol": rtol, "loose_scalars": loose_scalars, "exact_dtype": exact_dtype}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -162,9 +163,11 @@ def _value_difference(got: Tensor, expected: Tensor, atol: float, rtol: float, w
 
 
 def _number_difference(got: Any, expected: Any, atol: float, rtol: float, where: str) -> str | None:
-    allowed = {bool: (bool,), int: (int,), float: (int, float)}[type(expected)]
+    allowed = {bool: bool, int: Integral, float: Real}[type(expected)]
     if not isinstance(got, allowed) or (isinstance(got, bool) and not isinstance(expected, bool)):
-        return f"{where} is a {_type_name(got)}; a {_type_name(expected)} was expected"
+        hint = " (`.item()` makes a number of it)" if getattr(got, "ndim", None) == 0 else ""
+        wanted = {bool: "True or False", int: "a whole number", float: "a number"}[type(expected)]
+        return f"{where} is a {_type_name(got)}; {wanted} was expected{hint}"
     same = got == expected  # also for infinities, whose difference is NaN
     if isinstance(expected, float):
         same = same or abs(got - expected) <= atol + rtol * abs(expected)

@@ -113,6 +113,8 @@ class RepeatedTokenReport:
     def standard_error(self) -> float:
         """Standard error of second_half_log_prob over sequences, nats (NaN for a single sequence)."""
         by_sequence = self.log_probs[:, self.seq_len:].mean(dim=1)
+        if len(by_sequence) == 1:
+            return float("nan")
         return (by_sequence.std() / len(by_sequence) ** 0.5).item()
 
 

@@ -58,9 +58,8 @@ def kl_from_truth(
     """KL(truth ‖ model) in nats at each position: sum over tokens of p (ln p − ln q), where p = 0 adds nothing."""
     log_q = logits.log_softmax(dim=-1)
     terms = true_log_probs.exp() * (true_log_probs - log_q)  # 0 * inf is NaN where p = 0 …
-    return torch.where(true_log_probs.isfinite(), terms, 0.0).sum(
-        dim=-1
-    )  # … so those terms are replaced by 0
+    terms = torch.where(true_log_probs.isfinite(), terms, 0.0)  # … so those terms are replaced by 0
+    return terms.sum(dim=-1)
 
 
 # --- inputs --------------------------------------------------------------------------------------------------------
@@ -257,7 +256,7 @@ EXERCISES = [
         id="00.top_tokens",
         title="The model's best guesses",
         reference=top_tokens,
-        check=compare_cases(text_cases, TOP_MISTAKES),
+        check=compare_cases(text_cases, TOP_MISTAKES, keeps_inputs=True),
         hints=(
             "`model.to_tokens(text)` gives [1, pos] ids with BOS in front; `model(tokens)` gives logits.",
             "`probs.topk(k)` has `.values` and `.indices`; `model.tokenizer.decode([id])` makes a word of an id.",
@@ -270,7 +269,7 @@ EXERCISES = [
         id="00.head_pattern",
         title="What one head looks at",
         reference=head_pattern,
-        check=compare_cases(head_cases, PATTERN_MISTAKES),
+        check=compare_cases(head_cases, PATTERN_MISTAKES, keeps_inputs=True),
         hints=(
             "Every activation has a name. Attention patterns are `blocks.{layer}.attn.hook_pattern`.",
             "`_, cache = model.run_with_cache(tokens, names_filter=name)` keeps only that one.",

@@ -142,6 +142,12 @@ def f(model, tokens, layer, head):
         z[:, :, head] = 0
     return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", silence)])
 """
+WEIGHTS_ZEROED = """
+def f(model, tokens, layer, head):
+    with torch.no_grad():
+        model.blocks[layer].attn.W_O[head] = 0.0
+    return model(tokens)
+"""
 WEIGHTS_PUT_BACK = """
 def f(model, tokens, layer, head):
     with torch.no_grad():
@@ -173,6 +179,15 @@ def f(model, tokens, layer, head):
         return z
     model.add_hook(f"blocks.{layer}.attn.hook_z", silence)
     return model(tokens)
+"""
+WITHOUT_ITS_BIAS = """
+def f(model, tokens, layer, head):
+    def silence(z, hook):
+        z[:, :, head] = 0
+        return z
+    hooks = [(f"blocks.{layer}.attn.hook_z", silence),
+             (f"blocks.{layer}.hook_attn_out", lambda out, hook: out - model.blocks[layer].attn.b_O)]
+    return model.run_with_hooks(tokens, fwd_hooks=hooks)
 """
 WRONG_LAYER = """
 def f(model, tokens, layer, head):
@@ -292,7 +307,7 @@ ANSWERS = {
             Wrong(top("list(zip(words, values.tolist()))", "log_softmax(-1)"), says="take the softmax"),
             Wrong(top("list(zip(values.tolist(), words))"), says="turned round"),
             Wrong(top("words")),
-            Wrong(top("list(zip(words, values))"), says="a float was expected"),
+            Wrong(top("list(zip(words, values))"), says="a number was expected"),
         ],
         accept=[BY_SORTING, PLAIN_PYTHON],
     ),
@@ -321,8 +336,10 @@ ANSWERS = {
             Wrong(SILENT.format(body="z[:, head] = 0"), says="a position was zeroed"),
             Wrong(FORGOT_FWD_HOOKS, says="nothing changed"),
             Wrong(LEFT_ON, says="leaves a hook"),
+            Wrong(WEIGHTS_ZEROED, says="it changes the model's weights"),
             Wrong(SCORES_ZEROED),
             Wrong(WRONG_LAYER),
+            Wrong(WITHOUT_ITS_BIAS),
             Wrong(SILENT.format(body="z[:, :, head] = z[:, :, head].mean()")),
         ],
         accept=[WITH_MASK, WITH_CONTEXT, WITHOUT_VALUES, WEIGHTS_PUT_BACK],

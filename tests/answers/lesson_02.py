@@ -1,5 +1,6 @@
 """Answers for lesson 02."""
 
+import numpy as np
 import torch
 from answers import Answers, Wrong
 
@@ -193,6 +194,16 @@ def top_by_sorting(scores, k=5):
         for head in range(scores.shape[1])
     ]
     return sorted(pairs, key=lambda pair: pair[1], reverse=True)[:k]
+
+
+def top_by_numpy(scores, k=5):
+    values = scores.numpy()
+    order = np.argsort(-values, axis=None)[:k]
+    return [((layer, head), values[layer, head]) for layer, head in zip(*np.unravel_index(order, values.shape))]
+
+
+def k_without_default(scores, k):
+    return top_by_sorting(scores, k)
 
 
 def top_by_unravel(scores, k=5):
@@ -424,12 +435,12 @@ ANSWERS = {
             Wrong(worst_first, says="the worst heads"),
             Wrong(flat_indices, says="flattened scores"),
             Wrong(divided_by_layers, says="number of layers"),
-            Wrong(best_of_each_layer),
+            Wrong(best_of_each_layer), Wrong(k_without_default),
             Wrong(ascending, says="the worst heads"),
             Wrong(in_threes, says="3 items; 2 were expected"),
             Wrong(one_after_the_other, says="it changes its input"),
         ],
-        accept=[top_by_sorting, top_by_unravel],
+        accept=[top_by_sorting, top_by_unravel, top_by_numpy],
     ),
     "02.induction_targets": Answers(
         reject=[
