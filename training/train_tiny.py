@@ -1,6 +1,6 @@
 """Train the course's `tiny` model: a four-layer GPT-2 that reads stories and repeats random tokens.
 
-    python training/train_tiny.py --out build/tiny            # about an hour on two cores; resumes if killed
+    python training/train_tiny.py --out build/tiny            # under an hour on two cores; resumes if killed
     python training/train_tiny.py --out build/tiny --export course_utils/weights/tiny
 
 Half of every batch is stories, half is random tokens repeated with a period that differs from row to row.
