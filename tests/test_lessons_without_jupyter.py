@@ -1,0 +1,30 @@
+"""The worked lessons as plain Python, so that they are also run in the second environment, on TransformerLens 3.9.0."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from course_utils import progress_store
+from course_utils.report import passed
+
+SOLUTIONS = sorted((Path(__file__).parent.parent / "solutions").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_the_worked_lesson_keeps_its_promises(path, tmp_path, monkeypatch):
+    """Every exercise passes and every measured number is within its bounds."""
+    report = tmp_path / "report.jsonl"
+    monkeypatch.setenv("COURSE_REPORT", str(report))
+    monkeypatch.setenv("COURSE_REAL", "skip")
+    notebook, names = json.loads(path.read_text(encoding="utf-8")), {"display": lambda shown: None}
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec"), names)
+
+    stub_count = sum("@exercise(" in "".join(cell["source"]) for cell in notebook["cells"]
+                     if cell["cell_type"] == "code")
+    verdicts = [entry["verdict"] for entry in progress_store.read()]
+    assert verdicts == ["passed"] * stub_count and stub_count >= 4
+    rows = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()]
+    assert rows and all(passed(row) for row in rows), [row for row in rows if not passed(row)]
