@@ -16,7 +16,6 @@ Needs torch 2.9 or newer (for `torch.optim.Muon`); the locked version has it.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -33,6 +32,7 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from course_utils.language import BOS, UNK, StoryLanguage, stream, vocabulary
+from course_utils.model_files import write_hashes
 
 
 @dataclass(frozen=True)
@@ -299,8 +299,7 @@ def export(out: Path, target: Path, steps: list[int]) -> None:
         )
     make_model(0).config.to_json_file(target / "config.json")
     write_tokenizer(target / "tokenizer.json")
-    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(target.glob("*"))}
-    (target / "hashes.json").write_text(json.dumps(hashes, indent=1) + "\n")
+    write_hashes(target)
 
 
 def main() -> None:
