@@ -84,7 +84,7 @@ def _patched(
     One batch for all patches: it moves up through the blocks, and at each layer the rows that are patched there join.
     """
     start, order = positions[0].item(), sorted(layers)
-    shape = (len(positions), *clean.residuals[0][:, start:].shape)                  # [column, batch, pos-start, d_model]
+    shape = (len(positions), *clean.residuals[0][:, start:].shape)                  # [column, batch, pos-start, …]
     rows, here = clean.residuals[0][:0, start:], order[0] + 1                      # none yet: none below the first
     for layer in order:
         rows, here = clean.continue_from(here, rows, start=start, stop=layer + 1), layer + 1
@@ -148,11 +148,9 @@ def head_ablation_scores(
     for row, layer in enumerate(tqdm(layers, desc="layers", disable=bars_are_off())):
         new = ablate(clean.activations[hook_z(layer)], kind)                        # [batch, pos, head, d_head]
         for head in range(model.cfg.n_heads):
-            def put(z: Float[Tensor, "batch pos head d_head"], hook) -> Tensor:
-                return torch.cat([z[:, :, :head], new[:, :, head:head + 1], z[:, :, head + 1:]], dim=2)
-            with model.hooks(fwd_hooks=[(hook_z(layer), put)]):
-                scores[row, head] = _mean_loss(clean, clean.continue_from(layer, clean.residuals[layer]), first)
-    return scores - _mean_loss(clean, clean.residuals[-1], first)
+            with model.hooks(fwd_hooks=[(hook_z(layer), replace_head(head, new[:, :, head]))]):
+                scores[row, head] = mean_loss(clean, clean.continue_from(layer, clean.residuals[layer]), first)
+    return scores - mean_loss(clean, clean.residuals[-1], first)
 
 
 @torch.no_grad()
@@ -170,8 +168,8 @@ def mlp_ablation_scores(
     for layer in tqdm(layers, desc="layers", disable=bars_are_off()):
         output = clean.activations[mlp_out(layer)]
         residual = clean.residuals[layer + 1] + ablate(output, kind) - output
-        losses.append(_mean_loss(clean, clean.continue_from(layer + 1, residual), first))
-    return torch.stack(losses).cpu() - _mean_loss(clean, clean.residuals[-1], first).cpu()
+        losses.append(mean_loss(clean, clean.continue_from(layer + 1, residual), first))
+    return torch.stack(losses).cpu() - mean_loss(clean, clean.residuals[-1], first).cpu()
 
 
 def _prepare(
@@ -186,7 +184,19 @@ def _prepare(
     return CleanRun(model, tokens, [hook_name(layer) for layer in layers]), seq_len or 0, layers
 
 
-def _mean_loss(clean: CleanRun, final: Residual, first: int) -> Float[Tensor, ""]:
+def replace_head(head: int, value: Float[Tensor, "batch pos d_head"]) -> Callable[[Tensor, object], Tensor]:
+    """A hook that puts `value` in place of one head's part of an activation [batch, pos, head, d_head]."""
+
+    def put(activation: Float[Tensor, "batch pos head d_head"], hook) -> Float[Tensor, "batch pos head d_head"]:
+        activation = activation.clone()
+        activation[:, :, head] = value
+        return activation
+
+    return put
+
+
+def mean_loss(clean: CleanRun, final: Residual, first: int = 0) -> Float[Tensor, ""]:
+    """Mean cross-entropy (nats) of the tokens at positions first + 1 … last, given the last residual stream."""
     return _losses(clean, final[:, first:-1], clean.tokens[:, first + 1:]).mean()
 
 
@@ -198,7 +208,7 @@ def gradients(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], names: list[str],
     loss: Callable[[Float[Tensor, "batch pos vocab"]], Float[Tensor, ""]],
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """{hook name: (activation, gradient of loss(logits) with respect to it)}, from one forward and one backward pass."""
+    """{hook name: (activation, gradient of loss(logits) at it)}, from one forward and one backward pass."""
     kept = {}
 
     def keep(activation: Tensor, hook) -> Tensor:
@@ -213,7 +223,7 @@ def gradients(
 def mlp_attribution_sweep(
     model: TransformerBridge, tokens: Int[Tensor, "batch 1+2*seq_len"], seq_len: int
 ) -> Float[Tensor, "layer seq_len"]:
-    """First-order estimate (nats) of `mlp_patch_sweep`: (new − old) · gradient of the loss, at every patched position.
+    """First-order estimate (nats) of `mlp_patch_sweep`: (new − old) · gradient of the loss, at each patched position.
 
     One forward and one backward pass instead of n_layers * seq_len passes. Exact only where the loss is linear in
     the MLP output. Source: Nanda, "Attribution patching" (2023).

@@ -60,7 +60,7 @@ class CleanRun:
     def continue_from(
         self, layer: int, residual: Float[Tensor, "rows pos-start d_model"], *, start: int = 0, stop: int | None = None
     ) -> Residual:
-        """Run blocks `layer` … `stop` − 1 (default: to the last) on positions `start` … last; return what leaves them.
+        """Run blocks `layer` … `stop` − 1 (default: the last) on positions `start` … last; return what leaves them.
 
         Before `start` everything is as in the clean pass. `rows` is a multiple of the clean batch, in its order.
         Hooks that are on the model (`with model.hooks(...)`) act in these blocks as they do in a full pass.

@@ -47,7 +47,7 @@ def direct_logit_attribution(
     _, cache = model.run_with_cache(tokens, names_filter=names)
     parts = {name.removeprefix("hook_"): cache[name] for name in names if name.endswith("embed")}
     for layer in layers:
-        z, W_O = cache[hook_z(layer)], model.blocks[layer].attn.W_O                 # [batch, pos, head, d_head], [head, d_head, d_model]
+        z, W_O = cache[hook_z(layer)], model.blocks[layer].attn.W_O             # [batch, pos, head, d_head]; [head, …]
         for head in range(model.cfg.n_heads):
             parts[f"{layer}.{head}"] = z[:, :, head] @ W_O[head]
         bias = getattr(model.blocks[layer].attn, "b_O", None)

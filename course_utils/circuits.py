@@ -1,0 +1,316 @@
+"""Reading circuits from the weights: what a head matches (QK), what it copies (OV), and how two heads compose.
+
+A circuit is a matrix over the vocabulary, too large to store (50,257² numbers) and never needed whole: it is kept as
+two thin factors (`FactoredMatrix`) and read in strips. All functions expect a model from `load_model`: the norms'
+weights are folded into the maps that follow, so what is left of a norm is a division by a scale, which the plain
+circuits leave out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import FactoredMatrix
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+ROWS_AT_A_TIME = 256     # rows of a circuit held at once: with 50,257 tokens, 51 MB
+TOKENS_AT_A_TIME = 2048  # tokens that go through block 0 at once
+
+
+# --- the weights of one head ---------------------------------------------------------------------------------------
+
+
+def head_weights(model: TransformerBridge, layer: int, head: int) -> dict[str, Tensor]:
+    """{"Q", "K", "V": [d_model, d_head], "O": [d_head, d_model], "b_Q", "b_K", "b_V": [d_head]} of one head.
+
+    Under grouped-query attention several query heads share one key and value head: head h of n_heads reads key head
+    h // (n_heads / n_key_value_heads). Biases that the model does not have are zero.
+    Raises:
+        ValueError: if layer or head is out of range.
+    """
+    check_head(model, layer, head)
+    attn, found = model.blocks[layer].attn, {}
+    for name in "QKV":
+        weights = getattr(attn, f"W_{name}")                            # [heads or key-value heads, d_model, d_head]
+        own = head // (model.cfg.n_heads // len(weights))
+        bias = getattr(attn, f"b_{name}", None)
+        found[name] = weights[own]
+        found[f"b_{name}"] = weights.new_zeros(weights.shape[-1]) if bias is None else bias[own]
+    return found | {"O": attn.W_O[head]}
+
+
+def full_OV_circuit(
+    model: TransformerBridge, layer: int, head: int, *, embedding: Float[Tensor, "vocab d_model"] | None = None
+) -> FactoredMatrix:
+    """W_E W_V W_O W_U: row = the token attended to, column = the token whose logit it raises. [vocab, vocab]
+
+    Args:
+        embedding: what stands for each token instead of W_E, for example `effective_embedding(model)`.
+    Raises:
+        ValueError: if layer or head is out of range.
+    Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021).
+    """
+    weights = head_weights(model, layer, head)
+    embedding = model.W_E if embedding is None else embedding
+    return FactoredMatrix(embedding @ weights["V"], weights["O"] @ model.W_U)
+
+
+def full_QK_circuit(
+    model: TransformerBridge, layer: int, head: int, *, embedding: Float[Tensor, "vocab d_model"] | None = None,
+    distance: int = 0,
+) -> FactoredMatrix:
+    """W_E W_Q (W_E W_K)^T: row = the query's token, column = the key's; not divided by sqrt(d_head). [vocab, vocab]
+
+    Where the model turns queries and keys by their positions (rotary), their product depends on how far apart they
+    are. Without that turn (`distance=0`) it is the score of a query and a key *at the same position*; `distance=d`
+    is the score of a key d positions before the query.
+
+    Raises:
+        ValueError: if layer or head is out of range, or a distance is given for a model without rotary positions.
+    Source: Elhage et al. (2021); rotary positions: Su et al., "RoFormer" (2021).
+    """
+    weights = head_weights(model, layer, head)
+    embedding = model.W_E if embedding is None else embedding
+    queries = rotate(model, embedding @ weights["Q"], distance)
+    return FactoredMatrix(queries, (embedding @ weights["K"]).T)
+
+
+def K_comp_full_circuit(
+    model: TransformerBridge, prev_token_layer_index: int, ind_layer_index: int, prev_token_head_index: int,
+    ind_head_index: int, *, query_embedding: Float[Tensor, "vocab d_model"] | None = None,
+    key_embedding: Float[Tensor, "vocab d_model"] | None = None, layer_norm: bool = False, query_bias: bool = False,
+    distance: int = 0,
+) -> FactoredMatrix:
+    """(E W_Q)(E W_V W_O W_K)^T: how well a query for one token matches a key that says "after that one". [vocab, vocab]
+
+    Rows are the query's token, columns the token that the previous-token head moved one position on (V and O of that
+    head), where the induction head reads it (K). It is a circuit of QK matching only; what is copied is the OV's.
+
+    Args:
+        query_embedding, key_embedding: what stands for each token on either side instead of W_E, such as
+            `effective_embedding(model)` or W_E plus the embedding of one position.
+        layer_norm: divide each embedding by its norm's scale, as the norm before either head would if nothing else
+            were in the residual stream. The scale of the keys' norm in the induction layer depends on the rest of
+            that position, which a circuit of tokens does not know; it is left out.
+        query_bias: add b_Q. It changes which key is best for a query, never which query is best for a key.
+            (b_K does the opposite, and is left out as in the source.)
+        distance: for rotary models, how far the key lies before the query; see `full_QK_circuit`.
+    Raises:
+        ValueError: if a layer or head is out of range, or the induction layer is not after the other.
+    Source: Xiang (2024), who uses W_E on both sides and none of the options.
+    """
+    if not prev_token_layer_index < ind_layer_index:
+        raise ValueError(f"the induction head's layer ({ind_layer_index}) must come after the previous-token head's "
+                         f"({prev_token_layer_index}): it reads what that head wrote")
+    previous = head_weights(model, prev_token_layer_index, prev_token_head_index)
+    induction = head_weights(model, ind_layer_index, ind_head_index)
+    query_side = model.W_E if query_embedding is None else query_embedding
+    key_side = model.W_E if key_embedding is None else key_embedding
+    if layer_norm:
+        query_side, key_side = normalize(model, query_side), normalize(model, key_side)
+    queries = query_side @ induction["Q"] + (induction["b_Q"] if query_bias else 0)
+    keys = key_side @ previous["V"] @ previous["O"] @ induction["K"]
+    return FactoredMatrix(rotate(model, queries, distance), keys.T)
+
+
+# --- what stands for a token ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def effective_embedding(
+    model: TransformerBridge, *, heads: Sequence[int] = (), mlp: bool = True
+) -> Float[Tensor, "vocab d_model"]:
+    """What a token alone has made of the residual stream after block 0: W_E, and what block 0 adds to it.
+
+    By default W_E + MLP_0(norm(W_E)), as is common for GPT-2, whose embedding is tied to the unembedding so that the
+    first MLP does part of an embedding's work. Attention is left out, although the MLP reads its output: `heads`
+    names those heads of layer 0 that are to take part as if each token attended to itself alone.
+
+    Raises:
+        ValueError: if one of `heads` is not a head of layer 0.
+    """
+    block, strips = model.blocks[0], []
+    for embedding in model.W_E[None].split(TOKENS_AT_A_TIME, dim=1):                # [1, strip, d_model]
+        normed, residual = block.ln1(embedding), embedding
+        for weights in (head_weights(model, 0, head) for head in heads):
+            residual = residual + (normed @ weights["V"] + weights["b_V"]) @ weights["O"]
+        strips.append(residual + block.mlp(block.ln2(residual)) if mlp else residual)
+    return torch.cat(strips, dim=1)[0]
+
+
+def normalize(model: TransformerBridge, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    """What the model's norms do when their weights are folded away: centre (LayerNorm only) and divide by the scale."""
+    if "RMS" not in str(model.cfg.normalization_type):
+        vectors = vectors - vectors.mean(dim=-1, keepdim=True)
+    return vectors / (vectors.pow(2).mean(dim=-1, keepdim=True) + model.cfg.eps).sqrt()
+
+
+def fold_layer_norm(
+    W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"], gain: Float[Tensor, "d_in"], shift: Float[Tensor, "d_in"]
+) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, "d_out"]]:
+    """Weights that do a LayerNorm's elementwise part too: x̂ W' + b' = (x̂ * gain + shift) W + b for every x̂.
+
+    x̂ is the centred input divided by its standard deviation. Because it is centred, adding the same number to a
+    whole column of W' changes nothing; the columns of W' are centred, so that W' ignores the mean by itself.
+    """
+    folded = gain[:, None] * W
+    return folded - folded.mean(dim=0), shift @ W + b
+
+
+# --- positions -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def positional_pattern(model: TransformerBridge, layer: int, head: int, n_positions: int) -> Float[Tensor, "query key"]:
+    """The attention pattern that position embeddings alone ask for.
+
+    Each position p is represented by W_pos[p] + mean W_E, divided by the root mean square over tokens t of
+    W_E[t] + W_pos[p] (the scale of the norm in layer 0). In later layers this is what is left if nothing between has
+    touched the positions: an approximation to hold against real patterns.
+
+    Raises:
+        ValueError: if layer or head is out of range, the model has no position embeddings (rotary models:
+            `score_by_distance`), or fewer than n_positions.
+    """
+    weights = head_weights(model, layer, head)
+    if not hasattr(model, "pos_embed"):
+        raise ValueError("this model has no position embeddings; with rotary positions use score_by_distance")
+    W_pos, W_E = model.pos_embed.weight, model.W_E
+    if not 1 <= n_positions <= len(W_pos):
+        raise ValueError(f"n_positions is {n_positions}; this model has {len(W_pos)} position embeddings")
+    x = W_pos[:n_positions] + W_E.mean(dim=0)                                       # [pos, d_model]
+    mean_square = (x.pow(2).sum(dim=-1) + W_E.var(dim=0, unbiased=False).sum()) / x.shape[-1]
+    x = x / mean_square.sqrt()[:, None]
+    scores = (x @ weights["Q"] + weights["b_Q"]) @ (x @ weights["K"] + weights["b_K"]).T / weights["Q"].shape[1] ** 0.5
+    future = torch.ones_like(scores, dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(dim=-1)
+
+
+@torch.no_grad()
+def score_by_distance(
+    model: TransformerBridge, layer: int, head: int, tokens: Int[Tensor, "batch pos"], max_distance: int
+) -> Float[Tensor, "max_distance+1"]:
+    """Attention score of the mean query and the mean key of some text at distances 0 … max_distance, rotary models only.
+
+    (mean q turned by the distance) · mean k / sqrt(d_head): what is left of a head's scores when all that its
+    queries and keys know of their tokens is averaged out. A previous-token head peaks at 1.
+
+    Raises:
+        ValueError: if layer or head is out of range, or the model has no rotary positions.
+    """
+    check_head(model, layer, head)
+    names = [f"blocks.{layer}.attn.hook_q", f"blocks.{layer}.attn.hook_k"]
+    _, cache = model.run_with_cache(tokens, names_filter=names)
+    q, k = (cache[name] for name in names)                                          # [batch, pos, heads, d_head]
+    own = head // (model.cfg.n_heads // k.shape[2])
+    q, k = q[:, 1:, head].mean(dim=(0, 1)), k[:, 1:, own].mean(dim=(0, 1))          # [d_head]; BOS left out
+    return torch.stack([rotate(model, q, d) @ k for d in range(max_distance + 1)]) / len(q) ** 0.5
+
+
+def rotate(model: TransformerBridge, vectors: Float[Tensor, "... d_head"], distance: int) -> Float[Tensor, "... d_head"]:
+    """Queries (or keys) turned as the model turns them `distance` positions on; distance 0 changes nothing.
+
+    Raises:
+        ValueError: if distance is not 0 and the model has no rotary positions.
+    """
+    if distance == 0:
+        return vectors
+    if not hasattr(model, "rotary_emb"):
+        raise ValueError("this model has no rotary positions: its QK circuit does not depend on the distance")
+    position = torch.tensor([[distance]], device=vectors.device)
+    cos, sin = (each[0, 0] for each in model.rotary_emb.original_component(vectors, position))      # [d_head]
+    first, second = vectors.chunk(2, dim=-1)
+    return vectors * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+# --- reading a circuit ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def top_k_accuracy(
+    matrix: FactoredMatrix | Float[Tensor, "vocab vocab"], k: int = 1, *, best: str = "key",
+    tokens: Int[Tensor, "some"] | None = None,
+) -> float:
+    """Share of tokens whose own entry (the diagonal) is among the k largest of its row, or of its column.
+
+    best="key": of each row; "is a token's best key its own?". best="query": of each column. The two differ.
+    Chance is k / vocab. A tie does not count as a hit. Read in strips: memory does not grow with vocab².
+
+    Args:
+        tokens: which tokens to ask for, against all of the vocabulary; None for all.
+    Raises:
+        ValueError: if the matrix is not square, k is not between 1 and vocab − 1, or best is neither.
+    """
+    if best not in ("key", "query"):
+        raise ValueError(f'best is {best!r}; it must be "key" or "query"')
+    if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"the matrix must be square, one row and one column per token; got {tuple(matrix.shape)}")
+    if not 1 <= k < matrix.shape[0]:
+        raise ValueError(f"k is {k}; with {matrix.shape[0]} tokens it must be between 1 and {matrix.shape[0] - 1}")
+    matrix, hits = matrix if best == "key" else matrix.T, 0
+    left, right = (matrix.A, matrix.B) if isinstance(matrix, FactoredMatrix) else (None, matrix)
+    tokens = torch.arange(len(right.T), device=right.device) if tokens is None else tokens.to(right.device)
+    space = right.new_empty(ROWS_AT_A_TIME, len(right.T))                           # one piece of memory for all strips
+    for own in tokens.split(ROWS_AT_A_TIME):
+        rows = right[own] if left is None else torch.mm(left[own], right, out=space[:len(own)])     # [strip, vocab]
+        diagonal = rows.gather(1, own[:, None])[:, 0]
+        rows.scatter_(1, own[:, None], -torch.inf)                                  # what is left: the others
+        rival = rows.amax(dim=1) if k == 1 else rows.topk(k, dim=1).values[:, -1]   # the k-th best of them
+        hits += int((diagonal > rival).sum())
+    return hits / len(tokens)
+
+
+def copying_score(circuit: FactoredMatrix) -> float:
+    """Sum of the circuit's eigenvalues divided by the sum of their sizes: 1 if every direction is copied, −1 if all flip.
+
+    Source: Elhage et al. (2021). Only the d_head eigenvalues that are not zero count; they are those of the small
+    matrix B A.
+    """
+    eigenvalues = torch.linalg.eigvals((circuit.B @ circuit.A).double())
+    return (eigenvalues.real.sum() / eigenvalues.abs().sum()).item()
+
+
+@torch.no_grad()
+def composition_scores(model: TransformerBridge, kind: str = "K") -> Float[Tensor, "layer head layer2 head2"]:
+    """How much the input of head2's K, Q or V lies along what head writes: ‖A B‖ / (‖A‖ ‖B‖), Frobenius norms.
+
+    A = W_V W_O of the earlier head; B = W_K W_Q^T (K), W_Q W_K^T (Q) or W_V W_O (V) of the later. 0 where layer2 is
+    not after layer. The norms are taken from products of d_head × d_head matrices.
+    Raises:
+        ValueError: if kind is none of these.
+    Source: Elhage et al. (2021). Equals TransformerLens `all_composition_scores` where every head has its own keys.
+    """
+    if kind not in ("K", "Q", "V"):
+        raise ValueError(f'kind is {kind!r}; it must be "K", "Q" or "V"')
+    layers, heads = model.cfg.n_layers, model.cfg.n_heads
+    weights = [head_weights(model, layer, head) for layer in range(layers) for head in range(heads)]
+    Q, K, V, O = (torch.stack([each[name] for each in weights]) for name in "QKVO")       # [n, d_model, d_head]; O turned
+    Q, K, V, O = (each.double() for each in (Q, K, V, O))                                  # squares of squares
+    left, right = {"K": (K, Q), "Q": (Q, K), "V": (V, O.mT)}[kind]                         # B = left @ right.mT
+    size_A, size_B = _norm_of_product(V, O.mT), _norm_of_product(left, right)              # [n]
+    scores = torch.zeros(layers * heads, layers * heads)
+    for i in range(layers * heads):
+        inner = O[i] @ left                                                                 # [n, d_head, d_head]
+        # ‖V_i inner right^T‖² = sum of (V_i^T V_i) inner (right^T right) * inner
+        square = ((V[i].T @ V[i]) @ inner @ (right.mT @ right) * inner).sum(dim=(1, 2))
+        scores[i] = (square.clamp(min=0).sqrt() / (size_A[i] * size_B)).nan_to_num(nan=0.0)   # heads that are all 0
+    later = torch.arange(layers).repeat_interleave(heads)
+    return (scores * (later[:, None] < later)).reshape(layers, heads, layers, heads)
+
+
+def _norm_of_product(left: Float[Tensor, "n d k"], right: Float[Tensor, "n d k"]) -> Float[Tensor, "n"]:
+    """Frobenius norm of each left @ right^T, from the two k × k products."""
+    return ((left.mT @ left) * (right.mT @ right)).sum(dim=(1, 2)).sqrt()
+
+
+def check_head(model: TransformerBridge, layer: int, head: int) -> None:
+    """Raise ValueError if the model has no such head."""
+    if not (0 <= layer < model.cfg.n_layers and 0 <= head < model.cfg.n_heads):
+        raise ValueError(f"there is no head {layer}.{head}: this model has layers 0 to {model.cfg.n_layers - 1} "
+                         f"with heads 0 to {model.cfg.n_heads - 1}")

@@ -1,0 +1,109 @@
+"""Path patching: does one head act *through* the keys (queries, values) of another?
+
+A weight circuit says what a path could carry. Path patching says what it does carry: only what the receiving heads
+read of the sender is changed, and everything else stays as in the clean pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from course_utils.ablation import ablate, check_kind, hook_z, mean_loss, replace_head
+from course_utils.circuits import check_head, head_weights
+from course_utils.clean_run import CleanRun
+from course_utils.heads import check_repeated
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Head = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PathEffect:
+    """Loss on the second copy (nats) without a patch, with the path patched, and with the sender ablated altogether."""
+
+    clean: float
+    path: float
+    total: float
+
+    @property
+    def share(self) -> float:
+        """(path − clean) / (total − clean): how much of the sender's effect goes through this path.
+
+        Shares of several paths need not sum to 1: effects interact. NaN if the sender has no effect.
+        """
+        whole = self.total - self.clean
+        return (self.path - self.clean) / whole if whole else float("nan")
+
+
+@torch.no_grad()
+def path_patching(
+    model: TransformerBridge, tokens: Int[Tensor, "batch 1+2*seq_len"], seq_len: int, sender: Head,
+    receivers: Sequence[Head], *, into: str = "k", kind: str = "mean",
+) -> PathEffect:
+    """Ablate what `sender` writes, but only where the `receivers`' keys (or queries, values) read it.
+
+    The receivers' inputs are computed from the clean residual stream with the sender's output replaced (see
+    `ablation.ablate`), the norm's scale included; the rest of the model then runs on. Under grouped-query attention
+    keys and values are shared: the other heads of a receiver's group get the patched ones too.
+
+    Args:
+        into: "q", "k", "v", or several of them, such as "qk".
+    Raises:
+        ValueError: if tokens are not two copies, a head is out of range, no receiver is given or one is not in a
+            later layer than the sender, or `into` or `kind` is unknown.
+    Source: Wang et al., "Interpretability in the Wild" (2022); Goldowsky-Dill et al. (2023).
+    """
+    check_repeated(tokens, seq_len)
+    check_paths(model, sender, receivers, into)
+    check_kind(kind, len(tokens))
+    (layer, head), first = sender, min(layer for layer, _ in receivers)
+    clean = CleanRun(model, tokens, [hook_z(layer)])
+    z = clean.activations[hook_z(layer)][:, :, head]                                # [batch, pos, d_head]
+    other = ablate(z, kind)
+    change = (other - z) @ head_weights(model, layer, head)["O"]                    # [batch, pos, d_model]
+    patches = [patch for receiver in receivers for patch in new_readings(clean, change, receiver, into)]
+    return PathEffect(
+        clean=mean_loss(clean, clean.residuals[-1], seq_len).item(),
+        path=_loss_with(clean, first, patches, seq_len),
+        total=_loss_with(clean, layer, [(hook_z(layer), replace_head(head, other))], seq_len),
+    )
+
+
+def new_readings(
+    clean: CleanRun, change: Float[Tensor, "batch pos d_model"], receiver: Head, into: str
+) -> list[tuple[str, Callable]]:
+    """Hooks that give a head the queries, keys or values it would have if `change` were added to what it reads."""
+    (layer, head), model = receiver, clean.model
+    seen = model.blocks[layer].ln1(clean.residuals[layer] + change)                 # [batch, pos, d_model]
+    weights, patches = head_weights(model, layer, head), []
+    for name in into:
+        n_heads = len(getattr(model.blocks[layer].attn, f"W_{name.upper()}"))       # fewer for k, v if they are shared
+        own = head // (model.cfg.n_heads // n_heads)
+        value = seen @ weights[name.upper()] + weights[f"b_{name.upper()}"]         # [batch, pos, d_head]
+        patches.append((f"blocks.{layer}.attn.hook_{name}", replace_head(own, value)))
+    return patches
+
+
+def _loss_with(clean: CleanRun, layer: int, patches: list[tuple[str, Callable]], seq_len: int) -> float:
+    with clean.model.hooks(fwd_hooks=patches):
+        return mean_loss(clean, clean.continue_from(layer, clean.residuals[layer]), seq_len).item()
+
+
+def check_paths(model: TransformerBridge, sender: Head, receivers: Sequence[Head], into: str) -> None:
+    """Raise ValueError unless there are such heads, the receivers are in later layers, and `into` names their inputs."""
+    for layer, head in [sender, *receivers]:
+        check_head(model, layer, head)
+    too_early = [f"{layer}.{head}" for layer, head in receivers if layer <= sender[0]]
+    if too_early or not receivers:
+        raise ValueError(f"receivers must be heads in layers after the sender's ({sender[0]}): "
+                         + (f"{', '.join(too_early)} cannot read it" if too_early else "none was given"))
+    if not into or set(into) - set("qkv"):
+        raise ValueError(f'into is {into!r}; it must be "q", "k", "v" or several of them')
