@@ -66,7 +66,7 @@ def mlp_patch_sweep(
     clean_losses = _losses(clean, clean_final, targets)                             # [batch, pos]
     sweep = torch.zeros(len(layers), seq_len)
     columns_that_matter = torch.arange(seq_len if as_published else seq_len - 1)
-    for columns in tqdm(columns_that_matter.split(COLUMNS_AT_A_TIME), desc="positions", disable=bars_are_off()):
+    for columns in tqdm(columns_that_matter.split(COLUMNS_AT_A_TIME), desc="positions", delay=1, disable=bars_are_off()):
         positions = columns + (seq_len if as_published else seq_len + 1)
         start, final = positions[0].item(), _patched(clean, layers, positions, seq_len)
         changed = (final != clean_final[:, start:]).any(dim=-1)                     # [layer, column, batch, pos-start]
@@ -145,7 +145,7 @@ def head_ablation_scores(
     """
     clean, first, layers = _prepare(model, tokens, kind, seq_len, layers, hook_z)
     scores = torch.zeros(len(layers), model.cfg.n_heads)
-    for row, layer in enumerate(tqdm(layers, desc="layers", disable=bars_are_off())):
+    for row, layer in enumerate(tqdm(layers, desc="layers", delay=1, disable=bars_are_off())):
         new = ablate(clean.activations[hook_z(layer)], kind)                        # [batch, pos, head, d_head]
         for head in range(model.cfg.n_heads):
             with model.hooks(fwd_hooks=[(hook_z(layer), replace_head(head, new[:, :, head]))]):
@@ -165,7 +165,7 @@ def mlp_ablation_scores(
     check_mlps(model)
     clean, first, layers = _prepare(model, tokens, kind, seq_len, layers, mlp_out)
     losses = []
-    for layer in tqdm(layers, desc="layers", disable=bars_are_off()):
+    for layer in tqdm(layers, desc="layers", delay=1, disable=bars_are_off()):
         output = clean.activations[mlp_out(layer)]
         residual = clean.residuals[layer + 1] + ablate(output, kind) - output
         losses.append(mean_loss(clean, clean.continue_from(layer + 1, residual), first))
@@ -283,6 +283,12 @@ def check_layers(model: TransformerBridge, layers: Sequence[int] | None) -> list
     if not layers or not all(0 <= layer < n_layers for layer in layers):
         raise ValueError(f"layers are {layers}; name some of this model's layers, 0 to {n_layers - 1}")
     return layers
+
+
+def some_layers(model: TransformerBridge, most: int = 6) -> list[int]:
+    """All layers of a model that has at most `most` of them; else four, spread over its depth, first and last among them."""
+    n_layers = model.cfg.n_layers
+    return list(range(n_layers)) if n_layers <= most else [round(i * (n_layers - 1) / 3) for i in range(4)]
 
 
 def check_mlps(model: TransformerBridge) -> None:

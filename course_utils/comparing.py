@@ -44,6 +44,8 @@ def describe(value: Any) -> str:
     """One line that shows a value: for a tensor its dtype, shape and a few rounded values."""
     if isinstance(value, Tensor):
         return _describe_tensor(value)
+    if _is_factored(value):
+        return f"FactoredMatrix of {describe(value.AB)}"
     if isinstance(value, float):
         return number(value)
     if isinstance(value, Mapping):
@@ -95,6 +97,8 @@ def first_difference(
         "atol": atol, "rtol": rtol, "loose_scalars": loose_scalars, "exact_dtype": exact_dtype}
     if loose_scalars:
         got, expected = _plain_scalar(got), _plain_scalar(expected)
+    if _is_factored(expected):
+        return _factored_difference(got, expected, options, where)
     if isinstance(expected, Tensor):
         return _tensor_difference(got, expected, atol, rtol, exact_dtype, where)
     if isinstance(expected, (bool, int, float)):
@@ -108,6 +112,18 @@ def first_difference(
     if type(got) is not type(expected):
         return f"{where} is a {_type_name(got)}; a {_type_name(expected)} was expected"
     return None if got == expected else f"{where} is {describe(got)}; {describe(expected)} was expected"
+
+
+def _is_factored(value: Any) -> bool:
+    """Whether a value is a TransformerLens FactoredMatrix: two thin factors in place of a large matrix."""
+    return all(isinstance(getattr(value, name, None), Tensor) for name in ("A", "B", "AB"))
+
+
+def _factored_difference(got: Any, expected: Any, options: dict, where: str) -> str | None:
+    """The factors may differ: what counts is their product."""
+    if not _is_factored(got):
+        return f"{where} is a {_type_name(got)}; FactoredMatrix(left, right) was expected, which keeps the thin factors"
+    return first_difference(got.AB, expected.AB, where=where, **options)
 
 
 def _plain_scalar(value: Any) -> Any:

@@ -181,6 +181,7 @@ def plot_head_scores(
     vmax: float | None = 1.0,
     unit: str = "mean attention probability",
     diverging: bool = False,
+    columns: str = "head",
     ax: Axes | None = None,
 ) -> Figure:
     """One number per head as a heat map, layer by head; numbers written in when there are at most 64 heads.
@@ -190,6 +191,7 @@ def plot_head_scores(
         vmax: upper end of the colour scale, which starts at 0 (or at -vmax); None takes it from the data.
         unit: label of the colour bar, with its unit.
         diverging: for scores of either sign: 0 in the middle, orange below and purple above.
+        columns: what the columns are, when they are not heads ("position", say).
 
     Raises:
         ValueError: when scores has not two dimensions, or vmax is not positive.
@@ -207,7 +209,7 @@ def plot_head_scores(
     image = ax.imshow(values, vmax=vmax, aspect="auto", **colours)
     ax.set_xticks(_ticks(heads))
     ax.set_yticks(_ticks(layers))
-    ax.set(xlabel="head", ylabel="layer", title=title)
+    ax.set(xlabel=columns, ylabel="layer", title=title)
     ax.figure.colorbar(image, ax=ax, label=unit)
     if values.size <= MAX_ANNOTATED:
         _annotate(ax, image, values)

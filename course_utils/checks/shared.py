@@ -35,6 +35,30 @@ def random_model():
 
 
 @lru_cache
+def grouped_query_model():
+    """A random Llama with 2 layers, 6 query heads on 2 key and value heads, rotary positions and 40 tokens."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        config = LlamaConfig(
+            vocab_size=40,
+            hidden_size=24,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            max_position_embeddings=32,
+            initializer_range=0.6,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        model = LlamaForCausalLM(config)
+    words = ["<bos>", *(f"w{i}" for i in range(1, 40))]
+    return _used_once(as_bridge(model, word_tokenizer(words, "<bos>"), name="grouped-query", device="cpu"))
+
+
+@lru_cache
 def planted_model():
     """The planted circuit of `course_utils.planted`: head 0.0 and head 1.0 are known exactly."""
     return _used_once(planted_induction_model(n_tokens=20, n_ctx=32))

@@ -1,0 +1,68 @@
+"""Two more pictures for the lessons: points against a diagonal, and bars by name. Made like those of `viz`."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy import ndarray
+
+from course_utils.viz import OKABE_ITO, _array, _axes, _finish
+
+
+def plot_scatter(
+    x: Float[ndarray, "..."], y: Float[ndarray, "..."], xlabel: str, ylabel: str, *, title: str = "",
+    ax: Axes | None = None,
+) -> Figure:
+    """Points with the line y = x: how far one number stands for another.
+
+    Args:
+        x, y: tensors or arrays of the same shape.
+        xlabel, ylabel: what they are, with units.
+
+    Raises:
+        ValueError: when x and y have not the same shape, or are empty.
+    """
+    xs, ys = _array(x), _array(y)
+    if xs.shape != ys.shape or not xs.size:
+        raise ValueError(f"x has shape {xs.shape} and y {ys.shape}; they must be equal, with at least one point")
+    ax, is_new = _axes(ax, 4.2)
+    low, high = min(xs.min(), ys.min()), max(xs.max(), ys.max())
+    ax.plot([low, high], [low, high], color="0.4", linestyle=":", linewidth=1.2, label="equal")
+    ax.scatter(xs, ys, s=14, color=OKABE_ITO[0], alpha=0.7)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=9)
+    return _finish(ax, is_new)
+
+
+def plot_bars(
+    values: dict[str, dict[str, float]], xlabel: str, *, title: str = "", log: bool = False, ax: Axes | None = None
+) -> Figure:
+    """Horizontal bars: one row per name, one colour per series. `values` is {series: {name: number}}.
+
+    Args:
+        xlabel: what the numbers are, with the unit.
+        log: a logarithmic axis, for numbers above 0 of very different size.
+
+    Raises:
+        ValueError: when there is nothing to draw or the series have not the same names.
+    """
+    names = list(next(iter(values.values()), {}))
+    if not names or any(list(series) != names for series in values.values()):
+        raise ValueError("values must be {series: {name: number}} with the same names, in the same order, in every series")
+    ax, is_new = _axes(ax, 1.2 + 0.2 * len(names) * max(1, 0.6 * len(values)))
+    height = 0.8 / len(values)
+    for i, (label, series) in enumerate(values.items()):
+        at = [row + (i - (len(values) - 1) / 2) * height for row in range(len(names))]
+        ax.barh(at, list(series.values()), height=height, label=label, color=OKABE_ITO[i % len(OKABE_ITO)])
+    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.invert_yaxis()
+    ax.axvline(0, color="0.4", linewidth=0.8)
+    ax.set(xlabel=xlabel, title=title)
+    if log:
+        ax.set_xscale("log")
+    ax.grid(axis="x", alpha=0.3)
+    if len(values) > 1:
+        ax.legend(fontsize=9)
+    return _finish(ax, is_new)
