@@ -8,6 +8,7 @@ circuits leave out.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,16 @@ TOKENS_AT_A_TIME = 2048  # tokens that go through block 0 at once
 # --- the weights of one head ---------------------------------------------------------------------------------------
 
 
+def key_value_head(head: int, n_heads: int, n_key_value_heads: int) -> int:
+    """Which key and value head a query head reads: neighbouring query heads share one, group by group."""
+    return head // (n_heads // n_key_value_heads)
+
+
 def head_weights(model: TransformerBridge, layer: int, head: int) -> dict[str, Tensor]:
     """{"Q", "K", "V": [d_model, d_head], "O": [d_head, d_model], "b_Q", "b_K", "b_V": [d_head]} of one head.
 
-    Under grouped-query attention several query heads share one key and value head: head h of n_heads reads key head
-    h // (n_heads / n_key_value_heads). Biases that the model does not have are zero.
+    Under grouped-query attention several query heads share one key and value head (see `key_value_head`). Biases
+    that the model does not have are zero.
     Raises:
         ValueError: if layer or head is out of range.
     """
@@ -38,7 +44,7 @@ def head_weights(model: TransformerBridge, layer: int, head: int) -> dict[str, T
     attn, found = model.blocks[layer].attn, {}
     for name in "QKV":
         weights = getattr(attn, f"W_{name}")                            # [heads or key-value heads, d_model, d_head]
-        own = head // (model.cfg.n_heads // len(weights))
+        own = key_value_head(head, model.cfg.n_heads, len(weights))
         bias = getattr(attn, f"b_{name}", None)
         found[name] = weights[own]
         found[f"b_{name}"] = weights.new_zeros(weights.shape[-1]) if bias is None else bias[own]
@@ -208,7 +214,7 @@ def score_by_distance(
     names = [f"blocks.{layer}.attn.hook_q", f"blocks.{layer}.attn.hook_k"]
     _, cache = model.run_with_cache(tokens, names_filter=names)
     q, k = (cache[name] for name in names)                                          # [batch, pos, heads, d_head]
-    own = head // (model.cfg.n_heads // k.shape[2])
+    own = key_value_head(head, model.cfg.n_heads, k.shape[2])
     q, k = q[:, 1:, head].mean(dim=(0, 1)), k[:, 1:, own].mean(dim=(0, 1))          # [d_head]; BOS left out
     return torch.stack([rotate(model, q, d) @ k for d in range(max_distance + 1)]) / len(q) ** 0.5
 
@@ -276,6 +282,15 @@ def copying_score(circuit: FactoredMatrix) -> float:
     return (eigenvalues.real.sum() / eigenvalues.abs().sum()).item()
 
 
+def composition_score(first: FactoredMatrix, second: FactoredMatrix) -> float:
+    """‖first second‖ / (‖first‖ ‖second‖), Frobenius norms: how much of what `first` writes, `second` reads.
+
+    Two random matrices of rank r in d dimensions score about 1 / sqrt(d), whatever r.
+    Source: Elhage et al. (2021).
+    """
+    return ((first @ second).norm() / (first.norm() * second.norm())).item()
+
+
 @torch.no_grad()
 def composition_scores(model: TransformerBridge, kind: str = "K") -> Float[Tensor, "layer head layer2 head2"]:
     """How much the input of head2's K, Q or V lies along what head writes: ‖A B‖ / (‖A‖ ‖B‖), Frobenius norms.
@@ -314,3 +329,20 @@ def check_head(model: TransformerBridge, layer: int, head: int) -> None:
     if not (0 <= layer < model.cfg.n_layers and 0 <= head < model.cfg.n_heads):
         raise ValueError(f"there is no head {layer}.{head}: this model has layers 0 to {model.cfg.n_layers - 1} "
                          f"with heads 0 to {model.cfg.n_heads - 1}")
+
+
+def random_head_pairs(
+    n_layers: int, n_heads: int, n_pairs: int, *, exclude: Sequence[tuple[int, int]] = (), seed: int = 0
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Different pairs ((layer, head), (later layer, head)) for a control, drawn from all such pairs alike.
+
+    Args:
+        exclude: heads that must be in no pair, such as those the claim is about.
+    Raises:
+        ValueError: if there are fewer such pairs than asked for.
+    """
+    heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads) if (layer, head) not in exclude]
+    pairs = [(first, second) for first in heads for second in heads if first[0] < second[0]]
+    if n_pairs > len(pairs):
+        raise ValueError(f"{n_pairs} pairs were asked for, but there are only {len(pairs)} without the excluded heads")
+    return random.Random(seed).sample(pairs, n_pairs)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.ablation import ablate, check_kind, hook_z, mean_loss, replace_head
-from course_utils.circuits import check_head, head_weights
+from course_utils.circuits import check_head, head_weights, key_value_head
 from course_utils.clean_run import CleanRun
 from course_utils.heads import check_repeated
 
@@ -39,8 +39,12 @@ class PathEffect:
 
         Shares of several paths need not sum to 1: effects interact. NaN if the sender has no effect.
         """
-        whole = self.total - self.clean
-        return (self.path - self.clean) / whole if whole else float("nan")
+        return share_of_effect(self.clean, self.path, self.total)
+
+
+def share_of_effect(clean: float, path: float, total: float) -> float:
+    """(path − clean) / (total − clean); NaN if the two losses at the ends are equal."""
+    return (path - clean) / (total - clean) if total != clean else float("nan")
 
 
 @torch.no_grad()
@@ -81,15 +85,24 @@ def new_readings(
     clean: CleanRun, change: Float[Tensor, "batch pos d_model"], receiver: Head, into: str
 ) -> list[tuple[str, Callable]]:
     """Hooks that give a head the queries, keys or values it would have if `change` were added to what it reads."""
-    (layer, head), model = receiver, clean.model
-    seen = model.blocks[layer].ln1(clean.residuals[layer] + change)                 # [batch, pos, d_model]
-    weights, patches = head_weights(model, layer, head), []
+    (layer, head), model, patches = receiver, clean.model, []
     for name in into:
+        value = head_reading(model, layer, head, name, clean.residuals[layer] + change)
         n_heads = len(getattr(model.blocks[layer].attn, f"W_{name.upper()}"))       # fewer for k, v if they are shared
-        own = head // (model.cfg.n_heads // n_heads)
-        value = seen @ weights[name.upper()] + weights[f"b_{name.upper()}"]         # [batch, pos, d_head]
+        own = key_value_head(head, model.cfg.n_heads, n_heads)
         patches.append((f"blocks.{layer}.attn.hook_{name}", replace_head(own, value)))
     return patches
+
+
+def head_reading(
+    model: TransformerBridge, layer: int, head: int, name: str, residual: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_head"]:
+    """The queries ("q"), keys ("k") or values ("v") that a head reads from a residual stream: norm(x) W + b.
+
+    Keys and queries are those before any rotation. Raises ValueError if there is no such head.
+    """
+    weights = head_weights(model, layer, head)
+    return model.blocks[layer].ln1(residual) @ weights[name.upper()] + weights[f"b_{name.upper()}"]
 
 
 def _loss_with(clean: CleanRun, layer: int, patches: list[tuple[str, Callable]], seq_len: int) -> float:

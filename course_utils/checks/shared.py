@@ -30,6 +30,8 @@ def random_model():
         model = GPT2LMHeadModel(config)
         for block in model.transformer.h:  # biases too: GPT-2 starts with none
             block.attn.c_proj.bias.data.normal_(std=0.5)
+        for block in model.transformer.h:
+            block.attn.c_attn.bias.data.normal_(std=0.5)
     words = ["<bos>", *(f"w{i}" for i in range(1, 40))]
     return _used_once(as_bridge(model, word_tokenizer(words, "<bos>"), name="random", device="cpu"))
 
