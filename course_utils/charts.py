@@ -51,7 +51,7 @@ def plot_bars(
     names = list(next(iter(values.values()), {}))
     if not names or any(list(series) != names for series in values.values()):
         raise ValueError("values must be {series: {name: number}} with the same names, in the same order, in every series")
-    ax, is_new = _axes(ax, 1.2 + 0.2 * len(names) * max(1, 0.6 * len(values)))
+    ax, is_new = _axes(ax, 1.2 + 0.3 * (len(values) > 1) + 0.2 * len(names) * max(1, 0.6 * len(values)))
     height = 0.8 / len(values)
     for i, (label, series) in enumerate(values.items()):
         at = [row + (i - (len(values) - 1) / 2) * height for row in range(len(names))]
@@ -64,5 +64,6 @@ def plot_bars(
         ax.set_xscale("log")
     ax.grid(axis="x", alpha=0.3)
     if len(values) > 1:
-        ax.legend(fontsize=9)
+        where = {"loc": "outside lower center"} if is_new else {}
+        (ax.figure if is_new else ax).legend(fontsize=9, ncols=len(values), **where)
     return _finish(ax, is_new)

@@ -31,6 +31,7 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 
+from course_utils import circuits
 from course_utils.charts import plot_bars
 from course_utils.circuits import (composition_scores, effective_embedding, full_OV_circuit, full_QK_circuit,
                                    head_weights, normalize, rotate, top_k_accuracy)
@@ -229,11 +230,9 @@ variants[f"head 0.{own} and MLP 0 on the query's side, norm"] = {
     "query_embedding": effective_embedding(model, heads=[own]), "layer_norm": True}
 
 # %%
-from course_utils.circuits import K_comp_full_circuit as with_options   # the course's version, whatever you wrote
-
 found = {"best key": {}, "best query": {}}
 for label, options in variants.items():
-    circuit = with_options(model, previous[0], induction[0], previous[1], induction[1], **options)
+    circuit = circuits.K_comp_full_circuit(model, previous[0], induction[0], previous[1], induction[1], **options)
     for direction in ("key", "query"):
         found[f"best {direction}"][label] = top_k_accuracy(circuit, best=direction, tokens=subset)
     print(f"{label:45} best key {found['best key'][label]:.3f}, best query {found['best query'][label]:.3f}")
@@ -345,17 +344,17 @@ if real_model is not None:
     real_variants = {"as published": {}, "norm": {"layer_norm": True}, "MLP 0, norm": {
         "layer_norm": True, "query_embedding": effective, "key_embedding": effective}}
     for label, options in real_variants.items():
-        circuit = with_options(real_model, *indices, **options)
+        circuit = circuits.K_comp_full_circuit(real_model, *indices, **options)
         keys, queries = (top_k_accuracy(circuit, best=best, tokens=sample) for best in ("key", "query"))
         print(f"{name(real_previous)} → {name(real_induction)}, {label:12}: best key {keys:.4f}, best query {queries:.4f}")
     real_pairs = random_head_pairs(30, 9, 20, exclude=[real_previous, real_induction], seed=0)
-    real_control = [top_k_accuracy(with_options(real_model, a[0], b[0], a[1], b[1]), tokens=sample[:300])
+    real_control = [top_k_accuracy(circuits.K_comp_full_circuit(real_model, a[0], b[0], a[1], b[1]), tokens=sample[:300])
                     for a, b in real_pairs]
     print(f"20 random pairs: highest {max(real_control):.4f}; chance {1 / real_model.cfg.d_vocab:.5f}")
     measured("SmolLM2: K-composition with MLP 0, best key", keys, unit="share", at_least=0.01)
 
 # %% [markdown]
-# In a real model of 30 layers the circuit made of bare embeddings still finds the right token hundreds of times more
+# In a real model of 30 layers the circuit made of bare embeddings still finds the right token about a hundred times more
 # often than chance, and the first MLP, which spoiled it in `tiny`, makes it several times better: here it *is* part of the
 # embedding. Yet nineteen tokens of twenty are missed. Sixteen layers lie between the embedding and the previous-token
 # head, and no circuit of weights sees what they do. Path patching does not mind:
@@ -381,7 +380,7 @@ if real_model is not None:
 # %%
 if real_model is not None:
     for distance in (0, 1, 24):
-        circuit = with_options(real_model, *indices, layer_norm=True, query_embedding=effective,
+        circuit = circuits.K_comp_full_circuit(real_model, *indices, layer_norm=True, query_embedding=effective,
                                key_embedding=effective, distance=distance)
         print(f"key {distance:2} positions back: best key {top_k_accuracy(circuit, tokens=sample):.4f}")
 
