@@ -296,7 +296,7 @@ def composition_scores(model: TransformerBridge, kind: str = "K") -> Float[Tenso
     """How much the input of head2's K, Q or V lies along what head writes: ‖A B‖ / (‖A‖ ‖B‖), Frobenius norms.
 
     A = W_V W_O of the earlier head; B = W_K W_Q^T (K), W_Q W_K^T (Q) or W_V W_O (V) of the later. 0 where layer2 is
-    not after layer. The norms are taken from products of d_head × d_head matrices.
+    not after layer. The norms are taken from products of d_head × d_head matrices, in float64 (squares of squares).
     Raises:
         ValueError: if kind is none of these.
     Source: Elhage et al. (2021). Equals TransformerLens `all_composition_scores` where every head has its own keys.
@@ -305,18 +305,19 @@ def composition_scores(model: TransformerBridge, kind: str = "K") -> Float[Tenso
         raise ValueError(f'kind is {kind!r}; it must be "K", "Q" or "V"')
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
     weights = [head_weights(model, layer, head) for layer in range(layers) for head in range(heads)]
-    Q, K, V, O = (torch.stack([each[name] for each in weights]) for name in "QKVO")       # [n, d_model, d_head]; O turned
-    Q, K, V, O = (each.double() for each in (Q, K, V, O))                                  # squares of squares
-    left, right = {"K": (K, Q), "Q": (Q, K), "V": (V, O.mT)}[kind]                         # B = left @ right.mT
-    size_A, size_B = _norm_of_product(V, O.mT), _norm_of_product(left, right)              # [n]
+    Q, K, V, O = (torch.stack([each[name] for each in weights]).double() for name in "QKVO")
+    left, right = {"K": (K, Q), "Q": (Q, K), "V": (V, O.mT)}[kind]                  # B = left @ right^T, by head
+    squares = right.mT @ right                                                      # [n, d_head, d_head]
+    size_A, size_B = _norm_of_product(V, O.mT), _norm_of_product(left, right)       # [n]
     scores = torch.zeros(layers * heads, layers * heads)
-    for i in range(layers * heads):
-        inner = O[i] @ left                                                                 # [n, d_head, d_head]
-        # ‖V_i inner right^T‖² = sum of (V_i^T V_i) inner (right^T right) * inner
-        square = ((V[i].T @ V[i]) @ inner @ (right.mT @ right) * inner).sum(dim=(1, 2))
-        scores[i] = (square.clamp(min=0).sqrt() / (size_A[i] * size_B)).nan_to_num(nan=0.0)   # heads that are all 0
-    later = torch.arange(layers).repeat_interleave(heads)
-    return (scores * (later[:, None] < later)).reshape(layers, heads, layers, heads)
+    for i in range((layers - 1) * heads):
+        later = slice((i // heads + 1) * heads, None)                               # the heads of all later layers
+        inner = O[i] @ left[later]
+        # A B = V_i inner right^T, and ‖V_i inner right^T‖² = sum of (V_i^T V_i inner right^T right) * inner
+        square = ((V[i].T @ V[i]) @ inner @ squares[later] * inner).sum(dim=(1, 2))
+        score = square.clamp(min=0).sqrt() / (size_A[i] * size_B[later])
+        scores[i, later] = score.nan_to_num(nan=0.0).float().cpu()                  # heads that are all 0: 0 / 0
+    return scores.reshape(layers, heads, layers, heads)
 
 
 def _norm_of_product(left: Float[Tensor, "n d k"], right: Float[Tensor, "n d k"]) -> Float[Tensor, "n"]:

@@ -46,7 +46,7 @@ from course_utils.viz import plot_by_position, plot_head_scores
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
 model = load_model(MODEL)
-SEQ_LEN, BATCH = (50, 10) if MODEL == "tiny" else (25, 4)
+SEQ_LEN, BATCH = (50, 10) if MODEL == "tiny" else (20, 4)
 LAYERS = some_layers(model)                         # all of a small model's; four of a large one's
 tokens = generate_repeated_tokens(model, SEQ_LEN, BATCH, seed=0)
 print(f"{MODEL}: tokens {tuple(tokens.shape)}; layers to look into: {LAYERS}")

@@ -32,6 +32,7 @@ from transformer_lens import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils import circuits
+from course_utils.ablation import some_layers
 from course_utils.charts import plot_bars
 from course_utils.circuits import ROWS_AT_A_TIME, TOKENS_AT_A_TIME, head_weights, normalize, rotate, score_by_distance
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
@@ -207,10 +208,10 @@ def copying_score(circuit: FactoredMatrix) -> float:
 
 
 # %%
-n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+layers, n_heads = some_layers(model), model.cfg.n_heads                # all layers of a small model
 scores = torch.tensor([[copying_score(full_OV_circuit(model, layer, head)) for head in range(n_heads)]
-                       for layer in range(n_layers)])
-plot_head_scores(scores, f"{MODEL}: copying scores", unit="copying score", diverging=True)
+                       for layer in layers])
+plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", unit="copying score", diverging=True)
 
 # %% [markdown]
 # Many heads copy; few of them are induction heads. And in `tiny` some heads of the last layers have a score near
@@ -239,7 +240,7 @@ def full_QK_circuit(
 
 # %%
 matches = torch.tensor([[top_k_accuracy(full_QK_circuit(model, layer, head), tokens=subset)
-                         for head in range(n_heads)] for layer in ([0] if n_layers > 6 else range(n_layers))])
+                         for head in range(n_heads)] for layer in (layers if MODEL == "tiny" else [0])])
 layer, head = best_head(matches)
 plot_head_scores(matches, f"{MODEL}: is a token's best key the token itself?", unit="share of tokens")
 
