@@ -6,10 +6,13 @@ from pathlib import Path
 
 import torch
 
-from course_utils.heads import best_head, induction_scores, is_pattern, previous_token_scores
+from course_utils.ablation import head_ablation_scores
+from course_utils.charts import plot_bars
+from course_utils.heads import best_head, induction_scores, is_pattern, previous_token_scores, top_heads
 from course_utils.models import checkpoint_steps, load_model
+from course_utils.path_patching import path_patching
 from course_utils.repeated_tokens import generate_repeated_tokens
-from course_utils.viz import plot_attention, plot_by_position
+from course_utils.viz import plot_attention, plot_by_position, plot_head_scores
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"
 
@@ -47,8 +50,30 @@ def formation():
     )
 
 
+def paths():
+    """Through what do the two heads of layer 0 act that the model cannot do without?"""
+    model = load_model("tiny")
+    tokens = generate_repeated_tokens(model, 50, 10, seed=0)
+    strong = [head for head, score in top_heads(induction_scores(model, tokens, 50), 9) if score > 0.3]
+    _, cache = model.run_with_cache(tokens[:2], names_filter=["blocks.0.attn.hook_pattern"])
+    own = int(cache["blocks.0.attn.hook_pattern"].diagonal(0, -2, -1).mean(dim=(0, 2)).argmax())
+    senders = {"previous-token head": best_head(previous_token_scores(model, tokens)), "own-position head": (0, own)}
+    shares = {f"through {words}": {
+        f"{label} {layer}.{head}": path_patching(model, tokens, 50, (layer, head), strong, into=words[0]).share
+        for label, (layer, head) in senders.items()} for words in ("keys", "queries", "values")}
+    return plot_bars(shares, "share of the head's effect", title="What the induction heads read, by path patching")
+
+
+def ablations():
+    """The heads that the model cannot do without on repeated tokens."""
+    model = load_model("tiny")
+    tokens = generate_repeated_tokens(model, 50, 10, seed=0)
+    scores = head_ablation_scores(model, tokens, "mean", seq_len=50)
+    return plot_head_scores(scores, "Take one head away", vmax=None, unit="change of the loss (nats)", diverging=True)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for draw in (induction_head, formation):
+    for draw in (induction_head, formation, ablations, paths):
         draw().savefig(FOLDER / f"{draw.__name__}.png", dpi=90)
         print("wrote", FOLDER / f"{draw.__name__}.png")
