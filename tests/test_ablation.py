@@ -1,0 +1,332 @@
+"""Clean runs, the patching sweep, ablations, attribution: against full passes with hooks, one entry at a time."""
+
+import types
+
+import pytest
+import small_models
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import forbidden_forward, hook_count, repeated
+
+from course_utils import ablation
+from course_utils.ablation import (
+    KINDS,
+    ablate,
+    gradients,
+    head_ablation_scores,
+    head_attribution_scores,
+    hook_z,
+    mlp_ablation_scores,
+    mlp_attribution_sweep,
+    mlp_out,
+    mlp_patch_sweep,
+    second_copy_loss,
+    some_layers,
+)
+from course_utils.clean_run import CleanRun
+from course_utils.logit_attribution import direct_logit_attribution
+from course_utils.repeated_tokens import correct_token_log_probs
+
+N = 6
+
+
+@pytest.fixture(params=["multi_head", "grouped_query", "tiny"])
+def model(request):
+    return small_models.ALL[request.param]()
+
+
+# --- CleanRun ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [0, 1, 7])
+@pytest.mark.parametrize("times", [1, 3])
+def test_continuing_equals_a_full_pass_with_the_same_edit(model, start, times):
+    tokens = repeated(model, N, batch=2)
+    clean = CleanRun(model, tokens)
+    for layer in range(model.cfg.n_layers):
+        edits = torch.randn(times, 2, tokens.shape[1] - start, model.cfg.d_model,
+                            generator=torch.Generator().manual_seed(layer))
+        residual = clean.residuals[layer][:, start:] + edits
+        ours = clean.logits(clean.continue_from(layer, residual.flatten(0, 1), start=start))
+        for edit, got in zip(edits, ours.unflatten(0, (times, 2))):
+            def put(value, hook):
+                return torch.cat([value[:, :start], value[:, start:] + edit], dim=1)
+            full = model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.hook_resid_pre", put)])
+            torch.testing.assert_close(got, full[:, start:], atol=2e-4, rtol=1e-4)
+
+
+def test_residuals_are_those_of_the_cache_and_the_last_gives_the_logits(model):
+    tokens = repeated(model, N)
+    clean = CleanRun(model, tokens, [hook_z(1)])
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    logits, cache = model.run_with_cache(tokens, names_filter=[*names, hook_z(1)])
+    for name, residual in zip(names, clean.residuals):
+        torch.testing.assert_close(residual, cache[name])
+    assert len(clean.residuals) == model.cfg.n_layers + 1
+    torch.testing.assert_close(clean.activations[hook_z(1)], cache[hook_z(1)])
+    torch.testing.assert_close(clean.logits(clean.residuals[-1]), logits, atol=1e-4, rtol=1e-4)
+
+
+def test_pieces_continue_one_another_and_hooks_act(model):
+    tokens = repeated(model, N)
+    clean = CleanRun(model, tokens)
+    piece = clean.continue_from(0, clean.residuals[0], stop=1)
+    torch.testing.assert_close(piece, clean.residuals[1], atol=1e-4, rtol=1e-4)
+    with model.hooks(fwd_hooks=[(mlp_out(1), lambda value, hook: 0 * value)]):
+        ours = clean.logits(clean.continue_from(0, clean.residuals[0]))
+    full = model.run_with_hooks(tokens, fwd_hooks=[(mlp_out(1), lambda value, hook: 0 * value)])
+    torch.testing.assert_close(ours, full, atol=1e-4, rtol=1e-4)
+
+
+def test_no_hook_is_left_behind_not_even_by_an_error(model):
+    model.run_with_cache(repeated(model, N))                   # the libraries put hooks of their own on the model once
+    before = hook_count(model)
+    CleanRun(model, repeated(model, N), [hook_z(0)])
+    assert hook_count(model) == before
+    with pytest.raises(Exception):
+        CleanRun(model, torch.full((1, 5), 10**6))
+    assert hook_count(model) == before
+
+
+# --- the sweep -----------------------------------------------------------------------------------------------------
+
+
+def naive_sweep(model, tokens, n, layers, columns, first):
+    """One full pass per entry: layer l at position first + i gets the MLP output of position first + i − n."""
+    logits, cache = model.run_with_cache(tokens, names_filter=[mlp_out(layer) for layer in layers])
+    def loss(logits):
+        return -correct_token_log_probs(logits, tokens)[:, n:].mean()
+    rows = []
+    for layer in layers:
+        for i in columns:
+            def patch(value, hook):
+                value = value.clone()
+                value[:, first + i] = cache[hook.name][:, first + i - n]
+                return value
+            rows.append(loss(model.run_with_hooks(tokens, fwd_hooks=[(mlp_out(layer), patch)])) - loss(logits))
+    return torch.stack(rows).reshape(len(layers), len(columns))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("as_published", [False, True])
+def test_the_sweep_equals_the_naive_double_loop(model, batch, as_published):
+    tokens = repeated(model, N, batch)
+    layers = list(range(model.cfg.n_layers))
+    expected = naive_sweep(model, tokens, N, layers, range(N), N if as_published else N + 1)
+    assert expected.abs().max() > 1e-3                          # there is something to be wrong about
+    torch.testing.assert_close(mlp_patch_sweep(model, tokens, N, as_published=as_published), expected, atol=1e-5, rtol=0)
+
+
+def test_the_sweep_on_tiny_at_full_length():
+    model = small_models.tiny()
+    tokens = repeated(model, 50, 1)
+    expected = naive_sweep(model, tokens, 50, range(4), range(0, 50, 7), 51)
+    torch.testing.assert_close(mlp_patch_sweep(model, tokens, 50)[:, ::7], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_the_sweep_on_smollm2():
+    model, layers, columns = small_models.smollm2(), [0, 10, 20, 29], [0, 1, 24, 48, 49]
+    tokens = repeated(model, 50, 1)
+    expected = naive_sweep(model, tokens, 50, layers, columns, 51)
+    ours = mlp_patch_sweep(model, tokens, 50, layers=layers)
+    torch.testing.assert_close(ours[:, columns], expected, atol=1e-5, rtol=0)
+
+
+def test_layers_come_in_the_order_asked_for_and_the_last_column_is_zero(model):
+    tokens = repeated(model, N)
+    whole = mlp_patch_sweep(model, tokens, N)
+    some = [model.cfg.n_layers - 1, 0, model.cfg.n_layers - 1]
+    torch.testing.assert_close(mlp_patch_sweep(model, tokens, N, layers=some), whole[some])
+    assert (whole[:, -1] == 0).all()
+    published = mlp_patch_sweep(model, tokens, N, as_published=True)
+    torch.testing.assert_close(published[:, 1:], whole[:, :-1])
+
+
+@pytest.mark.parametrize("columns, positions", [(1, 3), (4, 7), (100, 1000)])
+def test_the_sweep_does_not_depend_on_how_it_is_split(model, monkeypatch, columns, positions):
+    tokens = repeated(model, N)
+    expected = mlp_patch_sweep(model, tokens, N)
+    monkeypatch.setattr(ablation, "COLUMNS_AT_A_TIME", columns)
+    monkeypatch.setattr(ablation, "POSITIONS_AT_A_TIME", positions)
+    torch.testing.assert_close(mlp_patch_sweep(model, tokens, N), expected, atol=1e-6, rtol=1e-5)
+
+
+# --- ablation ------------------------------------------------------------------------------------------------------
+
+
+def test_ablate_by_hand():
+    x = torch.tensor([[[9.0], [1.0], [2.0]], [[8.0], [3.0], [6.0]]])
+    assert ablate(x, "zero").flatten().tolist() == [9, 0, 0, 8, 0, 0]
+    assert ablate(x, "mean").flatten().tolist() == [9, 3, 3, 8, 3, 3]
+    assert ablate(x, "resample").flatten().tolist() == [9, 3, 6, 8, 1, 2]
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch=st.integers(2, 4), pos=st.integers(2, 5), seed=st.integers(0, 10**6), heads=st.booleans())
+def test_what_ablation_keeps(batch, pos, seed, heads):
+    x = torch.randn(batch, pos, *([3, 2] if heads else [4]), generator=torch.Generator().manual_seed(seed))
+    before = x.clone()
+    for kind in KINDS:
+        new = ablate(x, kind)
+        assert new.shape == x.shape and torch.equal(new[:, 0], x[:, 0])
+    assert torch.equal(x, before)
+    mean = ablate(x, "mean")[:, 1:]
+    torch.testing.assert_close(mean.mean((0, 1)), x[:, 1:].mean((0, 1)))
+    assert torch.equal(mean, mean[:1, :1].expand_as(mean))
+    other = ablate(x, "resample")
+    assert torch.equal(other.sort(dim=0).values, x.sort(dim=0).values) and not torch.equal(other[:, 1:], x[:, 1:])
+
+
+def loss_with(model, tokens, n, name, change):
+    logits = model.run_with_hooks(tokens, fwd_hooks=[(name, change)])
+    log_probs = correct_token_log_probs(logits, tokens)
+    return -(log_probs if n is None else log_probs[:, n:]).mean()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [None, N])
+def test_ablation_scores_equal_full_passes_with_hooks(model, kind, n):
+    tokens = repeated(model, N)
+    clean = loss_with(model, tokens, n, mlp_out(0), lambda value, hook: value)
+    heads, mlps = [], []
+    for layer in range(model.cfg.n_layers):
+        for head in range(model.cfg.n_heads):
+            def without(z, hook):
+                z = z.clone()
+                z[:, :, head] = ablate(z[:, :, head], kind)
+                return z
+            heads.append(loss_with(model, tokens, n, hook_z(layer), without) - clean)
+        mlps.append(loss_with(model, tokens, n, mlp_out(layer), lambda value, hook: ablate(value, kind)) - clean)
+    ours = head_ablation_scores(model, tokens, kind, seq_len=n)
+    torch.testing.assert_close(ours, torch.stack(heads).reshape(ours.shape), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(mlp_ablation_scores(model, tokens, kind, seq_len=n), torch.stack(mlps), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(head_ablation_scores(model, tokens, kind, seq_len=n, layers=[1, 0]), ours[[1, 0]])
+
+
+def test_only_the_planted_heads_matter():
+    model = small_models.planted()
+    scores = head_ablation_scores(model, repeated(model, N), "mean", seq_len=N)
+    assert (scores[:, 0] > 3).all() and (scores[:, 1].abs() < 1e-5).all()
+
+
+def test_layers_of_large_models_are_spread():
+    def of(n):
+        return types.SimpleNamespace(cfg=types.SimpleNamespace(n_layers=n))
+    assert some_layers(of(4)) == [0, 1, 2, 3] and some_layers(of(12)) == [0, 4, 7, 11] and some_layers(of(30)) == [0, 10, 19, 29]
+
+
+# --- gradients and attributions -------------------------------------------------------------------------------------
+
+
+def test_gradients_are_those_of_a_small_step(model):
+    tokens = repeated(model, N, 2)
+    name = mlp_out(0)
+    with torch.no_grad():                                       # must work inside, too
+        activation, slope = gradients(model, tokens, [name], lambda logits: second_copy_loss(logits, tokens, N))[name]
+    direction = torch.randn(activation.shape, generator=torch.Generator().manual_seed(0))
+    step = 1e-3
+    ends = [loss_with(model, tokens, N, name, lambda value, hook, s=s: value + s * direction) for s in (step, -step)]
+    torch.testing.assert_close((slope * direction).sum(), (ends[0] - ends[1]) / (2 * step), atol=5e-3, rtol=2e-2)
+    assert not any(weight.requires_grad for weight in model.parameters()) and not activation.requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attributions_are_the_slopes_of_the_exact_changes(model, kind):
+    """Go a small part of the way to the patch: the loss changes by that part of the estimate."""
+    tokens, step = repeated(model, N, 2), 1e-3
+    heads = head_attribution_scores(model, tokens, kind, seq_len=N)
+    sweep = mlp_attribution_sweep(model, tokens, N)
+    for layer in range(model.cfg.n_layers):
+        def head_step(z, hook, s):
+            z = z.clone()
+            z[:, :, 1] += s * (ablate(z[:, :, 1], kind) - z[:, :, 1])
+            return z
+        def mlp_step(value, hook, s):
+            value = value.clone()
+            value[:, N + 3] += s * (value[:, 3] - value[:, N + 3])
+            return value
+        for change, name, estimate in ((head_step, hook_z(layer), heads[layer, 1]), (mlp_step, mlp_out(layer), sweep[layer, 2])):
+            ends = [loss_with(model, tokens, N, name, lambda value, hook, s=s: change(value, hook, s)) for s in (step, -step)]
+            torch.testing.assert_close(estimate, (ends[0] - ends[1]) / (2 * step), atol=2e-3, rtol=3e-2)
+
+
+def test_second_copy_loss_is_minus_the_mean_log_probability_there():
+    logits = torch.randn(3, 2 * N + 1, 30, generator=torch.Generator().manual_seed(0))
+    tokens = repeated(small_models.multi_head(), N)
+    expected = -correct_token_log_probs(logits, tokens)[:, N:].mean()
+    torch.testing.assert_close(second_copy_loss(logits, tokens, N), expected)
+    torch.testing.assert_close(second_copy_loss(logits.log_softmax(-1), tokens, N), expected)       # harmless twice
+
+
+@pytest.mark.parametrize("name", small_models.ALL)
+def test_direct_attributions_sum_to_the_logits(name):
+    model = small_models.ALL[name]()
+    tokens = repeated(model, N)
+    parts = direct_logit_attribution(model, tokens)
+    came = model(tokens)[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
+    torch.testing.assert_close(sum(parts.values()), came, atol=2e-4, rtol=1e-4)
+    assert sum("." in part for part in parts) == model.cfg.n_layers * model.cfg.n_heads
+
+
+def test_a_heads_attribution_is_what_the_logits_lose_with_the_scale_kept():
+    """In the last layer, with the norm's scale held, taking a head away changes the logits by its term."""
+    model = small_models.multi_head()
+    tokens, last = repeated(model, N), model.cfg.n_layers - 1
+    term = direct_logit_attribution(model, tokens)[f"{last}.2"]
+    _, cache = model.run_with_cache(tokens, names_filter=["ln_final.hook_scale", hook_z(last)])
+    written = cache[hook_z(last)][:, :, 2] @ model.blocks[last].attn.W_O[2]
+    added = written / cache["ln_final.hook_scale"] @ model.W_U
+    torch.testing.assert_close(term, added[:, :-1].gather(2, tokens[:, 1:, None])[..., 0], atol=1e-5, rtol=1e-4)
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def calls(model, tokens):
+    """Each function that takes a kind or layers, by name."""
+    return {
+        "sweep": lambda **k: mlp_patch_sweep(model, tokens, k.pop("seq_len", N), **k),
+        "heads": lambda **k: head_ablation_scores(model, tokens, k.pop("kind", "mean"), **{"seq_len": N, **k}),
+        "mlps": lambda **k: mlp_ablation_scores(model, tokens, k.pop("kind", "mean"), **{"seq_len": N, **k}),
+        "attribution": lambda **k: mlp_attribution_sweep(model, tokens, k.pop("seq_len", N), **k),
+        "head attribution": lambda **k: head_attribution_scores(model, tokens, k.pop("kind", "mean"), **{"seq_len": N, **k}),
+    }
+
+
+@pytest.mark.parametrize("which, wrong, says", [
+    *(("sweep heads mlps", {"layers": layers}, "layers, 0 to 2") for layers in ([3], [-1], [])),
+    ("heads mlps|head attribution", {"kind": "average"}, "zero, mean, resample"),
+    ("sweep heads mlps attribution|head attribution", {"seq_len": N - 1}, "must be"),
+])
+def test_bad_input_is_refused_before_any_work(which, wrong, says):
+    model = small_models.multi_head()
+    for name in [name for group in which.split("|") for name in ([group] if group in calls(model, None) else group.split())]:
+        with forbidden_forward(model), pytest.raises(ValueError, match=says):
+            calls(model, repeated(model, N))[name](**wrong)
+
+
+def test_tokens_that_are_not_two_copies_are_refused():
+    model = small_models.multi_head()
+    tokens = repeated(model, N)
+    tokens[0, 3] += 1
+    for name, function in calls(model, tokens).items():
+        with forbidden_forward(model), pytest.raises(ValueError, match="two equal copies"):
+            function()
+
+
+def test_resampling_needs_another_sequence():
+    model = small_models.multi_head()
+    for name in ("heads", "mlps", "head attribution"):
+        with forbidden_forward(model), pytest.raises(ValueError, match="at least 2"):
+            calls(model, repeated(model, N, 1))[name](kind="resample")
+
+
+def test_a_model_without_mlps_is_refused():
+    model = types.SimpleNamespace(cfg=types.SimpleNamespace(n_layers=1), blocks=[types.SimpleNamespace(attn=None)])
+    tokens = repeated(small_models.multi_head(), N)
+    for name in ("sweep", "mlps", "attribution"):
+        with pytest.raises(ValueError, match="no MLPs"):
+            calls(model, tokens)[name]()
