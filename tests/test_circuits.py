@@ -1,0 +1,469 @@
+"""Weight circuits and path patching: against the model's own activations, TransformerLens, and slow definitions."""
+
+import pytest
+import small_models
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import forbidden_forward, hook_count, repeated
+from transformer_lens import FactoredMatrix
+
+from course_utils import circuits
+from course_utils.ablation import KINDS, ablate, hook_z
+from course_utils.circuits import (
+    K_comp_full_circuit,
+    composition_score,
+    composition_scores,
+    copying_score,
+    effective_embedding,
+    fold_layer_norm,
+    full_OV_circuit,
+    full_QK_circuit,
+    head_weights,
+    normalize,
+    positional_pattern,
+    random_head_pairs,
+    rotate,
+    score_by_distance,
+    top_k_accuracy,
+)
+from course_utils.heads import best_head, induction_scores, previous_token_scores
+from course_utils.local_models import from_folder
+from course_utils.models import TINY_FOLDER, checkpoint_steps
+from course_utils.path_patching import PathEffect, head_reading, path_patching
+from course_utils.repeated_tokens import correct_token_log_probs, generate_repeated_tokens
+
+N = 6
+
+
+@pytest.fixture(params=["multi_head", "grouped_query", "tiny"])
+def model(request):
+    return small_models.ALL[request.param]()
+
+
+def every_head(model):
+    return [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+
+
+# --- one head's weights ----------------------------------------------------------------------------------------------
+
+
+def test_readings_of_every_head_are_those_of_the_model(model):
+    tokens, names = repeated(model, N), [f"hook_{name}" for name in "qkv"]
+    for layer in range(model.cfg.n_layers):
+        full = [f"blocks.{layer}.attn.{name}" for name in names]
+        _, cache = model.run_with_cache(tokens, names_filter=[*full, f"blocks.{layer}.hook_resid_pre"])
+        for head in range(model.cfg.n_heads):
+            for letter, name in zip("qkv", full):
+                group = model.cfg.n_heads // cache[name].shape[2]
+                ours = head_reading(model, layer, head, letter, cache[f"blocks.{layer}.hook_resid_pre"])
+                torch.testing.assert_close(ours, cache[name][:, :, head // group], atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_head_writes_is_its_value_times_O(model):
+    tokens = repeated(model, N)
+    _, cache = model.run_with_cache(tokens, names_filter=[hook_z(1), "blocks.1.hook_attn_out"])
+    written = sum(cache[hook_z(1)][:, :, head] @ head_weights(model, 1, head)["O"] for head in range(model.cfg.n_heads))
+    bias = getattr(model.blocks[1].attn, "b_O", None)
+    written = written if bias is None else written + bias
+    torch.testing.assert_close(written, cache["blocks.1.hook_attn_out"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer, head", [(-1, 0), (0, -1), (3, 0), (0, 4)])
+def test_heads_out_of_range_are_refused(layer, head):
+    model = small_models.multi_head()
+    tokens = repeated(model, N)
+    for call in (lambda: full_OV_circuit(model, layer, head), lambda: full_QK_circuit(model, layer, head),
+                 lambda: positional_pattern(model, layer, head, 5), lambda: score_by_distance(model, layer, head, tokens, 3),
+                 lambda: K_comp_full_circuit(model, layer, 2, head, 0), lambda: K_comp_full_circuit(model, 0, layer, 0, head),
+                 lambda: path_patching(model, tokens, N, (layer, head), [(2, 0)])):
+        with forbidden_forward(model), pytest.raises(ValueError, match="no head|must come after"):
+            call()
+
+
+# --- OV, QK, K-composition -------------------------------------------------------------------------------------------
+
+
+def test_full_circuits_are_transformer_lens_factors_between_the_embeddings(model):
+    OV, QK = model.OV, model.QK                                         # FactoredMatrix [layer, head, d_model, d_model]
+    for layer, head in every_head(model):
+        expected = model.W_E @ (OV.A[layer, head] @ OV.B[layer, head]) @ model.W_U
+        torch.testing.assert_close(full_OV_circuit(model, layer, head).AB, expected, atol=1e-3, rtol=1e-3)
+        expected = model.W_E @ (QK.A[layer, head] @ QK.B[layer, head]) @ model.W_E.T
+        torch.testing.assert_close(full_QK_circuit(model, layer, head).AB, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_OV_rows_are_what_attending_adds_to_the_logits():
+    """Ablate the value of one token in the last layer with the final norm held: the logits lose a row of the circuit."""
+    model = small_models.planted()
+    row = full_OV_circuit(model, 1, 0).AB[7]
+    assert row.argmax() == 7 and full_OV_circuit(model, 1, 0).AB[:, 7].argmax() == 7
+    asymmetric = small_models.multi_head()
+    weights = head_weights(asymmetric, 1, 2)
+    by_hand = asymmetric.W_E[7] @ weights["V"] @ weights["O"] @ asymmetric.W_U
+    torch.testing.assert_close(full_OV_circuit(asymmetric, 1, 2).AB[7], by_hand, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", [0, 4])
+def test_QK_at_a_distance_is_the_models_own_score(head):
+    """Feed bare embeddings to layer 0: the score of (query d, key s) is the circuit at distance d − s."""
+    model = small_models.grouped_query()
+    tokens = repeated(model, N, 1)
+    _, cache = model.run_with_cache(tokens, names_filter=["blocks.0.attn.hook_attn_scores"])
+    scores = cache["blocks.0.attn.hook_attn_scores"][0, head]           # [query, key]
+    embedding, root = normalize(model, model.W_E), model.cfg.d_head ** 0.5
+    for query, key in ((5, 5), (5, 4), (12, 0), (9, 3)):
+        circuit = full_QK_circuit(model, 0, head, embedding=embedding, distance=query - key)
+        ours = circuit.AB[tokens[0, query], tokens[0, key]] / root
+        torch.testing.assert_close(ours, scores[query, key], atol=1e-4, rtol=1e-4)
+
+
+def test_rotation_is_the_models(model):
+    if not hasattr(model, "rotary_emb"):
+        assert torch.equal(rotate(model, model.W_E, 0), model.W_E)
+        with pytest.raises(ValueError, match="rotary"):
+            full_QK_circuit(model, 0, 0, distance=3)
+        return
+    tokens = repeated(model, N, 1)
+    _, cache = model.run_with_cache(tokens, names_filter=["blocks.0.attn.hook_q", "blocks.0.attn.hook_rot_q"])
+    before, after = cache["blocks.0.attn.hook_q"], cache["blocks.0.attn.hook_rot_q"]    # [1, pos, head, d_head]
+    for position in (0, 1, 7):
+        torch.testing.assert_close(rotate(model, before[0, position, 2], position), after[0, position, 2], atol=1e-5, rtol=1e-4)
+
+
+def test_the_composed_circuit_is_the_product_in_the_right_order(model):
+    prev, ind = (0, 1), (1, 2)
+    p, i, E = head_weights(model, *prev), head_weights(model, *ind), model.W_E
+    expected = (E @ i["Q"]) @ (i["K"].T @ ((p["V"] @ p["O"]).T @ E.T))
+    ours = K_comp_full_circuit(model, 0, 1, 1, 2)
+    torch.testing.assert_close(ours.AB, expected, atol=1e-3, rtol=1e-3)
+    assert ours.A.shape[1] == model.cfg.d_head                          # thin factors
+
+
+def test_switches_of_the_composed_circuit(model):
+    args = (model, 0, 1, 1, 2)
+    plain = K_comp_full_circuit(*args).AB
+    i = head_weights(model, 1, 2)
+    keys = K_comp_full_circuit(*args).B
+    torch.testing.assert_close(K_comp_full_circuit(*args, query_bias=True).AB, plain + i["b_Q"] @ keys, atol=1e-3, rtol=1e-3)
+    other = torch.randn(model.W_E.shape, generator=torch.Generator().manual_seed(0))
+    both = K_comp_full_circuit(*args, query_embedding=other, key_embedding=other).AB
+    p = head_weights(model, 0, 1)
+    torch.testing.assert_close(both, other @ i["Q"] @ (other @ p["V"] @ p["O"] @ i["K"]).T, atol=1e-3, rtol=1e-3)
+    normed = K_comp_full_circuit(*args, layer_norm=True).AB
+    by_hand = K_comp_full_circuit(*args, query_embedding=normalize(model, model.W_E), key_embedding=normalize(model, model.W_E)).AB
+    torch.testing.assert_close(normed, by_hand)
+    assert not torch.allclose(normed, plain)
+
+
+def test_b_Q_moves_best_keys_but_never_best_queries():
+    model = small_models.multi_head()
+    plain, biased = (K_comp_full_circuit(model, 0, 1, 1, 2, query_bias=bias).AB for bias in (False, True))
+    assert torch.equal(plain.argmax(0), biased.argmax(0))               # best query for each key
+    assert not torch.equal(plain.argmax(1), biased.argmax(1))           # best key for each query
+
+
+def test_planted_circuit_and_discovered_pair_against_controls():
+    planted = K_comp_full_circuit(small_models.planted(), 0, 1, 0, 0)
+    assert top_k_accuracy(planted) == top_k_accuracy(planted, best="query") == 1.0
+    tiny = small_models.tiny()
+    tokens = generate_repeated_tokens(tiny, 50, 10, seed=0)
+    induction = best_head(induction_scores(tiny, tokens, 50))
+    previous = best_head(previous_token_scores(tiny, tokens))
+    found = top_k_accuracy(K_comp_full_circuit(tiny, previous[0], induction[0], previous[1], induction[1]))
+    pairs = random_head_pairs(4, 4, 40, exclude=[previous, induction, *((1, head) for head in range(4))])
+    control = torch.tensor([top_k_accuracy(K_comp_full_circuit(tiny, a[0], b[0], a[1], b[1])) for a, b in pairs])
+    assert found >= 0.9 and found >= 20 * control.median() and found >= 20 * control.max() and found >= 20 / 988
+
+
+@pytest.mark.parametrize("layers", [(1, 1), (2, 1)])
+def test_an_induction_layer_that_is_not_later_is_refused(layers):
+    with pytest.raises(ValueError, match="must come after"):
+        K_comp_full_circuit(small_models.multi_head(), *layers, 0, 0)
+
+
+# --- embeddings, norms, positions ------------------------------------------------------------------------------------
+
+
+def test_effective_embedding_is_block_0_without_attention(model, monkeypatch):
+    """Zero what attention (and the position embedding) adds: then the residual stream after block 0 is it."""
+    tokens = torch.arange(model.cfg.d_vocab)[:60, None]                 # one token a row
+    def nothing(value, hook):
+        return 0 * value
+    silenced = [("blocks.0.hook_attn_out", nothing), *([("hook_pos_embed", nothing)] if hasattr(model, "pos_embed") else [])]
+    found = {}
+    model.run_with_hooks(tokens, fwd_hooks=[*silenced, ("blocks.1.hook_resid_pre", lambda v, hook: found.update(x=v))])
+    torch.testing.assert_close(effective_embedding(model)[:60], found["x"][:, 0], atol=1e-4, rtol=1e-3)
+    whole = effective_embedding(model)
+    monkeypatch.setattr(circuits, "TOKENS_AT_A_TIME", 7)
+    torch.testing.assert_close(effective_embedding(model), whole, atol=1e-5, rtol=1e-4)
+    assert torch.equal(effective_embedding(model, mlp=False), model.W_E)
+
+
+def test_effective_embedding_through_all_heads_is_a_one_token_sequence(model):
+    """A single token can only look at itself; without b_O and position it is the residual stream after block 0."""
+    tokens = torch.arange(model.cfg.d_vocab)[:60, None]
+    bias = getattr(model.blocks[0].attn, "b_O", None)
+    changes = [("blocks.0.hook_attn_out", lambda v, hook: v if bias is None else v - bias)]
+    if hasattr(model, "pos_embed"):
+        changes.append(("hook_pos_embed", lambda v, hook: 0 * v))
+    found = {}
+    model.run_with_hooks(tokens, fwd_hooks=[*changes, ("blocks.1.hook_resid_pre", lambda v, hook: found.update(x=v))])
+    ours = effective_embedding(model, heads=range(model.cfg.n_heads))[:60]
+    torch.testing.assert_close(ours, found["x"][:, 0], atol=1e-4, rtol=1e-3)
+
+
+def test_normalize_is_the_models_norm(model):
+    x = 3 * torch.randn(2, 5, model.cfg.d_model, generator=torch.Generator().manual_seed(0)) + 1
+    torch.testing.assert_close(normalize(model, x), model.blocks[1].ln1(x), atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(d_in=st.integers(2, 8), d_out=st.integers(1, 5), seed=st.integers(0, 10**6))
+def test_folding_a_norm_changes_nothing(d_in, d_out, seed):
+    rng = torch.Generator().manual_seed(seed)
+    W, b, gain, shift, x = (torch.randn(*shape, generator=rng, dtype=torch.float64)
+                            for shape in ((d_in, d_out), (d_out,), (d_in,), (d_in,), (4, d_in)))
+    folded, bias = fold_layer_norm(W, b, gain, shift)
+    normed = F.layer_norm(x, (d_in,))
+    torch.testing.assert_close(normed @ folded + bias, F.layer_norm(x, (d_in,), gain, shift) @ W + b)
+    torch.testing.assert_close(folded.mean(0), torch.zeros(d_out, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_load_model_folds_as_we_do():
+    raw = from_folder(TINY_FOLDER, f"step-{checkpoint_steps()[-1]:06}.safetensors")[0].transformer.h[2]
+    W, b = fold_layer_norm(raw.attn.c_attn.weight, raw.attn.c_attn.bias, raw.ln_1.weight, raw.ln_1.bias)
+    for index, name in enumerate("QKV"):
+        part = slice(index * 256 + 64, index * 256 + 128)               # head 1
+        torch.testing.assert_close(head_weights(small_models.tiny(), 2, 1)[name], W[:, part], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(head_weights(small_models.tiny(), 2, 1)["b_Q"], b[64:128], atol=1e-5, rtol=1e-4)
+
+
+def test_positional_pattern_of_the_planted_and_the_trained_head():
+    pattern = positional_pattern(small_models.planted(), 0, 0, 20)
+    torch.testing.assert_close(pattern.diagonal(-1), torch.ones(19), atol=1e-4, rtol=0)
+    tiny = small_models.tiny()
+    tokens = generate_repeated_tokens(tiny, 50, 10, seed=0)
+    scores = previous_token_scores(tiny, tokens)
+    predicted = positional_pattern(tiny, *best_head(scores), 100)
+    assert abs(predicted.diagonal(-1).mean() - scores.max()) < 0.05
+    torch.testing.assert_close(predicted.sum(-1), torch.ones(100))
+    assert (predicted.triu(1) == 0).all()
+
+
+def test_positional_scale_is_the_mean_over_tokens():
+    """The analytic root mean square equals one computed over the whole vocabulary."""
+    model = small_models.multi_head()
+    x = model.pos_embed.weight[:5] + model.W_E.mean(0)
+    both = model.pos_embed.weight[:5, None] + model.W_E                 # [pos, vocab, d_model]
+    x = x / both.pow(2).mean(dim=(1, 2)).sqrt()[:, None]
+    w = head_weights(model, 1, 3)
+    scores = (x @ w["Q"] + w["b_Q"]) @ (x @ w["K"] + w["b_K"]).T / model.cfg.d_head ** 0.5
+    expected = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf).softmax(-1)
+    torch.testing.assert_close(positional_pattern(model, 1, 3, 5), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_positions_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="64 position"):
+        positional_pattern(small_models.multi_head(), 0, 0, 65)
+    with pytest.raises(ValueError, match="score_by_distance"):
+        positional_pattern(small_models.grouped_query(), 0, 0, 5)
+    with pytest.raises(ValueError, match="rotary"):
+        score_by_distance(small_models.multi_head(), 0, 0, repeated(small_models.multi_head(), N), 3)
+
+
+def test_score_by_distance_is_that_of_mean_query_and_key():
+    model = small_models.grouped_query()
+    tokens = repeated(model, N)
+    _, cache = model.run_with_cache(tokens, names_filter=["blocks.1.attn.hook_q", "blocks.1.attn.hook_k"])
+    q = cache["blocks.1.attn.hook_q"][:, 1:, 4].mean((0, 1))
+    k = cache["blocks.1.attn.hook_k"][:, 1:, 1].mean((0, 1))            # heads 3, 4, 5 share key head 1
+    # turning the query by 9 and the key by 9 − d is the same as turning the query by d
+    expected = torch.stack([rotate(model, q, 9) @ rotate(model, k, 9 - d) for d in range(5)]) / 2
+    torch.testing.assert_close(score_by_distance(model, 1, 4, tokens, 4), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_previous_token_head_of_smollm2_prefers_distance_1():
+    model = small_models.smollm2()
+    assert score_by_distance(model, 16, 0, generate_repeated_tokens(model, 25, 2, seed=0), 12).argmax() == 1
+
+
+# --- reading circuits ------------------------------------------------------------------------------------------------
+
+
+def brute_force(dense, k, best):
+    dense = dense if best == "key" else dense.T
+    hits = 0
+    for i, row in enumerate(dense.tolist()):
+        others = sorted((value for j, value in enumerate(row) if j != i), reverse=True)
+        hits += row[i] > others[k - 1]
+    return hits / len(dense)
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(2, 9), seed=st.integers(0, 10**6), best=st.sampled_from(["key", "query"]), ties=st.booleans(),
+       factored=st.booleans(), data=st.data())
+def test_top_k_accuracy_is_the_share_of_diagonal_entries_in_the_top(size, seed, best, ties, factored, data):
+    k = data.draw(st.integers(1, size - 1))
+    rng = torch.Generator().manual_seed(seed)
+    A, B = (torch.randint(-2, 3, (size, 3), generator=rng).float() for _ in range(2))
+    if not ties:
+        A, B = torch.randn(size, 3, generator=rng), torch.randn(size, 3, generator=rng)
+    matrix = FactoredMatrix(A, B.T) if factored else A @ B.T
+    before = (A @ B.T).clone()
+    assert top_k_accuracy(matrix, k, best=best) == pytest.approx(brute_force(A @ B.T, k, best))
+    assert factored or torch.equal(matrix, before)
+
+
+def test_strips_and_chosen_tokens(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    A = torch.randn(50, 4, generator=rng)
+    matrix = FactoredMatrix(A, (A + 0.8 * torch.randn(50, 4, generator=rng)).T)
+    whole = {best: top_k_accuracy(matrix, 2, best=best) for best in ("key", "query")}
+    assert 0 < whole["key"] < 1
+    monkeypatch.setattr(circuits, "ROWS_AT_A_TIME", 7)
+    assert {best: top_k_accuracy(matrix, 2, best=best) for best in whole} == whole
+    single = [top_k_accuracy(matrix, 2, tokens=torch.tensor([token])) for token in range(50)]
+    assert sum(single) / 50 == pytest.approx(whole["key"]) and set(single) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda: top_k_accuracy(torch.eye(4), best="keys"), '"key" or "query"'),
+    (lambda: top_k_accuracy(torch.ones(3, 4)), "square"),
+    (lambda: top_k_accuracy(torch.eye(4), 4), "between 1 and 3"),
+    (lambda: top_k_accuracy(torch.eye(4), 0), "between 1 and 3"),
+    (lambda: composition_scores(small_models.multi_head(), "O"), '"K", "Q" or "V"'),
+    (lambda: random_head_pairs(2, 2, 5), "only 4"),
+])
+def test_bad_questions_are_refused(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_copying_score_is_from_eigenvalues():
+    OV = full_OV_circuit(small_models.multi_head(), 1, 2)
+    eigenvalues = torch.linalg.eigvals(OV.AB.double())
+    assert copying_score(OV) == pytest.approx((eigenvalues.sum().real / eigenvalues.abs().sum()).item(), abs=1e-4)
+    A = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    assert copying_score(FactoredMatrix(A, A.T)) == pytest.approx(1) and copying_score(FactoredMatrix(A, -A.T)) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("kind", ["K", "Q", "V"])
+@pytest.mark.parametrize("name", ["multi_head", "tiny"])
+def test_composition_scores_are_transformer_lens(name, kind):
+    model = small_models.ALL[name]()
+    theirs = model.all_composition_scores(kind)
+    torch.testing.assert_close(composition_scores(model, kind), getattr(theirs, "scores", theirs), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["K", "Q", "V"])
+def test_composition_scores_under_grouped_query_attention(kind):
+    model = small_models.grouped_query()
+    scores = composition_scores(model, kind)
+    assert (scores[1] == 0).all() and (scores[:, :, 0] == 0).all()
+    for a in range(6):
+        for b in range(6):
+            first, second = head_weights(model, 0, a), head_weights(model, 1, b)
+            reads = {"K": ("K", "Q"), "Q": ("Q", "K")}.get(kind)
+            B = FactoredMatrix(second[reads[0]], second[reads[1]].T) if reads else FactoredMatrix(second["V"], second["O"])
+            expected = composition_score(FactoredMatrix(first["V"], first["O"]), B)
+            assert scores[0, a, 1, b].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_heads_without_weights_compose_with_nothing():
+    scores = composition_scores(small_models.planted(), "K")
+    assert scores.isfinite().all() and scores[0, 1].eq(0).all() and scores[0, 0, 1, 0] > 0.1
+
+
+def test_composition_of_random_matrices_is_one_over_root_d():
+    rng = torch.Generator().manual_seed(0)
+    def draw():
+        return FactoredMatrix(torch.randn(100, 10, generator=rng), torch.randn(10, 100, generator=rng))
+    scores = [composition_score(draw(), draw()) for _ in range(20)]
+    assert sum(scores) / 20 == pytest.approx(0.1, abs=0.005)
+
+
+def test_random_pairs_are_different_ordered_and_even():
+    seen = [pair for seed in range(300) for pair in random_head_pairs(3, 2, 4, exclude=[(1, 1)], seed=seed)]
+    possible = {((a, i), (b, j)) for a in range(3) for b in range(a + 1, 3) for i in range(2) for j in range(2)
+                if (1, 1) not in ((a, i), (b, j))}
+    counts = [seen.count(pair) for pair in possible]
+    assert set(seen) == possible and min(counts) > 0.7 * len(seen) / len(possible)
+
+
+# --- path patching ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_the_planted_model_all_of_the_effect_goes_through_the_keys(kind):
+    model = small_models.planted()
+    tokens = repeated(model, 10)
+    shares = {into: path_patching(model, tokens, 10, (0, 0), [(1, 0)], into=into, kind=kind).share for into in ("k", "q", "v", "qk")}
+    assert shares["k"] == pytest.approx(1, abs=1e-4) == shares["qk"]
+    assert shares["q"] == pytest.approx(0, abs=1e-4) == shares["v"]
+
+
+def slow_path(model, tokens, n, sender, receivers, into, kind):
+    """Full passes and hooks only: read the receivers' inputs from a pass whose residual stream was changed for them."""
+    layer, head = sender
+    names = [hook_z(layer), *(f"blocks.{r}.hook_resid_pre" for r, _ in receivers)]
+    _, cache = model.run_with_cache(tokens, names_filter=names)
+    z = cache[hook_z(layer)]
+    change = (ablate(z, kind) - z)[:, :, head] @ model.blocks[layer].attn.W_O[head]
+    hooks = []
+    for r_layer, r_head in receivers:
+        stream = cache[f"blocks.{r_layer}.hook_resid_pre"] + change
+        reading = {}
+        for letter in into:
+            name = f"blocks.{r_layer}.attn.hook_{letter}"
+            model.run_with_hooks(tokens, fwd_hooks=[
+                (f"blocks.{r_layer}.hook_resid_pre", lambda v, hook: stream),
+                (name, lambda v, hook, letter=letter: reading.update({letter: v.clone()}))])
+            def put(v, hook, value=reading[letter], r_head=r_head):
+                own = r_head // (model.cfg.n_heads // v.shape[2])
+                v = v.clone()
+                v[:, :, own] = value[:, :, own]
+                return v
+            hooks.append((name, put))
+    logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    return -correct_token_log_probs(logits, tokens)[:, n:].mean().item()
+
+
+@pytest.mark.parametrize("into", ["k", "q", "v", "qkv"])
+@pytest.mark.parametrize("name, sender, receivers", [
+    ("multi_head", (0, 2), [(1, 1)]), ("multi_head", (0, 3), [(2, 0), (1, 1), (1, 3)]), ("grouped_query", (0, 4), [(1, 5)]),
+])
+def test_path_patching_equals_a_slow_one(name, sender, receivers, into):
+    model = small_models.ALL[name]()
+    tokens = repeated(model, N)
+    effect = path_patching(model, tokens, N, sender, receivers, into=into, kind="resample")
+    assert effect.path == pytest.approx(slow_path(model, tokens, N, sender, receivers, into, "resample"), abs=1e-4)
+    assert effect.clean == pytest.approx(-correct_token_log_probs(model(tokens), tokens)[:, N:].mean().item(), abs=1e-4)
+    def without(z, hook):
+        z = z.clone()
+        z[:, :, sender[1]] = ablate(z[:, :, sender[1]], "resample")
+        return z
+    total = model.run_with_hooks(tokens, fwd_hooks=[(hook_z(sender[0]), without)])
+    assert effect.total == pytest.approx(-correct_token_log_probs(total, tokens)[:, N:].mean().item(), abs=1e-4)
+
+
+def test_share_is_not_a_number_without_an_effect():
+    assert PathEffect(1.0, 2.0, 5.0).share == 0.25
+    assert PathEffect(1.0, 1.0, 1.0).share != PathEffect(1.0, 1.0, 1.0).share
+
+
+@pytest.mark.parametrize("wrong, says", [
+    ({"receivers": []}, "none was given"), ({"receivers": [(0, 1)]}, "0.1 cannot read it"),
+    ({"receivers": [(1, 9)]}, "no head 1.9"), ({"into": "x"}, '"q", "k", "v"'), ({"into": ""}, '"q", "k", "v"'),
+    ({"kind": "average"}, "zero, mean, resample"), ({"seq_len": N - 1}, "must be"),
+])
+def test_paths_that_cannot_be_are_refused_before_any_work(wrong, says):
+    model = small_models.multi_head()
+    tokens = repeated(model, N)
+    options = {"seq_len": N, "sender": (0, 0), "receivers": [(1, 0)], "into": "k", "kind": "mean", **wrong}
+    before = hook_count(model)
+    with forbidden_forward(model), pytest.raises(ValueError, match=says):
+        path_patching(model, tokens, **options)
+    assert hook_count(model) == before
