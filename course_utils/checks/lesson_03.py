@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -98,7 +99,7 @@ def head_cases() -> list[Case]:
         Case(random_model(), tokens, 5, 1, 0, "zero", label="head 1.0 of a random model, zero"),
         Case(random_model(), tokens, 5, 0, 1, "mean", label="head 0.1, mean"),
         Case(random_model(), tokens, 5, 2, 1, "resample", label="head 2.1, resample"),
-        Case(grouped_query_model(), grouped, 4, 1, 4, "mean", label="head 1.4 of a grouped-query model, mean"),
+        Case(grouped_query_model(), grouped, 4, 1, 2, label="head 1.2 of a grouped-query model, kind not given"),
     ]
 
 
@@ -155,6 +156,10 @@ LOSS_MISTAKES = [
         "summed over tokens: take the mean",
         lambda logits, tokens, n: second_copy_loss(logits, tokens, n) * n * len(tokens),
     ),
+    Mistake(
+        "summed over tokens: take the mean",
+        lambda logits, tokens, n: second_copy_loss(logits, tokens, n) * n,
+    ),
 ]
 
 
@@ -194,6 +199,10 @@ def _all_positions(activation, cached, i, n):
     activation[:, n + 1 :] = cached[:, 1 : n + 1]
 
 
+def _up_to(activation, cached, i, n):
+    activation[:, n + 1 : n + 2 + i] = cached[:, 1 : i + 2]
+
+
 def _patch(activation, cached, i, n):
     activation[:, n + 1 + i] = cached[:, 1 + i]
 
@@ -230,7 +239,14 @@ SWEEP_MISTAKES = [
             lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=range(len(layers)))),
     Mistake("these are layers 0, 1, 2 …: rows are the layers asked for, in their order",
             lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n)),
-    Mistake("nothing changes: does the hook return the patched activation, and does the run use it?",
+    Mistake("these are layers 0, 1, 2 …: rows are the layers asked for, in their order",
+            lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=sorted(layers))),
+    Mistake("this is the change of the loss of all tokens: only those of the second copy count (`second_copy_loss`)",
+            lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=layers) / 2),
+    Mistake("patches pile up: when position i is patched, those before it must be clean again",
+            _sweep_by_patching(_up_to)),
+    Mistake("nothing changes: does the hook return the patched activation, and does the run use it? Is i the one that "
+            "it should be, and is the source another position than the target?",
             predicate=lambda got, expected: bool((got == 0).all())),
 ]
 
@@ -238,6 +254,10 @@ SWEEP_MISTAKES = [
 def _other(values):
     """An ablation from a function of (positions 1 … last, kind)."""
     return lambda activation, kind: torch.cat([activation[:, :1], values(activation[:, 1:], kind)], dim=1)
+
+
+def _bos_replaced(got, expected):
+    return got.shape == expected.shape and not torch.allclose(got[:, :1].float(), expected[:, :1], atol=1e-5)
 
 
 def _with_bos(activation, kind):
@@ -248,9 +268,11 @@ def _with_bos(activation, kind):
     return activation.roll(-1, dims=0)
 
 
-def _mean_over(dims):
+def _mean_over(*dims):
     def values(rest, kind):
-        return rest.mean(dim=dims, keepdim=True).expand_as(rest) if kind == "mean" else _right(rest, kind)
+        if kind != "mean":
+            return _right(rest, kind)
+        return rest.mean(dim=dims or tuple(range(rest.ndim - 1)), keepdim=True).expand_as(rest)
     return _other(values)
 
 
@@ -270,30 +292,35 @@ def _resampled(shift, dim):
 
 
 ABLATE_MISTAKES = [
-    Mistake("position 0 is replaced too: BOS keeps its own activation", _with_bos),
+    Mistake("position 0 is replaced too: BOS keeps its own activation", predicate=_bos_replaced),
     Mistake("the mean counts BOS, whose activation is unlike any other: take positions 1 and later", _mean_with_bos),
-    Mistake("this is a mean for each position: one mean over batch and positions", _mean_over((0,))),
-    Mistake("this is a mean for each sequence: one mean over batch and positions", _mean_over((1,))),
+    Mistake("this is a mean for each position: one mean over batch and positions", _mean_over(0)),
+    Mistake("this is a mean for each sequence: one mean over batch and positions", _mean_over(1)),
+    Mistake("the mean is taken over heads too: keep the last axes, take the mean over batch and positions only",
+            _mean_over()),
     Mistake("the mean is one number: keep the last axes, take the mean over batch and positions only",
             _other(lambda rest, kind: rest.mean().expand_as(rest) if kind == "mean" else _right(rest, kind))),
     Mistake("this takes another position of the same sequence: resample from another sequence, same position",
             _resampled(-1, 1)),
     Mistake("this takes another position of the same sequence: resample from another sequence, same position",
             _resampled(1, 1)),
+    Mistake("this takes another position of the same sequence: resample from another sequence, same position",
+            lambda activation, kind: torch.cat([activation[:, :1], activation.roll(1, dims=1)[:, 1:]], dim=1)
+            if kind == "resample" else ablate(activation, kind)),
     Mistake("this is the sequence before: take the next one, and for the last the first", _resampled(1, 0)),
 ]
 
 
-def _heads_removed(which, value=None):
-    """A wrong loss: which(z, head) is an index of the heads to replace."""
+def _heads_removed(which, value=None, name=hook_z):
+    """A wrong loss: which(head, n_heads) is an index of what is replaced in z, at the hooks called name(layer)."""
 
     def loss(model, tokens, n, layer, head, kind="mean"):
         def remove(z, hook):
             z = z.clone()
-            index = which(head)
-            z[:, :, index] = ablate(z[:, :, index], kind) if value is None else value(z[:, :, index], kind)
+            index = which(head, model.cfg.n_heads)
+            z[index] = ablate(z[index], kind) if value is None else value(z[index], kind)
             return z
-        return second_copy_loss(model.run_with_hooks(tokens, fwd_hooks=[(hook_z(layer), remove)]), tokens, n)
+        return second_copy_loss(model.run_with_hooks(tokens, fwd_hooks=[(name(layer), remove)]), tokens, n)
 
     return loss
 
@@ -303,15 +330,26 @@ def _always(kind):
 
 
 HEAD_MISTAKES = [
-    Mistake("all heads of the layer are ablated: only one of them should be", _heads_removed(lambda head: slice(None))),
+    Mistake("all heads of the layer are ablated: only one of them should be",
+            _heads_removed(lambda head, n_heads: ...)),
     Mistake("all the other heads are ablated, and the one in question is kept",
-            lambda model, tokens, n, layer, head, kind="mean": _heads_removed(
-                lambda head: [i for i in range(model.cfg.n_heads) if i != head])(model, tokens, n, layer, head, kind)),
+            _heads_removed(lambda head, n_heads: np.s_[:, :, [other for other in range(n_heads) if other != head]])),
     *(
         Mistake("`kind` is ignored: it is an argument", _always(kind)) for kind in ("mean", "zero")
     ),
+    *(
+        Mistake("`kind` is ignored and position 0 is replaced too: `ablate` with `kind` sees to both",
+                _heads_removed(lambda head, n_heads: np.s_[:, :, head], lambda z, kind, always=always: _with_bos(z, always)))
+        for always in ("zero", "mean")
+    ),
     Mistake("position 0 is replaced too: BOS keeps its own activation (`ablate` sees to that)",
-            _heads_removed(lambda head: head, _with_bos)),
+            _heads_removed(lambda head, n_heads: np.s_[:, :, head], _with_bos)),
+    *(
+        Mistake("the head is the third axis: z is [batch, pos, head, d_head]", _heads_removed(which))
+        for which in (lambda head, n_heads: np.s_[:, head], lambda head, n_heads: np.s_[..., head])
+    ),
+    Mistake("heads of other layers are ablated too: hook one layer only",
+            _heads_removed(lambda head, n_heads: np.s_[:, :, head], name=lambda layer: lambda name: "hook_z" in name)),
     Mistake("this is the loss without ablation: does the hook return the changed z?",
             lambda model, tokens, n, layer, head, kind="mean": second_copy_loss(model(tokens), tokens, n)),
     Mistake("this is the change of the loss: return the loss itself",
@@ -354,10 +392,15 @@ ATTRIBUTION_MISTAKES = [
     Mistake("averaged over rows or components: the loss is a mean already; sum over both",
             _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, n + 1:]).mean((0, 2)))),
     Mistake("averaged over rows or components: the loss is a mean already; sum over both",
-            _attributed(lambda old, slope, n: (
-                (old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, n + 1:]).sum(2).mean(0)), ),
+            _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, n + 1:]).sum(2).mean(0))),
+    Mistake("averaged over rows or components: the loss is a mean already; sum over both",
+            _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, n + 1:]).mean(2).sum(0))),
     Mistake("positions are one too early: the second copy begins at seq_len + 1",
             _attributed(lambda old, slope, n: ((old[:, :n] - old[:, n:-1]) * slope[:, n:-1]).sum((0, 2)))),
+    Mistake("this is the gradient of the loss of all tokens: only those of the second copy count (`second_copy_loss`)",
+            lambda model, tokens, n: mlp_attribution_sweep(model, tokens, n) / 2),
+    Mistake("this is the exact sweep: estimate it from one gradient",
+            lambda model, tokens, n: mlp_patch_sweep(model, tokens, n)),
 ]
 
 
@@ -377,7 +420,11 @@ CONTRIBUTION_MISTAKES = [
     Mistake("component and token are both shifted: the component at position j adds to the logit of token j + 1",
             _contribution(positions=slice(1, None))),
     Mistake("these are logits of all tokens: keep that of the token that came",
-            predicate=lambda got, expected: getattr(got, "ndim", 0) == 3),
+            lambda component, scale, W_U, tokens: component / scale @ W_U),
+    Mistake("these are logits of all tokens: keep that of the token that came",
+            lambda component, scale, W_U, tokens: (component / scale @ W_U)[:, :-1]),
+    Mistake("the sum over d_model is missing: a logit is one number",
+            lambda component, scale, W_U, tokens: (component / scale)[:, :-1] * W_U.T[tokens[:, 1:]]),
 ]
 
 
@@ -386,7 +433,7 @@ EXERCISES = [
         id="03.second_copy_loss",
         title="The loss of the second copy",
         reference=second_copy_loss,
-        check=compare_cases(loss_cases, LOSS_MISTAKES, keeps_inputs=True, loose_scalars=True),
+        check=compare_cases(loss_cases, LOSS_MISTAKES, keeps_inputs=True),
         hints=(
             "The second copy's tokens are tokens[:, seq_len + 1:]. At which positions are the logits about them?",
             "One earlier: logits[:, seq_len:-1]. `F.cross_entropy` takes logits [N, vocab] and targets [N].",
