@@ -88,8 +88,8 @@ def first_difference(
 ) -> str | None:
     """Say what is different between an answer and the expected one; None when they agree.
 
-    Tensors agree in shape, kind of dtype (any float for a float; the same dtype if `exact_dtype`), device,
-    and in every value to |got − expected| ≤ atol + rtol·|expected|. NaN never agrees with anything.
+    Tensors agree in shape, kind of dtype (any float for a float; the same dtype if `exact_dtype`), device, in having
+    a gradient if the expected one has, and in every value to |got − expected| ≤ atol + rtol·|expected|. NaN never agrees with anything.
     `loose_scalars` lets a Python number stand for a tensor of shape [] and the other way round.
     Lists and tuples may stand for one another; an object with the same fields stands for a dataclass.
     """
@@ -152,6 +152,8 @@ def _tensor_difference(
         return f"{where} has dtype {got.dtype}; {name} was expected"
     if got.device.type != expected.device.type:
         return f"{where} is on {got.device}; {expected.device} was expected"
+    if expected.requires_grad and not got.requires_grad:
+        return f"{where} has lost its gradient: no detach(), no_grad() or .item() on the way"
     return _value_difference(got.detach(), expected.detach(), atol, rtol, where)
 
 

@@ -112,7 +112,7 @@ by_loop = mlp_patch_loop(model, one, SEQ_LEN, LAYERS)
 middle = time.perf_counter()
 sweep = mlp_patch_sweep(model, one, SEQ_LEN, layers=LAYERS)
 times = middle - start, time.perf_counter() - middle
-assert torch.allclose(by_loop, sweep, atol=1e-5)
+assert torch.allclose(by_loop.float(), sweep, atol=1e-5)
 
 # %% tags=["exercise-only"]
 print(f"by the loop {times[0]:.2f} s, by the course's function {times[1]:.2f} s")

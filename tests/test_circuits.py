@@ -1,9 +1,12 @@
 """Weight circuits and path patching: against the model's own activations, TransformerLens, and slow definitions."""
 
+import itertools
+
 import pytest
 import small_models
 import torch
 import torch.nn.functional as F
+from circuit_models import grouped_query_biased, turned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import forbidden_forward, hook_count, repeated
@@ -391,6 +394,339 @@ def test_random_pairs_are_different_ordered_and_even():
                 if (1, 1) not in ((a, i), (b, j))}
     counts = [seen.count(pair) for pair in possible]
     assert set(seen) == possible and min(counts) > 0.7 * len(seen) / len(possible)
+
+
+# --- more: biases and grouped queries together, each option alone, scores the model itself computes ------------------
+
+
+def keep(model, tokens, *names, hooks=()):
+    """The values of some hooks in one pass, with other hooks acting."""
+    found = {}                                                          # a hook's own name may differ: it has aliases
+    store = [(name, lambda value, hook, name=name: found.__setitem__(name, value.clone())) for name in names]
+    model.run_with_hooks(tokens, fwd_hooks=[*hooks, *store])
+    return [found[name] for name in names]
+
+
+@pytest.mark.parametrize("make", [small_models.multi_head, small_models.grouped_query, grouped_query_biased])
+def test_weights_and_biases_of_every_head_give_the_hooked_activations(make):
+    model = make()
+    sizes = {"q": model.cfg.n_heads, "k": model.cfg.n_key_value_heads or model.cfg.n_heads}
+    sizes["v"] = sizes["k"]
+    for layer in range(model.cfg.n_layers):
+        names = [f"blocks.{layer}.attn.hook_{letter}" for letter in "qkv"]
+        stream, *activations = keep(model, repeated(model, N), f"blocks.{layer}.hook_resid_pre", *names)
+        normed = normalize(model, stream)
+        for letter, activation in zip("qkv", activations):
+            assert activation.shape[2] == sizes[letter]
+            for head in range(model.cfg.n_heads):
+                weights = head_weights(model, layer, head)
+                ours = normed @ weights[letter.upper()] + weights[f"b_{letter.upper()}"]
+                own = head * sizes[letter] // model.cfg.n_heads
+                torch.testing.assert_close(ours, activation[:, :, own], atol=1e-4, rtol=1e-4)
+
+
+def test_biases_are_zero_only_where_a_model_has_none():
+    makers = {small_models.multi_head: True, grouped_query_biased: True, small_models.grouped_query: False}
+    for model, has in ((make(), has) for make, has in makers.items()):
+        for layer, head in every_head(model):
+            weights = head_weights(model, layer, head)
+            assert weights.keys() == {"Q", "K", "V", "O", "b_Q", "b_K", "b_V"}
+            assert all(weights[f"b_{name}"].shape == (model.cfg.d_head,) for name in "QKV")
+            assert weights["b_Q"].any() == weights["b_K"].any() == has
+
+
+@pytest.mark.parametrize("make", [small_models.multi_head, small_models.grouped_query])
+def test_circuits_of_other_embeddings(make):
+    model, rng = make(), torch.Generator().manual_seed(0)
+    other = torch.randn(7, model.cfg.d_model, generator=rng)
+    for layer, head in ((0, 1), (1, 3)):
+        OV, QK = (part.A[layer, head] @ part.B[layer, head] for part in (model.OV, model.QK))
+        torch.testing.assert_close(full_OV_circuit(model, layer, head, embedding=other).AB, other @ OV @ model.W_U,
+                                   atol=1e-3, rtol=1e-3)
+        ours = full_QK_circuit(model, layer, head, embedding=other).AB
+        torch.testing.assert_close(ours, other @ QK @ other.T, atol=1e-3, rtol=1e-3)
+        assert ours.shape == (7, 7) and not torch.allclose(ours, ours.T, atol=0.1)      # else rows could be columns
+
+
+def test_attending_to_one_token_adds_its_row_of_the_OV_circuit_to_the_logits():
+    """Last layer, final norm's scale held: moving all of a head's attention to one key adds that key's row."""
+    model, layer, head = small_models.grouped_query(), 1, 4
+    tokens = repeated(model, N, 1)
+    for key in (2, 5):
+        def point(pattern, hook, at=None):
+            pattern = pattern.clone()
+            pattern[:, head, -1] = 0
+            if at is not None:
+                pattern[:, head, -1, at] = 1
+            return pattern
+        names = f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.hook_resid_pre"
+        name = f"blocks.{layer}.attn.hook_pattern"
+        nothing, stream = keep(model, tokens, *names, hooks=[(name, point)])
+        one, _ = keep(model, tokens, *names, hooks=[(name, lambda value, hook: point(value, hook, key))])
+        ours = full_OV_circuit(model, layer, head, embedding=normalize(model, stream[0])).AB[key]
+        torch.testing.assert_close((one - nothing)[0, -1] @ model.W_U, ours, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", [small_models.multi_head, grouped_query_biased])
+def test_QK_and_biases_together_are_the_scores_of_layer_0(make):
+    """(q + b_Q)(k + b_K) written out: the circuit is one of four terms of the score the model computes."""
+    model = make()
+    tokens, root = repeated(model, N, 1), model.cfg.d_head ** 0.5
+    hooks = [("hook_pos_embed", lambda value, hook: 0 * value)] if hasattr(model, "pos_embed") else []
+    scores, = keep(model, tokens, "blocks.0.attn.hook_attn_scores", hooks=hooks)
+    E = normalize(model, model.W_E)
+    for head in range(model.cfg.n_heads):
+        w = head_weights(model, 0, head)
+        for query, key in ((4, 4), (5, 4), (12, 3), (9, 0)):
+            distance = query - key if hasattr(model, "rotary_emb") else 0
+            circuit = full_QK_circuit(model, 0, head, embedding=E, distance=distance).AB
+            q, k = (E[tokens[0, at]] for at in (query, key))
+            rest = (turned(w["b_Q"], distance) @ (k @ w["K"] + w["b_K"]) + turned(q @ w["Q"], distance) @ w["b_K"])
+            ours = (circuit[tokens[0, query], tokens[0, key]] + rest) / root
+            torch.testing.assert_close(ours, scores[0, head, query, key], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("distance", [0, 1, 3, 40])
+def test_rotation_is_that_of_the_definition(distance):
+    model = small_models.grouped_query()
+    vectors = torch.randn(3, 5, model.cfg.d_head, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rotate(model, vectors, distance), turned(vectors, distance), atol=1e-5, rtol=1e-4)
+
+
+def test_score_by_distance_is_that_of_vectors_the_model_turned():
+    """Every query turned back from its own position by the definition, then averaged and turned by the distance."""
+    model = grouped_query_biased()
+    tokens = repeated(model, N)
+    q, k = keep(model, tokens, "blocks.2.attn.hook_rot_q", "blocks.2.attn.hook_rot_k")
+    for head in range(6):
+        mean_q, mean_k = (torch.stack([turned(x[:, at, which], -at) for at in range(1, 13)]).mean(dim=(0, 1))
+                          for x, which in ((q, head), (k, head // 3 if k.shape[2] == 2 else head)))
+        expected = torch.stack([turned(mean_q, d) @ mean_k for d in range(7)]) / 2      # sqrt(d_head) is 2
+        torch.testing.assert_close(score_by_distance(model, 2, head, tokens, 6), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prev, ind", [((0, 0), (1, 5)), ((0, 5), (1, 0)), ((0, 3), (1, 2))])
+def test_the_composed_circuit_is_the_score_of_a_position_that_holds_only_what_was_moved(prev, ind):
+    """Give each position a stream of its own: the query its embedding, the key what the first head wrote of its token.
+
+    The model then computes the circuit's entry itself, turned by the distance; the key's scale is put back by hand.
+    """
+    model = small_models.grouped_query()
+    tokens, query = torch.arange(1, 10)[None], 8
+    p = head_weights(model, *prev)
+    moved = normalize(model, model.W_E)[tokens] @ p["V"] @ p["O"]                       # [1, pos, d_model]
+    stream = torch.cat([moved[:, :query], model.W_E[tokens[:, query:]]], dim=1)
+    scores, = keep(model, tokens, "blocks.1.attn.hook_attn_scores",
+                   hooks=[("blocks.1.hook_resid_pre", lambda value, hook: stream)])
+    scales = (moved[0].pow(2).mean(dim=-1) + model.cfg.eps).sqrt()
+    for key in range(query):
+        circuit = K_comp_full_circuit(model, prev[0], ind[0], prev[1], ind[1], layer_norm=True, distance=query - key)
+        ours = circuit.AB[tokens[0, query], tokens[0, key]] / scales[key] / model.cfg.d_head ** 0.5
+        torch.testing.assert_close(ours, scores[0, ind[1], query, key], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", [small_models.multi_head, grouped_query_biased])
+def test_each_option_of_the_composed_circuit_against_an_einsum(make):
+    model, rng = make(), torch.Generator().manual_seed(0)
+    prev, ind = (0, 1), (2, 3)
+    p, i = head_weights(model, *prev), head_weights(model, *ind)
+    one, two = (torch.randn(rows, model.cfg.d_model, generator=rng) for rows in (5, 8))
+    rotary = hasattr(model, "rotary_emb")
+
+    def expected(queries, keys, bias=0.0, distance=0):
+        reads = torch.einsum("vm,mh->vh", queries, i["Q"]) + bias
+        return torch.einsum("qh,kl,lg,gm,mh->qk", turned(reads, distance), keys, p["V"], p["O"], i["K"])
+
+    E = model.W_E
+    for options, wanted in (
+        ({}, expected(E, E)),
+        ({"query_embedding": one}, expected(one, E)),
+        ({"key_embedding": two}, expected(E, two)),
+        ({"query_embedding": one, "key_embedding": two}, expected(one, two)),
+        ({"layer_norm": True}, expected(normalize(model, E), normalize(model, E))),
+        ({"layer_norm": True, "query_embedding": one}, expected(normalize(model, one), normalize(model, E))),
+        ({"layer_norm": True, "key_embedding": two}, expected(normalize(model, E), normalize(model, two))),
+        ({"query_bias": True}, expected(E, E, i["b_Q"])),
+        *([({"distance": 3, "query_bias": True}, expected(E, E, i["b_Q"], 3))] if rotary else []),
+    ):
+        ours = K_comp_full_circuit(model, prev[0], ind[0], prev[1], ind[1], **options)
+        torch.testing.assert_close(ours.AB, wanted, atol=2e-3, rtol=1e-3, msg=lambda text: f"{list(options)}: {text}")
+    if not rotary:
+        with pytest.raises(ValueError, match="rotary"):
+            K_comp_full_circuit(model, 0, 1, 0, 0, distance=1)
+
+
+@pytest.mark.parametrize("make", [small_models.multi_head, grouped_query_biased])
+def test_b_Q_never_moves_the_best_query_of_a_key(make):
+    model, moved = make(), 0
+    for ind in range(model.cfg.n_heads):
+        plain, biased = (K_comp_full_circuit(model, 0, 1, 1, ind, query_bias=bias).AB for bias in (False, True))
+        shift = biased - plain
+        torch.testing.assert_close(shift, shift[:1].expand_as(shift), atol=1e-3, rtol=1e-3)     # one number per key
+        assert torch.equal(plain.argmax(dim=0), biased.argmax(dim=0))
+        moved += int((plain.argmax(dim=1) != biased.argmax(dim=1)).sum())
+    assert moved
+
+
+@pytest.mark.parametrize("best", ["key", "query"])
+def test_the_pair_found_in_tiny_against_fifty_other_pairs(best):
+    tiny = small_models.tiny()
+    tokens = generate_repeated_tokens(tiny, 50, 10, seed=1)
+    induction = best_head(induction_scores(tiny, tokens, 50))
+    previous = best_head(previous_token_scores(tiny, tokens))
+    found = top_k_accuracy(K_comp_full_circuit(tiny, previous[0], induction[0], previous[1], induction[1]), best=best)
+    pairs = random_head_pairs(4, 4, 50, exclude=[previous, induction], seed=1)
+    assert len(set(pairs)) == 50 and not {previous, induction} & {head for pair in pairs for head in pair}
+    circuits_of_pairs = (K_comp_full_circuit(tiny, a[0], b[0], a[1], b[1]) for a, b in pairs)
+    control = torch.tensor([top_k_accuracy(circuit, best=best) for circuit in circuits_of_pairs])
+    assert found >= 20 * control.median() and found >= 0.9
+    assert control.median() < 0.01 and (control > found / 2).sum() <= 4     # the few are other induction heads
+
+
+@pytest.mark.parametrize("make", [small_models.multi_head, small_models.grouped_query, small_models.tiny])
+def test_effective_embedding_adds_what_the_models_own_mlp_adds(make):
+    model = make()
+    at_once = model.blocks[0].mlp(model.blocks[0].ln2(model.W_E[None]))[0]
+    torch.testing.assert_close(effective_embedding(model) - model.W_E, at_once, atol=1e-4, rtol=1e-3)
+    assert effective_embedding(model).shape == model.W_E.shape and at_once.norm() > 0.1 * model.W_E.norm()
+
+
+@pytest.mark.parametrize("heads", [[], [2], [3, 0]])
+@pytest.mark.parametrize("mlp", [True, False])
+@pytest.mark.parametrize("make", [small_models.multi_head, small_models.grouped_query])
+def test_effective_embedding_of_some_heads_is_a_pass_with_the_others_silenced(make, mlp, heads, monkeypatch):
+    model = make()
+    monkeypatch.setattr(circuits, "TOKENS_AT_A_TIME", 8)
+    bias = getattr(model.blocks[0].attn, "b_O", None)
+
+    def silence(z, hook):
+        mask = torch.tensor([float(head in heads) for head in range(model.cfg.n_heads)])
+        return z * mask[:, None]
+    hooks = [(hook_z(0), silence)]
+    if bias is not None:
+        hooks.append(("blocks.0.hook_attn_out", lambda value, hook: value - bias))
+    if hasattr(model, "pos_embed"):
+        hooks.append(("hook_pos_embed", lambda value, hook: 0 * value))
+    tokens = torch.arange(model.cfg.d_vocab)[:, None]
+    whole, before_mlp = keep(model, tokens, "blocks.1.hook_resid_pre", "blocks.0.hook_resid_mid", hooks=hooks)
+    ours = effective_embedding(model, heads=heads, mlp=mlp)
+    torch.testing.assert_close(ours, (whole if mlp else before_mlp)[:, 0], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("heads", [[4], [-1], [0, 99]])
+def test_effective_embedding_refuses_heads_that_layer_0_lacks(heads):
+    with forbidden_forward(small_models.multi_head()), pytest.raises(ValueError, match="no head 0"):
+        effective_embedding(small_models.multi_head(), heads=heads)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), spread=st.floats(0.01, 30), middle=st.floats(-5, 5), layer=st.integers(0, 1))
+def test_normalize_is_the_norm_of_any_layer(seed, spread, middle, layer):
+    for make in (small_models.multi_head, small_models.grouped_query):
+        model = make()
+        x = spread * torch.randn(2, 3, model.cfg.d_model, generator=torch.Generator().manual_seed(seed)) + middle
+        torch.testing.assert_close(normalize(model, x), model.blocks[layer].ln1(x), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_load_model_folds_every_map_that_reads_a_norm(layer):
+    tiny = small_models.tiny()
+    raw = from_folder(TINY_FOLDER, f"step-{checkpoint_steps()[-1]:06}.safetensors")[0].transformer.h[layer]
+    with torch.no_grad():
+        W, b = fold_layer_norm(raw.attn.c_attn.weight, raw.attn.c_attn.bias, raw.ln_1.weight, raw.ln_1.bias)
+        W_in, b_in = fold_layer_norm(raw.mlp.c_fc.weight, raw.mlp.c_fc.bias, raw.ln_2.weight, raw.ln_2.bias)
+    for head in range(4):
+        weights = head_weights(tiny, layer, head)
+        for index, name in enumerate("QKV"):
+            part = slice(index * 256 + head * 64, index * 256 + head * 64 + 64)
+            torch.testing.assert_close(weights[name], W[:, part], atol=1e-5, rtol=1e-4)
+            if name != "V":                                             # the values' bias is moved on into b_O
+                torch.testing.assert_close(weights[f"b_{name}"], b[part], atol=1e-5, rtol=1e-4)
+    values, O = b[512:], raw.attn.c_proj.weight
+    centred = values @ O + raw.attn.c_proj.bias
+    torch.testing.assert_close(tiny.blocks[layer].attn.b_O, centred - centred.mean(), atol=1e-4, rtol=1e-3)
+    mlp = tiny.blocks[layer].mlp
+    torch.testing.assert_close(mlp.W_in, W_in, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mlp.b_in, b_in, atol=1e-5, rtol=1e-4)
+
+
+def test_a_positional_pattern_is_causal_whatever_the_head():
+    model = small_models.multi_head()
+    for layer, head in every_head(model):
+        pattern = positional_pattern(model, layer, head, 64)
+        assert pattern.shape == (64, 64) and (pattern.triu(1) == 0).all()
+        torch.testing.assert_close(pattern.sum(dim=-1), torch.ones(64))
+    with pytest.raises(ValueError, match="n_positions is 0"):
+        positional_pattern(model, 0, 0, 0)
+
+
+def test_top_k_of_matrices_one_can_see_through():
+    ones, zeros = torch.eye(9), torch.zeros(9, 9)
+    shifted = ones.roll(1, dims=1)                                      # the best key of every token is its neighbour
+    for best in ("key", "query"):
+        assert [top_k_accuracy(ones, k, best=best) for k in (1, 8)] == [1.0, 1.0]
+        assert [top_k_accuracy(zeros, k, best=best) for k in (1, 8)] == [0.0, 0.0]
+        assert top_k_accuracy(FactoredMatrix(ones, ones), best=best) == 1.0
+        assert top_k_accuracy(shifted + 0.5 * ones, 1, best=best) == 0.0
+        assert top_k_accuracy(shifted + 0.5 * ones, 2, best=best) == 1.0
+    for k in range(1, 9):                                               # entry i, i is number i + 1 of its row
+        falling = torch.arange(9.0, 0, -1).expand(9, 9)
+        assert top_k_accuracy(falling, k) == pytest.approx(k / 9) and top_k_accuracy(falling, k, best="query") == 0.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(2, 12), seed=st.integers(0, 10**6), best=st.sampled_from(["key", "query"]),
+       factored=st.booleans(), strip=st.integers(1, 5), data=st.data())
+def test_top_k_of_chosen_tokens_in_strips(size, seed, best, factored, strip, data):
+    k, rng = data.draw(st.integers(1, size - 1)), torch.Generator().manual_seed(seed)
+    chosen = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True))
+    A, B = torch.randn(size, 3, generator=rng), torch.randn(3, size, generator=rng)
+    dense = A @ B
+    copies = A.clone(), B.clone(), dense.clone()
+    table = dense if best == "key" else dense.T
+    hits = [int((table[i] >= table[i, i]).sum()) <= k for i in chosen]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(circuits, "ROWS_AT_A_TIME", strip)
+        ours = top_k_accuracy(FactoredMatrix(A, B) if factored else dense, k, best=best, tokens=torch.tensor(chosen))
+    assert ours == pytest.approx(sum(hits) / len(hits))
+    assert all(torch.equal(now, then) for now, then in zip((A, B, dense), copies))
+
+
+def test_copying_score_is_transformer_lens_eigenvalues(model):
+    for layer, head in ((0, 0), (1, 1)):
+        OV = full_OV_circuit(model, layer, head)
+        eigenvalues = OV.eigenvalues
+        expected = (eigenvalues.sum() / eigenvalues.abs().sum()).real.item()
+        assert copying_score(OV) == pytest.approx(expected, abs=1e-3)
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]])                      # a quarter turn: copies no direction
+    assert copying_score(FactoredMatrix(turn, torch.eye(2))) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["K", "Q", "V"])
+def test_composition_scores_are_dense_norms_in_every_pair_of_layers(kind):
+    """Written out with dense matrices, for heads that share keys: layers 0 to 1, 0 to 2 and 1 to 2."""
+    model = grouped_query_biased()
+    scores = composition_scores(model, kind)
+    assert scores.shape == (3, 6, 3, 6)
+    for (layer, a), (later, b) in itertools.product(every_head(model), repeat=2):
+        if later <= layer:
+            assert scores[layer, a, later, b] == 0
+            continue
+        attn = model.blocks[later].attn
+        Q, K, V, O = attn.W_Q[b], attn.W_K[b // 3], attn.W_V[b // 3], attn.W_O[b]
+        reads = {"K": K @ Q.T, "Q": Q @ K.T, "V": V @ O}[kind]
+        writes = model.blocks[layer].attn.W_V[a // 3] @ model.blocks[layer].attn.W_O[a]
+        expected = (writes @ reads).norm() / writes.norm() / reads.norm()
+        assert scores[layer, a, later, b].item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["K", "Q", "V"])
+def test_planted_heads_compose_and_idle_ones_do_not(kind):
+    scores = composition_scores(small_models.planted(), kind)
+    assert scores.isfinite().all()
+    assert (scores[0, 0, 1, 0] > 0.1) == (kind == "K")                  # only through the keys
+    scores[0, 0, 1, 0] = 0
+    assert not scores.any()
 
 
 # --- path patching ---------------------------------------------------------------------------------------------------

@@ -66,8 +66,9 @@ def loss_without_head(
 
 
 def loss_cases() -> list[Case]:
+    with_gradient = random_logits(2, 11, 20).requires_grad_()           # section 5 of the lesson takes its gradient
     return [
-        Case(random_logits(2, 11, 20), repeated_distinct(2, 5), 5, label="2 rows, seq_len 5"),
+        Case(with_gradient, repeated_distinct(2, 5), 5, label="2 rows, seq_len 5, with a gradient"),
         Case(random_logits(3, 7, 20, seed=1), repeated_distinct(3, 3, seed=1), 3, label="3 rows, seq_len 3"),
     ]
 
@@ -339,8 +340,8 @@ HEAD_MISTAKES = [
     ),
     *(
         Mistake("`kind` is ignored and position 0 is replaced too: `ablate` with `kind` sees to both",
-                _heads_removed(lambda head, n_heads: np.s_[:, :, head], lambda z, kind, always=always: _with_bos(z, always)))
-        for always in ("zero", "mean")
+                _heads_removed(lambda head, n_heads: np.s_[:, :, head], lambda z, _, kind=kind: _with_bos(z, kind)))
+        for kind in ("zero", "mean")
     ),
     Mistake("position 0 is replaced too: BOS keeps its own activation (`ablate` sees to that)",
             _heads_removed(lambda head, n_heads: np.s_[:, :, head], _with_bos)),
@@ -448,10 +449,12 @@ EXERCISES = [
         reference=mlp_patch_loop,
         check=compare_cases(sweep_cases, SWEEP_MISTAKES, keeps_inputs=True),
         hints=(
-            "Run once with a cache of every layer's `mlp_out(layer)`. Then run again for each layer and each i, with a hook.",
-            "The hook gets (activation, hook), sets activation[:, seq_len + 1 + i] to the cached [:, 1 + i] and returns it.",
-            "`model.run_with_hooks(tokens, fwd_hooks=[(mlp_out(layer), patch)])` gives patched logits; the entry is their "
-            "`second_copy_loss` minus that of the clean logits.",
+            "Run once with a cache of every layer's `mlp_out(layer)`. Then run again for each layer and each i, "
+            "with a hook.",
+            "The hook gets (activation, hook), sets activation[:, seq_len + 1 + i] to the cached [:, 1 + i] and "
+            "returns it.",
+            "`model.run_with_hooks(tokens, fwd_hooks=[(mlp_out(layer), patch)])` gives patched logits; the entry "
+            "is their `second_copy_loss` minus that of the clean logits.",
         ),
         minutes=15,
         difficulty=2,
@@ -462,9 +465,12 @@ EXERCISES = [
         reference=ablate,
         check=compare_cases(ablate_cases, ABLATE_MISTAKES, keeps_inputs=True),
         hints=(
-            "Keep activation[:, :1] as it is and replace activation[:, 1:]; `torch.cat` puts them together along dim 1.",
-            "Mean: `.mean(dim=(0, 1))` of the part that is replaced. Resample: another row of the batch at each position.",
-            "`rest.roll(-1, dims=0)` brings the next row to each row; `.expand_as(rest)` repeats a mean over all of them.",
+            "Keep activation[:, :1] as it is and replace activation[:, 1:]; `torch.cat` puts them together along "
+            "dim 1.",
+            "Mean: `.mean(dim=(0, 1))` of the part that is replaced. Resample: another row of the batch at each "
+            "position.",
+            "`rest.roll(-1, dims=0)` brings the next row to each row; `.expand_as(rest)` repeats a mean over all "
+            "of them.",
         ),
         minutes=8,
         difficulty=2,
@@ -490,7 +496,8 @@ EXERCISES = [
         hints=(
             "`gradients(model, tokens, names, loss)` gives {name: (activation, slope)}, both [batch, pos, d_model].",
             "Estimate of a patch: the sum over rows and components of (new − old) * slope, at the patched position.",
-            "`((act[:, 1:seq_len + 1] - act[:, seq_len + 1:]) * slope[:, seq_len + 1:]).sum(dim=(0, 2))`, for every layer.",
+            "`((act[:, 1:seq_len + 1] - act[:, seq_len + 1:]) * slope[:, seq_len + 1:]).sum(dim=(0, 2))`, for "
+            "every layer.",
         ),
         minutes=12,
         difficulty=3,
@@ -501,7 +508,8 @@ EXERCISES = [
         reference=logit_contributions,
         check=compare_cases(contribution_cases, CONTRIBUTION_MISTAKES, keeps_inputs=True),
         hints=(
-            "A logit is the residual stream, divided by the norm's scale, times a column of W_U. Which column, for position j?",
+            "A logit is the residual stream, divided by the norm's scale, times a column of W_U. Which column, "
+            "for position j?",
             "`W_U.T[tokens[:, 1:]]` has the direction of each token that came: [batch, pos - 1, d_model].",
             "Divide the component by the scale, drop the last position, multiply by the directions, sum over d_model.",
         ),

@@ -120,6 +120,10 @@ def no_gradient_flows(logits, tokens, seq_len):
     return by_loops_in_double(logits, tokens, seq_len).item()
 
 
+def detached(logits, tokens, seq_len):
+    return row_by_row(logits.detach(), tokens, seq_len)
+
+
 def row_by_row(logits, tokens, seq_len):
     losses = [F.cross_entropy(row[seq_len : 2 * seq_len], words[1 : seq_len + 1]) for row, words in zip(logits, tokens)]
     return torch.stack(losses).mean()
@@ -539,20 +543,23 @@ def by_backward_hooks(model, tokens, seq_len):
     activations, slopes = {}, {}
 
     def keep(activation, hook):
-        activations[hook.layer()] = activation.detach().clone()
+        activations[hook.name] = activation.detach().clone()
         return activation if activation.requires_grad else activation.requires_grad_()
 
     def keep_slope(slope, hook):
-        slopes[hook.layer()] = slope.detach().clone()
+        slopes[hook.name] = slope.detach().clone()
 
     names = [mlp_out(layer) for layer in range(model.cfg.n_layers)]
-    hooks = dict(fwd_hooks=[(name, keep) for name in names], bwd_hooks=[(name, keep_slope) for name in names])
+    hooks = dict(fwd_hooks=[(name, keep) for name in ["hook_embed", *names]],
+                 bwd_hooks=[(name, keep_slope) for name in names])
     with model.hooks(**hooks):
         second_copy_loss(model(tokens), tokens, seq_len).backward()
-    return torch.stack([
-        torch.stack([((activations[layer][:, 1 + i] - activations[layer][:, seq_len + 1 + i])
-                      * slopes[layer][:, seq_len + 1 + i]).sum() for i in range(seq_len)])
-        for layer in range(model.cfg.n_layers)])
+    result = torch.zeros(len(names), seq_len)
+    for layer, name in enumerate(names):
+        for i in range(seq_len):
+            change = activations[name][:, 1 + i] - activations[name][:, seq_len + 1 + i]
+            result[layer, i] = (change * slopes[name][:, seq_len + 1 + i]).sum()
+    return result
 
 
 def by_a_zero_that_is_added(model, tokens, seq_len):
@@ -712,6 +719,7 @@ ANSWERS = {
             Wrong(summed, says="summed over tokens"),
             Wrong(summed_over_positions, says="summed over tokens"),
             Wrong(no_gradient_flows, says="a torch.Tensor was expected"),
+            Wrong(detached, says="lost its gradient"),
             Wrong(not_averaged),
             Wrong(shifted_the_wrong_way),
             Wrong(first_row_only),
