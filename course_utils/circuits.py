@@ -136,7 +136,8 @@ def effective_embedding(
 
     By default W_E + MLP_0(norm(W_E)), as is common for GPT-2, whose embedding is tied to the unembedding so that the
     first MLP does part of an embedding's work. Attention is left out, although the MLP reads its output: `heads`
-    names those heads of layer 0 that are to take part as if each token attended to itself alone.
+    names those heads of layer 0 that are to take part as if each token attended to itself alone (then b_O is added
+    too). With all heads it is what a sequence of that single token, without a position, has after block 0.
 
     Raises:
         ValueError: if one of `heads` is not a head of layer 0.
@@ -146,6 +147,8 @@ def effective_embedding(
         normed, residual = block.ln1(embedding), embedding
         for weights in (head_weights(model, 0, head) for head in heads):
             residual = residual + (normed @ weights["V"] + weights["b_V"]) @ weights["O"]
+        if len(heads) and (bias := getattr(block.attn, "b_O", None)) is not None:
+            residual = residual + bias
         strips.append(residual + block.mlp(block.ln2(residual)) if mlp else residual)
     return torch.cat(strips, dim=1)[0]
 
@@ -208,9 +211,12 @@ def score_by_distance(
     queries and keys know of their tokens is averaged out. A previous-token head peaks at 1.
 
     Raises:
-        ValueError: if layer or head is out of range, or the model has no rotary positions.
+        ValueError: if layer or head is out of range, max_distance is negative, or the model has no rotary positions.
     """
     check_head(model, layer, head)
+    check_rotary(model)
+    if max_distance < 0:
+        raise ValueError(f"max_distance is {max_distance}; it must be 0 or more")
     names = [f"blocks.{layer}.attn.hook_q", f"blocks.{layer}.attn.hook_k"]
     _, cache = model.run_with_cache(tokens, names_filter=names)
     q, k = (cache[name] for name in names)                                          # [batch, pos, heads, d_head]
@@ -227,12 +233,17 @@ def rotate(model: TransformerBridge, vectors: Float[Tensor, "... d_head"], dista
     """
     if distance == 0:
         return vectors
-    if not hasattr(model, "rotary_emb"):
-        raise ValueError("this model has no rotary positions: its QK circuit does not depend on the distance")
+    check_rotary(model)
     position = torch.tensor([[distance]], device=vectors.device)
     cos, sin = (each[0, 0] for each in model.rotary_emb.original_component(vectors, position))      # [d_head]
     first, second = vectors.chunk(2, dim=-1)
     return vectors * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def check_rotary(model: TransformerBridge) -> None:
+    """Raise ValueError if the model has no rotary positions."""
+    if not hasattr(model, "rotary_emb"):
+        raise ValueError("this model has no rotary positions: its QK circuit does not depend on the distance")
 
 
 # --- reading a circuit ---------------------------------------------------------------------------------------------
@@ -251,7 +262,8 @@ def top_k_accuracy(
     Args:
         tokens: which tokens to ask for, against all of the vocabulary; None for all.
     Raises:
-        ValueError: if the matrix is not square, k is not between 1 and vocab − 1, or best is neither.
+        ValueError: if the matrix is not square, k is not between 1 and vocab − 1, best is neither, or `tokens` is
+            empty or has ids outside the vocabulary.
     """
     if best not in ("key", "query"):
         raise ValueError(f'best is {best!r}; it must be "key" or "query"')
@@ -261,7 +273,10 @@ def top_k_accuracy(
         raise ValueError(f"k is {k}; with {matrix.shape[0]} tokens it must be between 1 and {matrix.shape[0] - 1}")
     matrix, hits = matrix if best == "key" else matrix.T, 0
     left, right = (matrix.A, matrix.B) if isinstance(matrix, FactoredMatrix) else (None, matrix)
+    right = right if right.is_floating_point() else right.float()
     tokens = torch.arange(len(right.T), device=right.device) if tokens is None else tokens.to(right.device)
+    if not len(tokens) or tokens.min() < 0 or tokens.max() >= len(right.T):
+        raise ValueError(f"tokens must be one or more ids from 0 to {len(right.T) - 1}, got {tokens.tolist()[:8]}")
     space = right.new_empty(ROWS_AT_A_TIME, len(right.T))                           # one piece of memory for all strips
     for own in tokens.split(ROWS_AT_A_TIME):
         rows = right[own] if left is None else torch.mm(left[own], right, out=space[:len(own)])     # [strip, vocab]
@@ -275,8 +290,8 @@ def top_k_accuracy(
 def copying_score(circuit: FactoredMatrix) -> float:
     """Sum of the circuit's eigenvalues divided by the sum of their sizes: 1 if every direction is copied, −1 if all flip.
 
-    Source: Elhage et al. (2021). Only the d_head eigenvalues that are not zero count; they are those of the small
-    matrix B A.
+    NaN if the circuit is all zero. Only the d_head eigenvalues that are not zero count; they are those of the small
+    matrix B A. Source: Elhage et al. (2021).
     """
     eigenvalues = torch.linalg.eigvals((circuit.B @ circuit.A).double())
     return (eigenvalues.real.sum() / eigenvalues.abs().sum()).item()

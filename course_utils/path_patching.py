@@ -55,7 +55,8 @@ def path_patching(
     """Ablate what `sender` writes, but only where the `receivers`' keys (or queries, values) read it.
 
     The receivers' inputs are computed from the clean residual stream with the sender's output replaced (see
-    `ablation.ablate`), the norm's scale included; the rest of the model then runs on. Under grouped-query attention
+    `ablation.ablate`), the norm's scale included; the rest of the model then runs on. Each receiver's input is made
+    from the clean stream: what an earlier receiver changes does not reach the patched inputs of a later one. Under grouped-query attention
     keys and values are shared: the other heads of a receiver's group get the patched ones too.
 
     Args:

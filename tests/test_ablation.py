@@ -5,7 +5,6 @@ import types
 import pytest
 import small_models
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import forbidden_forward, hook_count, repeated
