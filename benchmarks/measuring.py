@@ -1,0 +1,125 @@
+"""Two ways to measure: two callables in turn (a ratio that other load on the machine hardly moves), and one alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+import psutil
+from tqdm.auto import tqdm
+
+from course_utils.model_files import bars_are_off
+
+GB = 1e9
+
+
+@dataclass
+class InTurn:
+    """Seconds of each call of `first` and of `second`, in pairs, and what each returned last."""
+
+    first: list[float] = field(default_factory=list)
+    second: list[float] = field(default_factory=list)
+    results: tuple[Any, Any] = (None, None)
+
+    @property
+    def ratio(self) -> float:
+        """Median seconds of first / median seconds of second: how many times as long the first takes."""
+        return median(self.first) / median(self.second)
+
+    def __str__(self) -> str:
+        pairs = [first / second for first, second in zip(self.first, self.second)]
+        return (f"{median(self.first):.3g} s / {median(self.second):.3g} s = {self.ratio:.2f}"
+                f" (pairs {min(pairs):.2f}–{max(pairs):.2f})")
+
+
+def in_turn(first: Callable[[], Any], second: Callable[[], Any], rounds: int, desc: str = "rounds") -> InTurn:
+    """Time first, second, first, second, … so that both meet the same other load."""
+    times = InTurn()
+    for _ in tqdm(range(rounds), desc=desc, leave=False, disable=bars_are_off()):
+        (seconds_1, result_1), (seconds_2, result_2) = _timed(first), _timed(second)
+        times.first.append(seconds_1)
+        times.second.append(seconds_2)
+        times.results = result_1, result_2
+    return times
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+# --- one call, alone in a fresh process ----------------------------------------------------------------------------
+
+
+@dataclass
+class Cost:
+    """What one call cost. Memory is resident memory (RSS), in GB (10^9 bytes).
+
+    Attributes:
+        extra: highest value seen during the call minus the value just before it.
+        peak: highest value seen in all; the interpreter, the libraries and what was loaded are in it.
+    """
+
+    seconds: float
+    extra: float
+    peak: float
+
+
+def alone(prepare: str, *arguments: str) -> Cost:
+    """Cost of one call in a fresh process.
+
+    `prepare` names a function, "module:function", that loads what is needed and returns the callable to measure;
+    `arguments` are passed to it. Loading is not in `seconds`; a first call's set-up is.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["", *filter(None, sys.path)]), "COURSE_BARS": "off"}
+    command = [sys.executable, "-m", "benchmarks.measuring", prepare, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"measuring {prepare} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return Cost(**json.loads(done.stdout.splitlines()[-1]))
+
+
+class HighestMemory(threading.Thread):
+    """Looks at this process's memory every 2 ms until told to stop.
+
+    A peak shorter than that can be missed, but new memory comes from the system at a few GB a second, so that by
+    some megabytes at most. (The system's own record, ru_maxrss, would include the peak of loading a model.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.process, self.over = psutil.Process(), threading.Event()
+        self.highest = self.before = self.process.memory_info().rss
+
+    def run(self) -> None:
+        while not self.over.wait(0.002):
+            self.look()
+
+    def look(self) -> None:
+        self.highest = max(self.highest, self.process.memory_info().rss)
+
+
+def cost_of(call: Callable[[], Any]) -> Cost:
+    """Seconds and memory of one call in this process."""
+    memory = HighestMemory()
+    memory.start()
+    seconds, result = _timed(call)
+    memory.look()                                               # while `result` is still there
+    memory.over.set()
+    memory.join()
+    return Cost(seconds, (memory.highest - memory.before) / GB, memory.highest / GB)
+
+
+if __name__ == "__main__":
+    place, function = sys.argv[1].split(":")
+    print(json.dumps(asdict(cost_of(getattr(importlib.import_module(place), function)(*sys.argv[2:])))))
