@@ -98,7 +98,7 @@ print(f"second copy: {clean_loss:.3f} nats; the same without the shift: {unshift
 def mlp_patch_loop(
     model: TransformerBridge, tokens: Int[Tensor, "batch 1+2*seq_len"], seq_len: int, layers: list[int]
 ) -> Float[Tensor, "layer seq_len"]:
-    """Change of `second_copy_loss` when a layer's MLP output at position seq_len + 1 + i is that of position 1 + i.
+    """Change of `second_copy_loss` when position seq_len + 1 + i gets a layer's MLP output of position 1 + i.
 
     Patched minus clean, for every layer in `layers` (in this order) and i from 0 to seq_len − 1.
     """
@@ -135,7 +135,7 @@ predict("03.median_change", None)
 # %%
 reveal("03.median_change", sweep.abs().median())
 plot_head_scores(sweep, f"{MODEL}: MLP output from the first copy, one position at a time", vmax=None,
-                 unit="change of the loss (nats)", diverging=True, columns="patched position, from the boundary on")
+                 unit="change of the loss (nats)", diverging=True, columns="patched position, from the boundary")
 
 # %%
 for layer, row in zip(LAYERS, sweep):
@@ -153,10 +153,10 @@ for layer, row in zip(LAYERS, sweep):
 # %%
 _, cache = model.run_with_cache(tokens, names_filter=[mlp_out(layer) for layer in LAYERS])
 for layer in LAYERS:
-    first, second = cache[mlp_out(layer)][:, 1:].chunk(2, dim=1)        # [batch, seq_len, d_model], the two copies
+    first, second = cache[mlp_out(layer)][:, 1:].chunk(2, dim=1)        # each [batch, seq_len, d_model]
     same = F.cosine_similarity(second, first, dim=-1).mean()
     other = F.cosine_similarity(second, second.roll(1, dims=0), dim=-1).mean()
-    print(f"layer {layer:2}: cosine with the first copy's output {same:5.2f}, with another token's {other:5.2f}")
+    print(f"layer {layer:2}: cosine with the first copy {same:5.2f}, with another token {other:5.2f}")
 
 # %% [markdown]
 # Where the first number is close to 1 and the second is not, the patch is nearly a no-op, and a small change of
@@ -179,7 +179,7 @@ def patch_all(activation, hook):
 for layer, row in zip(LAYERS, sweep):
     patched = model.run_with_hooks(one, fwd_hooks=[(mlp_out(layer), patch_all)])
     everywhere = second_copy_loss(patched, one, SEQ_LEN) - second_copy_loss(model(one), one, SEQ_LEN)
-    print(f"layer {layer:2}: mean over single patches {row.mean():7.4f} nats, all positions at once {everywhere:7.3f}")
+    print(f"layer {layer:2}: mean of single patches {row.mean():7.4f} nats, all at once {everywhere:7.3f}")
 
 # %% [markdown]
 # In `tiny`, a twentieth of a nat per position in the last layer looks harmless on the colour scale. It is
@@ -241,8 +241,8 @@ by_kind = {kind: mlp_ablation_scores(model, tokens, kind, seq_len=SEQ_LEN, layer
 reveal("03.worst_mlp", LAYERS[by_kind["mean"].argmax()])
 in_bars = {kind: {f"MLP {layer}": float(value) for layer, value in zip(LAYERS, values)}
            for kind, values in by_kind.items()}
-plot_bars({"patched, mean of positions": {f"MLP {layer}": float(row.mean()) for layer, row in zip(LAYERS, sweep)},
-           **in_bars}, "change of the loss (nats)", title=f"{MODEL}: the same MLPs, four questions")
+patched = {f"MLP {layer}": float(row.mean()) for layer, row in zip(LAYERS, sweep)}
+plot_bars({"patched, mean of positions": patched, **in_bars}, "change of the loss (nats)", title=f"{MODEL}: the same MLPs, four questions")
 
 # %% [markdown]
 # The three kinds do not agree with each other either, and they need not: they ask different questions. What
@@ -250,7 +250,8 @@ plot_bars({"patched, mean of positions": {f"MLP {layer}": float(row.mean()) for 
 # last one is not. The patching experiment could not tell the two groups apart by eye.
 
 # %%
-measured("median change, one MLP position patched", sweep.abs().median(), unit="nats", published="about 0 (article)")
+measured("median change, one MLP position patched", sweep.abs().median(), unit="nats",
+         published="near 0 (GPT-2 small, quoted)")
 measured("worst mean ablation of an MLP", by_kind["mean"].max(), unit="nats",
          at_least=0.3 if MODEL == "tiny" else None)
 
@@ -344,9 +345,10 @@ plot_scatter(sweep, estimate, "exact change of the loss (nats)", "estimate from 
 # %%
 head_estimates = head_attribution_scores(model, tokens, "mean", seq_len=SEQ_LEN)[layers]
 worst = best_head(head_scores)
-print(f"head {layers[worst[0]]}.{worst[1]}: exact {head_scores[worst]:.3f} nats, estimate {head_estimates[worst]:.3f}")
-plot_scatter(head_scores, head_estimates, "exact change of the loss (nats)", "estimate from the gradient (nats)",
-             title=f"{MODEL}: mean ablation, one point per head")
+print(f"head {layers[worst[0]]}.{worst[1]}: exact {head_scores[worst]:.3f} nats, "
+      f"estimate {head_estimates[worst]:.3f}")
+plot_scatter(head_scores, head_estimates, "exact change of the loss (nats)",
+             "estimate from the gradient (nats)", title=f"{MODEL}: mean ablation, one point per head")
 
 # %% [markdown]
 # Why? Go the way from the head's own z to its mean in small steps, and watch the loss.
@@ -398,7 +400,7 @@ def logit_contributions(
 parts = direct_logit_attribution(model, tokens)
 came = logits[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
 assert torch.allclose(sum(parts.values()), came, atol=1e-3)             # the parts sum to the logits
-inner = {part: float(added[:, SEQ_LEN + 1:].mean()) for part, added in parts.items()}   # second copy, no boundary
+inner = {part: float(added[:, SEQ_LEN + 1:].mean()) for part, added in parts.items()}   # without the boundary
 largest = sorted(inner, key=lambda part: -abs(inner[part]))[:12]
 plot_bars({"direct": {part: inner[part] for part in largest}}, "added to the right token's logit",
           title=f"{MODEL}: who says it, on average over the second copy")
@@ -428,7 +430,8 @@ if real_model is not None:
     real_seq_len, real_layers = 25, some_layers(real_model)
     real_tokens = generate_repeated_tokens(real_model, real_seq_len, batch=4, seed=0)
     real_sweep = mlp_patch_sweep(real_model, real_tokens[:1], real_seq_len, layers=real_layers)
-    _, real_cache = real_model.run_with_cache(real_tokens, names_filter=[mlp_out(layer) for layer in real_layers])
+    names = [mlp_out(layer) for layer in real_layers]
+    _, real_cache = real_model.run_with_cache(real_tokens, names_filter=names)
     real_mean = mlp_ablation_scores(real_model, real_tokens, "mean", seq_len=real_seq_len, layers=real_layers)
     for layer, row, mean in zip(real_layers, real_sweep, real_mean):
         first, second = real_cache[mlp_out(layer)][:, 1:].chunk(2, dim=1)

@@ -34,7 +34,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from course_utils import circuits
 from course_utils.ablation import some_layers
 from course_utils.charts import plot_bars
-from course_utils.circuits import ROWS_AT_A_TIME, TOKENS_AT_A_TIME, head_weights, normalize, rotate, score_by_distance
+from course_utils.circuits import (ROWS_AT_A_TIME, TOKENS_AT_A_TIME, head_weights, normalize, rotate,
+                                   score_by_distance)
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.heads import best_head, induction_scores, is_pattern, previous_token_scores
 from course_utils.local_models import from_folder
@@ -50,7 +51,8 @@ SEQ_LEN = 50 if MODEL == "tiny" else 25
 tokens = generate_repeated_tokens(model, SEQ_LEN, batch=4, seed=0)
 previous = best_head(previous_token_scores(model, tokens))
 induction = best_head(induction_scores(model, tokens, SEQ_LEN))
-print(f"{MODEL}: best previous-token head {previous[0]}.{previous[1]}, best induction head {induction[0]}.{induction[1]}")
+print(f"{MODEL}: best previous-token head {previous[0]}.{previous[1]}, "
+      f"best induction head {induction[0]}.{induction[1]}")
 
 # %% [markdown]
 # ## 1 · The matrices of one head
@@ -94,7 +96,8 @@ print({name: tuple(weight.shape) for name, weight in weights.items()})
 # %%
 @exercise("04.fold_layer_norm")
 def fold_layer_norm(
-    W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"], gain: Float[Tensor, "d_in"], shift: Float[Tensor, "d_in"]
+    W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"], gain: Float[Tensor, "d_in"],
+    shift: Float[Tensor, "d_in"]
 ) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, "d_out"]]:
     """Weights that do a LayerNorm's elementwise part too: x̂ W' + b' = (x̂ * gain + shift) W + b for every x̂.
 
@@ -149,7 +152,7 @@ print(f"factors {tuple(OV.A.shape)} and {tuple(OV.B.shape)} for a circuit of sha
 generator = torch.Generator().manual_seed(0)
 sample = torch.randint(1, model.cfg.d_vocab, (4,), generator=generator)
 for token in sample:
-    row = OV.A[token] @ OV.B                                            # one row: what attending to `token` raises
+    row = OV.A[token] @ OV.B                            # one row: what attending to `token` raises
     raised = [model.tokenizer.decode([other]) for other in row.topk(4).indices.tolist()]
     print(f"attending to {model.tokenizer.decode([token.item()])!r} raises {raised}")
 
@@ -187,7 +190,8 @@ predict("04.copies", None, unit="(share)")
 subset = None if model.cfg.d_vocab < 5000 else torch.randperm(model.cfg.d_vocab, generator=generator)[:1000]
 copied = top_k_accuracy(OV, tokens=subset)
 reveal("04.copies", copied)
-print(f"top 1: {copied:.3f}, top 5: {top_k_accuracy(OV, 5, tokens=subset):.3f}, chance {1 / model.cfg.d_vocab:.5f}")
+print(f"top 1: {copied:.3f}, top 5: {top_k_accuracy(OV, 5, tokens=subset):.3f}, "
+      f"chance {1 / model.cfg.d_vocab:.5f}")
 measured("induction head's OV circuit: own token on top", copied, unit="share",
          at_least=0.9 if MODEL == "tiny" else None)
 
@@ -211,7 +215,8 @@ def copying_score(circuit: FactoredMatrix) -> float:
 layers, n_heads = some_layers(model), model.cfg.n_heads                # all layers of a small model
 scores = torch.tensor([[copying_score(full_OV_circuit(model, layer, head)) for head in range(n_heads)]
                        for layer in layers])
-plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", unit="copying score", diverging=True)
+plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", unit="copying score",
+                 diverging=True)
 
 # %% [markdown]
 # Many heads copy; few of them are induction heads. And in `tiny` some heads of the last layers have a score near
@@ -230,10 +235,10 @@ def full_QK_circuit(
     model: TransformerBridge, layer: int, head: int, *, embedding: Float[Tensor, "vocab d_model"] | None = None,
     distance: int = 0
 ) -> FactoredMatrix:
-    """W_E W_Q (W_E W_K)^T: row = the query's token, column = the key's; not divided by sqrt(d_head). [vocab, vocab]
+    """W_E W_Q (W_E W_K)^T: row = the query's token, column = the key's. Not divided by sqrt(d_head).
 
-    You can leave `embedding` and `distance` alone (the course's version takes the first in place of W_E, and turns
-    the queries by the second in models with rotary positions).
+    You can leave `embedding` and `distance` alone (the course's version takes the first in place of W_E, and
+    turns the queries by the second in models with rotary positions).
     """
     raise NotImplementedError
 
@@ -251,9 +256,10 @@ plot_head_scores(matches, f"{MODEL}: is a token's best key the token itself?", u
 
 # %%
 _, cache = model.run_with_cache(tokens, names_filter=is_pattern)
-pattern = cache[f"blocks.{layer}.attn.hook_pattern"][:, head]                               # [batch, query, key]
+pattern = cache[f"blocks.{layer}.attn.hook_pattern"][:, head]           # [batch, query, key]
+copies = top_k_accuracy(full_OV_circuit(model, layer, head), tokens=subset)
 print(f"head {layer}.{head}: attention to the own position {pattern.diagonal(0, 1, 2)[:, 1:].mean():.3f}, "
-      f"OV circuit copies {top_k_accuracy(full_OV_circuit(model, layer, head), tokens=subset):.3f} of the tokens")
+      f"OV circuit copies {copies:.3f} of the tokens")
 
 # %% [markdown]
 # It looks at itself and copies what is there. That seems pointless: the token is in the residual stream already.
@@ -274,7 +280,9 @@ print(f"head {layer}.{head}: attention to the own position {pattern.diagonal(0, 
 
 # %%
 @exercise("04.positional_pattern")
-def positional_pattern(model: TransformerBridge, layer: int, head: int, n_positions: int) -> Float[Tensor, "query key"]:
+def positional_pattern(
+    model: TransformerBridge, layer: int, head: int, n_positions: int
+) -> Float[Tensor, "query key"]:
     """The attention pattern that position embeddings alone ask for: causal, rows sum to 1.
 
     W_pos is `model.pos_embed.weight`; biases and 1/sqrt(d_head) are counted.
@@ -315,7 +323,7 @@ def effective_embedding(
 ) -> Float[Tensor, "vocab d_model"]:
     """W_E + MLP_0(norm(W_E)) for the whole vocabulary.
 
-    You can leave the options alone (the course's version lets heads of layer 0 attend to the token itself first).
+    You can leave the options alone (the course's version lets heads of layer 0 attend to the token first).
     """
     raise NotImplementedError
 
@@ -367,8 +375,9 @@ if real_model is not None:
     real_tokens = generate_repeated_tokens(real_model, 25, batch=4, seed=0)
     real_previous = best_head(previous_token_scores(real_model, real_tokens))
     by_distance = score_by_distance(real_model, *real_previous, real_tokens, 12)
-    print(f"previous-token head {real_previous[0]}.{real_previous[1]}: best distance {by_distance.argmax().item()}")
-    measured("SmolLM2: distance that its previous-token head prefers", by_distance.argmax(), at_least=1, at_most=1)
+    best = by_distance.argmax().item()
+    print(f"previous-token head {real_previous[0]}.{real_previous[1]}: best distance {best}")
+    measured("SmolLM2: distance that its previous-token head prefers", best, at_least=1, at_most=1)
     display(plot_by_position({"mean query · mean key": by_distance}, "attention score",
                              xlabel="how far back the key is (positions)",
                              title="SmolLM2-135M: a previous-token head, read by distance"))
@@ -385,8 +394,9 @@ if real_model is not None:
     real_induction = best_head(induction_scores(real_model, real_tokens, 25))
     some = torch.randperm(real_model.cfg.d_vocab, generator=generator)[:1000]
     real_OV = full_OV_circuit(real_model, *real_induction)
-    print(f"induction head {real_induction[0]}.{real_induction[1]}: copying score {copying_score(real_OV):.2f}, own token "
-          f"on top for {top_k_accuracy(real_OV, tokens=some):.3f} of the tokens (chance {1 / real_model.cfg.d_vocab:.5f})")
+    print(f"induction head {real_induction[0]}.{real_induction[1]}: copying score {copying_score(real_OV):.2f}; "
+          f"own token on top for {top_k_accuracy(real_OV, tokens=some):.3f} of the tokens, "
+          f"chance {1 / real_model.cfg.d_vocab:.5f}")
 
 # %% [markdown]
 # In SmolLM2 the first MLP *is* part of the embedding, as is said of GPT-2. Its best induction head has a

@@ -88,7 +88,8 @@ d_model, d_head = writer["V"].shape
 by_chance = [composition_score(*(FactoredMatrix(torch.randn(d_model, d_head, generator=rng),
                                                 torch.randn(d_head, d_model, generator=rng)) for _ in range(2)))
              for _ in range(5)]
-print(f"random matrices of the same shape: {min(by_chance):.3f} to {max(by_chance):.3f} (1/√d_model = {d_model ** -0.5:.3f})")
+print(f"random matrices of the same shape: {min(by_chance):.3f} to {max(by_chance):.3f}; "
+      f"1/√d_model = {d_model ** -0.5:.3f}")
 
 # %% [markdown]
 # A score means something only beside that baseline, and beside the other heads. `composition_scores(model, "K")` has
@@ -96,7 +97,8 @@ print(f"random matrices of the same shape: {min(by_chance):.3f} to {max(by_chanc
 
 # %%
 K_scores = composition_scores(model, "K")
-plot_head_scores(K_scores[previous], f"{MODEL}: K-composition with {name(previous)}", vmax=None, unit="composition score")
+plot_head_scores(K_scores[previous], f"{MODEL}: K-composition with {name(previous)}", vmax=None,
+                 unit="composition score")
 
 # %% [markdown]
 # The induction heads stand out, but not by far: about twice the chance level in `tiny`. The score weighs all
@@ -120,13 +122,13 @@ plot_head_scores(K_scores[previous], f"{MODEL}: K-composition with {name(previou
 def K_comp_full_circuit(
     model: TransformerBridge, prev_token_layer_index: int, ind_layer_index: int, prev_token_head_index: int,
     ind_head_index: int, *, query_embedding: Float[Tensor, "vocab d_model"] | None = None,
-    key_embedding: Float[Tensor, "vocab d_model"] | None = None, layer_norm: bool = False, query_bias: bool = False,
-    distance: int = 0
+    key_embedding: Float[Tensor, "vocab d_model"] | None = None, layer_norm: bool = False,
+    query_bias: bool = False, distance: int = 0
 ) -> FactoredMatrix:
-    """(W_E W_Q)(W_E W_V W_O W_K)^T: rows are the query's token, columns the token before the key. [vocab, vocab]
+    """(W_E W_Q)(W_E W_V W_O W_K)^T: rows are the query's token, columns the token before the key.
 
-    Q and K of the induction head, V and O of the previous-token head. You can leave the options alone: section 4
-    switches them on in the course's own version.
+    Q and K of the induction head, V and O of the previous-token head. You can leave the options alone:
+    section 4 switches them on in the course's own version.
     """
     raise NotImplementedError
 
@@ -135,7 +137,8 @@ def K_comp_full_circuit(
 planted = planted_induction_model(n_tokens=30, n_ctx=64)
 (prev_layer, prev_head), (ind_layer, ind_head) = PREVIOUS_TOKEN_HEAD, INDUCTION_HEAD
 circuit = K_comp_full_circuit(planted, prev_layer, ind_layer, prev_head, ind_head)
-print(f"planted model: best key {top_k_accuracy(circuit):.3f}, best query {top_k_accuracy(circuit, best='query'):.3f}")
+print(f"planted model: best key {top_k_accuracy(circuit):.3f}, "
+      f"best query {top_k_accuracy(circuit, best='query'):.3f}")
 
 # %% [markdown]
 # In the planted model every token finds itself, in both directions, as it must. Now the model of this lesson.
@@ -151,7 +154,8 @@ subset = None if vocab < 5000 else torch.randperm(vocab, generator=rng)[:1000]
 circuit = K_comp_full_circuit(model, previous[0], induction[0], previous[1], induction[1])
 best_key, best_query = (top_k_accuracy(circuit, best=best, tokens=subset) for best in ("key", "query"))
 reveal("05.top_1", best_key)
-print(f"{name(previous)} → {name(induction)}: best key {best_key:.3f}, best query {best_query:.3f}, chance {1 / vocab:.5f}")
+print(f"{name(previous)} → {name(induction)}: best key {best_key:.3f}, best query {best_query:.3f}, "
+      f"chance {1 / vocab:.5f}")
 
 # %% [markdown]
 # Say which direction you mean. "Best key for each query" asks whether the head would look at the right place. "Best
@@ -169,19 +173,21 @@ print(f"{name(previous)} → {name(induction)}: best key {best_key:.3f}, best qu
 def random_head_pairs(
     n_layers: int, n_heads: int, n_pairs: int, *, exclude: Sequence[tuple[int, int]] = (), seed: int = 0
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Different pairs ((layer, head), (later layer, head)), drawn alike from all such pairs without excluded heads."""
+    """Different pairs ((layer, head), (later layer, head)), drawn alike from all without excluded heads."""
     raise NotImplementedError
 
 
 # %%
 strong = {head for head, score in top_heads(induction_scores(model, tokens, SEQ_LEN), 9) if score > 0.3}
-pairs = random_head_pairs(model.cfg.n_layers, model.cfg.n_heads, 40, exclude=[previous, induction, *strong], seed=0)
+left_out = [previous, induction, *strong]
+pairs = random_head_pairs(model.cfg.n_layers, model.cfg.n_heads, 40, exclude=left_out, seed=0)
 some = None if vocab < 5000 else subset[:300]
 control = torch.tensor([top_k_accuracy(K_comp_full_circuit(model, a[0], b[0], a[1], b[1]), tokens=some)
                         for a, b in pairs])
 print(f"{len(pairs)} random pairs: median {control.median():.4f}, highest {control.max():.4f}")
-floor = max(control.median().item(), 1 / vocab)                         # a median of 0 would make any ratio infinite
-plot_bars({"best key": {f"{name(previous)} → {name(induction)}": best_key, "highest of 40 random pairs": control.max().item(),
+floor = max(control.median().item(), 1 / vocab)         # a median of 0 would make any ratio infinite
+plot_bars({"best key": {f"{name(previous)} → {name(induction)}": best_key,
+                        "highest of 40 random pairs": control.max().item(),
                         "median, or chance if that is more": floor}},
           "share of tokens whose best key is their own", title=MODEL)
 
@@ -189,7 +195,8 @@ plot_bars({"best key": {f"{name(previous)} → {name(induction)}": best_key, "hi
 measured("K-composition, best key", best_key, unit="share", published="0.2283 (GPT-2 small, quoted)",
          at_least=0.9 if MODEL == "tiny" else None)
 measured("K-composition, best query", best_query, unit="share", at_least=0.9 if MODEL == "tiny" else None)
-measured("K-composition over the median random pair", best_key / floor, unit="times", at_least=20 if MODEL == "tiny" else None)
+measured("K-composition over the median random pair", best_key / floor, unit="times",
+         at_least=20 if MODEL == "tiny" else None)
 
 # %% [markdown]
 # ## 4 · What the circuit leaves out
@@ -220,25 +227,28 @@ variants = {"as published": {}, "norm": {"layer_norm": True}, "b_Q": {"query_bia
             "norm and b_Q": {"layer_norm": True, "query_bias": True}}
 if hasattr(model, "pos_embed"):
     there = W_E + model.pos_embed.weight[20]
-    variants["W_pos of position 20, norm"] = {"query_embedding": there, "key_embedding": there, "layer_norm": True}
-variants["MLP 0 on the query's side, norm"] = {"query_embedding": effective_embedding(model), "layer_norm": True}
-variants["MLP 0 on both sides, norm"] = variants["MLP 0 on the query's side, norm"] | {
-    "key_embedding": effective_embedding(model)}
+    variants["W_pos of position 20, norm"] = {
+        "query_embedding": there, "key_embedding": there, "layer_norm": True}
+effective = effective_embedding(model)
+variants["MLP 0 on the query's side, norm"] = {"query_embedding": effective, "layer_norm": True}
+variants["MLP 0 on both sides, norm"] = {
+    "query_embedding": effective, "key_embedding": effective, "layer_norm": True}
 variants[f"head 0.{own} on the query's side, norm"] = {
     "query_embedding": effective_embedding(model, heads=[own], mlp=False), "layer_norm": True}
 variants[f"head 0.{own} and MLP 0 on the query's side, norm"] = {
     "query_embedding": effective_embedding(model, heads=[own]), "layer_norm": True}
 
 # %%
-found = {"best key": {}, "best query": {}}
+found, pair = {"best key": {}, "best query": {}}, (previous[0], induction[0], previous[1], induction[1])
 for label, options in variants.items():
-    circuit = circuits.K_comp_full_circuit(model, previous[0], induction[0], previous[1], induction[1], **options)
+    circuit = circuits.K_comp_full_circuit(model, *pair, **options)
     for direction in ("key", "query"):
         found[f"best {direction}"][label] = top_k_accuracy(circuit, best=direction, tokens=subset)
     print(f"{label:45} best key {found['best key'][label]:.3f}, best query {found['best query'][label]:.3f}")
 changes = {label: abs(value - best_key) for label, value in found["best key"].items()}
 reveal("05.largest_change", max(changes, key=changes.get))
-plot_bars(found, "share of tokens", title=f"{MODEL}: {name(previous)} → {name(induction)}, one switch at a time")
+plot_bars(found, "share of tokens",
+          title=f"{MODEL}: {name(previous)} → {name(induction)}, one switch at a time")
 
 # %% [markdown]
 # Read the pairs of bars. b_Q moves the best key and leaves the best query exactly where it was. The norm on the key's
@@ -291,7 +301,8 @@ planted_tokens = torch.cat([torch.zeros(1, 1, dtype=torch.long), *[torch.arange(
 for into in "kqv":
     effect = path_patching(planted, planted_tokens, 20, PREVIOUS_TOKEN_HEAD, [INDUCTION_HEAD], into=into)
     share = share_of_effect(effect.clean, effect.path, effect.total)
-    print(f"planted, into {into}: loss {effect.clean:.2f} → {effect.path:.2f}, ablated {effect.total:.2f}: share {share:.3f}")
+    print(f"planted, into {into}: loss {effect.clean:.2f} → {effect.path:.2f}, "
+          f"ablated {effect.total:.2f}: share {share:.3f}")
 
 # %% [markdown]
 # In the planted circuit all of the effect goes through the keys, as built. In the trained model the receivers are all
@@ -346,10 +357,12 @@ if real_model is not None:
     for label, options in real_variants.items():
         circuit = circuits.K_comp_full_circuit(real_model, *indices, **options)
         keys, queries = (top_k_accuracy(circuit, best=best, tokens=sample) for best in ("key", "query"))
-        print(f"{name(real_previous)} → {name(real_induction)}, {label:12}: best key {keys:.4f}, best query {queries:.4f}")
+        print(f"{name(real_previous)} → {name(real_induction)}, {label:12}: best key {keys:.4f}, "
+              f"best query {queries:.4f}")
     real_pairs = random_head_pairs(30, 9, 20, exclude=[real_previous, real_induction], seed=0)
-    real_control = [top_k_accuracy(circuits.K_comp_full_circuit(real_model, a[0], b[0], a[1], b[1]), tokens=sample[:300])
-                    for a, b in real_pairs]
+    real_control = [
+        top_k_accuracy(circuits.K_comp_full_circuit(real_model, a[0], b[0], a[1], b[1]), tokens=sample[:300])
+        for a, b in real_pairs]
     print(f"20 random pairs: highest {max(real_control):.4f}; chance {1 / real_model.cfg.d_vocab:.5f}")
     measured("SmolLM2: K-composition with MLP 0, best key", keys, unit="share", at_least=0.01)
 
@@ -364,10 +377,11 @@ if real_model is not None:
     for into, words in (("k", "keys"), ("q", "queries"), ("v", "values")):
         effect = path_patching(real_model, real_tokens, 25, real_previous, [real_induction], into=into)
         share = share_of_effect(effect.clean, effect.path, effect.total)
-        print(f"{name(real_previous)} through the {words} of {name(real_induction)}: {effect.clean:.2f} → {effect.path:.2f} "
-              f"nats (ablated {effect.total:.2f}), share {share:.2f}")
+        print(f"{name(real_previous)} through the {words} of {name(real_induction)}: "
+              f"{effect.clean:.2f} → {effect.path:.2f} nats (ablated {effect.total:.2f}), share {share:.2f}")
         if into == "k":
-            measured("SmolLM2: previous-token head's effect through induction keys", share, unit="share", at_least=0.5)
+            measured("SmolLM2: previous-token head's effect through induction keys", share, unit="share",
+                     at_least=0.5)
 
 # %% [markdown]
 # Most of the effect goes through the keys of this one head and the two that share its keys (grouped-query attention:
