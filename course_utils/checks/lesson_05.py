@@ -168,22 +168,22 @@ PAIRS_SAY = {
 
 @property_check(mistakes=tuple(PAIRS_SAY.values()))
 def random_pairs_check(attempt):
-    """20 pairs of 4 layers × 3 heads, two heads excluded; all pairs of a small model; seeds"""
+    """15 pairs of 4 layers × 3 heads, two heads excluded; all pairs of a small model; seeds"""
     exclude = [(0, 2), (1, 1)]
-    pairs = [tuple(map(tuple, pair)) for pair in attempt(4, 3, 20, exclude=exclude, seed=1)]
+    pairs = [tuple(map(tuple, pair)) for pair in attempt(4, 3, 15, exclude=exclude, seed=1)]
     shown = {"got": pairs[:4]}
-    require(len(pairs) == 20, PAIRS_SAY["number"], got=len(pairs), expected=20)
+    require(len(pairs) == 15, PAIRS_SAY["number"], got=len(pairs), expected=15)
     heads = [head for pair in pairs for head in pair]
     require(all(0 <= layer < 4 and 0 <= head < 3 for layer, head in heads), PAIRS_SAY["range"], **shown)
     require(any(first[0] < second[0] for first, second in pairs), PAIRS_SAY["reversed"], **shown)
     require(all(first[0] < second[0] for first, second in pairs), PAIRS_SAY["earlier"], **shown)
-    require(len(set(pairs)) == 20, PAIRS_SAY["same"], **shown)
+    require(len(set(pairs)) == 15, PAIRS_SAY["same"], **shown)
     require(not set(heads) & set(exclude), PAIRS_SAY["excluded"], **shown)
     every = [tuple(map(tuple, pair)) for pair in attempt(3, 2, 8, exclude=[(0, 0)], seed=2)]
     require(len(set(every)) == 8, PAIRS_SAY["missing"], got=sorted(set(every)), expected="all 8 pairs without 0.0")
-    again = [tuple(map(tuple, pair)) for pair in attempt(4, 3, 20, exclude=exclude, seed=1)]
+    again = [tuple(map(tuple, pair)) for pair in attempt(4, 3, 15, exclude=exclude, seed=1)]
     require(again == pairs, PAIRS_SAY["seed"])
-    others = [tuple(map(tuple, pair)) for pair in attempt(4, 3, 20, exclude=exclude, seed=2)]
+    others = [tuple(map(tuple, pair)) for pair in attempt(4, 3, 15, exclude=exclude, seed=2)]
     require(others != pairs, PAIRS_SAY["fixed"])
 
 

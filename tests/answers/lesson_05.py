@@ -1,0 +1,238 @@
+"""Answers for lesson 05."""
+
+import random
+from functools import lru_cache
+
+import torch
+from answers import Answers, Wrong
+from transformer_lens import FactoredMatrix
+
+from course_utils.circuits import head_weights
+
+# --- 05.composition_score ----------------------------------------------------------------------------------------------
+
+
+def norms_by_hand(first, second):
+    def norm(dense):
+        return dense.pow(2).sum().sqrt()
+    return (norm(first.AB @ second.AB) / norm(first.AB) / norm(second.AB)).item()
+
+
+def by_traces(first, second):
+    product, a, b = first.AB @ second.AB, first.AB, second.AB
+    return (torch.trace(product.T @ product) / (torch.trace(a.T @ a) * torch.trace(b.T @ b))).sqrt()
+
+
+def small_products(first, second):
+    """From the thin factors alone: ‖A1 B1 A2 B2‖ with everything d_head × d_head."""
+    inner = first.B @ second.A
+    square = torch.einsum("ij,jk,kl,il->", first.A.T @ first.A, inner, second.B @ second.B.T, inner)
+    return (square.sqrt() / (first.norm() * second.norm())).item()
+
+
+# --- 05.K_comp_full_circuit --------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def the_notebooks_model():
+    """Another model than the one that is passed in, as the notebook's global `model` would be."""
+    from course_utils.planted import planted_induction_model
+
+    return planted_induction_model(n_tokens=12, n_ctx=16)
+
+
+def reads_a_global_model(model, prev_token_layer_index, ind_layer_index, prev_token_head_index, ind_head_index):
+    """The article's slip: W_E and W_Q come from a global variable."""
+    gpt2_small = the_notebooks_model()
+    ind = head_weights(gpt2_small, 1, 0)
+    prev = head_weights(gpt2_small, 0, 0)
+    return FactoredMatrix(gpt2_small.W_E @ ind["Q"], (gpt2_small.W_E @ prev["V"] @ prev["O"] @ ind["K"]).T)
+
+
+CIRCUIT = """
+from transformer_lens import FactoredMatrix
+def f(model, prev_layer, ind_layer, prev_head, ind_head, **options):
+    first, second, E = model.blocks[prev_layer].attn, model.blocks[ind_layer].attn, model.W_E
+    group = model.cfg.n_heads // first.W_K.shape[0]
+    p, i = {p}, {i}
+    Q, K, V, O = second.W_Q[ind_head], second.W_K[i], first.W_V[p], first.W_O[prev_head]
+    return {answer}
+"""
+
+
+def circuit(answer, p="prev_head // group", i="ind_head // group"):
+    return CIRCUIT.format(answer=answer, p=p, i=i)
+
+
+def by_the_librarys_products(model, prev_layer, ind_layer, prev_head, ind_head):
+    """QK of one head and OV of the other, as factored matrices."""
+    QK, OV = model.QK, model.OV
+    ask = FactoredMatrix(QK.A[ind_layer, ind_head], QK.B[ind_layer, ind_head])
+    move = FactoredMatrix(OV.A[prev_layer, prev_head], OV.B[prev_layer, prev_head])
+    return model.W_E @ ask @ (model.W_E @ move).T
+
+
+# --- 05.random_head_pairs ----------------------------------------------------------------------------------------------
+
+PAIRS = """
+import random
+def f(n_layers, n_heads, n_pairs, *, exclude=(), seed=0):
+    rng = random.Random({seed})
+    heads = [(layer, head) for layer in range({layers}) for head in range({heads}){excluding}]
+    pairs = [{pair} for a in heads for b in heads if {when}]
+    return {draw}
+"""
+USUAL = {"seed": "seed", "layers": "n_layers", "heads": "n_heads", "excluding": " if (layer, head) not in exclude",
+         "pair": "(a, b)", "when": "a[0] < b[0]", "draw": "rng.sample(pairs, n_pairs)"}
+
+
+def pairs(**changes):
+    return PAIRS.format(**{**USUAL, **changes})
+
+
+def drawn_one_by_one(n_layers, n_heads, n_pairs, *, exclude=(), seed=0):
+    rng, found = random.Random(seed), []
+    while len(found) < n_pairs:
+        a, b = ((rng.randrange(n_layers), rng.randrange(n_heads)) for _ in range(2))
+        if a[0] < b[0] and a not in exclude and b not in exclude and (a, b) not in found:
+            found.append((a, b))
+    return found
+
+
+def with_torch(n_layers, n_heads, n_pairs, *, exclude=(), seed=0):
+    order = torch.Generator().manual_seed(seed)
+    every = [((i, j), (k, m)) for i in range(n_layers) for j in range(n_heads) for k in range(i + 1, n_layers)
+             for m in range(n_heads) if (i, j) not in exclude and (k, m) not in exclude]
+    return [every[index] for index in torch.randperm(len(every), generator=order)[:n_pairs]]
+
+
+def only_next_layer(n_layers, n_heads, n_pairs, *, exclude=(), seed=0):
+    """All pairs whose layers are neighbours, then again from the start."""
+    every = [((i, j), (i + 1, m)) for i in range(n_layers - 1) for j in range(n_heads) for m in range(n_heads)
+             if (i, j) not in exclude and (i + 1, m) not in exclude]
+    random.Random(seed).shuffle(every)
+    return (every * 2)[:n_pairs]
+
+
+# --- 05.head_reading ---------------------------------------------------------------------------------------------------
+
+READING = """
+from course_utils.circuits import head_weights
+def f(model, layer, head, name, residual):
+    attn, block = model.blocks[layer].attn, model.blocks[layer]
+    weights = head_weights(model, layer, head)
+    W, b = weights[name.upper()], weights["b_" + name.upper()]
+    return {answer}
+"""
+
+
+def reading(answer):
+    return READING.format(answer=answer)
+
+
+def from_the_model_itself(model, layer, head, name, residual):
+    """Run the block with the hook on, and read what it made."""
+    kept = {}
+    hook = f"blocks.{layer}.attn.hook_{name}"
+    tokens = torch.zeros(residual.shape[:2], dtype=torch.long)
+    model.run_with_hooks(tokens, return_type=None, fwd_hooks=[
+        (f"blocks.{layer}.hook_resid_pre", lambda value, hook: residual),
+        (hook, lambda value, hook: kept.update(x=value.clone()))])
+    return kept["x"][:, :, head // (model.cfg.n_heads // kept["x"].shape[2])]
+
+
+NORM_BY_HAND = """
+from course_utils.circuits import head_weights, normalize
+def f(model, layer, head, name, residual):
+    weights = head_weights(model, layer, head)
+    return torch.einsum("bpd,dh->bph", normalize(model, residual), weights[name.upper()]) + weights[f"b_{name.upper()}"]
+"""
+
+ANSWERS = {
+    "05.composition_score": Answers(
+        reject=[
+            Wrong(lambda first, second: norms_by_hand(second, first), says="the other order"),
+            Wrong(lambda first, second: (first.AB @ second.AB).norm().item(), says="divide by both norms"),
+            Wrong(lambda first, second: ((first @ second).norm() / first.norm()).item(), says="one norm only"),
+            Wrong(lambda first, second: ((first @ second).norm() / second.norm()).item(), says="one norm only"),
+            Wrong(lambda first, second: ((first @ second).norm() / (first.norm() + second.norm())).item(),
+                  says="divided by the sum"),
+            Wrong(lambda first, second: ((first.AB @ second.AB).svd().S[0] / (
+                first.AB.svd().S[0] * second.AB.svd().S[0])).item(), says="largest singular value"),
+            Wrong(lambda first, second: ((first @ second).norm() ** 2 / (first.norm() * second.norm()) ** 2).item()),
+            Wrong(lambda first, second: torch.cosine_similarity(first.AB.flatten(), second.AB.flatten(), dim=0).item()),
+        ],
+        accept=[norms_by_hand, by_traces, small_products],
+    ),
+    "05.K_comp_full_circuit": Answers(
+        reject=[
+            Wrong(reads_a_global_model, says="a model that is not its argument"),
+            Wrong(circuit("FactoredMatrix(E @ V @ O @ K, (E @ Q).T)"), says="transposed"),
+            Wrong(circuit("FactoredMatrix(E @ Q, (E @ V @ O @ K).T)", p="prev_head % first.W_K.shape[0]",
+                          i="ind_head % first.W_K.shape[0]"), says="grouped-query"),
+            Wrong(circuit("FactoredMatrix(E @ Q, (E @ second.W_V[i] @ second.W_O[ind_head] @ K).T)"),
+                  says="the induction head's own"),
+            Wrong(circuit("FactoredMatrix(E @ Q, (E @ K).T)"), says="plain QK circuit"),
+            Wrong(circuit("FactoredMatrix(E @ V @ O @ Q, (E @ K).T)"), says="this is Q-composition"),
+            Wrong(circuit("FactoredMatrix(E @ V @ O @ Q, (E @ V @ O @ K).T)"), says="on both sides"),
+            Wrong(circuit("FactoredMatrix(E @ first.W_Q[prev_head], (E @ V @ O @ K).T)"),
+                  says="Q is the previous-token head's"),
+            Wrong(circuit("FactoredMatrix(E @ Q, (E @ V @ O @ first.W_K[p]).T)"), says="K is the previous-token head's"),
+            Wrong(circuit("FactoredMatrix(E @ K, (E @ V @ O @ second.W_Q[ind_head]).T)"), says="Q and K are swapped"),
+            Wrong(circuit("(E @ Q) @ (E @ V @ O @ K).T"), says="FactoredMatrix(left, right) was expected"),
+            Wrong(circuit("FactoredMatrix(E @ Q, (E @ V @ O @ K).T)", p="prev_head", i="ind_head")),   # no such key head
+            Wrong(circuit("FactoredMatrix(E @ Q / Q.shape[1] ** 0.5, (E @ V @ O @ K).T)")),
+            Wrong(circuit("FactoredMatrix(E @ Q, (model.W_U.T @ V @ O @ K).T)")),
+        ],
+        accept=[circuit("FactoredMatrix(E @ Q, (E @ V @ O @ K).T)"), circuit("FactoredMatrix(E, (E @ V @ O @ K @ Q.T).T)"),
+                circuit("FactoredMatrix((E @ Q) @ (V @ O @ K).T, E.T)"), by_the_librarys_products],
+    ),
+    "05.random_head_pairs": Answers(
+        reject=[
+            Wrong(pairs(when="a[0] <= b[0] and a != b"), says="in a later layer than the first"),
+            Wrong(pairs(pair="(b, a)"), says="the wrong way round"),
+            Wrong(pairs(draw="[rng.choice(pairs) for _ in range(n_pairs)]"), says="a pair comes twice"),
+            Wrong(pairs(excluding=""), says="an excluded head is in a pair"),
+            Wrong(only_next_layer, says="some pairs can never come"),
+            Wrong(pairs(seed=""), says="the same seed gave two different draws"),
+            Wrong(pairs(seed="0"), says="different seeds give the same pairs"),
+            Wrong(pairs(draw="rng.sample(pairs, n_pairs - 1)"), says="not the one asked for"),
+            Wrong(pairs(heads="1, n_heads + 1"), says="there is no such head"),
+            Wrong(pairs(draw="pairs[:n_pairs]"), says="different seeds give the same pairs"),
+            Wrong(pairs(draw="rng.sample(heads, n_pairs)")),
+        ],
+        accept=[pairs(), drawn_one_by_one, with_torch],
+    ),
+    "05.head_reading": Answers(
+        reject=[
+            Wrong(reading("residual @ W + b"), says="the norm is left out"),
+            Wrong(reading("block.ln1(residual) @ W"), says="the bias is left out"),
+            Wrong(reading("residual @ W"), says="norm and bias are left out"),
+            Wrong(reading("block.ln1(residual) @ getattr(attn, 'W_' + name.upper())[head % len(getattr(attn, 'W_' + name.upper()))] + b"),
+                  says="grouped-query"),
+            Wrong(reading("block.ln1(residual) @ weights['K'] + weights['b_K']"), says="always gives the keys"),
+            Wrong(reading("block.ln1(residual) @ weights['Q'] + weights['b_Q']"), says="always gives the queries"),
+            Wrong(reading("block.ln1(residual) @ weights['V'] + weights['b_V']"), says="always gives the values"),
+            Wrong(reading("torch.einsum('bpd,hdk->bphk', block.ln1(residual), attn.W_Q)"), says="all heads are there"),
+            Wrong(reading("block.ln1(residual @ W) + b")),
+            Wrong(reading("(block.ln1(residual) @ W + b).mean(1)")),
+        ],
+        accept=[reading("block.ln1(residual) @ W + b"), from_the_model_itself, NORM_BY_HAND],
+    ),
+    "05.share_of_effect": Answers(
+        reject=[
+            Wrong(lambda clean, path, total: path / total, says="subtract the clean loss"),
+            Wrong(lambda clean, path, total: (total - path) / (total - clean), says="what the path leaves out"),
+            Wrong(lambda clean, path, total: (total - clean) / (path - clean) if path > clean else 0.0, says="upside down"),
+            Wrong(lambda clean, path, total: path - clean, says="in nats"),
+            Wrong(lambda clean, path, total: max(0.0, min((path - clean) / (total - clean), 1.0)), says="cut off"),
+            Wrong(lambda clean, path, total: (clean - path) / (total - clean)),
+            Wrong(lambda clean, path, total: (path - clean) / total),
+        ],
+        accept=[
+            lambda clean, path, total: (path - clean) / (total - clean),
+            lambda clean, path, total: 1 - (total - path) / (total - clean),
+            lambda clean, path, total: torch.tensor((clean - path) / (clean - total)),
+        ],
+    ),
+}
