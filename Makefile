@@ -1,7 +1,7 @@
 # Two commands do everything, on a machine with only Python 3.11, make and git:
 #   make course   run every worked lesson, print what was measured, write the lessons as pages
 #   make test     run every test, in both environments
-# The rest: make quick, lab, notebooks, clean.
+# The rest: make quick, lab, bench, notebooks, clean.
 #
 # Variables: PYTHON=python3.12      the interpreter (3.11 to 3.13)
 #            TORCH_INDEX=<address>  a pip index to take torch from, for example one with CPU builds
@@ -23,7 +23,7 @@ PEERS_READY := $(PEERS)/.ready
 STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help course test quick peers lab notebooks real-model clean
+.PHONY: help course test quick peers lab bench notebooks real-model clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -54,6 +54,9 @@ peers: $(PEERS_READY)
 
 course: $(READY)
 	@$(PY) tools/run_course.py
+
+bench: $(READY)
+	@$(PY) -m benchmarks
 
 lab: $(READY)
 	@$(PY) -m jupyterlab notebooks
