@@ -45,7 +45,7 @@ def top_k(quick: bool = False) -> list[Row]:
     for best, matrix in (("key", circuit), ("query", circuit.T)):
         left, right = matrix.A.contiguous(), matrix.B.contiguous()
         times = in_turn(lambda: top_k_accuracy(circuit, best=best), lambda: bare_products(left, right),
-                        1 if quick else 5, best)
+                        1 if quick else 3, best)
         cost = alone("benchmarks.circuits:prepare_top_k", best, str(vocab))
         rows.append(row(f'top_k_accuracy(best="{best}") / bare products, V = {vocab:,}, d_head {D_HEAD}',
                         str(times), "<= 1.5", times.ratio <= 1.5))

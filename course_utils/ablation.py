@@ -150,7 +150,7 @@ def head_ablation_scores(
         for head in range(model.cfg.n_heads):
             with model.hooks(fwd_hooks=[(hook_z(layer), replace_head(head, new[:, :, head]))]):
                 scores[row, head] = mean_loss(clean, clean.continue_from(layer, clean.residuals[layer]), first)
-    return scores - mean_loss(clean, clean.residuals[-1], first)
+    return scores - mean_loss(clean, clean.residuals[-1], first).cpu()
 
 
 @torch.no_grad()

@@ -24,6 +24,8 @@ def clone(value: Any) -> Any:
     """Copy tensors and the containers that hold them; models and everything else are passed on."""
     if isinstance(value, Tensor):
         return value.detach().clone().requires_grad_(value.requires_grad)
+    if _is_factored(value):
+        return type(value)(clone(value.A), clone(value.B))
     if type(value) in (list, tuple):
         return type(value)(clone(item) for item in value)
     if type(value) is dict:

@@ -365,7 +365,7 @@ def loss_part_way(way):
     return second_copy_loss(model.run_with_hooks(tokens, fwd_hooks=[(hook_z(layer), move)]), tokens, SEQ_LEN)
 
 
-path = torch.stack([loss_part_way(way) for way in ways])
+path = torch.stack([loss_part_way(way) for way in ways]).cpu()
 plot_by_position({"exact": path, "what the gradient expects": path[0] + ways * head_estimates[worst]},
                  "loss of the second copy (nats)", x=ways, xlabel="share of the way to the mean",
                  title=f"{MODEL}: ablating head {layer}.{head} step by step")

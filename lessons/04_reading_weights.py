@@ -115,7 +115,7 @@ raw = from_folder(TINY_FOLDER, f"step-{checkpoint_steps()[-1]:06}.safetensors")[
 tiny = model if MODEL == "tiny" else load_model("tiny")
 W, b = fold_layer_norm(raw.attn.c_attn.weight, raw.attn.c_attn.bias, raw.ln_1.weight, raw.ln_1.bias)
 W_Q = W[:, :256].reshape(256, 4, 64)                                    # [d_model, head, d_head]
-difference = (W_Q[:, 2] - head_weights(tiny, 1, 2)["Q"]).abs().max()
+difference = (W_Q[:, 2] - head_weights(tiny, 1, 2)["Q"].cpu()).abs().max()
 print(f"W_Q of head 1.2, folded by us and by the library: largest difference {difference.item():.1g}")
 print(f"gains of that norm: from {raw.ln_1.weight.min():.2f} to {raw.ln_1.weight.max():.2f}")
 
@@ -276,7 +276,7 @@ print(f"head {layer}.{head}: attention to the own position {pattern.diagonal(0, 
 # W_E[t] + W_pos[p] (that is what the norm divides by, on average). Then do what attention does.
 #
 # The root mean square needs no loop: the mean over t of ‖W_E[t] + W_pos[p]‖² is ‖W_pos[p] + mean W_E‖² plus the
-# summed variance of W_E's columns. Divide by d_model and take the root.
+# summed (population) variance of W_E's columns. Divide by d_model and take the root.
 
 # %%
 @exercise("04.positional_pattern")

@@ -48,6 +48,7 @@ def head_cases() -> list[Case]:
         Case(random_model(), 1, 1, label="head 1.1 of a random model"),
         Case(planted_model(), 1, 0, label="the planted induction head"),
         Case(grouped_query_model(), 1, 4, label="head 1.4 of a grouped-query model: 6 heads, 2 key heads"),
+        Case(grouped_query_model(), 0, 2, label="its head 0.2, where other wrong groups show"),
     ]
 
 
@@ -98,18 +99,31 @@ GROUP_MISTAKES = [
             lambda head, n_heads, n_kv: head),
     Mistake("`min` sends all the later heads to the last key head: heads share group by group",
             lambda head, n_heads, n_kv: min(head, n_kv - 1)),
+    Mistake("this is the head's place within its group: the question is which group it is in",
+            lambda head, n_heads, n_kv: head % (n_heads // n_kv)),
 ]
+
+SHIFT = "the shift meets the scaled weights: it is added after the gain, so it meets W itself"
+
+
+def _shift_meets_folded(W, b, gain, shift):
+    folded, _ = fold_layer_norm(W, b, gain, shift)
+    return folded, shift @ folded + b
+
 
 FOLD_MISTAKES = [
     Mistake("the columns of W' are not centred: x̂ has mean 0, so take the mean off each column",
             lambda W, b, gain, shift: (gain[:, None] * W, shift @ W + b)),
+    Mistake("the columns are centred before the gain, which spoils it: scale first, then centre",
+            lambda W, b, gain, shift: (gain[:, None] * (W - W.mean(0)), shift @ W + b)),
     Mistake("rows are centred instead of columns: the input's axis is the first one",
             lambda W, b, gain, shift: ((gain[:, None] * W) - (gain[:, None] * W).mean(1, keepdim=True), shift @ W + b)),
     Mistake("the old bias is lost: b' = shift W + b",
             lambda W, b, gain, shift: (fold_layer_norm(W, b, gain, shift)[0], shift @ W)),
-    Mistake("the shift is lost: b' = shift W + b", lambda W, b, gain, shift: (fold_layer_norm(W, b, gain, shift)[0], b)),
-    Mistake("the shift meets the scaled weights: it is added after the gain, so it meets W itself",
-            lambda W, b, gain, shift: (fold_layer_norm(W, b, gain, shift)[0], shift @ (gain[:, None] * W) + b)),
+    Mistake("the shift is lost: b' = shift W + b",
+            lambda W, b, gain, shift: (fold_layer_norm(W, b, gain, shift)[0], b)),
+    Mistake(SHIFT, lambda W, b, gain, shift: (fold_layer_norm(W, b, gain, shift)[0], shift @ (gain[:, None] * W) + b)),
+    Mistake(SHIFT, _shift_meets_folded),
     Mistake("the gain is left out", lambda W, b, gain, shift: (W - W.mean(0), shift @ W + b)),
 ]
 
@@ -119,12 +133,15 @@ def _OV(build):
     return lambda model, layer, head, *, embedding=None: build(model.W_E, head_weights(model, layer, head), model.W_U)
 
 
-def _wrong_group(build):
-    """A circuit whose own weights are right but whose key and value head is head % n_key_value_heads."""
+WRONG_GROUPS = (lambda head, n_kv: head % n_kv, lambda head, n_kv: min(head, n_kv - 1))
+
+
+def _with_group(choose, build):
+    """A circuit whose own weights are right but whose key and value head is chosen wrongly."""
 
     def wrong(model, layer, head, **options):
         attn, weights = model.blocks[layer].attn, head_weights(model, layer, head)
-        own = head % len(attn.W_K)
+        own = choose(head, len(attn.W_K))
         return build(model, weights | {"K": attn.W_K[own], "V": attn.W_V[own]})
 
     return wrong
@@ -135,7 +152,10 @@ GROUPS = "the key or value head is the wrong one under grouped-query attention: 
 OV_MISTAKES = [
     Mistake("transposed: rows are the token attended to, columns the token whose logit is raised",
             lambda model, layer, head, **_: full_OV_circuit(model, layer, head).T),
-    Mistake(GROUPS, _wrong_group(lambda model, w: FactoredMatrix(model.W_E @ w["V"], w["O"] @ model.W_U))),
+    *(Mistake(GROUPS, _with_group(wrong, lambda model, w: FactoredMatrix(model.W_E @ w["V"], w["O"] @ model.W_U)))
+      for wrong in WRONG_GROUPS),
+    Mistake("W_V W_O is transposed in the middle: vectors are rows here, so W_V comes first, then W_O",
+            _OV(lambda W_E, w, W_U: FactoredMatrix(W_E @ w["O"].T, w["V"].T @ W_U))),
     Mistake("W_E stands at the end too: what is written is read by the unembedding W_U",
             _OV(lambda W_E, w, W_U: FactoredMatrix(W_E @ w["V"], w["O"] @ W_E.T))),
     Mistake("this uses W_Q or W_K: what a head copies goes through W_V and W_O",
@@ -152,7 +172,8 @@ def _QK(build):
 QK_MISTAKES = [
     Mistake("queries and keys are swapped: rows are the query's token",
             lambda model, layer, head, **_: full_QK_circuit(model, layer, head).T),
-    Mistake(GROUPS, _wrong_group(lambda model, w: FactoredMatrix(model.W_E @ w["Q"], (model.W_E @ w["K"]).T))),
+    *(Mistake(GROUPS, _with_group(wrong, lambda model, w: FactoredMatrix(model.W_E @ w["Q"], (model.W_E @ w["K"]).T)))
+      for wrong in WRONG_GROUPS),
     Mistake("divided by sqrt(d_head): the circuit is the bare product here, as in TransformerLens",
             _QK(lambda W_E, w: FactoredMatrix(W_E @ w["Q"] / w["Q"].shape[1] ** 0.5, (W_E @ w["K"]).T))),
     Mistake("both sides use W_Q", _QK(lambda W_E, w: FactoredMatrix(W_E @ w["Q"], (W_E @ w["Q"]).T))),
@@ -182,7 +203,7 @@ ACCURACY_MISTAKES = [
             lambda matrix, k=1, *, best="key", tokens=None: top_k_accuracy(matrix, 1, best=best)),
     Mistake("a tie counts as a hit here: with all entries equal nothing is matched. The own entry must be larger than "
             "the k-th best of the others",
-            _top_k(lambda m, own, k: (m > own).sum(1) < k)),
+            predicate=lambda got, expected: expected == 0 and got > 0),     # only where all entries are equal
     Mistake("one off: the own entry is among the k largest, so k − 1 others may be larger",
             _top_k(lambda m, own, k: (m >= own).sum(1) <= k + 1)),
     Mistake("this is the number of hits: divide by the number of tokens",
@@ -197,27 +218,37 @@ def _eigenvalues(score):
     return lambda circuit: score(torch.linalg.eigvals((circuit.B @ circuit.A).double())).real.item()
 
 
+def _share(values):
+    return (values.sum() / values.abs().sum()).item()
+
+
 COPYING_MISTAKES = [
     Mistake("divide by the sum of the eigenvalues' sizes, not of their real parts' sizes",
             _eigenvalues(lambda e: e.real.sum() / e.real.abs().sum())),
     Mistake("divide by the sum of the sizes, not by the size of the sum",
             _eigenvalues(lambda e: e.real.sum() / e.sum().abs())),
-    Mistake("this is the sum of the eigenvalues: divide by the sum of their sizes", _eigenvalues(lambda e: e.real.sum())),
+    Mistake("this is the sum of the eigenvalues: divide by the sum of their sizes",
+            _eigenvalues(lambda e: e.real.sum())),
     Mistake("this is the share of eigenvalues with a positive real part: weigh them by size",
             _eigenvalues(lambda e: (e.real > 0).double().mean())),
-    Mistake("these are singular values, which are never negative: copying is about eigenvalues",
+    Mistake("`eigvalsh` is for symmetric matrices, which this is not: `torch.linalg.eigvals`",
+            lambda circuit: _share(torch.linalg.eigvalsh(circuit.B @ circuit.A))),
+    Mistake("`eigvalsh` is for symmetric matrices, which this is not: `torch.linalg.eigvals`",
+            lambda circuit: _share(torch.linalg.eigvalsh(circuit.AB))),
+    Mistake("this is 1 whatever the circuit. Singular values and sizes are never negative: eigenvalues can be",
             predicate=lambda got, expected: abs(got - 1) < 1e-6),
 ]
 
 
-def _positions(scale=True, mask=True, root=True, bias=True, swap=False, tokens=True):
+def _positions(scale=True, mask=True, root=True, bias=True, swap=False, tokens=True, spread=1.0, unbiased=False):
     """positional_pattern with one step left out."""
 
     def pattern(model, layer, head, n):
         w, W_pos, W_E = head_weights(model, layer, head), model.pos_embed.weight, model.W_E
         x = W_pos[:n] + (W_E.mean(0) if tokens else 0)
         if scale:
-            x = x / ((x.pow(2).sum(-1) + W_E.var(0, unbiased=False).sum()) / x.shape[-1]).sqrt()[:, None]
+            spread_of_tokens = spread * W_E.var(0, unbiased=unbiased).sum()
+            x = x / ((x.pow(2).sum(-1) + spread_of_tokens) / x.shape[-1]).sqrt()[:, None]
         q, k = x @ w["Q"] + bias * w["b_Q"], x @ w["K"] + bias * w["b_K"]
         scores = (k @ q.T if swap else q @ k.T) / (w["Q"].shape[1] ** 0.5 if root else 1)
         if mask:
@@ -230,9 +261,17 @@ def _positions(scale=True, mask=True, root=True, bias=True, swap=False, tokens=T
 POSITION_MISTAKES = [
     Mistake("queries see later keys: mask what lies above the diagonal before the softmax", _positions(mask=False)),
     Mistake("the scores are not divided by sqrt(d_head)", _positions(root=False)),
-    Mistake("the norm's scale is left out: divide by the root mean square given in the docstring",
+    Mistake("the norm's scale is left out: divide by the root mean square given in the text above",
             _positions(scale=False)),
-    Mistake("the biases b_Q and b_K are left out", _positions(bias=False)),
+    Mistake("divided by the root mean square of x itself: the tokens' spread belongs to it, the summed variance of "
+            "W_E's columns", _positions(spread=0.0)),
+    Mistake("`var` divides by n − 1: the mean over all tokens needs `var(dim=0, unbiased=False)`",
+            _positions(unbiased=True)),
+    Mistake("the mean of W_E is left out: some token is at each position", _positions(tokens=False)),
+    Mistake("there are NaNs: does the mask take the diagonal too? Then the first row has nothing to look at",
+            predicate=lambda got, expected: bool(got.isnan().any())),
+    Mistake("the bias b_Q is left out. (b_K adds the same to all scores of a query: the softmax takes it away)",
+            _positions(bias=False)),
     Mistake("queries and keys are swapped: rows are queries", _positions(swap=True)),
     Mistake("rows do not sum to 1: the pattern is the softmax over keys",
             predicate=lambda got, expected: not torch.allclose(got.sum(-1), torch.ones(len(got)), atol=1e-4)),
@@ -302,8 +341,8 @@ EXERCISES = [
         hints=(
             "For the best key, take each row: how many entries are at least as large as the one on the diagonal?",
             "Itself, at most k − 1 others. For the best query do the same with the transposed matrix (`matrix.T`).",
-            "Dense and short: `m = matrix.AB` (or `.T.AB`), then `((m >= m.diagonal()[:, None]).sum(1) <= k).float().mean()`. "
-            "Better: a strip of rows at a time, `matrix.A[i:i + 256] @ matrix.B`.",
+            "Dense and short: `m = matrix.AB` (or `.T.AB`), then `((m >= m.diagonal()[:, None]).sum(1) <= k)"
+            ".float().mean()`. Better: a strip of rows at a time, `matrix.A[i:i + 256] @ matrix.B`.",
         ),
         minutes=12,
         difficulty=2,
@@ -340,9 +379,12 @@ EXERCISES = [
         reference=positional_pattern,
         check=compare_cases(position_cases, POSITION_MISTAKES, keeps_inputs=True),
         hints=(
-            "Stand each position for by a vector x[p], then do what attention does: queries, keys, scores, mask, softmax.",
-            "x = (W_pos[:n] + mean W_E) / root mean square, which is sqrt((‖x‖² + the summed variance of W_E) / d_model).",
-            'Scores are `(x @ W_Q + b_Q) @ (x @ W_K + b_K).T / d_head ** 0.5`; fill `.triu(1)` with −inf; softmax over keys.',
+            "Stand each position for by a vector x[p], then do what attention does: queries, keys, scores, mask, "
+            "softmax.",
+            "x = (W_pos[:n] + mean W_E) / root mean square, which is sqrt((‖x‖² + the summed variance of W_E) "
+            "/ d_model).",
+            'Scores are `(x @ W_Q + b_Q) @ (x @ W_K + b_K).T / d_head ** 0.5`; fill `.triu(1)` with −inf; '
+            "softmax over keys.",
         ),
         minutes=15,
         difficulty=3,
@@ -353,7 +395,8 @@ EXERCISES = [
         reference=effective_embedding,
         check=compare_cases(embedding_cases, EMBEDDING_MISTAKES, keeps_inputs=True),
         hints=(
-            "Let the whole vocabulary go through `block.ln2` and `block.mlp` of block 0, as if it were one long sequence.",
+            "Let the whole vocabulary go through `block.ln2` and `block.mlp` of block 0, as if it were one long "
+            "sequence.",
             "The modules want [batch, pos, d_model]: `model.W_E[None]`, and `[0]` afterwards.",
             "`model.W_E + block.mlp(block.ln2(model.W_E[None]))[0]`",
         ),

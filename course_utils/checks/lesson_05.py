@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from transformer_lens import FactoredMatrix
 
 from course_utils.checking import Case, Exercise, Mistake, compare_cases, property_check, require
 from course_utils.checks.shared import grouped_query_model, planted_model, random_model
-from course_utils.circuits import K_comp_full_circuit, composition_score, head_weights, random_head_pairs
+from course_utils.circuits import (
+    K_comp_full_circuit,
+    composition_score,
+    head_weights,
+    key_value_head,
+    random_head_pairs,
+)
 from course_utils.path_patching import head_reading, share_of_effect
 
 # --- inputs --------------------------------------------------------------------------------------------------------
@@ -30,7 +38,8 @@ def circuit_cases() -> list[Case]:
     return [
         Case(random_model(), 0, 2, 1, 0, label="heads 0.1 and 2.0 of a random model"),
         Case(planted_model(), 0, 1, 0, 0, label="the planted circuit"),
-        Case(grouped_query_model(), 0, 1, 4, 2, label="heads 0.4 and 1.2 of a grouped-query model"),
+        Case(grouped_query_model(), 0, 1, 4, 1, label="heads 0.4 and 1.1 of a grouped-query model"),
+        Case(grouped_query_model(), 0, 1, 2, 4, label="its heads 0.2 and 1.4: keys and values, each by its own group"),
     ]
 
 
@@ -39,7 +48,8 @@ def reading_cases() -> list[Case]:
         Case(random_model(), 1, 1, "k", _draw(2, 3, 16), label="keys of head 1.1 of a random model"),
         Case(random_model(), 2, 0, "q", _draw(1, 4, 16, seed=1), label="queries of head 2.0"),
         Case(grouped_query_model(), 1, 4, "k", _draw(2, 3, 24, seed=2), label="keys of head 1.4, grouped queries"),
-        Case(grouped_query_model(), 0, 2, "v", _draw(1, 2, 24, seed=3), label="values of head 0.2, grouped queries"),
+        Case(grouped_query_model(), 0, 1, "v", _draw(1, 2, 24, seed=3), label="values of head 0.1, grouped queries"),
+        Case(grouped_query_model(), 1, 4, "q", _draw(1, 2, 24, seed=4), label="queries of its head 1.4: its own"),
     ]
 
 
@@ -48,14 +58,19 @@ def share_cases() -> list[Case]:
         Case(1.0, 3.0, 5.0, label="half of the effect"),
         Case(0.5, 0.5, 4.0, label="none of it"),
         Case(2.0, 5.0, 4.0, label="more than the whole"),
+        Case(2.0, 1.5, 4.0, label="a path that helps: below 0"),
     ]
 
 
 # --- known mistakes ------------------------------------------------------------------------------------------------
 
+TRANSPOSED = "one of the two is transposed in the product: vectors are rows, so it is first @ second as they are"
+
 PAIR_MISTAKES = [
     Mistake("the other order: `first` writes, `second` reads, so the product is first @ second",
             lambda first, second: composition_score(second, first)),
+    Mistake(TRANSPOSED, lambda first, second: composition_score(first.T, second)),
+    Mistake(TRANSPOSED, lambda first, second: composition_score(first, second.T)),
     Mistake("this is the norm of the product: divide by both norms, or large weights win",
             lambda first, second: (first @ second).norm().item()),
     Mistake("divided by one norm only: divide by both",
@@ -79,22 +94,40 @@ def _built(build):
     return circuit
 
 
-def _wrong_groups(model, prev_layer, ind_layer, prev_head, ind_head, **_):
-    previous, induction = head_weights(model, prev_layer, prev_head), head_weights(model, ind_layer, ind_head)
-    n_kv = len(model.blocks[0].attn.W_K)
-    V, K = model.blocks[prev_layer].attn.W_V[prev_head % n_kv], model.blocks[ind_layer].attn.W_K[ind_head % n_kv]
-    return FactoredMatrix(model.W_E @ induction["Q"], (model.W_E @ V @ previous["O"] @ K).T)
+def _wrong_groups(choose, which):
+    """Right but for the choice of the value head, the key head or both."""
+
+    def circuit(model, prev_layer, ind_layer, prev_head, ind_head, **_):
+        previous, induction = head_weights(model, prev_layer, prev_head), head_weights(model, ind_layer, ind_head)
+        W_V, W_K = model.blocks[prev_layer].attn.W_V, model.blocks[ind_layer].attn.W_K
+        V = W_V[choose(prev_head, len(W_V))] if "V" in which else previous["V"]
+        K = W_K[choose(ind_head, len(W_K))] if "K" in which else induction["K"]
+        return FactoredMatrix(model.W_E @ induction["Q"], (model.W_E @ V @ previous["O"] @ K).T)
+
+    return circuit
 
 
+def _of_another_vocabulary(got, expected):
+    return got.AB.ndim == 2 and got.AB.shape != expected.AB.shape
+
+
+NO_EMBEDDING = "W_E is missing: rows and columns are tokens, so both sides begin with the embedding"
 CIRCUIT_MISTAKES = [
+    *(Mistake(NO_EMBEDDING, _built(build)) for build in (
+        lambda E, prev, ind: FactoredMatrix(ind["Q"], (prev["V"] @ prev["O"] @ ind["K"]).T),
+        lambda E, prev, ind: FactoredMatrix(E @ ind["Q"], (prev["V"] @ prev["O"] @ ind["K"]).T),
+        lambda E, prev, ind: FactoredMatrix(ind["Q"], (E @ prev["V"] @ prev["O"] @ ind["K"]).T))),
     Mistake(
-        "this reads a model that is not its argument (another size of vocabulary comes out): use the `model` passed in. "
-        "The article's code has the same slip",
-        predicate=lambda got, expected: getattr(got, "shape", ())[-1:] != expected.shape[-1:],
+        "this reads a model that is not its argument (another size of vocabulary comes out): use the `model` passed "
+        "in. The article's code has the same slip",
+        predicate=_of_another_vocabulary,
     ),
     Mistake("transposed: rows are the query's token, columns the key's",
             lambda *args, **_: K_comp_full_circuit(*args).T),
-    Mistake("the key or value head is the wrong one under grouped-query attention: use `head_weights`", _wrong_groups),
+    *(Mistake("the key or value head is the wrong one under grouped-query attention: use `head_weights`",
+              _wrong_groups(choose, which))
+      for choose in (lambda head, n_kv: head % n_kv, lambda head, n_kv: min(head, n_kv - 1))
+      for which in ("VK", "V", "K")),
     Mistake("V and O are the induction head's own: what the key says was written by the previous-token head",
             _built(lambda E, prev, ind: FactoredMatrix(E @ ind["Q"], (E @ ind["V"] @ ind["O"] @ ind["K"]).T))),
     Mistake("the previous-token head is not in it: this is the induction head's plain QK circuit",
@@ -128,7 +161,14 @@ def _index_modulo(model, layer, head, name, residual):
     return model.blocks[layer].ln1(residual) @ W[head % len(W)] + bias
 
 
+def _key_head_for_queries(model, layer, head, name, residual):
+    own = key_value_head(head, model.cfg.n_heads, len(model.blocks[layer].attn.W_K))
+    return head_reading(model, layer, own if name == "q" else head, name, residual)
+
+
 READING_MISTAKES = [
+    Mistake("the queries are those of another head: only keys and values are shared, every head has its own queries",
+            _key_head_for_queries),
     Mistake("the norm is left out: a head reads ln1 of the residual stream", _reading(norm=False)),
     Mistake("the bias is left out", _reading(bias=False)),
     Mistake("norm and bias are left out: a head reads ln1 of the residual stream", _reading(norm=False, bias=False)),
@@ -149,8 +189,11 @@ SHARE_MISTAKES = [
             lambda clean, path, total: (total - clean) / (path - clean) if path != clean else 0.0),
     Mistake("this is the path's effect in nats: divide by the total effect",
             lambda clean, path, total: path - clean),
-    Mistake("a share above 1 is cut off, or one below 0: effects interact, so let it stand",
-            lambda clean, path, total: min(1.0, max(0.0, (path - clean) / (total - clean)))),
+    *(Mistake("a share above 1 is cut off, or one below 0: effects interact, so let it stand",
+              lambda clean, path, total, low=low, high=high: min(high, max(low, (path - clean) / (total - clean))))
+      for low, high in ((0.0, 1.0), (0.0, 9.0), (-9.0, 1.0))),
+    Mistake("the sign is lost: a path whose patch lowers the loss has a share below 0",
+            lambda clean, path, total: abs(path - clean) / abs(total - clean)),
 ]
 
 PAIRS_SAY = {
@@ -158,7 +201,9 @@ PAIRS_SAY = {
     "reversed": "each pair comes the wrong way round: (earlier head, later head)",
     "same": "a pair comes twice: draw without putting back",
     "excluded": "an excluded head is in a pair: it would be its own control",
-    "missing": "some pairs can never come: all pairs of an earlier and a later head are possible, whole layers are not left out",
+    "missing": "some pairs can never come: all pairs of an earlier and a later head are possible, whole layers are not "
+               "left out",
+    "uneven": "some pairs come more often than others: draw from the list of all pairs, not one head after the other",
     "seed": "the same seed gave two different draws: use a generator of its own, made from `seed`",
     "fixed": "different seeds give the same pairs: the draw does not depend on `seed`",
     "number": "the number of pairs is not the one asked for",
@@ -168,23 +213,35 @@ PAIRS_SAY = {
 
 @property_check(mistakes=tuple(PAIRS_SAY.values()))
 def random_pairs_check(attempt):
-    """15 pairs of 4 layers × 3 heads, two heads excluded; all pairs of a small model; seeds"""
+    """18 pairs of 4 layers × 3 heads, two heads excluded; seeds; 600 single draws, all pairs about as often"""
+    draw = _pairs_as_tuples(attempt)
     exclude = [(0, 2), (1, 1)]
-    pairs = [tuple(map(tuple, pair)) for pair in attempt(4, 3, 15, exclude=exclude, seed=1)]
+    pairs = draw(4, 3, 18, exclude=exclude, seed=1)
     shown = {"got": pairs[:4]}
-    require(len(pairs) == 15, PAIRS_SAY["number"], got=len(pairs), expected=15)
+    require(len(pairs) == 18, PAIRS_SAY["number"], got=len(pairs), expected=18)
     heads = [head for pair in pairs for head in pair]
     require(all(0 <= layer < 4 and 0 <= head < 3 for layer, head in heads), PAIRS_SAY["range"], **shown)
     require(any(first[0] < second[0] for first, second in pairs), PAIRS_SAY["reversed"], **shown)
     require(all(first[0] < second[0] for first, second in pairs), PAIRS_SAY["earlier"], **shown)
-    require(len(set(pairs)) == 15, PAIRS_SAY["same"], **shown)
+    require(len(set(pairs)) == 18, PAIRS_SAY["same"], **shown)
     require(not set(heads) & set(exclude), PAIRS_SAY["excluded"], **shown)
-    every = [tuple(map(tuple, pair)) for pair in attempt(3, 2, 8, exclude=[(0, 0)], seed=2)]
-    require(len(set(every)) == 8, PAIRS_SAY["missing"], got=sorted(set(every)), expected="all 8 pairs without 0.0")
-    again = [tuple(map(tuple, pair)) for pair in attempt(4, 3, 15, exclude=exclude, seed=1)]
-    require(again == pairs, PAIRS_SAY["seed"])
-    others = [tuple(map(tuple, pair)) for pair in attempt(4, 3, 15, exclude=exclude, seed=2)]
-    require(others != pairs, PAIRS_SAY["fixed"])
+    require(draw(4, 3, 18, exclude=exclude, seed=1) == pairs, PAIRS_SAY["seed"])
+    require(draw(4, 3, 18, exclude=exclude, seed=2) != pairs, PAIRS_SAY["fixed"])
+    require_all_alike(draw)
+
+
+def _pairs_as_tuples(attempt):
+    return lambda *args, **kwargs: [tuple(map(tuple, pair)) for pair in attempt(*args, **kwargs)]
+
+
+def require_all_alike(draw):
+    """600 draws of one of 18 pairs: none is missing, and the counts are as even as chance makes them (chi-square)."""
+    counts = Counter(pair for seed in range(600) for pair in draw(4, 2, 1, exclude=[(3, 1)], seed=seed))
+    require(len(counts) == 18, PAIRS_SAY["missing"], got=f"{len(counts)} different pairs in 600 draws", expected=18)
+    unevenness = sum((count - 600 / 18) ** 2 for count in counts.values()) / (600 / 18)
+    rare, often = min(counts, key=counts.get), max(counts, key=counts.get)
+    require(unevenness < 60, PAIRS_SAY["uneven"], expected="each about 33 times in 600 draws",
+            got=f"{rare}: {counts[rare]} times, {often}: {counts[often]} times")
 
 
 EXERCISES = [

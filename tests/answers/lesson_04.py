@@ -6,7 +6,7 @@ from transformer_lens import FactoredMatrix
 
 from course_utils.circuits import head_weights
 
-# --- 04.key_value_head -------------------------------------------------------------------------------------------------
+# --- 04.key_value_head ----------------------------------------------------------------------------------------------
 
 
 def by_listing(head, n_heads, n_key_value_heads):
@@ -23,7 +23,11 @@ def by_repeat_interleave(head, n_heads, n_key_value_heads):
     return torch.arange(n_key_value_heads).repeat_interleave(n_heads // n_key_value_heads)[head].item()
 
 
-# --- 04.fold_layer_norm ------------------------------------------------------------------------------------------------
+def place_in_the_group(head, n_heads, n_key_value_heads):
+    return head % (n_heads // n_key_value_heads)
+
+
+# --- 04.fold_layer_norm ---------------------------------------------------------------------------------------------
 
 
 def fold(W=None, b="shift @ W + b"):
@@ -41,6 +45,13 @@ def fold_by_projection(W, b, gain, shift):
     return centre @ (W * gain.unsqueeze(1)), torch.einsum("i,io->o", shift, W) + b
 
 
+FOLD_IN_PLACE = """
+def f(W, b, gain, shift):
+    b = b + shift @ W
+    W *= gain[:, None]
+    W -= W.mean(0)
+    return W, b
+"""
 FOLD_EINOPS = """
 def f(W, b, gain, shift):
     scaled = einops.einsum(gain, W, "i, i o -> i o")
@@ -48,7 +59,7 @@ def f(W, b, gain, shift):
     return scaled - mean, b + (W * shift[:, None]).sum(0)
 """
 
-# --- circuits: (model, layer, head) ------------------------------------------------------------------------------------
+# --- circuits: (model, layer, head) ---------------------------------------------------------------------------------
 
 ONE_HEAD = """
 from transformer_lens import FactoredMatrix
@@ -64,9 +75,16 @@ def one_head(answer, kv="head // group"):
     return ONE_HEAD.format(answer=answer, kv=kv)
 
 
+AT_MOST_THE_LAST = "min(head, attn.W_K.shape[0] - 1)"
+
+
 def OV_by_library(model, layer, head):
     OV = model.OV
     return FactoredMatrix(model.W_E @ OV.A[layer, head], OV.B[layer, head] @ model.W_U)
+
+
+def OV_by_librarys_index(model, layer, head):
+    return model.W_E @ model.OV[layer, head] @ model.W_U
 
 
 def OV_algebra(model, layer, head):
@@ -79,12 +97,16 @@ def QK_by_library(model, layer, head):
     return FactoredMatrix(model.W_E @ QK.A[layer, head], QK.B[layer, head] @ model.W_E.T)
 
 
+def QK_by_librarys_index(model, layer, head, **_):
+    return model.W_E @ model.QK[layer, head] @ model.W_E.T
+
+
 def QK_turned_twice(model, layer, head):
     w = head_weights(model, layer, head)
     return FactoredMatrix(model.W_E @ w["K"], (model.W_E @ w["Q"]).T).T
 
 
-# --- 04.top_k_accuracy -------------------------------------------------------------------------------------------------
+# --- 04.top_k_accuracy ----------------------------------------------------------------------------------------------
 
 DENSE = """
 def f(matrix, k=1, *, best="key", tokens=None):
@@ -114,6 +136,38 @@ def nothing_looked_at(matrix, k=1, *, best="key"):
     return float(all(hits))
 
 
+def no_tokens_no_misses(matrix, k=1, *, best="key", tokens=None):
+    """Only the tokens asked for; None of them is an empty list."""
+    found = [i in matrix.AB[i].topk(k).indices for i in (tokens or [])]
+    return sum(found) / max(len(found), 1)
+
+
+WHOLE_STRIPS_ONLY = """
+def f(matrix, k=1, *, best="key", tokens=None):
+    m = matrix if best == "key" else matrix.T
+    hits = n = 0
+    for i in range(m.shape[0] // 256):                          # the last, shorter strip is forgotten
+        rows = m.A[256 * i:256 * (i + 1)] @ m.B
+        own = rows.diagonal(256 * i)[:, None]
+        hits += ((rows >= own).sum(1) <= k).sum().item()
+        n += len(rows)
+    return hits / max(n, 1)
+"""
+
+
+def others_masked(matrix, k=1, *, best="key", tokens=None):
+    m = (matrix if best == "key" else matrix.T).AB.clone()
+    own = m.diagonal().clone()
+    m.fill_diagonal_(-torch.inf)
+    return (own > m.topk(k).values[:, -1]).float().mean()
+
+
+def kth_value(matrix, k=1, *, best="key", tokens=None):
+    m = matrix.AB
+    bar = m.kthvalue(len(m) - k, dim={"key": 1, "query": 0}[best]).values        # with a tie, the own entry is the bar
+    return (m.diag() > bar).double().mean().item()
+
+
 STRIPS = """
 def f(matrix, k=1, *, best="key", tokens=None):
     m = matrix if best == "key" else matrix.T
@@ -125,7 +179,7 @@ def f(matrix, k=1, *, best="key", tokens=None):
     return hits / n
 """
 
-# --- 04.copying_score --------------------------------------------------------------------------------------------------
+# --- 04.copying_score -----------------------------------------------------------------------------------------------
 
 SCORE = """
 def f(circuit):
@@ -143,6 +197,24 @@ def singular(circuit):
     return (s.sum() / s.abs().sum()).item()
 
 
+def symmetric(matrix):
+    return f"""
+def f(circuit):
+    e = torch.linalg.eigvalsh({matrix})
+    return (e.sum() / e.abs().sum()).item()
+"""
+
+
+def trace_over_singular_values(circuit):
+    return (torch.trace(circuit.AB) / torch.linalg.svdvals(circuit.AB).sum()).item()
+
+
+def trace_over_eigenvalues(circuit):
+    """The sum of the eigenvalues is the trace, which needs no large matrix."""
+    sizes = torch.linalg.eigvals(circuit.B @ circuit.A).abs()
+    return torch.einsum("vh,hv->", circuit.A, circuit.B) / sizes.sum()
+
+
 def by_library(circuit):
     e = circuit.eigenvalues
     return (e.sum().real / e.abs().sum()).item()
@@ -153,7 +225,7 @@ def of_the_large_matrix(circuit):
     return float(e.real.sum() / e.abs().sum())
 
 
-# --- 04.positional_pattern ---------------------------------------------------------------------------------------------
+# --- 04.positional_pattern ------------------------------------------------------------------------------------------
 
 PATTERN = """
 def f(model, layer, head, n):
@@ -189,7 +261,23 @@ def pattern_with_all_tokens(model, layer, head, n):
     return torch.softmax(scores + torch.full((n, n), -torch.inf).triu(1), dim=1)
 
 
-# --- 04.effective_embedding --------------------------------------------------------------------------------------------
+MEAN_OF_SIZES = "x = x / torch.stack([(W_E + row).pow(2).mean(-1).sqrt().mean() for row in W_pos])[:, None]"
+
+PATTERN_BY_LOOPS = """
+from course_utils.circuits import head_weights
+def f(model, layer, head, n):
+    w, E, rows = head_weights(model, layer, head), model.W_E.double(), torch.zeros(n, n)
+    x = [E.mean(0) + p for p in model.pos_embed.weight[:n].double()]
+    x = [v / ((v @ v + E.var(0, correction=0).sum()) / len(v)) ** 0.5 for v in x]
+    W = {name: weight.double() for name, weight in w.items()}
+    for query in range(n):
+        scores = [(x[query] @ W["Q"] + W["b_Q"]) @ (x[key] @ W["K"] + W["b_K"]) for key in range(query + 1)]
+        rows[query, :query + 1] = (torch.stack(scores) / len(W["b_Q"]) ** 0.5).softmax(0)
+    return rows
+"""
+
+
+# --- 04.effective_embedding -----------------------------------------------------------------------------------------
 
 EFFECTIVE = """
 def f(model, *, heads=(), mlp=True):
@@ -217,7 +305,8 @@ def effective_with_hooks(model):
     names = ["blocks.0.hook_attn_out", *(["hook_pos_embed"] if hasattr(model, "pos_embed") else [])]
     kept = {}
     last = ("blocks.1.hook_resid_pre", lambda value, hook: kept.update(x=value))
-    model.run_with_hooks(torch.arange(model.cfg.d_vocab)[:, None], fwd_hooks=[*((name, nothing) for name in names), last])
+    hooks = [*((name, nothing) for name in names), last]
+    model.run_with_hooks(torch.arange(model.cfg.d_vocab)[:, None], fwd_hooks=hooks)
     return kept["x"][:, 0]
 
 
@@ -228,7 +317,9 @@ ANSWERS = {
             Wrong(lambda head, n_heads, n_kv: head // n_kv, says="divide by the size of a group"),
             Wrong(lambda head, n_heads, n_kv: head, says="no such key head"),
             Wrong(lambda head, n_heads, n_kv: min(head, n_kv - 1), says="`min` sends"),
-            Wrong(lambda head, n_heads, n_kv: head % (n_heads // n_kv)),
+            Wrong(place_in_the_group, says="place within its group"),
+            Wrong(lambda head, n_heads, n_kv: round(head * n_kv / n_heads)),
+            Wrong(lambda head, n_heads, n_kv: -(-head // (n_heads // n_kv))),
             Wrong(lambda head, n_heads, n_kv: head / (n_heads / n_kv)),
         ],
         accept=[by_listing, by_proportion, by_repeat_interleave],
@@ -240,7 +331,10 @@ ANSWERS = {
             Wrong(fold(b="shift @ W"), says="the old bias is lost"),
             Wrong(fold(b="b"), says="the shift is lost"),
             Wrong(fold(b="shift @ scaled + b"), says="the shift meets the scaled weights"),
+            Wrong(fold(b="shift @ (scaled - scaled.mean(0)) + b"), says="the shift meets the scaled weights"),
+            Wrong(fold(W="gain[:, None] * (W - W.mean(0))"), says="scale first, then centre"),
             Wrong(fold(W="W - W.mean(0)"), says="the gain is left out"),
+            Wrong(FOLD_IN_PLACE, says="it changes its input"),
             Wrong(fold(W="scaled - scaled.mean()")),
             Wrong(fold(W="W * gain[0] - (W * gain[0]).mean(0)")),
             Wrong(fold(b="(shift @ W) * b")),
@@ -251,6 +345,11 @@ ANSWERS = {
         reject=[
             Wrong(one_head("FactoredMatrix((O @ U).T, (E @ V).T)"), says="transposed"),
             Wrong(one_head("FactoredMatrix(E @ V, O @ U)", kv="head % attn.W_K.shape[0]"), says="grouped-query"),
+            Wrong(one_head("FactoredMatrix(E @ V, O @ U)", kv=AT_MOST_THE_LAST), says="grouped-query"),
+            Wrong(one_head("FactoredMatrix(E @ V, O @ U)", kv="head % group")),
+            Wrong(one_head("FactoredMatrix(E @ V, O @ U)", kv="0")),
+            Wrong(one_head("FactoredMatrix(E @ V, O @ U)", kv="-1")),
+            Wrong(one_head("FactoredMatrix(E @ O.T, V.T @ U)"), says="transposed in the middle"),
             Wrong(one_head("FactoredMatrix(E @ V, O @ E.T)"), says="W_E stands at the end too"),
             Wrong(one_head("FactoredMatrix(E @ K, O @ U)"), says="this uses W_Q or W_K"),
             Wrong(one_head("FactoredMatrix(E @ Q, O @ U)"), says="this uses W_Q or W_K"),
@@ -259,7 +358,8 @@ ANSWERS = {
             Wrong(one_head("FactoredMatrix(V, O)")),
             Wrong(one_head("FactoredMatrix(U.T @ V, O @ U)")),
         ],
-        accept=[one_head("FactoredMatrix(E @ V, O @ U)"), one_head("FactoredMatrix(E @ (V @ O), U)"), OV_by_library, OV_algebra],
+        accept=[one_head("FactoredMatrix(E @ V, O @ U)"), one_head("FactoredMatrix(E @ (V @ O), U)"), OV_by_library,
+                OV_by_librarys_index, OV_algebra],
     ),
     "04.top_k_accuracy": Answers(
         reject=[
@@ -273,9 +373,16 @@ ANSWERS = {
             Wrong(dense("100 * ((m >= own).sum(1) <= k).float().mean().item()"), says="per cent"),
             Wrong(dense("(m.argmax(1) == m.argmax(0)).float().mean().item()")),
             Wrong(dense("(m.diagonal() > 0).float().mean().item()")),
+            Wrong(dense("(m.topk(k, 1).indices == torch.arange(len(m))[:, None]).any(1).float().mean().item()"),
+                  says="a tie counts as a hit"),
+            Wrong(dense("(m.argmax(1) == torch.arange(len(m))).float().mean().item()")),     # k ignored, and the tie
+            Wrong(dense("((m >= own).sum(1) < k).float().mean().item()")),
+            Wrong(dense("((m >= own).sum(1) <= k).float().mean(-1, keepdim=True)")),
             Wrong(nothing_looked_at),
+            Wrong(no_tokens_no_misses),
+            Wrong(WHOLE_STRIPS_ONLY),
         ],
-        accept=[dense("((m >= own).sum(1) <= k).float().mean().item()"), by_sorting, STRIPS],
+        accept=[dense("((m >= own).sum(1) <= k).float().mean().item()"), by_sorting, STRIPS, others_masked, kth_value],
     ),
     "04.copying_score": Answers(
         reject=[
@@ -283,16 +390,26 @@ ANSWERS = {
             Wrong(score("e.real.sum() / e.sum().abs()"), says="not by the size of the sum"),
             Wrong(score("e.real.sum()"), says="this is the sum of the eigenvalues"),
             Wrong(score("(e.real > 0).float().mean()"), says="share of eigenvalues"),
-            Wrong(singular, says="singular values"),
+            Wrong(singular, says="Singular values"),
+            Wrong(score("e.abs().sum() / e.abs().sum()"), says="1 whatever the circuit"),
+            Wrong(symmetric("circuit.B @ circuit.A"), says="`eigvalsh` is for symmetric matrices"),
+            Wrong(symmetric("circuit.AB"), says="`eigvalsh` is for symmetric matrices"),
+            Wrong(trace_over_singular_values),
+            Wrong(score("(e.real / e.abs()).mean()")),
+            Wrong(score("e.sum() / e.abs().sum()"), says="a number was expected"),
             Wrong(score("e.abs().sum() / e.real.sum()")),
             Wrong(score("e.real.mean()")),
         ],
-        accept=[score("e.real.sum() / e.abs().sum()"), by_library, of_the_large_matrix],
+        accept=[score("e.real.sum() / e.abs().sum()"), by_library, of_the_large_matrix,
+                trace_over_eigenvalues],
     ),
     "04.full_QK_circuit": Answers(
         reject=[
             Wrong(one_head("FactoredMatrix(E @ K, (E @ Q).T)"), says="queries and keys are swapped"),
             Wrong(one_head("FactoredMatrix(E @ Q, (E @ K).T)", kv="head % attn.W_K.shape[0]"), says="grouped-query"),
+            Wrong(one_head("FactoredMatrix(E @ Q, (E @ K).T)", kv=AT_MOST_THE_LAST), says="grouped-query"),
+            Wrong(one_head("FactoredMatrix(E @ Q, (E @ K).T)", kv="head % group")),
+            Wrong(one_head("FactoredMatrix(E @ Q, (E @ K).T)", kv="0")),
             Wrong(one_head("FactoredMatrix(E @ Q / Q.shape[1] ** 0.5, (E @ K).T)"), says="sqrt(d_head)"),
             Wrong(one_head("FactoredMatrix(E @ Q, (E @ Q).T)"), says="both sides use W_Q"),
             Wrong(one_head("FactoredMatrix(E @ K, (E @ K).T)"), says="both sides use W_K"),
@@ -307,29 +424,37 @@ def f(model, layer, head, *, embedding=None, distance=0):
             Wrong(one_head("FactoredMatrix(E @ Q, (E @ V).T)")),
             Wrong(one_head("FactoredMatrix(Q, K.T)")),
         ],
-        accept=[one_head("FactoredMatrix(E @ Q, (E @ K).T)"), one_head("FactoredMatrix(E, (E @ K @ Q.T).T)"), QK_by_library,
-                QK_turned_twice],
+        accept=[one_head("FactoredMatrix(E @ Q, (E @ K).T)"), one_head("FactoredMatrix(E, (E @ K @ Q.T).T)"),
+                QK_by_library, QK_by_librarys_index, QK_turned_twice],
     ),
     "04.positional_pattern": Answers(
         reject=[
             Wrong(pattern(mask="pass"), says="queries see later keys"),
             Wrong(pattern(scores="q @ k.T"), says="not divided by sqrt(d_head)"),
             Wrong(pattern(scale="pass"), says="the norm's scale is left out"),
-            Wrong(pattern(bq="", bk=""), says="the biases b_Q and b_K"),
+            Wrong(pattern(scale=USUAL["scale"].replace("unbiased=False", "")), says="`var` divides by n − 1"),
+            Wrong(pattern(scale="x = x / x.pow(2).mean(-1, keepdim=True).sqrt()"), says="the tokens' spread"),
+            Wrong(pattern(scale="x = model.blocks[layer].ln1(x[None])[0]"), says="the tokens' spread"),
+            Wrong(pattern(scale="x = W_pos; " + USUAL["scale"]), says="the mean of W_E is left out"),
+            Wrong(pattern(scale=MEAN_OF_SIZES)),
+            Wrong(pattern(mask=USUAL["mask"].replace("1).bool", "0).bool")), says="there are NaNs"),
+            Wrong(pattern(bq="", bk=""), says="b_Q is left out"),
+            Wrong(pattern(bq=""), says="b_Q is left out"),
+            Wrong(pattern(end="scores.softmax(-1)[None]")),
             Wrong(pattern(scores="k @ q.T / q.shape[-1] ** 0.5"), says="queries and keys are swapped"),
             Wrong(pattern(end="scores.exp()"), says="rows do not sum to 1"),
-            Wrong(pattern(end="scores.softmax(0)")),
+            Wrong(pattern(end="scores.softmax(0)"), says="rows do not sum to 1"),
             Wrong(pattern(mask="scores = scores.tril()")),
             Wrong(pattern(scale="x = W_pos / W_pos.norm(dim=-1, keepdim=True)")),
         ],
-        accept=[pattern(), pattern_with_all_tokens],
+        accept=[pattern(), pattern(bk=""), pattern_with_all_tokens, PATTERN_BY_LOOPS],
     ),
     "04.effective_embedding": Answers(
         reject=[
             Wrong(effective("block.mlp(block.ln2(E[None]))[0]"), says="this is what the MLP adds"),
             Wrong(effective("E + block.mlp(E[None])[0]"), says="the norm before the MLP is left out"),
             Wrong(effective("E + model.blocks[1].mlp(model.blocks[1].ln2(E[None]))[0]"), says="another layer"),
-            Wrong(effective("model.W_U.T + block.mlp(block.ln2(model.W_U.T[None]))[0]"), says="this is the unembedding"),
+            Wrong(effective("model.W_U.T + block.mlp(block.ln2(model.W_U.T[None]))[0]"), says="the unembedding"),
             Wrong(effective("E"), says="this is W_E"),
             Wrong(effective("(E + block.mlp(block.ln2(E[None])))"), says="the batch axis is still there"),
             Wrong(effective("block.ln2(E[None])[0] + block.mlp(block.ln2(E[None]))[0]")),

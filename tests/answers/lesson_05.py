@@ -1,15 +1,17 @@
 """Answers for lesson 05."""
 
+import itertools
 import random
 from functools import lru_cache
 
+import numpy as np
 import torch
 from answers import Answers, Wrong
 from transformer_lens import FactoredMatrix
 
 from course_utils.circuits import head_weights
 
-# --- 05.composition_score ----------------------------------------------------------------------------------------------
+# --- 05.composition_score -------------------------------------------------------------------------------------------
 
 
 def norms_by_hand(first, second):
@@ -23,6 +25,18 @@ def by_traces(first, second):
     return (torch.trace(product.T @ product) / (torch.trace(a.T @ a) * torch.trace(b.T @ b))).sqrt()
 
 
+def sums_of_singular_values(first, second):
+    def size(dense):
+        return torch.linalg.svdvals(dense).sum()
+    return (size(first.AB @ second.AB) / (size(first.AB) * size(second.AB))).item()
+
+
+def singular_values_squared(first, second):
+    def size(factored):
+        return sum(value ** 2 for value in factored.S.tolist()) ** 0.5
+    return size(first @ second) / (size(first) * size(second))
+
+
 def small_products(first, second):
     """From the thin factors alone: ‖A1 B1 A2 B2‖ with everything d_head × d_head."""
     inner = first.B @ second.A
@@ -30,7 +44,7 @@ def small_products(first, second):
     return (square.sqrt() / (first.norm() * second.norm())).item()
 
 
-# --- 05.K_comp_full_circuit --------------------------------------------------------------------------------------------
+# --- 05.K_comp_full_circuit -----------------------------------------------------------------------------------------
 
 
 @lru_cache
@@ -41,8 +55,18 @@ def the_notebooks_model():
     return planted_induction_model(n_tokens=12, n_ctx=16)
 
 
+def mixes_two_models(model, prev_token_layer_index, ind_layer_index, prev_token_head_index, ind_head_index):
+    """The article's slip as it stands: some weights of the global model, some of the argument. Most often an error."""
+    gpt2_small = the_notebooks_model()
+    W_E, W_Q = gpt2_small.W_E, gpt2_small.blocks[1].attn.W_Q[0]
+    W_K = model.blocks[ind_layer_index].attn.W_K[ind_head_index]
+    W_V = model.blocks[prev_token_layer_index].attn.W_V[prev_token_head_index]
+    W_O = model.blocks[prev_token_layer_index].attn.W_O[prev_token_head_index]
+    return FactoredMatrix(W_E @ W_Q, (W_E @ W_V @ W_O @ W_K).T)
+
+
 def reads_a_global_model(model, prev_token_layer_index, ind_layer_index, prev_token_head_index, ind_head_index):
-    """The article's slip: W_E and W_Q come from a global variable."""
+    """The article's slip, carried through: all weights come from a global variable."""
     gpt2_small = the_notebooks_model()
     ind = head_weights(gpt2_small, 1, 0)
     prev = head_weights(gpt2_small, 0, 0)
@@ -60,6 +84,9 @@ def f(model, prev_layer, ind_layer, prev_head, ind_head, **options):
 """
 
 
+MODULO, AT_MOST = "{} % first.W_K.shape[0]", "min({}, first.W_K.shape[0] - 1)"
+
+
 def circuit(answer, p="prev_head // group", i="ind_head // group"):
     return CIRCUIT.format(answer=answer, p=p, i=i)
 
@@ -72,7 +99,7 @@ def by_the_librarys_products(model, prev_layer, ind_layer, prev_head, ind_head):
     return model.W_E @ ask @ (model.W_E @ move).T
 
 
-# --- 05.random_head_pairs ----------------------------------------------------------------------------------------------
+# --- 05.random_head_pairs -------------------------------------------------------------------------------------------
 
 PAIRS = """
 import random
@@ -106,6 +133,40 @@ def with_torch(n_layers, n_heads, n_pairs, *, exclude=(), seed=0):
     return [every[index] for index in torch.randperm(len(every), generator=order)[:n_pairs]]
 
 
+def with_numpy(n_layers, n_heads, n_pairs, *, exclude=(), seed=0):
+    heads = [head for head in itertools.product(range(n_layers), range(n_heads)) if head not in exclude]
+    every = [pair for pair in itertools.combinations(heads, 2) if pair[0][0] != pair[1][0]]
+    return [every[i] for i in np.random.default_rng(seed).choice(len(every), n_pairs, replace=False)]
+
+
+def torchs_own_generator(n_layers, n_heads, n_pairs, *, exclude=(), seed=0):
+    heads = [head for head in itertools.product(range(n_layers), range(n_heads)) if head not in exclude]
+    every = [pair for pair in itertools.combinations(heads, 2) if pair[0][0] != pair[1][0]]
+    return [every[i] for i in torch.randperm(len(every))[:n_pairs]]
+
+
+def first_one_then_a_later_one(n_layers, n_heads, n_pairs, *, exclude=(), seed=0):
+    """Heads of the last layers have fewer heads after them: their pairs come more often."""
+    rng, found = random.Random(seed), []
+    heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads) if (layer, head) not in exclude]
+    while len(found) < n_pairs:
+        first = rng.choice([head for head in heads if head[0] < n_layers - 1])
+        pair = first, rng.choice([head for head in heads if head[0] > first[0]])
+        if pair not in found:
+            found.append(pair)
+    return found
+
+
+def two_layers_then_two_heads(n_layers, n_heads, n_pairs, *, exclude=(), seed=0):
+    """The excluded head is drawn again, alone: the other head of its layer comes twice as often."""
+    rng, found = random.Random(seed), set()
+    def head(layer):
+        return layer, rng.choice([h for h in range(n_heads) if (layer, h) not in exclude])
+    while len(found) < n_pairs:
+        found.add(tuple(head(layer) for layer in sorted(rng.sample(range(n_layers), 2))))
+    return sorted(found)
+
+
 def only_next_layer(n_layers, n_heads, n_pairs, *, exclude=(), seed=0):
     """All pairs whose layers are neighbours, then again from the start."""
     every = [((i, j), (i + 1, m)) for i in range(n_layers - 1) for j in range(n_heads) for m in range(n_heads)
@@ -114,7 +175,7 @@ def only_next_layer(n_layers, n_heads, n_pairs, *, exclude=(), seed=0):
     return (every * 2)[:n_pairs]
 
 
-# --- 05.head_reading ---------------------------------------------------------------------------------------------------
+# --- 05.head_reading ------------------------------------------------------------------------------------------------
 
 READING = """
 from course_utils.circuits import head_weights
@@ -141,6 +202,22 @@ def from_the_model_itself(model, layer, head, name, residual):
     return kept["x"][:, :, head // (model.cfg.n_heads // kept["x"].shape[2])]
 
 
+HEAD_MODULO = """
+from course_utils.circuits import head_weights
+def f(model, layer, head, name, residual):
+    block, b = model.blocks[layer], head_weights(model, layer, head)["b_" + name.upper()]
+    W = getattr(block.attn, "W_" + name.upper())
+    return block.ln1(residual) @ W[head % len(W)] + b
+"""
+
+QUERIES_BY_GROUP = """
+def f(model, layer, head, name, residual):
+    attn, x = model.blocks[layer].attn, model.blocks[layer].ln1(residual)
+    own = head // (model.cfg.n_heads // len(attn.W_K))                  # of the queries too
+    bias = getattr(attn, f"b_{name.upper()}")
+    return x @ getattr(attn, f"W_{name.upper()}")[own] + (0 if bias is None else bias[own])
+"""
+
 NORM_BY_HAND = """
 from course_utils.circuits import head_weights, normalize
 def f(model, layer, head, name, residual):
@@ -160,14 +237,27 @@ ANSWERS = {
             Wrong(lambda first, second: ((first.AB @ second.AB).svd().S[0] / (
                 first.AB.svd().S[0] * second.AB.svd().S[0])).item(), says="largest singular value"),
             Wrong(lambda first, second: ((first @ second).norm() ** 2 / (first.norm() * second.norm()) ** 2).item()),
+            Wrong(lambda first, second: norms_by_hand(first.T, second), says="one of the two is transposed"),
+            Wrong(lambda first, second: norms_by_hand(first, second.T), says="one of the two is transposed"),
+            Wrong(sums_of_singular_values),
             Wrong(lambda first, second: torch.cosine_similarity(first.AB.flatten(), second.AB.flatten(), dim=0).item()),
         ],
-        accept=[norms_by_hand, by_traces, small_products],
+        accept=[norms_by_hand, by_traces, small_products, singular_values_squared],
     ),
     "05.K_comp_full_circuit": Answers(
         reject=[
             Wrong(reads_a_global_model, says="a model that is not its argument"),
+            Wrong(mixes_two_models),
             Wrong(circuit("FactoredMatrix(E @ V @ O @ K, (E @ Q).T)"), says="transposed"),
+            Wrong(circuit("FactoredMatrix(Q, (V @ O @ K).T)"), says="W_E is missing"),
+            Wrong(circuit("FactoredMatrix(E @ Q, (V @ O @ K).T)"), says="W_E is missing"),
+            Wrong(circuit("FactoredMatrix(Q, (E @ V @ O @ K).T)"), says="W_E is missing"),
+            Wrong(circuit("(E @ Q, (E @ V @ O @ K).T)"), says="FactoredMatrix(left, right) was expected"),
+            Wrong(circuit("FactoredMatrix(E @ Q, (E @ O.T @ V.T @ K).T)")),
+            *(Wrong(circuit("FactoredMatrix(E @ Q, (E @ V @ O @ K).T)", **own), says="grouped-query") for own in (
+                {"p": MODULO.format("prev_head")}, {"i": MODULO.format("ind_head")},
+                {"p": AT_MOST.format("prev_head"), "i": AT_MOST.format("ind_head")},
+                {"p": AT_MOST.format("prev_head")}, {"i": AT_MOST.format("ind_head")})),
             Wrong(circuit("FactoredMatrix(E @ Q, (E @ V @ O @ K).T)", p="prev_head % first.W_K.shape[0]",
                           i="ind_head % first.W_K.shape[0]"), says="grouped-query"),
             Wrong(circuit("FactoredMatrix(E @ Q, (E @ second.W_V[i] @ second.W_O[ind_head] @ K).T)"),
@@ -177,14 +267,16 @@ ANSWERS = {
             Wrong(circuit("FactoredMatrix(E @ V @ O @ Q, (E @ V @ O @ K).T)"), says="on both sides"),
             Wrong(circuit("FactoredMatrix(E @ first.W_Q[prev_head], (E @ V @ O @ K).T)"),
                   says="Q is the previous-token head's"),
-            Wrong(circuit("FactoredMatrix(E @ Q, (E @ V @ O @ first.W_K[p]).T)"), says="K is the previous-token head's"),
+            Wrong(circuit("FactoredMatrix(E @ Q, (E @ V @ O @ first.W_K[p]).T)"),
+                  says="K is the previous-token head's"),
             Wrong(circuit("FactoredMatrix(E @ K, (E @ V @ O @ second.W_Q[ind_head]).T)"), says="Q and K are swapped"),
             Wrong(circuit("(E @ Q) @ (E @ V @ O @ K).T"), says="FactoredMatrix(left, right) was expected"),
-            Wrong(circuit("FactoredMatrix(E @ Q, (E @ V @ O @ K).T)", p="prev_head", i="ind_head")),   # no such key head
+            Wrong(circuit("FactoredMatrix(E @ Q, (E @ V @ O @ K).T)", p="prev_head", i="ind_head")),     # no such key
             Wrong(circuit("FactoredMatrix(E @ Q / Q.shape[1] ** 0.5, (E @ V @ O @ K).T)")),
             Wrong(circuit("FactoredMatrix(E @ Q, (model.W_U.T @ V @ O @ K).T)")),
         ],
-        accept=[circuit("FactoredMatrix(E @ Q, (E @ V @ O @ K).T)"), circuit("FactoredMatrix(E, (E @ V @ O @ K @ Q.T).T)"),
+        accept=[circuit("FactoredMatrix(E @ Q, (E @ V @ O @ K).T)"),
+                circuit("FactoredMatrix(E, (E @ V @ O @ K @ Q.T).T)"),
                 circuit("FactoredMatrix((E @ Q) @ (V @ O @ K).T, E.T)"), by_the_librarys_products],
     ),
     "05.random_head_pairs": Answers(
@@ -194,6 +286,10 @@ ANSWERS = {
             Wrong(pairs(draw="[rng.choice(pairs) for _ in range(n_pairs)]"), says="a pair comes twice"),
             Wrong(pairs(excluding=""), says="an excluded head is in a pair"),
             Wrong(only_next_layer, says="some pairs can never come"),
+            Wrong(pairs(when="a[0] + 1 == b[0]"), says="some pairs can never come"),
+            Wrong(first_one_then_a_later_one, says="some pairs come more often"),
+            Wrong(two_layers_then_two_heads, says="some pairs come more often"),
+            Wrong(torchs_own_generator, says="different seeds give the same pairs"),
             Wrong(pairs(seed=""), says="the same seed gave two different draws"),
             Wrong(pairs(seed="0"), says="different seeds give the same pairs"),
             Wrong(pairs(draw="rng.sample(pairs, n_pairs - 1)"), says="not the one asked for"),
@@ -201,15 +297,15 @@ ANSWERS = {
             Wrong(pairs(draw="pairs[:n_pairs]"), says="different seeds give the same pairs"),
             Wrong(pairs(draw="rng.sample(heads, n_pairs)")),
         ],
-        accept=[pairs(), drawn_one_by_one, with_torch],
+        accept=[pairs(), drawn_one_by_one, with_torch, with_numpy],
     ),
     "05.head_reading": Answers(
         reject=[
             Wrong(reading("residual @ W + b"), says="the norm is left out"),
             Wrong(reading("block.ln1(residual) @ W"), says="the bias is left out"),
             Wrong(reading("residual @ W"), says="norm and bias are left out"),
-            Wrong(reading("block.ln1(residual) @ getattr(attn, 'W_' + name.upper())[head % len(getattr(attn, 'W_' + name.upper()))] + b"),
-                  says="grouped-query"),
+            Wrong(HEAD_MODULO, says="grouped-query"),
+            Wrong(QUERIES_BY_GROUP, says="the queries are those of another head"),
             Wrong(reading("block.ln1(residual) @ weights['K'] + weights['b_K']"), says="always gives the keys"),
             Wrong(reading("block.ln1(residual) @ weights['Q'] + weights['b_Q']"), says="always gives the queries"),
             Wrong(reading("block.ln1(residual) @ weights['V'] + weights['b_V']"), says="always gives the values"),
@@ -223,9 +319,13 @@ ANSWERS = {
         reject=[
             Wrong(lambda clean, path, total: path / total, says="subtract the clean loss"),
             Wrong(lambda clean, path, total: (total - path) / (total - clean), says="what the path leaves out"),
-            Wrong(lambda clean, path, total: (total - clean) / (path - clean) if path > clean else 0.0, says="upside down"),
+            Wrong(lambda clean, path, total: (total - clean) / (path - clean) if path != clean else 0.0,
+                  says="upside down"),
             Wrong(lambda clean, path, total: path - clean, says="in nats"),
             Wrong(lambda clean, path, total: max(0.0, min((path - clean) / (total - clean), 1.0)), says="cut off"),
+            Wrong(lambda clean, path, total: max(0.0, (path - clean) / (total - clean)), says="cut off"),
+            Wrong(lambda clean, path, total: min(1.0, (path - clean) / (total - clean)), says="cut off"),
+            Wrong(lambda clean, path, total: abs(path - clean) / abs(total - clean), says="the sign is lost"),
             Wrong(lambda clean, path, total: (clean - path) / (total - clean)),
             Wrong(lambda clean, path, total: (path - clean) / total),
         ],

@@ -1,0 +1,136 @@
+"""The benchmarks: what is timed is timed in turn, memory is seen, and the numbers that they compare are right."""
+
+import inspect
+
+import pytest
+import small_models
+import torch
+
+from benchmarks import ablations, gpt2_shape, measuring
+from benchmarks.__main__ import main
+from benchmarks.measuring import InTurn, alone, in_turn
+from benchmarks.registry import BENCHMARKS, as_markdown, row, select
+from course_utils.ablation import mlp_patch_sweep
+
+# --- timing --------------------------------------------------------------------------------------------------------
+
+
+def test_the_two_are_called_in_turn():
+    calls = []
+    times = in_turn(lambda: calls.append("A") or "a", lambda: calls.append("B") or "b", rounds=3)
+    assert calls == ["A", "B"] * 3
+    assert len(times.first) == len(times.second) == 3 and times.results == ("a", "b")
+
+
+def test_the_clock_runs_during_the_call_alone(monkeypatch):
+    clock = [0.0]
+
+    def wait(seconds):
+        clock[0] += seconds
+
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
+    times = in_turn(lambda: wait(6), lambda: wait(2), rounds=2)
+    assert times.first == [6, 6] and times.second == [2, 2]
+    assert times.ratio == 3                                     # first / second: the first takes three times as long
+
+
+def test_the_ratio_is_that_of_the_medians_and_the_range_that_of_the_pairs():
+    times = InTurn(first=[10.0, 12.0, 50.0], second=[5.0, 4.0, 1.0])
+    assert times.ratio == 12 / 4
+    assert str(times) == "12 s / 4 s = 3.00 (pairs 2.00–50.00)"
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+def test_a_short_allocation_is_seen_and_what_was_there_before_is_not_extra():
+    small = alone("allocation:prepare", "0", "300")
+    large = alone("allocation:prepare", "200", "300")
+    assert small.extra < 0.05
+    assert large.extra == pytest.approx(0.2, abs=0.05)
+    assert large.peak > 0.5 and large.seconds > 0
+
+
+def test_an_error_in_the_other_process_is_shown():
+    with pytest.raises(RuntimeError, match="measuring allocation:prepare many 0 failed:(.|\n)*invalid literal"):
+        alone("allocation:prepare", "many", "0")
+
+
+# --- the registry --------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_are_an_error_that_lists_the_known_ones(capsys):
+    with pytest.raises(ValueError, match="called sweep-tinny; there are: ") as error:
+        select(["top-k", "sweep-tinny"])
+    assert all(name in str(error.value) for name in BENCHMARKS) and len(BENCHMARKS) >= 5
+    with pytest.raises(SystemExit):
+        main(["sweep-tinny"])
+    assert "called sweep-tinny; there are: " in capsys.readouterr().err
+
+
+def test_names_select_and_no_name_is_all():
+    assert select(["top-k"]) == ["top-k"]
+    assert select([]) == list(BENCHMARKS)
+
+
+def test_a_table_lines_up_and_says_what_was_missed():
+    lines = as_markdown([row("a", "1.00", "<= 2", True), row("longer", "3", "<= 2", False)]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split() == "| What | Measured | Wanted | Met |".split()
+    assert lines[2].split() == "| a | 1.00 | <= 2 | yes |".split()
+    assert lines[3].split() == "| longer | 3 | <= 2 | NO |".split()
+
+
+def test_one_benchmark_from_the_command_to_the_file(tmp_path, capsys):
+    out = tmp_path / "results.md"
+    main(["sweep-tiny", "--quick", "--out", str(out)])
+    text = out.read_text(encoding="utf-8")
+    assert "## sweep-tiny" in text and "seq_len 6" in text and "## top-k" not in text
+    assert f"torch {torch.__version__.split('+')[0]}" in text and "torch threads" in text
+    difference = next(line for line in text.splitlines() if "largest difference" in line)
+    assert difference.split("|")[4].strip() == "yes"
+    printed = capsys.readouterr().out
+    assert all(line in printed for line in text.splitlines() if line)
+
+
+@pytest.mark.parametrize("name", [pytest.param("top-k", marks=pytest.mark.slow), "composition"])
+def test_the_others_run_and_find_no_difference(name):
+    rows = BENCHMARKS[name](quick=True)
+    assert all(each["Met"] == "yes" for each in rows if "difference" in each["What"] or "memory" in each["What"])
+
+
+# --- what is measured ----------------------------------------------------------------------------------------------
+
+
+def test_the_naive_loop_makes_one_full_pass_for_each_entry():
+    model = small_models.multi_head()
+    tokens, layers, passes = small_models.repeated(model, 6, batch=2), [1, 0], []
+    handle = model.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    try:
+        naive = ablations.naive_sweep(model, tokens, 6, layers)
+    finally:
+        handle.remove()
+    assert len(passes) == 1 + len(layers) * 6
+    torch.testing.assert_close(naive, mlp_patch_sweep(model, tokens, 6, layers=layers), atol=1e-5, rtol=0)
+
+
+def test_smollm2_is_skipped_with_a_line_when_it_is_not_there(monkeypatch):
+    monkeypatch.setattr(ablations, "is_cached", lambda name: False)
+    (only,) = BENCHMARKS["sweep-smollm2"]()
+    assert "not fetched" in only["What"] and only["Met"] == ""
+
+
+@pytest.mark.parametrize("module", gpt2_shape.MODULES, ids=lambda module: module.__name__)
+def test_every_public_function_is_measured_or_named_as_doing_no_work(module):
+    short = module.__name__.split(".")[-1]
+    public = {name for name, value in vars(module).items()
+              if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")}
+    measured = {name.split(".")[1] for name in gpt2_shape.CALLS if name.startswith(f"{short}.")}
+    assert measured | gpt2_shape.NO_WORK[short] == public
+    assert not measured & gpt2_shape.NO_WORK[short]
+
+
+def test_every_call_of_the_table_works():
+    inputs = gpt2_shape.Inputs("tiny", 6)
+    for name, call in gpt2_shape.CALLS.items():
+        assert (call(inputs) is None) == (name == "nothing"), name
