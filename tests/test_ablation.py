@@ -1,5 +1,6 @@
 """Clean runs, the patching sweep, ablations, attribution: against full passes with hooks, one entry at a time."""
 
+import math
 import types
 
 import pytest
@@ -153,6 +154,51 @@ def test_the_sweep_does_not_depend_on_how_it_is_split(model, monkeypatch, column
     torch.testing.assert_close(mlp_patch_sweep(model, tokens, N), expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("as_published", [False, True])
+def test_the_sweep_of_the_shortest_copies(model, as_published):
+    tokens = repeated(model, 2, 2)
+    expected = naive_sweep(model, tokens, 2, range(model.cfg.n_layers), range(2), 2 if as_published else 3)
+    torch.testing.assert_close(mlp_patch_sweep(model, tokens, 2, as_published=as_published), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_some_layers_alone_and_in_any_order(model, as_published):
+    tokens, last = repeated(model, N), model.cfg.n_layers - 1
+    whole = mlp_patch_sweep(model, tokens, N, as_published=as_published)
+    for some in ([last], [0], [last, 0], [1, 0], [1, 1], tuple(range(last, -1, -1)), range(1, last + 1)):
+        ours = mlp_patch_sweep(model, tokens, N, layers=some, as_published=as_published)
+        torch.testing.assert_close(ours, whole[list(some)], atol=1e-6, rtol=1e-5)
+
+
+def test_the_sweep_of_a_batch_is_the_mean_of_its_rows(model):
+    tokens = repeated(model, N)
+    by_row = torch.stack([mlp_patch_sweep(model, row[None], N) for row in tokens])
+    torch.testing.assert_close(mlp_patch_sweep(model, tokens, N), by_row.mean(0), atol=1e-5, rtol=0)
+    assert by_row.std(0).max() > 1e-3                           # the rows differ, so the mean says something
+
+
+def test_mlps_that_write_nothing_change_nothing():
+    model = small_models.planted()
+    tokens = repeated(model, N)
+    for sweep in (mlp_patch_sweep(model, tokens, N), mlp_patch_sweep(model, tokens, N, as_published=True),
+                  mlp_attribution_sweep(model, tokens, N), *(mlp_ablation_scores(model, tokens, kind) for kind in KINDS)):
+        assert sweep.abs().max() < 1e-6
+
+
+def test_nothing_is_left_on_the_model(model):
+    tokens = repeated(model, N)
+    model.run_with_cache(tokens)
+    logits, before = model(tokens), hook_count(model)
+    for around in (torch.no_grad, torch.enable_grad):
+        with around():
+            for name, function in calls(model, tokens).items():
+                scores = function()
+                assert not scores.requires_grad and not scores.isnan().any(), name
+                assert hook_count(model) == before, name
+    assert not any(weight.requires_grad or weight.grad is not None for weight in model.parameters())
+    assert torch.equal(model(tokens), logits)
+
+
 # --- ablation ------------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +223,25 @@ def test_what_ablation_keeps(batch, pos, seed, heads):
     assert torch.equal(mean, mean[:1, :1].expand_as(mean))
     other = ablate(x, "resample")
     assert torch.equal(other.sort(dim=0).values, x.sort(dim=0).values) and not torch.equal(other[:, 1:], x[:, 1:])
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch=st.integers(1, 4), pos=st.integers(2, 5), seed=st.integers(0, 10**6))
+def test_each_kind_entry_by_entry(batch, pos, seed):
+    x = torch.randn(batch, pos, 3, generator=torch.Generator().manual_seed(seed))
+    mean = torch.stack([x[row, at] for row in range(batch) for at in range(1, pos)]).mean(0)
+    for row in range(batch):
+        for at in range(1, pos):
+            assert (ablate(x, "zero")[row, at] == 0).all()
+            torch.testing.assert_close(ablate(x, "mean")[row, at], mean)
+            if batch > 1:
+                assert torch.equal(ablate(x, "resample")[row, at], x[(row + 1) % batch, at])
+    for kind in ("zero", "mean"):                               # once is enough
+        torch.testing.assert_close(ablate(ablate(x, kind), kind), ablate(x, kind))
+    turned = x
+    for _ in range(batch if batch > 1 else 0):                  # each sequence passes every place, then is home again
+        turned = ablate(turned, "resample")
+    assert torch.equal(turned, x)
 
 
 def loss_with(model, tokens, n, name, change):
@@ -209,6 +274,43 @@ def test_only_the_planted_heads_matter():
     model = small_models.planted()
     scores = head_ablation_scores(model, repeated(model, N), "mean", seq_len=N)
     assert (scores[:, 0] > 3).all() and (scores[:, 1].abs() < 1e-5).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_planted_heads_matter_and_the_idle_ones_do_not(kind):
+    model = small_models.planted()
+    tokens = repeated(model, N)
+    for n in (None, N):
+        scores = head_ablation_scores(model, tokens, kind, seq_len=n)
+        assert (scores[:, 0] > 1).all() and (scores[:, 1].abs() < 1e-5).all()
+
+
+def test_the_kinds_differ(model):
+    tokens = repeated(model, N)
+    for scores in (head_ablation_scores, mlp_ablation_scores):
+        zero, mean, resample = (scores(model, tokens, kind, seq_len=N) for kind in ("zero", "mean", "resample"))
+        for one, other in ((zero, mean), (mean, resample), (zero, resample)):
+            assert ((one - other).abs() > 1e-4).float().mean() > 0.8
+        torch.testing.assert_close(scores(model, tokens, seq_len=N), mean)      # mean is the default
+
+
+def test_scores_of_some_layers_in_any_order(model):
+    tokens, last = repeated(model, N), model.cfg.n_layers - 1
+    for scores in (head_ablation_scores, mlp_ablation_scores):
+        whole = scores(model, tokens, "resample")
+        assert whole.shape[0] == model.cfg.n_layers
+        for some in ([last], [last, 0], [1, 1, 0], range(1, last + 1)):
+            torch.testing.assert_close(scores(model, tokens, "resample", layers=some), whole[list(some)], atol=1e-6, rtol=1e-5)
+
+
+def test_text_that_is_not_repeated_has_scores_too(model):
+    """Without seq_len any tokens will do, of any length; a batch of one is enough but for resampling."""
+    tokens = torch.randint(1, 30, (1, 8), generator=torch.Generator().manual_seed(5))
+    clean = loss_with(model, tokens, None, mlp_out(0), lambda value, hook: value)
+    without = loss_with(model, tokens, None, mlp_out(1), lambda value, hook: ablate(value, "mean"))
+    ours = mlp_ablation_scores(model, tokens, "mean")
+    torch.testing.assert_close(ours[1], without - clean, atol=2e-5, rtol=1e-4)
+    assert head_ablation_scores(model, tokens, "zero").isfinite().all()
 
 
 def test_layers_of_large_models_are_spread():
@@ -252,12 +354,96 @@ def test_attributions_are_the_slopes_of_the_exact_changes(model, kind):
             torch.testing.assert_close(estimate, (ends[0] - ends[1]) / (2 * step), atol=2e-3, rtol=3e-2)
 
 
+def slopes(model, tokens, n, names, changes):
+    """d loss / d share of each change at share 0, by autograd: the loss with every change put in by its share.
+
+    changes(name, value) lists the changes of that activation; the answer is [name, change].
+    """
+    _, cache = model.run_with_cache(tokens, names_filter=names)
+    fixed = {name: changes(name, cache[name]) for name in names}            # [change, *shape of the activation]
+    shares = {name: torch.zeros(len(fixed[name]), requires_grad=True) for name in names}
+
+    def put(value, hook):
+        return value + torch.tensordot(shares[hook.name], fixed[hook.name], dims=1)
+
+    with torch.enable_grad():
+        logits = model.run_with_hooks(tokens, fwd_hooks=[(name, put) for name in names])
+        loss = -correct_token_log_probs(logits, tokens)[:, n:].mean()
+        return torch.stack(torch.autograd.grad(loss, list(shares.values())))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_heads_attribution_is_the_slope_toward_its_ablation(model, kind):
+    def changes(name, z):
+        only = [torch.zeros_like(z) for _ in range(model.cfg.n_heads)]
+        for head, change in enumerate(only):
+            change[:, :, head] = ablate(z[:, :, head], kind) - z[:, :, head]
+        return torch.stack(only)
+
+    tokens = repeated(model, N)
+    expected = slopes(model, tokens, N, [hook_z(layer) for layer in range(model.cfg.n_layers)], changes)
+    ours = head_attribution_scores(model, tokens, kind, seq_len=N)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_entry_of_the_attribution_sweep_is_the_slope_toward_its_patch(model, batch):
+    def changes(name, value):
+        only = [torch.zeros_like(value) for _ in range(N)]
+        for i, change in enumerate(only):
+            change[:, N + 1 + i] = value[:, 1 + i] - value[:, N + 1 + i]
+        return torch.stack(only)
+
+    tokens = repeated(model, N, batch)
+    expected = slopes(model, tokens, N, [mlp_out(layer) for layer in range(model.cfg.n_layers)], changes)
+    ours = mlp_attribution_sweep(model, tokens, N)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-3)
+    assert (ours[:, -1] == 0).all()                             # the last logits predict no token
+
+
+def test_gradients_of_many_names_are_those_of_each_alone(model):
+    """In whatever order they are asked for, and although some lie on the way from others to the loss."""
+    tokens = repeated(model, N, 2)
+    names = [mlp_out(1), hook_z(0), "blocks.1.hook_resid_pre", mlp_out(0), hook_z(1)]
+    def loss(logits):
+        return second_copy_loss(logits, tokens, N)
+    together = gradients(model, tokens, names, loss)
+    assert set(together) == set(names)
+    _, cache = model.run_with_cache(tokens, names_filter=names)
+    for name, (activation, slope) in together.items():
+        torch.testing.assert_close(activation, cache[name])
+        torch.testing.assert_close(slope, gradients(model, tokens, [name], loss)[name][1], atol=1e-6, rtol=1e-4)
+        assert not activation.requires_grad and not slope.requires_grad and slope.abs().max() > 0
+
+
+def test_an_error_in_the_loss_leaves_no_hook(model):
+    tokens = repeated(model, N)
+    model.run_with_cache(tokens)
+    before = hook_count(model)
+    with pytest.raises(ZeroDivisionError):
+        gradients(model, tokens, [mlp_out(0)], lambda logits: 1 / 0)
+    assert hook_count(model) == before and not model(tokens).requires_grad
+
+
 def test_second_copy_loss_is_minus_the_mean_log_probability_there():
     logits = torch.randn(3, 2 * N + 1, 30, generator=torch.Generator().manual_seed(0))
     tokens = repeated(small_models.multi_head(), N)
     expected = -correct_token_log_probs(logits, tokens)[:, N:].mean()
     torch.testing.assert_close(second_copy_loss(logits, tokens, N), expected)
     torch.testing.assert_close(second_copy_loss(logits.log_softmax(-1), tokens, N), expected)       # harmless twice
+
+
+def test_second_copy_loss_by_hand():
+    """Four tokens; logits that say nothing cost ln 4. What predicts the second copy counts, and nothing else."""
+    tokens = torch.tensor([[0, 1, 2, 1, 2]])
+    logits = torch.zeros(1, 5, 4)
+    assert second_copy_loss(logits, tokens, 2).item() == pytest.approx(math.log(4))
+    logits[:, [0, 1, 4]] = torch.tensor([3.0, 1.0, 4.0, 1.0])           # these predict the first copy, or nothing
+    assert second_copy_loss(logits, tokens, 2).item() == pytest.approx(math.log(4))
+    logits[0, 2, 1] = 100.0                                             # the boundary, predicted perfectly
+    assert second_copy_loss(logits, tokens, 2).item() == pytest.approx(math.log(4) / 2)
+    logits[0, 3, 2] = 100.0
+    assert second_copy_loss(logits, tokens, 2).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", small_models.ALL)
@@ -329,3 +515,24 @@ def test_a_model_without_mlps_is_refused():
     for name in ("sweep", "mlps", "attribution"):
         with pytest.raises(ValueError, match="no MLPs"):
             calls(model, tokens)[name]()
+
+
+def test_what_the_refusals_say():
+    tiny = small_models.tiny()
+    for wrong in ([4], [0, 4], [-1], []):                       # the range is that of the model at hand
+        with forbidden_forward(tiny), pytest.raises(ValueError, match=r"name some of this model's layers, 0 to 3"):
+            mlp_patch_sweep(tiny, repeated(tiny, N), N, layers=wrong)
+    for n in (N - 1, N + 1):
+        says = rf"\(3, 13\); with seq_len {n} they must be .* \[batch, {1 + 2 * n}\]"
+        for name, function in calls(tiny, repeated(tiny, N)).items():
+            with forbidden_forward(tiny), pytest.raises(ValueError, match=says):
+                function(seq_len=n)
+    x = torch.zeros(1, 3, 2)
+    with pytest.raises(ValueError, match="kind is 'noise'; it must be one of zero, mean, resample"):
+        ablate(x, "noise")
+    with pytest.raises(ValueError, match="another sequence: the batch needs at least 2"):
+        ablate(x, "resample")
+    tokens = repeated(tiny, N)
+    tokens[1, -1] += 1
+    with pytest.raises(ValueError, match=f"not two equal copies of {N} tokens"):
+        second_copy_loss(torch.zeros(3, 2 * N + 1, 5), tokens, N)
