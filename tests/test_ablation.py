@@ -158,7 +158,8 @@ def test_the_sweep_does_not_depend_on_how_it_is_split(model, monkeypatch, column
 def test_the_sweep_of_the_shortest_copies(model, as_published):
     tokens = repeated(model, 2, 2)
     expected = naive_sweep(model, tokens, 2, range(model.cfg.n_layers), range(2), 2 if as_published else 3)
-    torch.testing.assert_close(mlp_patch_sweep(model, tokens, 2, as_published=as_published), expected, atol=1e-5, rtol=0)
+    ours = mlp_patch_sweep(model, tokens, 2, as_published=as_published)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("as_published", [False, True])
@@ -180,8 +181,9 @@ def test_the_sweep_of_a_batch_is_the_mean_of_its_rows(model):
 def test_mlps_that_write_nothing_change_nothing():
     model = small_models.planted()
     tokens = repeated(model, N)
-    for sweep in (mlp_patch_sweep(model, tokens, N), mlp_patch_sweep(model, tokens, N, as_published=True),
-                  mlp_attribution_sweep(model, tokens, N), *(mlp_ablation_scores(model, tokens, kind) for kind in KINDS)):
+    sweeps = [mlp_patch_sweep(model, tokens, N), mlp_patch_sweep(model, tokens, N, as_published=True)]
+    scores = [mlp_ablation_scores(model, tokens, kind) for kind in KINDS]
+    for sweep in (*sweeps, *scores, mlp_attribution_sweep(model, tokens, N)):
         assert sweep.abs().max() < 1e-6
 
 
@@ -300,7 +302,8 @@ def test_scores_of_some_layers_in_any_order(model):
         whole = scores(model, tokens, "resample")
         assert whole.shape[0] == model.cfg.n_layers
         for some in ([last], [last, 0], [1, 1, 0], range(1, last + 1)):
-            torch.testing.assert_close(scores(model, tokens, "resample", layers=some), whole[list(some)], atol=1e-6, rtol=1e-5)
+            ours = scores(model, tokens, "resample", layers=some)
+            torch.testing.assert_close(ours, whole[list(some)], atol=1e-6, rtol=1e-5)
 
 
 def test_text_that_is_not_repeated_has_scores_too(model):
@@ -404,7 +407,7 @@ def test_every_entry_of_the_attribution_sweep_is_the_slope_toward_its_patch(mode
 def test_gradients_of_many_names_are_those_of_each_alone(model):
     """In whatever order they are asked for, and although some lie on the way from others to the loss."""
     tokens = repeated(model, N, 2)
-    names = [mlp_out(1), hook_z(0), "blocks.1.hook_resid_pre", mlp_out(0), hook_z(1)]
+    names = [mlp_out(1), hook_z(0), mlp_out(0), hook_z(1)]
     def loss(logits):
         return second_copy_loss(logits, tokens, N)
     together = gradients(model, tokens, names, loss)
