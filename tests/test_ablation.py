@@ -1,4 +1,4 @@
-"""Clean runs, the patching sweep, ablations, attribution: against full passes with hooks, one entry at a time."""
+"""The patching sweep, ablations, attribution: against full passes with hooks, one entry at a time."""
 
 import math
 import types
@@ -25,7 +25,6 @@ from course_utils.ablation import (
     second_copy_loss,
     some_layers,
 )
-from course_utils.clean_run import CleanRun
 from course_utils.logit_attribution import direct_logit_attribution
 from course_utils.repeated_tokens import correct_token_log_probs
 
@@ -35,59 +34,6 @@ N = 6
 @pytest.fixture(params=["multi_head", "grouped_query", "tiny"])
 def model(request):
     return small_models.ALL[request.param]()
-
-
-# --- CleanRun ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("start", [0, 1, 7])
-@pytest.mark.parametrize("times", [1, 3])
-def test_continuing_equals_a_full_pass_with_the_same_edit(model, start, times):
-    tokens = repeated(model, N, batch=2)
-    clean = CleanRun(model, tokens)
-    for layer in range(model.cfg.n_layers):
-        edits = torch.randn(times, 2, tokens.shape[1] - start, model.cfg.d_model,
-                            generator=torch.Generator().manual_seed(layer))
-        residual = clean.residuals[layer][:, start:] + edits
-        ours = clean.logits(clean.continue_from(layer, residual.flatten(0, 1), start=start))
-        for edit, got in zip(edits, ours.unflatten(0, (times, 2))):
-            def put(value, hook):
-                return torch.cat([value[:, :start], value[:, start:] + edit], dim=1)
-            full = model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.hook_resid_pre", put)])
-            torch.testing.assert_close(got, full[:, start:], atol=2e-4, rtol=1e-4)
-
-
-def test_residuals_are_those_of_the_cache_and_the_last_gives_the_logits(model):
-    tokens = repeated(model, N)
-    clean = CleanRun(model, tokens, [hook_z(1)])
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
-    logits, cache = model.run_with_cache(tokens, names_filter=[*names, hook_z(1)])
-    for name, residual in zip(names, clean.residuals):
-        torch.testing.assert_close(residual, cache[name])
-    assert len(clean.residuals) == model.cfg.n_layers + 1
-    torch.testing.assert_close(clean.activations[hook_z(1)], cache[hook_z(1)])
-    torch.testing.assert_close(clean.logits(clean.residuals[-1]), logits, atol=1e-4, rtol=1e-4)
-
-
-def test_pieces_continue_one_another_and_hooks_act(model):
-    tokens = repeated(model, N)
-    clean = CleanRun(model, tokens)
-    piece = clean.continue_from(0, clean.residuals[0], stop=1)
-    torch.testing.assert_close(piece, clean.residuals[1], atol=1e-4, rtol=1e-4)
-    with model.hooks(fwd_hooks=[(mlp_out(1), lambda value, hook: 0 * value)]):
-        ours = clean.logits(clean.continue_from(0, clean.residuals[0]))
-    full = model.run_with_hooks(tokens, fwd_hooks=[(mlp_out(1), lambda value, hook: 0 * value)])
-    torch.testing.assert_close(ours, full, atol=1e-4, rtol=1e-4)
-
-
-def test_no_hook_is_left_behind_not_even_by_an_error(model):
-    model.run_with_cache(repeated(model, N))                   # the libraries put hooks of their own on the model once
-    before = hook_count(model)
-    CleanRun(model, repeated(model, N), [hook_z(0)])
-    assert hook_count(model) == before
-    with pytest.raises(Exception):
-        CleanRun(model, torch.full((1, 5), 10**6))
-    assert hook_count(model) == before
 
 
 # --- the sweep -----------------------------------------------------------------------------------------------------
@@ -270,12 +216,6 @@ def test_ablation_scores_equal_full_passes_with_hooks(model, kind, n):
     torch.testing.assert_close(ours, torch.stack(heads).reshape(ours.shape), atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(mlp_ablation_scores(model, tokens, kind, seq_len=n), torch.stack(mlps), atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(head_ablation_scores(model, tokens, kind, seq_len=n, layers=[1, 0]), ours[[1, 0]])
-
-
-def test_only_the_planted_heads_matter():
-    model = small_models.planted()
-    scores = head_ablation_scores(model, repeated(model, N), "mean", seq_len=N)
-    assert (scores[:, 0] > 3).all() and (scores[:, 1].abs() < 1e-5).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,4 @@
-"""Clean runs: whatever continues from one equals a full pass, and the run itself is never changed.
-
-Edits of the residual stream at each layer are compared with full passes in test_ablation.py.
-"""
+"""Clean runs: whatever continues from one equals a full pass, and the run itself is never changed."""
 
 import pytest
 import small_models
@@ -45,6 +42,34 @@ def test_every_layer_and_start_leads_to_the_logits_of_the_model(model, batch):
         for start in (0, 1, N, LAST):
             final = clean.continue_from(layer, clean.residuals[layer][:, start:], start=start)
             close(clean.logits(final), logits[:, start:])
+
+
+@pytest.mark.parametrize("start", [0, 1, 7])
+@pytest.mark.parametrize("times", [1, 3])
+def test_continuing_equals_a_full_pass_with_the_same_edit(model, start, times):
+    tokens = repeated(model, N, batch=2)
+    clean = CleanRun(model, tokens)
+    for layer in range(model.cfg.n_layers):
+        edits = torch.randn(times, 2, tokens.shape[1] - start, model.cfg.d_model,
+                            generator=torch.Generator().manual_seed(layer))
+        residual = clean.residuals[layer][:, start:] + edits
+        ours = clean.logits(clean.continue_from(layer, residual.flatten(0, 1), start=start))
+        for edit, got in zip(edits, ours.unflatten(0, (times, 2))):
+            def put(value, hook):
+                return torch.cat([value[:, :start], value[:, start:] + edit], dim=1)
+            full = model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.hook_resid_pre", put)])
+            torch.testing.assert_close(got, full[:, start:], atol=2e-4, rtol=1e-4)
+
+
+def test_residuals_are_those_of_the_cache_and_the_last_gives_the_logits(model):
+    tokens = repeated(model, N)
+    clean = CleanRun(model, tokens, [hook_z(1)])
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    logits, cache = model.run_with_cache(tokens, names_filter=[*names, hook_z(1)])
+    for name, residual in zip(names, clean.residuals):
+        torch.testing.assert_close(residual, cache[name])
+    assert len(clean.residuals) == model.cfg.n_layers + 1
+    torch.testing.assert_close(clean.logits(clean.residuals[-1]), logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("start", [0, N + 1, LAST])
