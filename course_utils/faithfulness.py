@@ -1,0 +1,471 @@
+"""Is a sparse autoencoder faithful to the model? Put its reconstruction in the activation's place, and compare.
+
+p is the model's prediction, q the prediction of the model with the reconstruction x̂ in the place of the activation x.
+All logarithms are natural, so every entropy and divergence is in nats; a bit is ln 2 nats.
+
+One rule holds throughout, because libraries that break it disagree with each other. One mask says which positions
+are patched and which positions count, and every pass and every metric uses it. A position that is left out keeps its
+own activation in every pass; the last position never counts, since nothing follows it. Means are sums over all
+counted positions divided once, never means of the means of batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from course_utils.clean_run import CleanRun
+from course_utils.model_files import bars_are_off
+from course_utils.sites import Site
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+POSITIONS_AT_A_TIME = 256  # positions whose logits exist at once: with 50,000 tokens, 50 MB for each model
+TOO_SMALL = 1e-6           # nats, or activations squared: what is smaller divides nothing
+
+
+# --- the metrics, position by position -------------------------------------------------------------------------------
+
+
+def kl_divergence(
+    p_logits: Float[Tensor, "*position vocab"], q_logits: Float[Tensor, "*position vocab"]
+) -> Float[Tensor, "*position"]:
+    """KL(p‖q) = Σ_y p(y) ln(p(y) / q(y)), in nats, at each position; not negative.
+
+    Tokens that p rules out (logit −inf) count nothing; one that q alone rules out makes it infinite.
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if p_logits.shape != q_logits.shape:
+        raise ValueError(f"p_logits are {tuple(p_logits.shape)} and q_logits {tuple(q_logits.shape)}; they must agree")
+    return kl_of_log_probs(log_softmax(p_logits), log_softmax(q_logits))
+
+
+def log_softmax(logits: Float[Tensor, "*position vocab"]) -> Float[Tensor, "*position vocab"]:
+    """Log-probabilities, computed in float32 at least: eight bits of a bfloat16 are too few for a sum over a vocabulary."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+
+
+def kl_of_log_probs(
+    log_p: Float[Tensor, "*position vocab"], log_q: Float[Tensor, "*position vocab"]
+) -> Float[Tensor, "*position"]:
+    """`kl_divergence`, of log-probabilities."""
+    p = log_p.exp()
+    terms = torch.where(p > 0, p * (log_p - log_q), 0.0)            # 0 ln 0 = 0
+    return terms.sum(dim=-1).clamp_min(0)                           # rounding alone can make it negative
+
+
+def js_of_log_probs(
+    log_p: Float[Tensor, "*position vocab"], log_q: Float[Tensor, "*position vocab"]
+) -> Float[Tensor, "*position"]:
+    """Jensen-Shannon divergence in nats: ½ KL(p‖m) + ½ KL(q‖m) with m = (p + q) / 2. At most ln 2."""
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return (kl_of_log_probs(log_p, log_m) + kl_of_log_probs(log_q, log_m)) / 2
+
+
+def delta_cross_entropy(
+    p_logits: Float[Tensor, "batch pos vocab"], q_logits: Float[Tensor, "batch pos vocab"],
+    tokens: Int[Tensor, "batch pos"],
+) -> Float[Tensor, "batch pos-1"]:
+    """ΔCE at each position but the last: ln p(t) − ln q(t) at the token t that came next, in nats.
+
+    What the patch costs; negative where the patched model did better by that token.
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    if p_logits.shape != q_logits.shape or p_logits.shape[:2] != tokens.shape:
+        raise ValueError(f"p_logits {tuple(p_logits.shape)}, q_logits {tuple(q_logits.shape)} and tokens "
+                         f"{tuple(tokens.shape)} do not fit: they are [batch, pos, vocab] twice and [batch, pos]")
+    came = tokens[:, 1:, None]                                      # what position j predicts stands at j + 1
+    log_p, log_q = (log_softmax(logits[:, :-1]).gather(2, came)[..., 0] for logits in (p_logits, q_logits))
+    return log_p - log_q
+
+
+def reconstruction_score(
+    clean: Float[Tensor, "*any"] | float, patched: Float[Tensor, "*any"] | float, ablated: Float[Tensor, "*any"] | float
+) -> Float[Tensor, "*any"] | float:
+    """(L_ablated − L_patched) / (L_ablated − L_clean), of mean cross-entropies: 1 for a perfect patch, 0 for one that
+    is as bad as the ablation. Also called CE loss score, or loss recovered.
+
+    NaN, "not defined", where the ablation costs less than 1e-6 nats in absolute value: there is nothing to recover.
+    """
+    numbers = [torch.as_tensor(each, dtype=torch.float64) for each in (clean, patched, ablated)]
+    score = _ratio(numbers[2] - numbers[1], numbers[2] - numbers[0])
+    return score if any(isinstance(each, Tensor) for each in (clean, patched, ablated)) else score.item()
+
+
+def _ratio(above: Float[Tensor, "*any"], below: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """above / below; NaN where there is nothing to divide by."""
+    return torch.where(below.abs() < TOO_SMALL, torch.nan, above / below)
+
+
+# --- conventions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What libraries decide differently. The defaults are the course's rule."""
+
+    drop_last: bool = True            # the last position counts nowhere; else only cross-entropy leaves it out
+    ablate_everywhere: bool = False   # the ablated passes also replace the positions that the mask leaves out
+    patch_everywhere: bool = False    # the autoencoder's pass does, too
+    batch_ratios: bool = False        # `peers` gets two means of the ratios of batches; they depend on batch_size
+
+
+COURSE = Convention()
+SAELENS = Convention(drop_last=False, ablate_everywhere=True, batch_ratios=True)   # run_evals of SAELens 6.54
+SAEBENCH = Convention(drop_last=False, ablate_everywhere=True, patch_everywhere=True)
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+IN_NATS = ("ce_clean", "ce_sae", "ce_zero", "ce_mean", "delta_ce", "kl", "reverse_kl", "js", "kl_zero")
+
+
+@dataclass(frozen=True)
+class FaithfulnessReport:
+    """What `evaluate_sae` found. Cross-entropies and divergences are means per counted position, in nats.
+
+    NaN means "not defined", or "not asked for" (`everything=False`).
+    """
+
+    ce_clean: float                       # cross-entropy of the model
+    ce_sae: float                         # with the reconstruction in the activation's place
+    ce_zero: float                        # with zeros there
+    ce_mean: float                        # with the mean activation there
+    delta_ce: float                       # ce_sae − ce_clean
+    reconstruction_score: float           # (ce_zero − ce_sae) / (ce_zero − ce_clean)
+    reconstruction_score_mean: float      # the same with ce_mean in the place of ce_zero
+    kl: float                             # KL(p‖q)
+    reverse_kl: float                     # KL(q‖p)
+    js: float                             # Jensen-Shannon
+    kl_zero: float                        # KL(p‖prediction with zeros)
+    kl_score: float                       # 1 − kl / kl_zero
+    l0: float                             # latents that are not 0
+    l1: float                             # Σ|f|
+    mse: float                            # Σ_d (x̂ − x)², over the width: not divided by it
+    explained_variance: float             # 1 − E‖x̂ − x‖² / (E‖x‖² − ‖E x‖²)
+    fvu: float                            # 1 − explained_variance
+    cosine: float                         # cosine of x and x̂
+    l2_ratio: float                       # ‖x̂‖ / ‖x‖
+    l2_in: float                          # ‖x‖
+    l2_out: float                         # ‖x̂‖
+    relative_reconstruction_bias: float   # E‖x̂‖² / E[x·x̂]; below 1 is shrinkage (arXiv 2404.16014, eq. 10)
+    dead_fraction: float                  # latents that were active nowhere
+    n_sequences: int
+    n_positions: int                      # counted ones
+    intervals: dict[str, tuple[float, float]] = field(repr=False)       # 95 %, from resampling the sequences
+    by_position: dict[str, Float[Tensor, "pos"]] = field(repr=False)    # means over the sequences; NaN: not counted
+    density: Float[Tensor, "d_sae"] = field(repr=False)                 # share of the positions where each latent is active
+    peers: dict[str, float] = field(repr=False, default_factory=dict)   # what only another convention has
+
+    @property
+    def ce_clean_by_position(self) -> Float[Tensor, "pos"]:
+        """CE_j of the model, in nats."""
+        return self.by_position["ce_clean"]
+
+    @property
+    def delta_ce_by_position(self) -> Float[Tensor, "pos"]:
+        """ΔCE_j in nats."""
+        return self.by_position["delta_ce"]
+
+    @property
+    def kl_by_position(self) -> Float[Tensor, "pos"]:
+        """KL(p‖q) at each position, in nats."""
+        return self.by_position["kl"]
+
+    def to_frame(self, unit: str = "nats") -> pd.DataFrame:
+        """A table: each metric with its unit and its interval, entropies in nats or bits.
+
+        Raises:
+            ValueError: if the unit is another.
+        """
+        import pandas as pd
+
+        if unit not in ("nats", "bits"):
+            raise ValueError(f"unit is {unit!r}; it must be nats or bits")
+        rows = []
+        for metric in [each.name for each in fields(self) if each.type == "float"]:
+            scale = 1 / math.log(2) if unit == "bits" and metric in IN_NATS else 1.0
+            low, high = self.intervals.get(metric, (math.nan, math.nan))
+            rows.append({"metric": metric, "value": getattr(self, metric) * scale, "low": low * scale,
+                         "high": high * scale, "unit": unit if metric in IN_NATS else ""})
+        return pd.DataFrame(rows).set_index("metric")
+
+
+# --- the evaluation --------------------------------------------------------------------------------------------------
+
+
+class HasEncodeDecode(Protocol):
+    """All that an autoencoder needs to be evaluated."""
+
+    def encode(self, x: Tensor, /) -> Tensor: ...
+    def decode(self, latents: Tensor, /) -> Tensor: ...
+
+
+@torch.no_grad()
+def evaluate_sae(
+    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *, hook_name: str | None = None,
+    head: int | None = None, mask: Bool[Tensor, "n pos"] | None = None, batch_size: int = 8,
+    convention: Convention = COURSE, everything: bool = True, resamples: int = 200, seed: int = 0, force: bool = False,
+) -> FaithfulnessReport:
+    """Every metric of `FaithfulnessReport`, on these tokens. Memory does not grow with their number.
+
+    One clean pass; each patched pass runs only the layers above the activation. If the activation is the residual
+    stream, a constant in its place gives every sequence the same predictions: that pass runs one sequence.
+
+    Args:
+        sae: ours, SAELens's, or any object with `encode` and `decode`.
+        hook_name, head: where it goes; None: where it says that it was trained.
+        mask: which positions are patched and counted; None: all but the first (BOS). With padding it is needed:
+            leave out the padding and the last real token, whose next token is padding.
+        convention: see `Convention`.
+        everything: False leaves out what the peers do not have: reverse_kl, js, ce_mean.
+        resamples, seed: of the bootstrap behind the intervals; 0 for none.
+        force: evaluate an autoencoder at another place than the one it was trained at.
+    Raises:
+        ValueError: if the place or the width is wrong, the mask does not fit, is empty or is missing beside padding,
+            or an activation is not finite.
+    """
+    site = site_of(model, sae, hook_name, head, force)
+    mask = checked_mask(model, tokens, mask)
+    counts = mask.clone()
+    if convention.drop_last:
+        counts[:, -1] = False
+    if not counts[:, :-1].any():
+        raise ValueError("the mask leaves no position to count (the last one never counts: nothing follows it)")
+    sums = _Sums(len(tokens), resamples, seed)
+    zero = _ConstantPass(model, site, tokens, mask, torch.zeros(site.width), convention)
+    batches = torch.arange(len(tokens)).split(batch_size)
+    for rows in tqdm(batches, desc="batches", delay=1, disable=bars_are_off()):
+        keep, counted = mask[rows], counts[rows]
+        clean = CleanRun(model, tokens[rows], site.recorded)
+        x = site.read(clean)
+        if not x.isfinite().all():
+            raise ValueError(f"{site.hook_name} has activations that are not finite (NaN or infinite)")
+        latents, x_hat = reconstruct(sae, x, site)
+        patched = x_hat if convention.patch_everywhere else torch.where(keep[..., None], x_hat, x)
+        final = site.continue_with(clean, patched)
+        zero.run(clean, keep)
+        sums.add_activations(rows, counted, x, x_hat, latents, convention)
+        sums.add(rows, counted, _predictions(clean, final, zero, counted, everything))
+    if everything:
+        mean = _ConstantPass(model, site, tokens, mask, sums.mean_activation, convention)
+        for rows in tqdm(batches, desc="mean ablation", delay=1, disable=bars_are_off() or mean.same_for_all):
+            mean.run(None if mean.same_for_all else CleanRun(model, tokens[rows], site.recorded), mask[rows])
+            sums.add(rows, counts[rows], {"ce_mean": mean.cross_entropy(tokens[rows])})
+    return sums.report()
+
+
+def reconstruct(
+    sae: HasEncodeDecode, x: Float[Tensor, "batch pos width"], site: Site
+) -> tuple[Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos width"]]:
+    """The latents, and the reconstruction in the activation's dtype, whatever kind of object the autoencoder is."""
+    given = x
+    if getattr(sae, "hook_z_reshaping_mode", False):                # SAELens: it wants the heads apart
+        given = x.unflatten(-1, (-1, site.d_head))
+    if (own := next(iter(getattr(sae, "parameters", list)()), None)) is not None:
+        given = given.to(own)                                       # its device and its dtype
+    latents = sae.encode(given)
+    needs_x = getattr(sae, "normalize", "none") != "none"           # ours, with a norm to undo
+    x_hat = sae.decode(latents, given) if needs_x else sae.decode(latents)
+    return latents, x_hat.reshape(x.shape).to(x)
+
+
+def site_of(model: TransformerBridge, sae: object, hook_name: str | None, head: int | None, force: bool) -> Site:
+    """Where the autoencoder goes. Raises ValueError as `evaluate_sae` does."""
+    metadata = getattr(getattr(sae, "cfg", None), "metadata", None)             # SAELens
+    trained_at = getattr(sae, "hook_name", None) or getattr(metadata, "hook_name", None)
+    head = head if head is not None else getattr(sae, "head", getattr(metadata, "hook_head_index", None))
+    if hook_name is None and trained_at is None:
+        raise ValueError("this autoencoder does not say where it belongs: give hook_name")
+    if hook_name and trained_at and hook_name != trained_at and not force:
+        raise ValueError(f"this autoencoder was trained at {trained_at}, not at {hook_name}: what it says there is not "
+                         "about this activation. To see what happens all the same: force=True")
+    site = Site(model, hook_name or trained_at, head)
+    width = getattr(sae, "d_in", getattr(getattr(sae, "cfg", None), "d_in", site.width))
+    if width != site.width:
+        raise ValueError(f"{site.hook_name} has width {site.width} here; this autoencoder was made for {width}")
+    return site
+
+
+def checked_mask(
+    model: TransformerBridge, tokens: Int[Tensor, "n pos"], mask: Bool[Tensor, "n pos"] | None
+) -> Bool[Tensor, "n pos"]:
+    """The mask, or the usual one: all but the first position. Raises ValueError as `evaluate_sae` does."""
+    if tokens.ndim != 2 or tokens.shape[1] < 2 or len(tokens) == 0:
+        raise ValueError(f"tokens are {tuple(tokens.shape)}; they must be [n, pos] with at least one row of two tokens")
+    if mask is not None:
+        if mask.shape != tokens.shape or mask.dtype != torch.bool:
+            raise ValueError(f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be torch.bool {tuple(tokens.shape)}")
+        return mask.to(tokens.device)
+    padding = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
+    ends = tokens == padding if padding is not None else torch.zeros_like(tokens, dtype=torch.bool)
+    if (ends[:, -2:].all(dim=1) | ends[:, :2].all(dim=1)).any():
+        raise ValueError(f"some sequences begin or end with padding (token {padding}, twice): give a mask that leaves it out")
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[:, 0] = False
+    return mask
+
+
+def _predictions(
+    clean: CleanRun, final: Float[Tensor, "batch pos d_model"], zero: _ConstantPass, counted: Bool[Tensor, "batch pos"],
+    everything: bool,
+) -> dict[str, Float[Tensor, "batch pos"]]:
+    """What the three passes predict, compared at every counted position; a few positions' logits exist at a time."""
+    targets, out = clean.tokens.roll(-1, dims=1).flatten(), {}
+    for some in counted.flatten().nonzero()[:, 0].split(POSITIONS_AT_A_TIME):
+        log_p, log_q = (log_softmax(clean.logits(each.flatten(0, 1)[some])) for each in (clean.residuals[-1], final))
+        log_zero, came = zero.log_probs(some), targets[some, None]
+        values = {"ce_clean": -log_p.gather(1, came)[:, 0], "ce_sae": -log_q.gather(1, came)[:, 0],
+                  "ce_zero": -log_zero.gather(1, came)[:, 0],
+                  "kl": kl_of_log_probs(log_p, log_q), "kl_zero": kl_of_log_probs(log_p, log_zero)}
+        if everything:
+            values |= {"reverse_kl": kl_of_log_probs(log_q, log_p), "js": js_of_log_probs(log_p, log_q)}
+        for name, value in values.items():
+            out.setdefault(name, torch.zeros_like(targets, dtype=value.dtype))[some] = value
+    return {name: value.reshape(counted.shape) for name, value in out.items()}
+
+
+class _ConstantPass:
+    """Passes with a constant vector in the activation's place: zero, or the mean.
+
+    If nothing of the sequence passes the constant by, its predictions are the same for every sequence, and one
+    sequence is run for all. That takes a residual stream, and, where the mask leaves positions out, that these are
+    the first ones and hold the same tokens everywhere: BOS, usually.
+    """
+
+    def __init__(
+        self, model: TransformerBridge, site: Site, tokens: Int[Tensor, "n pos"], mask: Bool[Tensor, "n pos"],
+        value: Float[Tensor, "width"], convention: Convention,
+    ) -> None:
+        self.site, self.value, self.everywhere = site, value.to(tokens.device, torch.float32), convention.ablate_everywhere
+        first = int(mask[0].int().argmax())                         # where the mask begins
+        prefix_alike = (mask[:, first:].all() and not mask[:, :first].any() and (tokens[:, :first] == tokens[0, :first]).all())
+        self.same_for_all = site.is_residual and bool(self.everywhere or prefix_alike)
+        if self.same_for_all:
+            self._run(CleanRun(model, tokens[:1]), mask[:1])
+            self._all = torch.cat([log_softmax(self.clean.logits(part)) for part in self.final[0].split(POSITIONS_AT_A_TIME)])
+
+    def run(self, clean: CleanRun | None, mask: Bool[Tensor, "batch pos"]) -> None:
+        """Make ready for one batch."""
+        if not self.same_for_all:
+            self._run(clean, mask)
+
+    def _run(self, clean: CleanRun, mask: Bool[Tensor, "batch pos"]) -> None:
+        x = self.site.read(clean)
+        new = self.value.to(x).expand_as(x)
+        new = new if self.everywhere else torch.where(mask[..., None], new, x)
+        self.clean, self.final = clean, self.site.continue_with(clean, new)
+
+    def log_probs(self, some: Int[Tensor, "some"]) -> Float[Tensor, "some vocab"]:
+        """Log-probabilities at some positions of the flattened batch."""
+        if self.same_for_all:
+            return self._all[some % len(self._all)]
+        return log_softmax(self.clean.logits(self.final.flatten(0, 1)[some]))
+
+    def cross_entropy(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
+        """Cross-entropy of each next token; the last position's means nothing."""
+        targets = tokens.roll(-1, dims=1).flatten()
+        pieces = torch.arange(len(targets), device=tokens.device).split(POSITIONS_AT_A_TIME)
+        return torch.cat([-self.log_probs(some).gather(1, targets[some, None])[:, 0] for some in pieces]).reshape(tokens.shape)
+
+
+class _Sums:
+    """Running sums, by position: row 0 for all sequences, the other rows for the bootstrap's resamples of them.
+
+    A resample draws as many sequences as there are, with replacement; row r counts sequence i weights[r, i] times.
+    """
+
+    def __init__(self, n: int, resamples: int, seed: int) -> None:
+        drawn = torch.randint(0, n, (resamples, n), generator=torch.Generator().manual_seed(seed))
+        times = torch.zeros(resamples, n, dtype=torch.int32).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.int32))
+        self.weights = torch.cat([torch.ones(1, n, dtype=torch.int32), times])
+        self.sums: dict[str, Float[Tensor, "row pos"]] = {}
+        self.counts: dict[str, Float[Tensor, "row pos"]] = {}
+        self.sum_x: Tensor | float = 0.0                            # [row, width]
+        self.active: Tensor | float = 0.0                           # [d_sae]: positions where each latent is active
+        self.active_sequences: Tensor | float = 0.0                 # [d_sae]: sequences where it is
+        self.bias_of_batches: list[float] = []
+
+    def add(self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], values: dict[str, Tensor]) -> None:
+        """Add per-position values of one batch. The next token of the last position is unknown."""
+        weights = self.weights[:, rows].double()
+        for name, value in values.items():
+            here = counted.cpu().clone()
+            if name.startswith("ce_"):
+                here[:, -1] = False
+            value = torch.where(here, value.cpu().double(), 0.0)
+            self.sums[name] = self.sums.get(name, 0.0) + weights @ value
+            self.counts[name] = self.counts.get(name, 0.0) + weights @ here.double()
+
+    def add_activations(
+        self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], x: Float[Tensor, "batch pos width"],
+        x_hat: Float[Tensor, "batch pos width"], latents: Float[Tensor, "batch pos d_sae"], convention: Convention,
+    ) -> None:
+        """Add what activations, reconstructions and latents say without the rest of the model."""
+        x, x_hat, latents = x.float(), x_hat.float(), latents.float()
+        on, here = (latents != 0) & counted.to(latents.device)[..., None], counted[..., None]
+        norm_in, norm_out = x.norm(dim=-1), x_hat.norm(dim=-1)
+        values = {
+            "l0": (latents != 0).sum(-1), "l1": latents.abs().sum(-1), "mse": (x_hat - x).pow(2).sum(-1),
+            "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1), "l2_in": norm_in, "l2_out": norm_out,
+            "l2_ratio": norm_out / torch.where(norm_in < 1e-4, 1.0, norm_in),
+            "squared_in": norm_in.pow(2), "squared_out": norm_out.pow(2), "dot": (x * x_hat).sum(-1),
+        }
+        if convention.batch_ratios:
+            from_mean = (x - x[counted].mean(dim=0)).pow(2).sum(-1)
+            values["explained_variance_legacy"] = 1 - values["mse"] / from_mean
+            self.bias_of_batches.append((values["squared_out"][counted].mean() / values["dot"][counted].mean()).item())
+        self.add(rows, counted, values)
+        self.sum_x = self.sum_x + self.weights[:, rows].double() @ torch.where(here, x, 0.0).sum(1).cpu().double()
+        self.active = self.active + on.sum((0, 1)).cpu()
+        self.active_sequences = self.active_sequences + on.any(1).sum(0).cpu()
+
+    @property
+    def mean_activation(self) -> Float[Tensor, "width"]:
+        """E x over the counted positions."""
+        return (self.sum_x[0] / self.counts["l0"][0].sum()).float()
+
+    def report(self) -> FaithfulnessReport:
+        """Divide, once."""
+        n = {name: count.sum(1) for name, count in self.counts.items()}                 # [row]
+        m = {name: total.sum(1) / n[name] for name, total in self.sums.items()}         # [row]
+        nothing = torch.full_like(m["kl"], torch.nan)
+        m |= {name: nothing for name in ("ce_mean", "reverse_kl", "js") if name not in m}
+        variance = m["squared_in"] - (self.sum_x / n["l0"][:, None]).pow(2).sum(1)
+        m["delta_ce"] = m["ce_sae"] - m["ce_clean"]
+        m["reconstruction_score"] = reconstruction_score(m["ce_clean"], m["ce_sae"], m["ce_zero"])
+        m["reconstruction_score_mean"] = reconstruction_score(m["ce_clean"], m["ce_sae"], m["ce_mean"])
+        m["kl_score"] = 1 - _ratio(m["kl"], m["kl_zero"])
+        m["fvu"] = _ratio(m["mse"], variance)
+        m["explained_variance"] = 1 - m["fvu"]
+        m["relative_reconstruction_bias"] = _ratio(m["squared_out"], m["dot"])
+        named = {each.name for each in fields(FaithfulnessReport)} & set(m)
+        positions = {name: self.sums[name][0] / self.counts[name][0] for name in self.sums}  # 0 / 0: not counted
+        positions["delta_ce"] = positions["ce_sae"] - positions["ce_clean"]
+        peers = {"explained_variance_legacy": m["explained_variance_legacy"][0].item(),
+                 "relative_reconstruction_bias": sum(self.bias_of_batches) / len(self.bias_of_batches)
+                 } if self.bias_of_batches else {}
+        return FaithfulnessReport(
+            **{name: m[name][0].item() for name in named},
+            dead_fraction=(self.active == 0).double().mean().item(),
+            n_sequences=self.weights.shape[1], n_positions=int(n["l0"][0]),
+            intervals={name: _interval(m[name][1:]) for name in named} if len(self.weights) > 1 else {},
+            by_position={name: positions[name] for name in positions if name in named},
+            density=self.active / n["l0"][0], peers=peers,
+        )
+
+
+def _interval(resampled: Float[Tensor, "resample"]) -> tuple[float, float]:
+    """Where the middle 95 % of the resampled values lie."""
+    return tuple(resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist())

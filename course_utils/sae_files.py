@@ -1,0 +1,136 @@
+"""Autoencoders on disk and on the hub, in the form of SAELens: cfg.json and sae_weights.safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from course_utils.model_files import ModelUnavailable
+from course_utils.sae import NORMS, SparseAutoencoder
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+ARCHITECTURES = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}  # ours: SAELens's
+RELEASES = {"gpt2-small-res-jb": "jbloom/GPT2-Small-SAEs-Reformatted"}  # SAELens's names, and the repository of each
+
+
+def write_sae(sae: SparseAutoencoder, folder: Path) -> None:
+    """Write both files. SAELens finds there all that it needs to load them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config_of(sae), indent=1) + "\n", encoding="utf-8")
+
+
+def config_of(sae: SparseAutoencoder) -> dict[str, Any]:
+    """What SAELens's cfg.json holds."""
+    config = {
+        "architecture": ARCHITECTURES[sae.kind], "d_in": sae.d_in, "d_sae": sae.d_sae,
+        "dtype": str(sae.W_dec.dtype).removeprefix("torch."), "device": "cpu",
+        "apply_b_dec_to_input": sae.subtract_b_dec, "normalize_activations": sae.normalize,
+        "reshape_activations": "none",
+        "metadata": {"hook_name": sae.hook_name, "hook_head_index": sae.head, "model_name": sae.model_name,
+                     "prepend_bos": True,
+                     "sae_lens_version": "6.54.0"},  # the version whose form this is
+    }
+    if sae.kind == "topk":
+        config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+    return config
+
+
+def read_sae(folder: Path) -> SparseAutoencoder:
+    """Read both files, of any version of SAELens; see `SparseAutoencoder.load` for the errors."""
+    config = read_config(folder)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / WEIGHTS} is missing or damaged: {error}") from error
+    if config["architecture"] == "topk" and config.get("rescale_acts_by_decoder_norm"):
+        weights = fold_decoder_norm(weights)
+    about = {**config, **config.get("metadata", {})}
+    sae = SparseAutoencoder(
+        config["d_in"], config["d_sae"], kind_of(config), k=config.get("k"),
+        normalize=config["normalize_activations"], hook_name=about.get("hook_name"), head=about.get("hook_head_index"),
+        model_name=about.get("model_name"), subtract_b_dec=config.get("apply_b_dec_to_input", True),
+    )
+    weights.pop("scaling_factor", None)                                     # of old files, where it is not used
+    try:
+        sae.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
+    return sae.to(next(iter(weights.values())).dtype).requires_grad_(False).eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """cfg.json, with the names of SAELens 6 also where an older version wrote it. Raises ValueError as `load` does."""
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is missing or is no JSON: {error}") from error
+    if not isinstance(config, dict) or not {"d_in", "d_sae"} <= set(config):
+        raise ValueError(f"{file} does not say d_in and d_sae: it is not the configuration of an autoencoder")
+    old_names = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index",
+                 "activation_fn_str": "activation_fn"}
+    config = {old_names.get(name, name): value for name, value in config.items()}
+    config.setdefault("architecture", "topk" if config.get("activation_fn") == "topk" else "standard")
+    config.setdefault("k", config.get("activation_fn_kwargs", {}).get("k"))
+    config["normalize_activations"] = config.get("normalize_activations") or "none"
+    if config["architecture"] not in ARCHITECTURES.values():
+        raise ValueError(f"{file}: architecture {config['architecture']!r} is not one that this course knows; it knows "
+                         f"{', '.join(ARCHITECTURES.values())}")
+    if config["normalize_activations"] not in NORMS:
+        raise ValueError(f"{file}: normalize_activations {config['normalize_activations']!r} is not supported; "
+                         f"supported are {', '.join(NORMS)}")
+    if config.get("finetuning_scaling_factor"):
+        raise ValueError(f"{file}: a fine-tuned scaling factor is not supported")
+    return config
+
+
+def kind_of(config: dict[str, Any]) -> str:
+    """Our word for SAELens's architecture."""
+    return next(kind for kind, name in ARCHITECTURES.items() if name == config["architecture"])
+
+
+def fold_decoder_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same autoencoder with unit decoder rows, for files whose pre-activations are to be scaled by their norms."""
+    norm = weights["W_dec"].norm(dim=1)                                     # [d_sae]
+    return {**weights, "W_enc": weights["W_enc"] * norm, "b_enc": weights["b_enc"] * norm,
+            "W_dec": weights["W_dec"] / norm[:, None]}
+
+
+def load_pretrained_sae(release: str, sae_id: str) -> SparseAutoencoder:
+    """A published autoencoder, from the Hugging Face hub or its local cache.
+
+    Args:
+        release: a name in RELEASES, or the repository itself ("owner/name").
+        sae_id: the folder in it, such as "blocks.8.hook_resid_pre".
+    Raises:
+        ModelUnavailable: if it is not in the cache and the hub does not answer.
+        ValueError: if the release is neither known nor a repository, or as `SparseAutoencoder.load` does.
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    repo = RELEASES.get(release, release)
+    if "/" not in repo:
+        raise ValueError(f"there is no release {release!r}; known are {', '.join(RELEASES)}, and any repository "
+                         "of the hub in SAELens's form can be named as owner/name")
+    try:
+        files = [hf_hub_download(repo, f"{sae_id}/{name}") for name in (CONFIG, WEIGHTS)]
+    except (OSError, ValueError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ModelUnavailable(
+            f"the autoencoder {release}, {sae_id} is not on this machine and could not be downloaded.\n"
+            f"  needed:  {CONFIG} and {WEIGHTS} in {repo}/{sae_id}\n"
+            f"  tried:   the local Hugging Face cache {constants.HF_HUB_CACHE}: not there\n"
+            f"           the Hugging Face hub: {first_line}\n"
+            f"  works now: the autoencoders that the course ships, see course_utils.shipped_saes"
+        ) from error
+    sae = SparseAutoencoder.load(Path(files[0]).parent)
+    sae.hook_name = sae.hook_name or sae_id
+    return sae

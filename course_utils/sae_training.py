@@ -1,0 +1,255 @@
+"""Training a sparse autoencoder on a model's activations: each step in plain sight, and exact resume.
+
+The activations are collected once and kept in memory. A raw autoencoder (`normalize="none"`) is trained on
+activations divided by one number, so that the mean of ‖x‖² is d_in whatever the layer, and the same learning rate and
+penalty fit everywhere; at the end that number is multiplied back into the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from course_utils.model_files import bars_are_off
+from course_utils.sae import SparseAutoencoder, Step
+from course_utils.sites import collect_activations
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+STATE, SETTINGS = "state.safetensors", "settings.json"
+LOG_EVERY = 50  # steps
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train, and what: the autoencoder's kind, width and norm are here, too."""
+
+    d_sae: int
+    kind: str = "relu"
+    k: int | None = None
+    normalize: str = "none"
+    steps: int = 4000
+    batch: int = 1024         # activations for each step
+    lr: float = 1e-3
+    sparsity: float = 1.0     # weight of the penalty; topk has none
+    warm_up: int = 200        # steps over which learning rate and penalty grow to their full size
+    decay: float = 0.2        # share of the steps, at the end, over which the learning rate falls to 0
+    dead_after: int = 300     # steps without being active after which a latent counts as dead
+    revive: float = 1 / 32    # weight of the loss that revives dead latents; 0 leaves them dead
+    seed: int = 0
+    save_every: int = 500     # steps between checkpoints, if a folder is given
+
+    def __post_init__(self) -> None:
+        for name in ("d_sae", "steps", "batch", "warm_up", "dead_after", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.lr <= 0 or self.sparsity < 0 or self.revive < 0 or not 0 <= self.decay <= 1:
+            raise ValueError("lr must be positive, sparsity and revive not negative, and decay a share from 0 to 1")
+
+
+def train_sae(
+    model: TransformerBridge, hook_name: str, tokens: Int[Tensor, "n pos"], config: TrainingConfig, *,
+    head: int | None = None, folder: str | Path | None = None,
+) -> SparseAutoencoder:
+    """An autoencoder for the activations at one place, at every position but the first.
+
+    Args:
+        folder: where to keep checkpoints. A run that was stopped goes on from the last one, and ends with exactly the
+            weights it would have had.
+    Raises:
+        ValueError: if the place or the configuration is wrong, there are fewer activations than one batch, one of them
+            is not finite, or the folder holds a run with other settings.
+    """
+    activations = collect_activations(model, hook_name, tokens, head=head)
+    sae = SparseAutoencoder(
+        activations.shape[1], config.d_sae, config.kind, k=config.k, normalize=config.normalize, hook_name=hook_name,
+        head=head, model_name=model.cfg.model_name, seed=config.seed,
+    )
+    return fit(sae.to(model.W_E.device), activations, config, folder)
+
+
+def fit(
+    sae: SparseAutoencoder, activations: Float[Tensor, "n d_in"], config: TrainingConfig,
+    folder: str | Path | None = None,
+) -> SparseAutoencoder:
+    """Train on these activations; see `train_sae`. What was seen on the way is in the answer's `training_log`."""
+    training = Training(sae, activations, config, Path(folder) if folder else None)
+    bar = tqdm(range(training.step, config.steps), initial=training.step, total=config.steps, delay=1,
+               desc=f"training {config.kind}", unit="step", disable=bars_are_off())
+    for _ in bar:
+        seen = training.one_step(training.batch())
+        if seen:
+            bar.set_postfix({name: f"{value:.3g}" for name, value in seen.items() if name != "step"})
+    return training.finish()
+
+
+class Training:
+    """The state of a run: the autoencoder, Adam's moments, the step, and when each latent was last active."""
+
+    def __init__(
+        self, sae: SparseAutoencoder, activations: Float[Tensor, "n d_in"], config: TrainingConfig, folder: Path | None = None
+    ) -> None:
+        if len(activations) < config.batch:
+            raise ValueError(f"there are {len(activations)} activations, fewer than one batch of {config.batch}")
+        if not activations.isfinite().all():
+            raise ValueError("some activations are not finite (NaN or infinite)")
+        self.sae, self.activations, self.config, self.folder = sae.requires_grad_(True).train(), activations, config, folder
+        self.scale = 1.0
+        if config.normalize == "none":
+            self.scale = (activations.double().pow(2).sum(1).mean() / sae.d_in).sqrt().item() or 1.0
+        with torch.no_grad():
+            sample = activations[:: max(1, len(activations) // 20_000)].to(sae.b_dec) / self.scale
+            sae.b_dec.copy_(sae.normalized(sample).mean(dim=0))
+        self.optimizer = torch.optim.Adam(sae.parameters(), lr=config.lr, fused=True)
+        self.step, self.idle = 0, torch.zeros(sae.d_sae, device=sae.b_dec.device)      # idle: steps since last active
+        self.log: list[dict[str, float]] = []
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        if folder:
+            self._claim()
+            self._load()
+
+    def batch(self) -> Float[Tensor, "batch d_in"]:
+        """The activations of this step: a function of the seed and the step alone, so that a resumed run sees the same."""
+        per_epoch = len(self.activations) // self.config.batch
+        epoch, place = divmod(self.step, per_epoch)
+        if self._order[0] != epoch:
+            rng = torch.Generator().manual_seed(self.config.seed + 1_000_003 * (epoch + 1))
+            self._order = epoch, torch.randperm(len(self.activations), generator=rng)
+        rows = self._order[1][place * self.config.batch : (place + 1) * self.config.batch]
+        return self.activations[rows].to(self.sae.b_dec) / self.scale
+
+    def one_step(self, x: Float[Tensor, "batch d_in"]) -> dict[str, float]:
+        """One step of Adam; every LOG_EVERY steps, what it saw."""
+        config, sae = self.config, self.sae
+        growth = min(1.0, (self.step + 1) / config.warm_up)
+        left = (config.steps - self.step) / max(1.0, config.decay * config.steps)
+        self.optimizer.param_groups[0]["lr"] = config.lr * growth * min(1.0, left)
+        x = sae.normalized(x)
+        pre = sae.pre_activations(x)
+        latents = sae.gate(pre) * sae.magnitude(pre) if sae.kind == "gated" else sae.activate(pre)
+        error = latents @ sae.W_dec + sae.b_dec - x
+        mse = error.pow(2).sum(dim=1).mean()
+        loss = mse + sparsity_loss(sae, x, pre, latents, config.sparsity * growth)
+        dead = self.idle >= config.dead_after
+        if config.revive and (n_dead := int(dead.sum())):
+            loss = loss + config.revive * revival_loss(sae, pre, error.detach(), dead, n_dead)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        constrain(sae)
+        self.step += 1
+        active = (latents.detach() != 0).any(dim=0)
+        self.idle = torch.where(active, 0.0, self.idle + 1)
+        if self.folder and self.step % config.save_every == 0:
+            self.save()
+        if self.step % LOG_EVERY and self.step != config.steps:
+            return {}
+        l0 = (latents.detach() != 0).sum(dim=1).float().mean().item()
+        self.log.append({"step": self.step, "mse": mse.item() / sae.d_in, "l0": l0, "dead": dead.float().mean().item()})
+        return self.log[-1]
+
+    @torch.no_grad()
+    def finish(self) -> SparseAutoencoder:
+        """The autoencoder, for activations as they are: without the scale they had in training."""
+        for name in ("b_dec", "b_enc", "b_gate", "b_mag", "threshold"):
+            if hasattr(self.sae, name):
+                getattr(self.sae, name).mul_(self.scale)
+        self.scale = 1.0
+        self.sae.training_log = self.log
+        return self.sae.requires_grad_(False).eval()
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _claim(self) -> None:
+        """Note the settings in the folder. Raises ValueError if it holds a run with others."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / SETTINGS
+        mine = {**asdict(self.config), "activations": list(self.activations.shape), "scale": self.scale}
+        if file.exists() and (theirs := json.loads(file.read_text(encoding="utf-8"))) != mine:
+            differ = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+            raise ValueError(f"{self.folder} holds a run with another {', '.join(differ)}: choose another folder")
+        file.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+
+    def save(self) -> None:
+        """Write a checkpoint, then give it its name: a kill in between leaves the one before."""
+        tensors = {f"sae/{name}": value for name, value in self.sae.state_dict().items()} | {"idle": self.idle}
+        for key, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam/{key}/{name}": value for name, value in moments.items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(tensors, self.folder / "state.tmp", metadata={"step": str(self.step), "log": json.dumps(self.log)})
+        os.replace(self.folder / "state.tmp", self.folder / STATE)
+
+    def _load(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        file = self.folder / STATE
+        if not file.exists():
+            return
+        tensors = load_file(file, device=str(self.idle.device))
+        with safe_open(file, "pt") as opened:
+            self.step, self.log = int(opened.metadata()["step"]), json.loads(opened.metadata()["log"])
+        self.idle = tensors["idle"]
+        self.sae.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("sae/")})
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("adam/"):
+                _, key, moment = name.split("/")
+                moments.setdefault(int(key), {})[moment] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+# --- the loss ----------------------------------------------------------------------------------------------------------
+
+
+def sparsity_loss(
+    sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"], pre: Float[Tensor, "batch d_sae"],
+    latents: Float[Tensor, "batch d_sae"], weight: float,
+) -> Float[Tensor, ""] | float:
+    """What is added to the squared error so that few latents are active; decoder rows have norm 1.
+
+    relu: weight · Σ f. jumprelu: weight · the number of active latents. topk: nothing. gated: weight · Σ of the gate's
+    positive part, and the squared error that this part would make by itself, with the decoder held fixed: without it
+    nothing would teach the gate what to let through (arXiv 2404.16014, eq. 8).
+    """
+    if sae.kind == "relu":
+        return weight * latents.sum(dim=1).mean()
+    if sae.kind == "jumprelu":
+        return weight * Step.apply(pre, sae.threshold).sum(dim=1).mean()
+    if sae.kind == "gated":
+        open_part = (pre + sae.b_gate).relu()
+        by_itself = open_part @ sae.W_dec.detach() + sae.b_dec.detach() - x
+        return weight * open_part.sum(dim=1).mean() + by_itself.pow(2).sum(dim=1).mean()
+    return 0.0
+
+
+def revival_loss(
+    sae: SparseAutoencoder, pre: Float[Tensor, "batch d_sae"], error: Float[Tensor, "batch d_in"],
+    dead: Float[Tensor, "d_sae"], n_dead: int,
+) -> Float[Tensor, ""]:
+    """Let the dead latents explain what the others leave over (Gao et al. 2024, appendix A.2).
+
+    Of the dead ones, the d_in / 2 with the largest pre-activations stand for the rest −error as well as they can.
+    """
+    k = min(sae.d_in // 2, n_dead)
+    values, indices = pre.masked_fill(~dead, -torch.inf).topk(k, dim=1, sorted=False)
+    revived = torch.zeros_like(pre).scatter(1, indices, values) @ sae.W_dec
+    return (revived + error).pow(2).sum(dim=1).mean()
+
+
+@torch.no_grad()
+def constrain(sae: SparseAutoencoder) -> None:
+    """Give each decoder row norm 1 (else an L1 penalty is evaded by small latents and long rows)."""
+    sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
+    if sae.kind == "jumprelu":
+        sae.threshold.clamp_(min=0)

@@ -1,0 +1,108 @@
+"""Places in a model where an activation can be read, and where another can be put in its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from course_utils.clean_run import CleanRun, Residual
+from course_utils.model_files import bars_are_off
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+POINTS = ("hook_resid_pre", "hook_resid_post", "hook_mlp_out", "hook_attn_out", "attn.hook_z")
+
+
+class Site:
+    """One hook of one layer: blocks.L.hook_resid_pre, hook_resid_post, hook_mlp_out, hook_attn_out or attn.hook_z.
+
+    Attributes:
+        layer, point: the two parts of the name.
+        head: with attn.hook_z, one head alone; None for all heads side by side.
+        width: of the activation: d_model, or n_heads * d_head for z, or d_head for one head's z.
+    """
+
+    def __init__(self, model: TransformerBridge, hook_name: str, head: int | None = None) -> None:
+        """
+        Raises:
+            ValueError: if the model has no such hook, or no such head.
+        """
+        cfg, match = model.cfg, re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
+        if not match or match[2] not in POINTS or int(match[1]) >= cfg.n_layers:
+            raise ValueError(f"there is no place {hook_name!r} for an autoencoder in this model; it has "
+                             f"blocks.0 to blocks.{cfg.n_layers - 1}, each with {', '.join(POINTS)}")
+        self.hook_name, self.layer, self.point, self.head = hook_name, int(match[1]), match[2], head
+        if head is not None and (self.point != "attn.hook_z" or not 0 <= head < cfg.n_heads):
+            raise ValueError(f"head is {head}; only attn.hook_z has heads, in this model 0 to {cfg.n_heads - 1}")
+        self.d_head = cfg.d_head
+        self.width = cfg.d_model if self.point != "attn.hook_z" else cfg.d_head * (cfg.n_heads if head is None else 1)
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether the activation is the whole residual stream: nothing of what came before passes it by."""
+        return self.point in ("hook_resid_pre", "hook_resid_post")
+
+    @property
+    def recorded(self) -> list[str]:
+        """What a CleanRun has to keep for this place; it keeps the residual stream anyway."""
+        return [] if self.is_residual else [self.hook_name]
+
+    def read(self, clean: CleanRun) -> Float[Tensor, "batch pos width"]:
+        """The activation in a clean run."""
+        if self.is_residual:
+            return clean.residuals[self._entered]
+        return self.flat(clean.activations[self.hook_name])
+
+    def flat(self, activation: Float[Tensor, "batch pos ..."]) -> Float[Tensor, "batch pos width"]:
+        """An activation as the hook gives it, heads side by side or one alone."""
+        if self.point != "attn.hook_z":
+            return activation
+        return activation.flatten(2) if self.head is None else activation[:, :, self.head]
+
+    def continue_with(self, clean: CleanRun, new: Float[Tensor, "batch pos width"]) -> Residual:
+        """What leaves the last block with `new` in the activation's place; the blocks below are not run again."""
+        if self.is_residual:
+            return clean.continue_from(self._entered, new)
+        if self.point == "hook_mlp_out":                            # it is the last thing that its block adds
+            after = clean.residuals[self.layer + 1] + (new - self.read(clean))
+            return clean.continue_from(self.layer + 1, after)
+        with clean.model.hooks(fwd_hooks=[(self.hook_name, lambda old, hook: self._put(old, new))]):
+            return clean.continue_from(self.layer, clean.residuals[self.layer])
+
+    @property
+    def _entered(self) -> int:
+        """The block that this residual stream enters."""
+        return self.layer + (self.point == "hook_resid_post")
+
+    def _put(self, old: Float[Tensor, "batch pos ..."], new: Float[Tensor, "batch pos width"]) -> Tensor:
+        if self.head is None:
+            return new.reshape(old.shape)
+        old = old.clone()
+        old[:, :, self.head] = new
+        return old
+
+
+def activations_in_batches(
+    model: TransformerBridge, site: Site, tokens: Int[Tensor, "n pos"], batch_size: int = 32
+) -> Iterator[Float[Tensor, "batch pos width"]]:
+    """The activation of every sequence, batch by batch; the layers above it are not run."""
+    for batch in tqdm(tokens.split(batch_size), desc="activations", delay=1, disable=bars_are_off()):
+        _, cache = model.run_with_cache(batch, names_filter=[site.hook_name], stop_at_layer=site.layer + 1)
+        yield site.flat(cache[site.hook_name])
+
+
+@torch.no_grad()
+def collect_activations(
+    model: TransformerBridge, hook_name: str, tokens: Int[Tensor, "n pos"], *, head: int | None = None,
+    batch_size: int = 32,
+) -> Float[Tensor, "n*(pos-1) width"]:
+    """The activation at every position but the first (BOS), in order, on the CPU: four bytes for each number."""
+    site = Site(model, hook_name, head)
+    return torch.cat([x[:, 1:].flatten(0, 1).cpu() for x in activations_in_batches(model, site, tokens, batch_size)])
