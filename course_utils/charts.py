@@ -1,13 +1,15 @@
-"""Two more pictures for the lessons: points against a diagonal, and bars by name. Made like those of `viz`."""
+"""More pictures for the lessons: points against a diagonal, bars by name, curves side by side. Made like those of `viz`."""
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
+import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from course_utils.viz import OKABE_ITO, _array, _axes, _finish
+from course_utils.viz import LINE_STYLES, OKABE_ITO, WIDTH, _array, _axes, _finish
 
 
 def plot_scatter(
@@ -66,4 +68,54 @@ def plot_bars(
     if len(values) > 1:
         where = {"loc": "outside lower center"} if is_new else {}
         (ax.figure if is_new else ax).legend(fontsize=9, ncols=len(values), **where)
+    return _finish(ax, is_new)
+
+
+def plot_curves(
+    panels: list[tuple[str, Float[ndarray, "x"] | dict[str, Float[ndarray, "x"]]]], *, xlabel: str,
+    x: Float[ndarray, "x"] | None = None, title: str = "", log: bool = False,
+) -> Figure:
+    """Curves over one axis, a panel for each quantity: [(label of the y axis, one curve or {name: curve})].
+
+    Args:
+        x: where the numbers stand; 0, 1, 2, … when not given.
+        log: logarithmic y axes.
+
+    Raises:
+        ValueError: when there is no panel, or a curve has not one number for each x.
+    """
+    if not panels:
+        raise ValueError("panels must hold at least one (label, curves)")
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0), layout="constrained", squeeze=False)
+    for ax, (ylabel, curves) in zip(axes[0], panels):
+        curves = curves if isinstance(curves, dict) else {"": curves}
+        for i, (name, curve) in enumerate(curves.items()):
+            ys = _array(curve)
+            xs = np.arange(ys.size) if x is None else _array(x)
+            if ys.shape != xs.shape:
+                raise ValueError(f"{name or ylabel!r} has shape {ys.shape}; x has shape {xs.shape}")
+            ax.plot(xs, ys, label=name, color=OKABE_ITO[i % len(OKABE_ITO)], linestyle=LINE_STYLES[i % len(LINE_STYLES)])
+        ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+        ax.grid(alpha=0.3)
+        if len(curves) > 1:
+            ax.legend(fontsize=9)
+    figure.suptitle(title)
+    return _finish(axes[0][0], True)
+
+
+def plot_histogram(
+    values: Float[ndarray, "n"], xlabel: str, what: str, *, bins: int = 40, title: str = "", ax: Axes | None = None
+) -> Figure:
+    """How many of the values lie where; `what` they are ("latents") is the label of the y axis.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    numbers = _array(values)
+    if not numbers.size:
+        raise ValueError("there is nothing to count: values is empty")
+    ax, is_new = _axes(ax, 2.8)
+    ax.hist(numbers.flatten(), bins=bins, color=OKABE_ITO[0])
+    ax.set(xlabel=xlabel, ylabel=f"number of {what}", title=title)
+    ax.grid(alpha=0.3)
     return _finish(ax, is_new)

@@ -1,0 +1,115 @@
+"""What a latent stands for: where it is active, and which fact it goes with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from course_utils.faithfulness import reconstruct, site_of
+from course_utils.sites import activations_in_batches
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from course_utils.faithfulness import HasEncodeDecode
+
+
+@torch.no_grad()
+def latent_activations(
+    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *, hook_name: str | None = None,
+    batch_size: int = 32,
+) -> Float[Tensor, "n pos d_sae"]:
+    """Every latent at every position; 0 at the first (BOS), which an autoencoder of this course never sees."""
+    site = site_of(model, sae, hook_name, None, force=False)
+    latents = torch.cat([reconstruct(sae, x, site)[0].cpu()
+                         for x in activations_in_batches(model, site, tokens, batch_size)])
+    latents[:, 0] = 0
+    return latents
+
+
+def dead_latents(latents: Float[Tensor, "n pos d_sae"], mask: Bool[Tensor, "n pos"]) -> Bool[Tensor, "d_sae"]:
+    """True for each latent that is 0 at every position that the mask counts."""
+    return ~((latents != 0) & mask[..., None]).any(dim=1).any(dim=0)
+
+
+def top_activations(latent: Float[Tensor, "n pos"], k: int) -> Int[Tensor, "k 2"]:
+    """The (sequence, position) of a latent's k largest values, largest first, at most one in each sequence.
+
+    Fewer than k where it is active in fewer sequences.
+    """
+    largest, positions = latent.max(dim=1)                          # each [n]
+    sequences = largest.argsort(descending=True, stable=True)[:k]
+    sequences = sequences[largest[sequences] > 0]
+    return torch.stack([sequences, positions[sequences]], dim=1)
+
+
+def auc(latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"]) -> Float[Tensor, "d_sae"]:
+    """How well each latent tells labelled positions from others: P(f₊ > f₋) + ½ P(f₊ = f₋), for a random pair.
+
+    1: larger at every labelled position; ½: knows nothing; 0: smaller at every one. (The area under the ROC curve, by
+    the ranks of Mann and Whitney.)
+    Raises:
+        ValueError: if all positions, or none, are labelled.
+    """
+    n_yes = int(labels.sum())
+    if n_yes in (0, len(labels)):
+        raise ValueError(f"{n_yes} of {len(labels)} positions are labelled: there is nothing to tell apart")
+    columns = latents.T.contiguous()                                # [d_sae, m]
+    ordered = columns.sort(dim=1).values
+    below = torch.searchsorted(ordered, columns)                    # how many are smaller
+    up_to = torch.searchsorted(ordered, columns, right=True)        # how many are smaller or equal
+    ranks = (below + up_to + 1).double() / 2                        # 1 to m; equal values share their mean rank
+    wins = ranks[:, labels].sum(dim=1) - n_yes * (n_yes + 1) / 2
+    return (wins / (n_yes * (len(labels) - n_yes))).float()
+
+
+def best_latents(
+    latents: Float[Tensor, "m d_sae"], labels: dict[str, Bool[Tensor, "m"]], *, known: dict[str, Bool[Tensor, "m"]] | None = None
+) -> pd.DataFrame:
+    """For each label the latent whose AUC is farthest from ½, in either direction.
+
+    Args:
+        known: for each label the positions where it has a value; all, if the label is not in it.
+    """
+    rows = []
+    for name, label in labels.items():
+        where = (known or {}).get(name, torch.ones_like(label))
+        scores = auc(latents[where], label[where])
+        best = int((scores - 0.5).abs().argmax())
+        active = (latents[where][:, best] != 0).float()
+        rows.append({"label": name, "share": label[where].float().mean().item(), "latent": best, "AUC": scores[best].item(),
+                     "active if so": active[label[where]].mean().item(), "active if not": active[~label[where]].mean().item()})
+    return pd.DataFrame(rows).set_index("label")
+
+
+def story_labels(labels: dict[str, Int[Tensor, "n length"]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Yes-or-no questions about a story, answered at every position; and where each has an answer.
+
+    `labels` are those of `StoryLanguage.sample`; see `course_utils.language.LABELS`.
+    """
+    anyone = labels["woman"] >= 0
+    yes = {
+        "a woman acts": labels["woman"] == 1, "inside a quotation": labels["in_quote"] == 1,
+        "the subject is plural": labels["plural"] == 1, "first sentence of a story": labels["sentence"] == 0,
+        "first word of a sentence": labels["position"] == 1, "two people or more": labels["people"] >= 2,
+        "the actor holds something": labels["holding"] >= 1, "something lies somewhere": labels["lying"] >= 1,
+        "we know where the actor is": labels["place"] >= 0, "what was named lies somewhere": labels["topic_place"] >= 0,
+    }
+    return yes, {"a woman acts": anyone, "the actor holds something": anyone}
+
+
+def token_labels(model: TransformerBridge, tokens: Int[Tensor, "n pos"]) -> dict[str, Bool[Tensor, "n pos"]]:
+    """Questions that can be asked of any text, answered from the tokens alone; those with only one answer left out."""
+    words = {token: model.tokenizer.decode([token]) for token in tokens.unique().tolist()}
+    questions = {
+        "begins a word": lambda word: word.startswith(" "), "a capital": lambda word: word.strip()[:1].isupper(),
+        "a number": lambda word: word.strip().isdigit(), "punctuation": lambda word: word.strip() and not any(map(str.isalnum, word)),
+        "a line break": lambda word: "\n" in word,
+    }
+    answers = {name: torch.tensor([bool(test(words[t])) for t in tokens.flatten().tolist()]).reshape(tokens.shape)
+               for name, test in questions.items()}
+    return {name: answer for name, answer in answers.items() if 0 < answer.float().mean() < 1}
