@@ -103,6 +103,46 @@ def reconstruction_score(
     return score if any(isinstance(each, Tensor) for each in (clean, patched, ablated)) else score.item()
 
 
+def cross_entropy_by_position(
+    logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "pos-1"]:
+    """CE_j = −(1/N) Σ_i ln p(t_{i, j+1}), in nats: entry j is about the logits at position j."""
+    return -log_softmax(logits[:, :-1]).gather(2, tokens[:, 1:, None])[..., 0].mean(dim=0)
+
+
+def explained_variance(x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "tokens d"]) -> float:
+    """1 − E‖x̂ − x‖² / E‖x − E x‖², with all components and all tokens pooled.
+
+    NaN, "not defined", where the activations do not vary.
+    """
+    x, x_hat = x.double(), x_hat.double()
+    return (1 - _ratio((x_hat - x).pow(2).sum(), (x - x.mean(dim=0)).pow(2).sum())).item()
+
+
+def pooled_mean(values: list[Float[Tensor, "batch pos"]], masks: list[Bool[Tensor, "batch pos"]]) -> float:
+    """The mean of all values whose mask is True, over all batches together.
+
+    Raises:
+        ValueError: if no position is counted.
+    """
+    counted = torch.cat([value[mask] for value, mask in zip(values, masks)])
+    if not len(counted):
+        raise ValueError("no position is counted: every mask is False")
+    return counted.double().mean().item()
+
+
+def bootstrap_interval(
+    values: Float[Tensor, "n pos"], mask: Bool[Tensor, "n pos"], draws: Int[Tensor, "resample n"]
+) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % quantiles of the pooled mean over resampled sequences.
+
+    Row r of `draws` names the sequences of resample r; one that is drawn twice counts twice.
+    """
+    sums = torch.where(mask, values.double(), 0.0).sum(dim=1)[draws].sum(dim=1)     # [resample]
+    counts = mask.sum(dim=1)[draws].sum(dim=1)
+    return _interval(sums / counts)
+
+
 def _ratio(above: Float[Tensor, "*any"], below: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """above / below; NaN where there is nothing to divide by."""
     return torch.where(below.abs() < TOO_SMALL, torch.nan, above / below)

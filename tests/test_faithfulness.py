@@ -36,8 +36,8 @@ PLACES = [("blocks.1.hook_resid_pre", None), ("blocks.0.hook_resid_post", None),
           ("blocks.0.attn.hook_z", 2)]
 RESIDUAL = "blocks.1.hook_resid_pre"
 METRICS = [each.name for each in fields(FaithfulnessReport) if each.type == "float"]
-PER_TOKEN = ["ce_clean", "ce_sae", "ce_zero", "ce_mean", "kl", "reverse_kl", "js", "kl_zero", "l0", "l1", "mse", "cosine",
-             "l2_ratio", "l2_in", "l2_out"]
+PER_TOKEN = ["ce_clean", "ce_sae", "ce_zero", "ce_mean", "kl", "reverse_kl", "js", "kl_zero", "l0", "l1", "mse",
+             "cosine", "l2_ratio", "l2_in", "l2_out"]
 ABLATIONS = {"ce_zero", "ce_mean", "kl_zero", "reconstruction_score", "reconstruction_score_mean", "kl_score"}
 
 
@@ -139,7 +139,8 @@ def token_numbers(logits, x, x_hat, latents, target):
     p, q, length_in, length_out = log["clean"], log["sae"], x.norm().item(), x_hat.norm().item()
     middle = ((p.exp() + q.exp()) / 2).log()
     numbers = {
-        "kl": kl(p, q), "reverse_kl": kl(q, p), "kl_zero": kl(p, log["zero"]), "js": (kl(p, middle) + kl(q, middle)) / 2,
+        "kl": kl(p, q), "reverse_kl": kl(q, p), "kl_zero": kl(p, log["zero"]),
+        "js": (kl(p, middle) + kl(q, middle)) / 2,
         "l0": sum(value != 0 for value in latents.tolist()), "l1": sum(abs(value) for value in latents.tolist()),
         "mse": sum((a - b)**2 for a, b in zip(x.tolist(), x_hat.tolist())), "dot": (x @ x_hat).item(),
         "cosine": (x @ x_hat).item() / (length_in * length_out), "l2_ratio": length_out / length_in,
@@ -329,14 +330,13 @@ def test_a_divergence_is_not_negative_and_knows_no_shift(p, q, shift):
 @given(RULED_OUT, RULED_OUT)
 def test_ruled_out_tokens_count_nothing_or_everything(p, q):
     kl = kl_divergence(torch.tensor(p), torch.tensor(q))
-    p_probs, q_probs = torch.tensor(p).softmax(0), torch.tensor(q).softmax(0)
-    if any(a > 0 and b == -math.inf for a, b in zip(p_probs, q)):
+    log_p, log_q = torch.tensor(p).log_softmax(0), torch.tensor(q).log_softmax(0)
+    possible = [j for j in range(4) if log_p[j].exp() > 0]
+    if any(q[j] == -math.inf for j in possible):
         assert kl == math.inf
     else:
-        both = [j for j in range(4) if p_probs[j] > 0]
-        expected = sum(p_probs[j] * (torch.tensor(p).log_softmax(0)[j] - torch.tensor(q).log_softmax(0)[j]) for j in both)
-        assert kl.item() == pytest.approx(max(0.0, float(expected)), abs=1e-4, rel=1e-4)
-    assert not q_probs.isnan().any()
+        expected = sum(log_p[j].exp().item() * (log_p[j] - log_q[j]).item() for j in possible)
+        assert kl.item() == pytest.approx(max(0.0, expected), abs=1e-4, rel=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
@@ -382,8 +382,8 @@ def test_every_number_equals_full_passes_and_loops(model, hook_name, head):
 
 
 @pytest.mark.parametrize("hook_name, head", [PLACES[0], PLACES[3], PLACES[5]])
-@pytest.mark.parametrize("convention", [SAELENS, SAEBENCH, Convention(drop_last=False), Convention(ablate_everywhere=True),
-                                        Convention(patch_everywhere=True)], ids=str)
+@pytest.mark.parametrize("convention", [SAELENS, SAEBENCH, Convention(drop_last=False),
+                                        Convention(ablate_everywhere=True), Convention(patch_everywhere=True)])
 def test_every_number_in_other_conventions(convention, hook_name, head):
     model = small_models.multi_head()
     tokens, sae = some_tokens(model), random_sae(24)
@@ -491,7 +491,7 @@ def test_nothing_depends_on_how_sequences_are_batched(model, batch_size, holes):
     report = evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, mask=mask, batch_size=batch_size)
     same(report, expected)
     for name, (low, high) in expected.intervals.items():
-        assert report.intervals[name] == pytest.approx((low, high), rel=1e-5, abs=1e-5, nan_ok=True), name
+        assert report.intervals[name] == pytest.approx((low, high), rel=1e-4, abs=1e-5, nan_ok=True), name
     for name, values in expected.by_position.items():
         torch.testing.assert_close(report.by_position[name], values, rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -530,7 +530,8 @@ def test_padding_that_the_mask_leaves_out_changes_nothing(model):
 @pytest.mark.parametrize("holes", [False, True])
 def test_the_identity_is_perfect(model, hook_name, head, holes):
     tokens = some_tokens(model)
-    report = evaluate_sae(model, Identity(), tokens, hook_name=hook_name, head=head, mask=with_holes(tokens) if holes else None)
+    report = evaluate_sae(model, Identity(), tokens, hook_name=hook_name, head=head,
+                          mask=with_holes(tokens) if holes else None)
     for name in ("delta_ce", "kl", "reverse_kl", "js", "mse", "fvu"):
         assert getattr(report, name) == pytest.approx(0, abs=1e-6), name
     for name in ("explained_variance", "cosine", "l2_ratio", "relative_reconstruction_bias", "kl_score"):
@@ -547,9 +548,10 @@ def test_zero_recovers_nothing(model, hook_name, head, holes):
                           mask=with_holes(tokens) if holes else None)
     assert report.reconstruction_score * (report.ce_zero - report.ce_clean) == pytest.approx(0, abs=1e-5)
     assert report.kl_score * report.kl_zero == pytest.approx(0, abs=1e-5)
-    assert (report.ce_sae, report.kl) == (pytest.approx(report.ce_zero, abs=1e-5), pytest.approx(report.kl_zero, abs=1e-5))
-    assert report.cosine == report.l2_ratio == report.l2_out == report.l0 == report.l1 == 0 and report.dead_fraction == 1
+    assert (report.ce_sae, report.kl) == pytest.approx((report.ce_zero, report.kl_zero), abs=1e-5)
+    assert report.cosine == report.l2_ratio == report.l2_out == report.l0 == report.l1 == 0
     assert math.isnan(report.relative_reconstruction_bias) and report.explained_variance < 1e-6
+    assert report.dead_fraction == 1
 
 
 @pytest.mark.parametrize("hook_name, head", PLACES)
@@ -578,12 +580,28 @@ def test_an_ablation_that_changes_nothing_has_no_score(hook_name):
     assert abs(report.delta_ce) > 1e-3 and report.kl > 1e-3         # what is defined is there
 
 
+def nearly_constant(offset, spread):
+    """A copy of multi_head: its second MLP writes a constant vector, plus what it wrote before times `spread`."""
+    model = small_models.multi_head.__wrapped__()
+    last = model.blocks[1].original_component.mlp.c_proj.original_component
+    last.weight.data *= spread
+    last.bias.data = offset * torch.randn(24, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.mark.parametrize("spread", [0.03, 0.1, 1.0])
+def test_a_variance_that_is_small_beside_the_mean(spread):
+    """The mean's square is some thousand times the variance, or more: a difference of float32 sums would be noise."""
+    model, sae = nearly_constant(30.0, spread), random_sae(24)
+    tokens = some_tokens(model)
+    found = found_by_hand(model, sae, tokens, "blocks.1.hook_mlp_out")
+    report = evaluate_sae(model, sae, tokens, hook_name="blocks.1.hook_mlp_out")
+    assert report.fvu == pytest.approx(summary(found)["fvu"], rel=1e-4)
+
+
 @pytest.mark.parametrize("size", [0.01, 1.0, 30.0])
 def test_constant_activations_have_no_variance_to_explain(size):
-    model = small_models.multi_head.__wrapped__()                   # a copy of our own
-    last = model.blocks[1].original_component.mlp.c_proj.original_component
-    last.weight.data.zero_()
-    last.bias.data = size * torch.randn(24, generator=torch.Generator().manual_seed(0))
+    model = nearly_constant(size, 0.0)
     report = evaluate_sae(model, random_sae(24), some_tokens(model), hook_name="blocks.1.hook_mlp_out")
     assert math.isnan(report.explained_variance) and math.isnan(report.fvu)
     assert math.isnan(report.reconstruction_score_mean) and not math.isnan(report.reconstruction_score)
@@ -594,7 +612,8 @@ def test_constant_activations_have_no_variance_to_explain(size):
 
 @pytest.mark.parametrize("change, differs", [
     ({}, set()),
-    ({"drop_last": False}, {*METRICS} - {"ce_clean", "ce_sae", "ce_zero", "delta_ce", "reconstruction_score", "dead_fraction"}),
+    ({"drop_last": False}, {*METRICS} - {"ce_clean", "ce_sae", "ce_zero", "delta_ce", "reconstruction_score",
+                                         "dead_fraction"}),
     ({"ablate_everywhere": True}, ABLATIONS),
     ({"patch_everywhere": True}, {"ce_sae", "delta_ce", "kl", "reverse_kl", "js", "reconstruction_score",
                                   "reconstruction_score_mean", "kl_score"}),
@@ -606,8 +625,8 @@ def test_each_rule_changes_what_it_says(change, differs):
     ours = evaluate_sae(model, sae, tokens, hook_name=RESIDUAL)
     theirs = evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, convention=Convention(**change))
     assert differing(ours, theirs) == differs
-    assert set(theirs.peers) == ({"explained_variance_legacy", "relative_reconstruction_bias"} if "batch_ratios" in change
-                                 else set())
+    ratios = {"explained_variance_legacy", "relative_reconstruction_bias"}
+    assert set(theirs.peers) == (ratios if "batch_ratios" in change else set())
     assert theirs.n_positions == N * (LENGTH - 1 if change == {"drop_last": False} else LENGTH - 2)
 
 
@@ -737,8 +756,8 @@ def refused(says, model=None, sae=None, tokens=None, **more):
         evaluate_sae(model, sae, tokens, **{"hook_name": RESIDUAL, **more})
 
 
-@pytest.mark.parametrize("hook_name", ["blocks.3.hook_resid_pre", "blocks.1.hook_nothing", "hook_embed", "blocks.-1.hook_mlp_out",
-                                       "blocks.1.hook_resid_pre.more", "blocks.1.attn.hook_q"])
+@pytest.mark.parametrize("hook_name", ["blocks.3.hook_resid_pre", "blocks.1.hook_nothing", "hook_embed",
+                                       "blocks.-1.hook_mlp_out", "blocks.1.hook_resid_pre.more", "blocks.1.attn.hook_q"])
 def test_a_place_that_is_none(hook_name):
     refused("no place .* it has blocks.0 to blocks.2, each with hook_resid_pre, .*attn.hook_z", hook_name=hook_name)
 
