@@ -596,7 +596,7 @@ def test_a_variance_that_is_small_beside_the_mean(spread):
     tokens = some_tokens(model)
     found = found_by_hand(model, sae, tokens, "blocks.1.hook_mlp_out")
     report = evaluate_sae(model, sae, tokens, hook_name="blocks.1.hook_mlp_out")
-    assert report.fvu == pytest.approx(summary(found)["fvu"], rel=1e-4)
+    assert report.fvu == pytest.approx(summary(found)["fvu"], rel=1e-3)
 
 
 @pytest.mark.parametrize("size", [0.01, 1.0, 30.0])
@@ -757,7 +757,8 @@ def refused(says, model=None, sae=None, tokens=None, **more):
 
 
 @pytest.mark.parametrize("hook_name", ["blocks.3.hook_resid_pre", "blocks.1.hook_nothing", "hook_embed",
-                                       "blocks.-1.hook_mlp_out", "blocks.1.hook_resid_pre.more", "blocks.1.attn.hook_q"])
+                                       "blocks.-1.hook_mlp_out", "blocks.1.hook_resid_pre.more",
+                                       "blocks.1.attn.hook_q"])
 def test_a_place_that_is_none(hook_name):
     refused("no place .* it has blocks.0 to blocks.2, each with hook_resid_pre, .*attn.hook_z", hook_name=hook_name)
 
@@ -779,7 +780,8 @@ def test_a_width_that_does_not_fit():
 def test_an_autoencoder_from_elsewhere_is_refused_unless_forced():
     model, elsewhere = small_models.multi_head(), "blocks.0.hook_mlp_out"
     ours, theirs, plain = random_sae(24, hook_name=elsewhere), Plain(24), Plain(24)
-    theirs.cfg = types.SimpleNamespace(d_in=24, metadata=types.SimpleNamespace(hook_name=elsewhere, hook_head_index=None))
+    metadata = types.SimpleNamespace(hook_name=elsewhere, hook_head_index=None)
+    theirs.cfg = types.SimpleNamespace(d_in=24, metadata=metadata)
     for sae, nameless in ((ours, random_sae(24)), (theirs, plain)):
         refused("trained at blocks.0.hook_mlp_out, not at blocks.1.hook_resid_pre.* force=True", sae=sae)
         tokens = some_tokens(model)
