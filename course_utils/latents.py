@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from course_utils.faithfulness import reconstruct, site_of
+from course_utils.language import Sample, StoryLanguage
 from course_utils.sites import activations_in_batches
 
 if TYPE_CHECKING:
@@ -58,27 +59,38 @@ def auc(latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"]) -> Float[T
     n_yes = int(labels.sum())
     if n_yes in (0, len(labels)):
         raise ValueError(f"{n_yes} of {len(labels)} positions are labelled: there is nothing to tell apart")
+    return _auc_of_ranks(mean_ranks(latents), labels)
+
+
+def mean_ranks(latents: Float[Tensor, "m d_sae"]) -> Float[Tensor, "d_sae m"]:
+    """The rank of each position among all, latent by latent: 1 to m, and equal values share the mean of their ranks."""
     columns = latents.T.contiguous()                                # [d_sae, m]
     ordered = columns.sort(dim=1).values
     below = torch.searchsorted(ordered, columns)                    # how many are smaller
     up_to = torch.searchsorted(ordered, columns, right=True)        # how many are smaller or equal
-    ranks = (below + up_to + 1).double() / 2                        # 1 to m; equal values share their mean rank
-    wins = ranks[:, labels].sum(dim=1) - n_yes * (n_yes + 1) / 2
+    return (below + up_to + 1) / 2
+
+
+def _auc_of_ranks(ranks: Float[Tensor, "d_sae m"], labels: Bool[Tensor, "m"]) -> Float[Tensor, "d_sae"]:
+    """Pairs won, of all pairs: the ranks of the labelled add up to the pairs they win, and those among themselves."""
+    n_yes = int(labels.sum())
+    wins = ranks.double() @ labels.double() - n_yes * (n_yes + 1) / 2
     return (wins / (n_yes * (len(labels) - n_yes))).float()
 
 
 def best_latents(
-    latents: Float[Tensor, "m d_sae"], labels: dict[str, Bool[Tensor, "m"]], *, known: dict[str, Bool[Tensor, "m"]] | None = None
+    latents: Float[Tensor, "m d_sae"], labels: dict[str, Bool[Tensor, "m"]], *,
+    known: dict[str, Bool[Tensor, "m"]] | None = None,
 ) -> pd.DataFrame:
     """For each label the latent whose AUC is farthest from ½, in either direction.
 
     Args:
         known: for each label the positions where it has a value; all, if the label is not in it.
     """
-    rows = []
+    rows, ranks, known = [], mean_ranks(latents), known or {}
     for name, label in labels.items():
-        where = (known or {}).get(name, torch.ones_like(label))
-        scores = auc(latents[where], label[where])
+        where = known.get(name, torch.ones_like(label))
+        scores = auc(latents[where], label[where]) if name in known else _auc_of_ranks(ranks, label)
         best = int((scores - 0.5).abs().argmax())
         active = (latents[where][:, best] != 0).float()
         rows.append({"label": name, "share": label[where].float().mean().item(), "latent": best, "AUC": scores[best].item(),
@@ -86,20 +98,36 @@ def best_latents(
     return pd.DataFrame(rows).set_index("label")
 
 
-def story_labels(labels: dict[str, Int[Tensor, "n length"]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Yes-or-no questions about a story, answered at every position; and where each has an answer.
+def linear_direction(
+    x: Float[Tensor, "m d"], labels: Bool[Tensor, "m"], ridge: float = 1e-2
+) -> Float[Tensor, "d"]:
+    """The direction on which labelled activations differ most from the others, relative to the spread within.
 
-    `labels` are those of `StoryLanguage.sample`; see `course_utils.language.LABELS`.
+    Linear regression of the label on the activation, with a little ridge for directions that hardly vary.
     """
+    centred, wanted = x - x.mean(dim=0), labels.float() - labels.float().mean()
+    covariance = centred.T @ centred / len(x) + ridge * torch.eye(x.shape[1], device=x.device)
+    return torch.linalg.solve(covariance, centred.T @ wanted / len(x))
+
+
+def story_labels(sample: Sample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Yes-or-no questions about stories, answered at every position; and where each has an answer.
+
+    From the labels of the sample (`course_utils.language.LABELS`), and three from its words.
+    """
+    labels, words, ids = sample.labels, sample.tokens, StoryLanguage().ids
     anyone = labels["woman"] >= 0
     yes = {
+        "the word is 'She'": words == ids["She"],
+        "the word before was 'and'": words.roll(1, dims=1) == ids["and"],
+        "the actor is Ben": labels["actor"] == ids["Ben"],
         "a woman acts": labels["woman"] == 1, "inside a quotation": labels["in_quote"] == 1,
         "the subject is plural": labels["plural"] == 1, "first sentence of a story": labels["sentence"] == 0,
         "first word of a sentence": labels["position"] == 1, "two people or more": labels["people"] >= 2,
         "the actor holds something": labels["holding"] >= 1, "something lies somewhere": labels["lying"] >= 1,
         "we know where the actor is": labels["place"] >= 0, "what was named lies somewhere": labels["topic_place"] >= 0,
     }
-    return yes, {"a woman acts": anyone, "the actor holds something": anyone}
+    return yes, {"the actor is Ben": anyone, "a woman acts": anyone, "the actor holds something": anyone}
 
 
 def token_labels(model: TransformerBridge, tokens: Int[Tensor, "n pos"]) -> dict[str, Bool[Tensor, "n pos"]]:

@@ -43,7 +43,7 @@ RECIPES = {  # name: (hook, how to train)
     "tiny/jumprelu-2": ("blocks.2.hook_resid_pre", tiny("jumprelu", sparsity=1.2)),
     "tiny/gated-2": ("blocks.2.hook_resid_pre", tiny("gated", sparsity=2.2)),
     "smollm2-135m/topk-15": ("blocks.15.hook_resid_pre", TrainingConfig(
-        d_sae=2304, kind="topk", k=48, steps=8000, batch=1024, lr=5e-4)),
+        d_sae=2304, kind="topk", k=48, steps=3000, batch=1024, lr=1e-3)),
 }
 
 
