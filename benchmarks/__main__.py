@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks import ablations, circuits, gpt2_shape  # noqa: F401  (importing a module registers its benchmarks)
+from benchmarks import ablations, circuits, gpt2_shape, saes  # noqa: F401  (importing a module registers its benchmarks)
 from benchmarks.registry import BENCHMARKS, as_markdown, select
 from course_utils.model_files import bars_are_off
 

@@ -26,7 +26,7 @@ class CleanRun:
 
     Attributes:
         residuals: n_layers + 1 tensors [batch, pos, d_model]: what enters each block, then what leaves the last.
-        activations: {hook name: value} of the names asked for.
+        activations: {hook name: value} of the names asked for, up to the last block.
     """
 
     @torch.no_grad()
@@ -37,10 +37,12 @@ class CleanRun:
         self._keys_values = _KeysValues()
         self._block_arguments: list[dict[str, Any]] = []
         handles = [block.register_forward_pre_hook(self._remember, with_kwargs=True) for block in model.blocks]
-        handles.append(model.ln_final.register_forward_pre_hook(lambda _, args: self.residuals.append(args[0])))
+        handles.append(model.ln_final.register_forward_pre_hook(self._end))
         keep = [(name, lambda value, hook: self.activations.__setitem__(hook.name, value)) for name in names]
         try:
             model.run_with_hooks(tokens, return_type=None, fwd_hooks=keep)
+        except _Enough:
+            pass
         finally:
             for handle in handles:
                 handle.remove()
@@ -55,6 +57,11 @@ class CleanRun:
         self.residuals.append(residual)
         self._block_arguments.append(arguments)
         return (residual,), arguments
+
+    def _end(self, ln_final, args: tuple) -> None:
+        """Note what leaves the last block, and end the pass: the unembedding would be for nothing."""
+        self.residuals.append(args[0])
+        raise _Enough
 
     @torch.no_grad()
     def continue_from(
@@ -76,6 +83,10 @@ class CleanRun:
         """The final norm and the unembedding, for as many residual vectors as are given."""
         flat = residual.reshape(1, -1, residual.shape[-1])                          # [1, positions, d_model]
         return self.model.unembed(self.model.ln_final(flat)).reshape(*residual.shape[:-1], self.model.cfg.d_vocab)
+
+
+class _Enough(Exception):
+    """All that was wanted from a pass is there."""
 
 
 class _KeysValues:

@@ -60,8 +60,10 @@ def kl_of_log_probs(
 ) -> Float[Tensor, "*position"]:
     """`kl_divergence`, of log-probabilities."""
     p = log_p.exp()
-    terms = torch.where(p > 0, p * (log_p - log_q), 0.0)            # 0 ln 0 = 0
-    return terms.sum(dim=-1).clamp_min(0)                           # rounding alone can make it negative
+    kl = torch.einsum("...v,...v->...", p, log_p - log_q)           # Σ_y p (ln p − ln q)
+    if kl.isnan().any():                                            # p rules a token out: 0 ln 0 = 0
+        kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1)
+    return kl.clamp_min(0)                                          # rounding alone can make it negative
 
 
 def js_of_log_probs(
