@@ -76,7 +76,7 @@ def train_sae(
         activations.shape[1], config.d_sae, config.kind, k=config.k, normalize=config.normalize, hook_name=hook_name,
         head=head, model_name=model.cfg.model_name, seed=config.seed,
     )
-    return fit(sae.to(model.W_E.device), activations, config, folder)
+    return fit(sae.to(model.cfg.device), activations, config, folder)
 
 
 def fit(

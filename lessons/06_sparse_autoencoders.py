@@ -48,8 +48,9 @@ model = load_model(MODEL)
 LAYER = middle_layer(model)
 HOOK = f"blocks.{LAYER}.hook_resid_pre"             # the residual stream on its way into the middle layer
 LENGTH, D_SAE = min(128, model.cfg.n_ctx), 2 * model.cfg.d_model
-train_tokens = sample_text(model, n=400 if MODEL == "tiny" else 48, length=LENGTH, seed=1)
-test_tokens = sample_text(model, n=64 if MODEL == "tiny" else 8, length=LENGTH, seed=5)
+TRAIN, TEST, STEPS = 1, 100, 400 if MODEL == "tiny" else 60         # seeds of the texts; steps of training
+train_tokens = sample_text(model, n=400 if MODEL == "tiny" else 48, length=LENGTH, seed=TRAIN)
+test_tokens = sample_text(model, n=64 if MODEL == "tiny" else 8, length=LENGTH, seed=TEST)
 activations = collect_activations(model, HOOK, train_tokens)
 test_activations = collect_activations(model, HOOK, test_tokens)
 print(f"{MODEL}, {HOOK}: {len(activations):,} activations of {activations.shape[1]} numbers to learn from")
@@ -117,7 +118,7 @@ def sae_loss(
 # Your two functions are all that a training loop needs. Here it is, whole, with nothing hidden.
 
 # %%
-def train(sparsity, steps=400, batch=512, lr=2e-3):
+def train(sparsity, steps, batch=512, lr=2e-3):
     """A ReLU autoencoder, and what was seen on the way: (error as a share of ‖x‖², mean number of active latents)."""
     sae = SparseAutoencoder(model.cfg.d_model, D_SAE, "relu", hook_name=HOOK)
     scale = activations.pow(2).mean().sqrt()                        # so that one learning rate fits every model
@@ -142,7 +143,7 @@ def train(sparsity, steps=400, batch=512, lr=2e-3):
     return sae.requires_grad_(False), torch.tensor(seen)
 
 
-my_sae, seen = train(sparsity=2.0)
+my_sae, seen = train(sparsity=2.0, steps=STEPS)
 plot_curves([("error / size of the activation", seen[:, 0]), ("active latents for each token (L0)", seen[:, 1])],
             xlabel="step", title=f"{MODEL}: an autoencoder learns")
 
@@ -170,7 +171,7 @@ predict("06.l2_ratio", None)
 
 # %%
 reveal("06.l2_ratio", mine.l2_ratio)
-dial = [(sparsity, evaluate_sae(model, train(sparsity, steps=200)[0], test_tokens, everything=False, resamples=0))
+dial = [(sparsity, evaluate_sae(model, train(sparsity, STEPS // 2)[0], test_tokens, everything=False, resamples=0))
         for sparsity in (0.5, 1.0, 4.0)]
 for sparsity, report in dial:
     print(f"sparsity {sparsity:3}: L0 {report.l0:6.1f}, explained variance {report.explained_variance:.3f}, "
@@ -327,16 +328,16 @@ plot_histogram(active_share[active_share > 0].log10(), "share of positions where
 # %% [markdown]
 # Two medicines. *Resampling* gives dead latents new directions, taken from activations that are badly
 # reconstructed. The *auxiliary loss* (Gao et al.) lets the dead ones practise: together they must explain what
-# the living ones leave over. `course_utils.sae_training` does the second; here it is at work, on a dictionary
-# that was made to die: biases far below zero, so that no latent can ever be active.
+# the living ones leave over. `course_utils.sae_training` does the second. Here it is at work on a dictionary of
+# which half was made to die: encoder columns so small that they are never among the k largest.
 
 # %%
 def starved(revive):
-    """Train 150 steps from a start at which half of the latents are dead; return how many were dead on the way."""
+    """Train from a start at which half of the latents are dead; return the share of dead ones on the way."""
     sae = SparseAutoencoder(model.cfg.d_model, D_SAE, "topk", k=16, hook_name=HOOK)
     with torch.no_grad():
         sae.W_enc[:, ::2] *= 0.01                                   # too small ever to be among the largest
-    config = TrainingConfig(D_SAE, "topk", k=16, steps=200, batch=512, warm_up=20, dead_after=20, revive=revive)
+    config = TrainingConfig(D_SAE, "topk", k=16, steps=STEPS // 2, batch=512, warm_up=20, dead_after=20, revive=revive)
     return [row["dead"] for row in fit(sae, activations, config).training_log]
 
 
@@ -402,7 +403,7 @@ def questions(tokens, seed):
     return tuple({name: answer[:, 1:].flatten().cpu() for name, answer in each.items()} for each in (labels, known))
 
 
-labels, known = questions(test_tokens, seed=5)
+labels, known = questions(test_tokens, seed=TEST)
 flat_latents = latents[:, 1:].flatten(0, 1)                         # [positions, d_sae]
 found = best_latents(flat_latents, labels, known=known)
 found.round(3)
@@ -424,7 +425,7 @@ measured("best AUC of a latent for a label", max(check, 1 - check), at_least=0.5
 # %%
 rng = torch.Generator().manual_seed(0)
 shuffled = {name: label[torch.randperm(len(label), generator=rng)] for name, label in labels.items()}
-train_labels, train_known = questions(train_tokens, seed=1)
+train_labels, train_known = questions(train_tokens, seed=TRAIN)
 by_direction = {}
 for name, label in labels.items():
     asked, train_asked = (known.get(name, slice(None)), train_known.get(name, slice(None)))
