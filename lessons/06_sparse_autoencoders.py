@@ -91,13 +91,13 @@ def encode(
 
 # %% [markdown]
 # What should training ask for? A small error, and few latents. "Few" cannot be differentiated, so the oldest
-# recipe (Bricken et al., 2023) takes the next best thing and makes the *sum* of the latents costly:
+# recipe (Bricken et al., 2023) takes the next best thing and makes the *sum* of the latents costly, the **L1 penalty**:
 #
 #     loss = mean over tokens of ( ‖x̂ − x‖² + sparsity · Σ_i |f_i| )
 #
-# Both terms are sums over components and means over tokens. Two evaluators in wide use got just this wrong: one
-# divided the squared error by the number of tokens a second time, another took an unsquared norm and called it
-# the squared one. A number called "MSE" says little before you know what was divided by what.
+# Both terms are sums over components and means over tokens. Evaluators in wide use got just this wrong: two
+# divided the squared error by the number of tokens a second time; in another, "l2_loss" is the norm and not its
+# square. A number called "MSE" says little before you know what was divided by what.
 
 # %%
 @exercise("06.sae_loss")
@@ -186,7 +186,7 @@ for sparsity, report in dial:
 #
 # A squared error cares most about the longest vectors. If the norms of activations differ a lot from token to
 # token, a few long ones run the training. Many autoencoders therefore see every activation *rescaled to the
-# same norm*, √d_in, and give their answer the old norm back.
+# same norm*, √d_in, and multiply their answer by the number they divided by.
 #
 # Both directions count. A library once measured the error between the *scaled* reconstruction and the
 # *unscaled* activation: a number that looks like an error and is none.
@@ -196,7 +196,8 @@ for sparsity, report in dial:
 def reconstruct_rescaled(x: Float[Tensor, "tokens d_in"], autoencoder) -> Float[Tensor, "tokens d_in"]:
     """The reconstruction of x by an autoencoder that was made for activations of norm √d_in.
 
-    `autoencoder(y)` reconstructs activations y [tokens, d_in]. Rescale each x first, and undo it at the end.
+    `autoencoder(y)` reconstructs activations y [tokens, d_in]. Divide each x by ‖x‖ / √d_in first, and multiply
+    its reconstruction by the same number at the end.
     """
     raise NotImplementedError
 
@@ -245,13 +246,16 @@ if "relu-normalized-2" in saes:
 # %%
 @exercise("06.top_k")
 def top_k(pre: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]:
-    """The k largest entries of each row, those of them that are positive; 0 elsewhere."""
+    """The k largest entries of each row, those of them that are positive; 0 elsewhere.
+
+    Of equal entries at the end of the k, any.
+    """
     raise NotImplementedError
 
 
 # %% [markdown]
-# **JumpReLU** (Rajamanoharan et al., 2024): each latent has a threshold θ of its own. Below it the latent is 0;
-# above it, it keeps its value, *all* of it. The number of active latents is penalised directly; its gradient is 0
+# **JumpReLU** (Rajamanoharan et al., 2024): each latent has a threshold θ of its own. At or below it the latent is
+# 0; above it, it keeps its value, *all* of it. The number of active latents is penalised directly; its gradient is 0
 # almost everywhere, so training uses an estimate, which `course_utils.sae.JumpReLU` writes out.
 
 # %%
@@ -267,6 +271,7 @@ def jump_relu(pre: Float[Tensor, "... d_sae"], threshold: Float[Tensor, "d_sae"]
 # read the same pre-activation, with an own bias each, and the magnitude with an own scale exp(r_mag):
 #
 #     gate = 1 where pre + b_gate > 0, else 0           magnitude = relu(pre · exp(r_mag) + b_mag)
+#     f = gate · magnitude
 
 # %%
 @exercise("06.gated")
@@ -309,7 +314,7 @@ for name, (l0, explained) in sorted(by_l0.items(), key=lambda each: each[1][0]):
 # %%
 @exercise("06.dead_latents")
 def dead_latents(latents: Float[Tensor, "n pos d_sae"], mask: Bool[Tensor, "n pos"]) -> Bool[Tensor, "d_sae"]:
-    """True for each latent that is 0 at every position that the mask counts."""
+    """True for each latent that is 0 wherever the mask is True. (One that is below 0 is not 0: it is active.)"""
     raise NotImplementedError
 
 
@@ -356,7 +361,7 @@ for name, revive in (("without", 0.0), ("with", 1 / 32)):
 def top_activations(latent: Float[Tensor, "n pos"], k: int) -> Int[Tensor, "k 2"]:
     """The (sequence, position) of the k largest values, largest first, at most one in each sequence.
 
-    Only places where the latent is active count, so there may be fewer than k.
+    Only places where the latent is active (above 0) count, so there may be fewer than k.
     """
     raise NotImplementedError
 
@@ -389,7 +394,10 @@ latent_dashboard(model, sae, latents, test_tokens, frequent)
 # %%
 @exercise("06.auc")
 def auc(latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"]) -> Float[Tensor, "d_sae"]:
-    """For each latent: P(f₊ > f₋) + ½ P(f₊ = f₋) for a random labelled and a random other position."""
+    """For each latent: P(f₊ > f₋) + ½ P(f₊ = f₋) for a random labelled and a random other position.
+
+    Below, m is about 8,000: compare all pairs at once, or sort.
+    """
     raise NotImplementedError
 
 
@@ -410,7 +418,8 @@ found.round(3)
 
 # %%
 best = found["AUC"].sub(0.5).abs().idxmax()
-check = float(auc(flat_latents[:, [found.loc[best, "latent"]]], labels[best]))
+asked = known.get(best, torch.ones_like(labels[best]))              # where the question has an answer
+check = float(auc(flat_latents[asked][:, [found.loc[best, "latent"]]], labels[best][asked]))
 print(f"the best of all: {best!r}, by latent {found.loc[best, 'latent']}, AUC {check:.3f}")
 measured("best AUC of a latent for a label", max(check, 1 - check), at_least=0.5)
 

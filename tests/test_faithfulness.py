@@ -407,23 +407,28 @@ def test_what_stands_before_the_mask_counts_in_the_ablated_passes(model, starts,
           found_by_hand(model, sae, tokens, hook_name, mask=mask))
 
 
-def test_sharing_the_ablated_pass_changes_no_number(model):
-    """A hole at the last position changes nothing, for nothing follows it; but then the pass is not shared."""
+@pytest.mark.parametrize("first", [1, 3])
+def test_sharing_the_ablated_passes_changes_no_number(model, first):
+    """A hole at the last position changes nothing, for nothing follows it; but then the passes are not shared."""
     tokens, sae = some_tokens(model, n=12), random_sae(model.cfg.d_model)
-    mask = all_but_first(tokens)
+    tokens[:, :first], rows = tokens[0, :first], []
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[:, :first] = False
     hole = mask.clone()
     hole[0, -1] = False
-    rows, reports = [], []
-    for each in (mask, hole):
+
+    def count(value, hook):
+        rows[-1] += len(value)
+
+    def report(mask, **more):
         rows.append(0)
-
-        def count(value, hook):
-            rows[-1] += len(value)
-
         with model.hooks(fwd_hooks=[(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", count)]):
-            reports.append(evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, mask=each))
-    same(*reports, rel=1e-5, abs_=1e-5)
+            return evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, mask=mask, **more)
+
+    same(report(mask), report(hole), rel=1e-5, abs_=1e-5)
+    report(hole, convention=Convention(ablate_everywhere=True))
     assert rows[0] <= 2 * 12 + 4 < 4 * 12 <= rows[1]                # clean, patched, and a few; or all four, all rows
+    assert rows[2] == rows[0]                                       # nothing is left alone: shared whatever the mask
 
 
 @pytest.mark.parametrize("kind", KINDS)

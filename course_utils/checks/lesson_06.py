@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from course_utils.checking import Case, CompareCases, Exercise, Mistake, compare_cases
-from course_utils.latents import auc, dead_latents, top_activations
+from course_utils.latents import dead_latents, top_activations
 from course_utils.sae import SparseAutoencoder, top_k
 
-# --- the course's answers; `SparseAutoencoder` does the same in its own methods -----------------------------
+# --- the course's answers; `SparseAutoencoder` and `latents` have their own versions --------------------------
 
 
 def encode(
@@ -51,7 +51,16 @@ def gated(
     return (pre + b_gate > 0) * (pre * r_mag.exp() + b_mag).relu()
 
 
-# --- inputs -------------------------------------------------------------------------------------------------
+def auc(latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"]) -> Float[Tensor, "d_sae"]:
+    """For each latent: P(f₊ > f₋) + ½ P(f₊ = f₋) for a random labelled and a random other position."""
+    labelled, others = latents[labels].T.contiguous(), latents[~labels].T.contiguous()
+    others = others.sort(dim=1).values                                  # [d_sae, others]
+    smaller = torch.searchsorted(others, labelled)                      # how many of the others are smaller
+    not_larger = torch.searchsorted(others, labelled, right=True)       # how many are smaller or equal
+    return ((smaller + not_larger).double().mean(dim=1) / (2 * others.shape[1])).float()
+
+
+# --- inputs ---------------------------------------------------------------------------------------------------
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -97,7 +106,8 @@ def rescale_cases() -> list[Case]:
 
 
 def top_k_cases() -> list[Case]:
-    tied = torch.tensor([[3.0, 2.0, 2.0, -1.0, 2.0, 0.5], [1.0, 4.0, 1.0, 1.0, 1.0, -2.0], [0.2, 0.3, 9, 8, 7, 6]])
+    tied = torch.tensor(
+        [[3.0, 2.0, 2.0, -1.0, 2.0, 0.5], [1.0, 4.0, 1.0, 1.0, 1.0, -2.0], [0.2, 0.3, 9.0, 8.0, 7.0, 6.0]])
     return [
         Case(drawn(4, 6), 2, label="[4, 6], k = 2"),
         Case(drawn(6, 7, seed=1), 5, label="[6, 7], k = 5: some of the largest are negative"),
@@ -115,15 +125,15 @@ def jump_cases() -> list[Case]:
 
 
 def gated_cases() -> list[Case]:
-    pre, b_gate, b_mag, r_mag = drawn(6, 5), drawn(5, seed=1) / 2, drawn(5, seed=2) / 2, drawn(5, seed=3)
+    pre, b_gate, b_mag, r_mag = drawn(9, 5), drawn(5, seed=1), drawn(5, seed=2) + 0.5, drawn(5, seed=3)
     pre[0] = -b_gate                                                    # pre + b_gate is exactly 0: off
-    return [Case(pre, b_gate, b_mag, r_mag, label="[6, 5]; in the first row pre + b_gate is 0"),
+    return [Case(pre, b_gate, b_mag, r_mag, label="[9, 5]; in the first row pre + b_gate is 0"),
             Case(drawn(2, 4, 7, seed=4), drawn(7, seed=5), drawn(7, seed=6), drawn(7, seed=7),
                  label="[2, 4, 7]")]
 
 
 def dead_cases() -> list[Case]:
-    latents, mask = torch.zeros(3, 4, 7), torch.ones(3, 4, dtype=torch.bool)
+    latents, mask = torch.zeros(3, 4, 8), torch.ones(3, 4, dtype=torch.bool)
     mask[:, 0] = mask[2, 3] = False
     latents[..., 0] = drawn(3, 4).abs()                                 # active everywhere; latent 1 nowhere
     latents[1, 0, 2] = latents[2, 3, 2] = 5.0                           # only where the mask does not count
@@ -131,24 +141,25 @@ def dead_cases() -> list[Case]:
     latents[0, 1, 4], latents[2, 2, 4] = 1.5, -1.5                      # their sum is 0
     latents[1, 3, 5] = 4.0                                              # in one sequence only
     latents[0, 2, 6] = 1e-4                                             # hardly
+    latents[:, 1, 7] = 3.0                                              # once in every sequence
     sparse, some = drawn(4, 5, 9, seed=1), drawn(4, 5, seed=2) > 0
     sparse = sparse * (sparse.abs() > 1.9)
-    return [Case(latents, mask, label="7 latents, each with its own story"),
+    return [Case(latents, mask, label="8 latents, each with its own story"),
             Case(sparse, some, label="[4, 5, 9], mask at random")]
 
 
 def strongest_cases() -> list[Case]:
-    few = (drawn(6, 5, seed=1) - 0.8).relu()
+    few = (drawn(6, 5, seed=1).abs() - 0.3).relu()
     few[[1, 4]] = 0                                                     # nowhere active in these
-    clustered = drawn(5, 8, seed=2).relu()
+    clustered = drawn(8, 6, seed=2).relu()
     clustered[2] += 2                                                   # the largest of all are in one sequence
-    return [Case(clustered, 3, label="5 sequences, k = 3, the largest side by side"),
+    return [Case(clustered, 3, label="8 sequences, k = 3, the largest all in one"),
             Case(few, 5, label="6 sequences, two of them without the latent, k = 5"),
             Case(drawn(7, 6, seed=3).relu(), 2, label="7 sequences, k = 2")]
 
 
 def auc_cases() -> list[Case]:
-    labels = drawn(30, seed=1) > 0.4
+    labels = drawn(30, seed=1) > 0
     sparse = (drawn(30, 6, seed=2) + 0.5 * labels[:, None] - 0.7).relu()            # mostly 0: mostly ties
     sparse[:, 0] = 0                                                    # knows nothing: ½
     sparse[:, 1] = labels * (1 + drawn(30, seed=3).abs())               # perfect: 1
@@ -158,7 +169,7 @@ def auc_cases() -> list[Case]:
             Case(drawn(20, 2, seed=7).round(), drawn(20, seed=8) > -0.3, label="20 positions, many ties")]
 
 
-# --- known mistakes -----------------------------------------------------------------------------------------
+# --- known mistakes -------------------------------------------------------------------------------------------
 
 ENCODE_MISTAKES = [
     Mistake("b_dec is not subtracted from x", lambda x, W_enc, b_enc, b_dec: (x @ W_enc + b_enc).relu()),
@@ -202,7 +213,7 @@ LOSS_MISTAKES = [
     Mistake(LOSS_SUMMED, _loss(penalty=lambda f: f.abs().sum())),
     Mistake("`sparsity` is left out: it multiplies the sum of |f|",
             lambda x, x_hat, latents, sparsity: sae_loss(x, x_hat, latents, 1.0)),
-    Mistake("the penalty is left out", lambda x, x_hat, latents, sparsity: sae_loss(x, x_hat, latents, 0.0)),
+    Mistake("the penalty is left out", _loss(penalty=lambda f: 0.0)),
     Mistake("`sparsity` multiplies the error too: only the sum of |f|",
             lambda x, x_hat, latents, sparsity: sparsity * sae_loss(x, x_hat, latents, 1.0)),
 ]
@@ -369,6 +380,8 @@ DEAD_MISTAKES = [
             _dead(lambda f, m: ((f != 0) & m).any(1).any(0))),
     Mistake("this is True where a latent is 0 at some position: it must be 0 at every one",
             _dead(lambda f, m: ((f == 0) & m).any(1).any(0))),
+    Mistake("this is True where a latent is silent in some sequence: it must be in all",
+            _dead(lambda f, m: ((f == 0) | ~m).all(1).any(0))),
     Mistake("positions that the mask leaves out make every latent look alive",
             _dead(lambda f, m: ((f == 0) & m).all(1).all(0))),
     Mistake("values above and below 0 cancel in a sum: ask at each position whether it is 0",
@@ -378,10 +391,10 @@ DEAD_MISTAKES = [
 ]
 
 
-def _strongest(latent, k, *, active=True, score=lambda latent: latent.amax(dim=1), largest=True):
-    """The k sequences with the largest (smallest) score; of each the strongest position."""
-    order = score(latent).argsort(descending=largest, stable=True)
-    order = [i for i in order.tolist() if latent[i].max() > 0 or not active][:k]
+def _strongest(latent, k, score=lambda latent: latent.amax(dim=1)):
+    """The k sequences with the largest score, of those where the latent is active; in each its best place."""
+    order = score(latent).argsort(descending=True)
+    order = [i for i in order.tolist() if latent[i].max() > 0][:k]
     return torch.tensor([[i, int(latent[i].argmax())] for i in order])
 
 
@@ -395,16 +408,16 @@ STRONGEST_MISTAKES = [
     Mistake("several come from one sequence: at most one in each", _any_number_of_each),
     Mistake("the smallest come first", lambda latent, k: top_activations(latent, k).flip(0)),
     Mistake("these are the weakest sequences: the largest values come first",
-            lambda latent, k: _strongest(latent, k, largest=False)),
+            lambda latent, k: _strongest(latent, k, lambda f: -f.amax(dim=1))),
     Mistake("the columns are swapped: first the sequence, then the position",
             lambda latent, k: top_activations(latent, k).flip(1)),
-    Mistake("places where the latent is not active are among them: leave them out",
-            lambda latent, k: _strongest(latent, k, active=False)),
+    Mistake("places where the latent is not active are among them: leave them out",     # only where k is 5
+            predicate=lambda got, expected: len(got) == 5 and torch.equal(got[:-1], expected)),
     Mistake("there are more than k", lambda latent, k: top_activations(latent, len(latent))),
     Mistake("these are in the order of the text: the largest value comes first",
             lambda latent, k: torch.stack(sorted(top_activations(latent, k), key=lambda place: int(place[0])))),
     Mistake("sequences are ranked by their mean or sum: the largest value decides",
-            lambda latent, k: _strongest(latent, k, score=lambda f: f.mean(dim=1))),
+            lambda latent, k: _strongest(latent, k, lambda f: f.mean(dim=1))),
     Mistake("one number for each place: give two, the sequence and the position",
             predicate=lambda got, expected: got.ndim == 1),
     Mistake("these are rows for sequence and position: each place is a row, [k, 2]",
@@ -551,7 +564,8 @@ EXERCISES = [
         check=compare_cases(strongest_cases, STRONGEST_MISTAKES, keeps_inputs=True),
         hints=(
             "Take the strongest position of each sequence first, and choose among the sequences then.",
-            "`largest, positions = latent.max(dim=1)`; the sequences are `largest.argsort(descending=True)[:k]`.",
+            "`largest, positions = latent.max(dim=1)`, and `largest.argsort(descending=True)[:k]` says which "
+            "sequences.",
             "Keep the sequences whose `largest` is above 0; then "
             "`torch.stack([sequences, positions[sequences]], dim=1)`.",
         ),

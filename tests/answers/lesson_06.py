@@ -1,0 +1,793 @@
+"""Answers for lesson 06."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from answers import Answers, Wrong
+
+from course_utils.latents import auc as auc_of_the_course
+
+# --- 06.encode ------------------------------------------------------------------------------------------------
+
+ENCODE = """
+def f(x, W_enc, b_enc, b_dec):
+    return {answer}
+"""
+
+
+def encoded(answer):
+    return ENCODE.format(answer=answer)
+
+
+def encoded_in_place(x, W_enc, b_enc, b_dec):
+    x -= b_dec
+    return torch.relu(x @ W_enc + b_enc)
+
+
+def encoded_without_gradient(x, W_enc, b_enc, b_dec):
+    with torch.no_grad():
+        return F.relu((x - b_dec) @ W_enc + b_enc)
+
+
+def encode_latent_by_latent(x, W_enc, b_enc, b_dec):
+    columns = []
+    for i in range(W_enc.shape[1]):
+        pre = ((x - b_dec).double() * W_enc[:, i].double()).sum(-1) + b_enc[i]
+        columns.append(torch.clamp(pre, min=0))
+    return torch.stack(columns, dim=-1)
+
+
+ENCODE_EINOPS = encoded(
+    "torch.relu(einops.einsum(x - b_dec, W_enc, '... d_in, d_in d_sae -> ... d_sae') + b_enc)")
+
+
+def encode_with_linear(x, W_enc, b_enc, b_dec):
+    """b_dec is taken into the bias: (x − b_dec) W + b = x W + (b − b_dec W)."""
+    pre = F.linear(x, W_enc.T, b_enc - b_dec @ W_enc)
+    return torch.where(pre > 0, pre, 0.0)
+
+
+# --- 06.sae_loss ----------------------------------------------------------------------------------------------
+
+LOSS = """
+def f(x, x_hat, latents, sparsity):
+    e, f = x_hat - x, latents
+    return {error} + sparsity * {penalty}
+"""
+
+
+def loss(error="e.pow(2).sum(1).mean()", penalty="f.abs().sum(1).mean()"):
+    return LOSS.format(error=error, penalty=penalty)
+
+
+def as_the_evaluator_did(x, x_hat, latents, sparsity):
+    """`mean` over the batch, and then divided by its size once more."""
+    batch_size = x.shape[0]
+    mse_loss = (x_hat - x).pow(2).sum(dim=-1).mean() / batch_size
+    return mse_loss + sparsity * latents.abs().sum(dim=-1).mean()
+
+
+def all_of_it_twice(x, x_hat, latents, sparsity):
+    per_token = (x_hat - x).square().sum(-1) + sparsity * latents.abs().sum(-1)
+    return per_token.mean() / len(x)
+
+
+def sparsity_on_both(x, x_hat, latents, sparsity):
+    return sparsity * ((x_hat - x).pow(2).sum(1) + latents.abs().sum(1)).mean()
+
+
+def loss_error_changed_in_place(x, x_hat, latents, sparsity):
+    x -= x_hat
+    return x.pow(2).sum(1).mean() + sparsity * latents.abs().sum(1).mean()
+
+
+def loss_as_a_number(x, x_hat, latents, sparsity):
+    return token_by_token(x, x_hat, latents, sparsity).item()
+
+
+def loss_for_each_token(x, x_hat, latents, sparsity):
+    return (x_hat - x).pow(2).sum(1) + sparsity * latents.abs().sum(1)
+
+
+def penalty_has_no_gradient(x, x_hat, latents, sparsity):
+    return token_by_token(x, x_hat, latents.detach(), sparsity)
+
+
+def token_by_token(x, x_hat, latents, sparsity):
+    total = torch.zeros((), dtype=torch.float64)
+    for token in range(len(x)):
+        error = x_hat[token].double() - x[token].double()
+        total = total + error @ error + sparsity * sum(value.abs() for value in latents[token])
+    return total / len(x)
+
+
+LOSS_EINOPS = """
+def f(x, x_hat, latents, sparsity):
+    error = einops.einsum(x - x_hat, x - x_hat, "token d, token d -> token")
+    penalty = einops.reduce(latents.abs(), "token d_sae -> token", "sum")
+    return einops.reduce(error + sparsity * penalty, "token -> ", "mean")
+"""
+
+
+def loss_from_the_library(x, x_hat, latents, sparsity):
+    error = F.mse_loss(x_hat, x, reduction="none").sum(-1).mean()
+    return error + sparsity * latents.norm(p=1, dim=-1).mean()
+
+
+# --- 06.reconstruct_rescaled ----------------------------------------------------------------------------------
+
+RESCALED = """
+def f(x, autoencoder):
+    n, d = x.shape
+    norm = x.norm(dim=1, keepdim=True)
+    scale = {scale}
+    return {answer}
+"""
+
+
+def rescaled(answer="autoencoder(x / scale) * scale", scale="norm / d**0.5"):
+    return RESCALED.format(answer=answer, scale=scale)
+
+
+def left_scaled(x, autoencoder):
+    """What was measured then: the error between this and the activation as it was."""
+    scaled = F.normalize(x, dim=-1) * math.sqrt(x.shape[-1])
+    return autoencoder(scaled)
+
+
+def layer_normed(biased):
+    return f"""
+def f(x, autoencoder):
+    mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True, unbiased={not biased})
+    return autoencoder((x - mean) / std) * std + mean
+"""
+
+
+def stretched(x, autoencoder):
+    norm = x.norm(dim=-1, keepdim=True)
+    x_hat = autoencoder(x * x.shape[-1] ** 0.5 / norm)
+    return x_hat / x_hat.norm(dim=-1, keepdim=True) * norm
+
+
+def rescaled_in_place(x, autoencoder):
+    scale = x.norm(dim=1, keepdim=True) / x.shape[1] ** 0.5
+    x /= scale
+    return autoencoder(x) * scale
+
+
+def rescaled_one_by_one(x, autoencoder):
+    out = torch.empty_like(x)
+    for i, vector in enumerate(x):
+        factor = math.sqrt(len(vector)) / float(vector.double().norm())
+        out[i] = autoencoder((factor * vector)[None])[0] / factor
+    return out
+
+
+def rescaled_by_root_mean_square(x, autoencoder):
+    """The norm is √d_in where the root mean square is 1; with a small number against a division by zero."""
+    rms = (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+    return rms * autoencoder(x / rms)
+
+
+RESCALED_EINOPS = """
+def f(x, autoencoder):
+    d_in = x.shape[-1]
+    norm = einops.einsum(x, x, "token d, token d -> token").sqrt()
+    y = autoencoder(torch.nn.functional.normalize(x, dim=-1) * d_in**0.5)
+    return einops.einsum(y, norm, "token d, token -> token d") / d_in**0.5
+"""
+
+
+# --- 06.top_k -------------------------------------------------------------------------------------------------
+
+TOP = """
+def f(pre, k):
+    values, indices = {found}
+    return torch.zeros_like(pre).scatter({dim}, indices, {kept})
+"""
+
+
+def top(found=None, dim="-1", kept="values.relu()"):
+    return TOP.format(found=found or f"pre.topk(k, dim={dim})", dim=dim, kept=kept)
+
+
+def of_the_whole_tensor(pre, k):
+    values, indices = pre.flatten().topk(k)
+    out = torch.zeros(pre.numel())
+    out[indices] = values.relu()
+    return out.reshape(pre.shape)
+
+
+def batch_top_k(pre, k):
+    """BatchTopK, another kind: k for each row on average."""
+    rows = pre.numel() // pre.shape[-1]
+    threshold = pre.flatten().topk(k * rows).values[-1]
+    return torch.where(pre >= threshold, pre, 0.0).relu()
+
+
+def by_size(kept):
+    return f"""
+def f(pre, k):
+    indices = pre.abs().topk(k).indices
+    values = pre.gather(-1, indices)
+    return torch.zeros_like(pre).scatter(-1, indices, {kept})
+"""
+
+
+def all_that_tie(pre, k):
+    kth = pre.topk(k).values[..., -1:]
+    return torch.where(pre >= kth, pre, torch.zeros_like(pre)).clamp(min=0)
+
+
+def more_than_the_kth(pre, k):
+    kth = pre.sort(dim=-1, descending=True).values[..., k - 1 : k]
+    return pre.relu() * (pre > kth)
+
+
+def one_too_many(pre, k):
+    """Of sorted entries, k + 1 from the end has the index −k − 1."""
+    return pre.relu() * (pre >= pre.sort(dim=-1).values[..., -k - 1].unsqueeze(-1))
+
+
+def top_values_alone(pre, k):
+    return pre.topk(k, dim=-1).values.relu()
+
+
+def sorted_row(pre, k):
+    values = pre.relu().sort(dim=-1, descending=True).values
+    values[..., k:] = 0
+    return values
+
+
+def top_k_in_place(pre, k):
+    rest = pre.argsort(dim=-1, descending=True)[..., k:]
+    return pre.scatter_(-1, rest, 0.0).relu()
+
+
+def top_k_row_by_row(pre, k):
+    rows = pre.reshape(-1, pre.shape[-1])
+    out = torch.zeros_like(rows, dtype=torch.float64)
+    for i, row in enumerate(rows.tolist()):
+        for j in sorted(range(len(row)), key=row.__getitem__)[-k:]:
+            out[i, j] = max(row[j], 0.0)
+    return out.reshape(pre.shape)
+
+
+def top_k_by_ranks(pre, k):
+    ranks = pre.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return torch.where((ranks < k) & (pre > 0), pre, 0.0)
+
+
+TOP_K_EINOPS = """
+def f(pre, k):
+    rows, shape = einops.pack([pre], "* d_sae")
+    mask = torch.zeros_like(rows, dtype=torch.bool)
+    mask[torch.arange(len(rows))[:, None], rows.topk(k, dim=1).indices] = True
+    return einops.unpack((rows * mask).clamp(min=0), shape, "* d_sae")[0]
+"""
+
+
+# --- 06.jump_relu ---------------------------------------------------------------------------------------------
+
+
+def jump(answer):
+    return f"\ndef f(pre, threshold):\n    return {answer}\n"
+
+
+def jump_in_place(pre, threshold):
+    pre[pre <= threshold] = 0
+    return pre
+
+
+def jump_latent_by_latent(pre, threshold):
+    columns = [F.threshold(pre[..., i], float(theta), 0.0) for i, theta in enumerate(threshold)]
+    return torch.stack(columns, -1)
+
+
+def jump_number_by_number(pre, threshold):
+    thetas = threshold.tolist()
+    values = enumerate(pre.flatten().tolist())
+    kept = [value if value > thetas[i % len(thetas)] else 0.0 for i, value in values]
+    return torch.tensor(kept, dtype=torch.float64).reshape(pre.shape)
+
+
+# --- 06.gated -------------------------------------------------------------------------------------------------
+
+GATED = """
+def f(pre, b_gate, b_mag, r_mag):
+    gate = {gate}
+    magnitude = {magnitude}
+    return {answer}
+"""
+
+
+def behind_gate(gate="(pre + b_gate > 0).float()", magnitude="(pre * r_mag.exp() + b_mag).relu()",
+                answer="gate * magnitude"):
+    return GATED.format(gate=gate, magnitude=magnitude, answer=answer)
+
+
+def gated_in_place(pre, b_gate, b_mag, r_mag):
+    gate = pre + b_gate > 0
+    pre *= r_mag.exp()
+    return gate * (pre + b_mag).relu()
+
+
+def gated_latent_by_latent(pre, b_gate, b_mag, r_mag):
+    out = torch.zeros_like(pre, dtype=torch.float64)
+    for i in range(pre.shape[-1]):
+        magnitude = math.exp(r_mag[i]) * pre[..., i] + b_mag[i]
+        on = (pre[..., i] > -b_gate[i]) & (magnitude > 0)
+        out[..., i][on] = magnitude[on].double()
+    return out
+
+
+GATED_EINOPS = """
+def f(pre, b_gate, b_mag, r_mag):
+    scaled = einops.einsum(pre, torch.exp(r_mag), "... latent, latent -> ... latent")
+    return torch.relu(scaled + b_mag).masked_fill(pre + b_gate <= 0, 0)
+"""
+
+
+# --- 06.dead_latents ------------------------------------------------------------------------------------------
+
+
+def dead(answer):
+    return f"\ndef f(latents, mask):\n    return {answer}\n"
+
+
+def dead_in_place(latents, mask):
+    latents[~mask] = 0
+    return (latents == 0).all(dim=0).all(dim=0)
+
+
+def dead_one_by_one(latents, mask):
+    n, pos, d_sae = latents.shape
+    found = [True] * d_sae
+    for row in range(n):
+        for position in range(pos):
+            if mask[row, position]:
+                for i in latents[row, position].nonzero().flatten().tolist():
+                    found[i] = False
+    return torch.tensor(found)
+
+
+DEAD_EINOPS = dead('einops.reduce((latents.abs() * mask[..., None]).double(), "n pos d -> d", "max") == 0')
+
+
+# --- 06.top_activations ---------------------------------------------------------------------------------------
+
+STRONGEST = """
+def f(latent, k):
+    largest, positions = latent.max(dim=1)
+    order = {order}
+    {then}
+    return torch.stack([order, positions[order]], dim=1)
+"""
+
+
+def strongest(order="largest.argsort(descending=True)", then="order = order[largest[order] > 0][:k]"):
+    return STRONGEST.format(order=order, then=then)
+
+
+FLAT = """
+def f(latent, k):
+    values, places = latent.flatten().topk(k)
+    {keep}
+    return {answer}
+"""
+
+
+def flat(answer, keep="places = places[values > 0]"):
+    return FLAT.format(answer=answer, keep=keep)
+
+
+def weakest_sequences(latent, k):
+    largest, positions = latent.max(dim=1)
+    order = [i for i in largest.argsort().tolist() if largest[i] > 0][:k]
+    return torch.tensor([[i, int(positions[i])] for i in order])
+
+
+def values_instead(latent, k):
+    largest = latent.amax(dim=1)
+    return largest[largest > 0].sort(descending=True).values[:k]
+
+
+def one_in_each_position(latent, k):
+    """The maximum along the wrong axis: at most one at each position."""
+    largest, rows = latent.max(dim=0)
+    order = largest.argsort(descending=True)
+    order = order[largest[order] > 0][:k]
+    return torch.stack([rows[order], order], dim=1)
+
+
+def strongest_as_a_list(latent, k):
+    return strongest_with_a_set(latent, k).tolist()
+
+
+def strongest_with_a_set(latent, k):
+    """All places from the largest value down; a sequence that has been taken is passed over."""
+    found, taken = [], set()
+    for place in latent.flatten().argsort(descending=True).tolist():
+        row, position = divmod(place, latent.shape[1])
+        if row not in taken and latent[row, position] > 0 and len(found) < k:
+            taken.add(row)
+            found.append((row, position))
+    return torch.tensor(found, dtype=torch.int32)
+
+
+def strongest_by_sorting(latent, k):
+    rows = [(max(row), i, row.index(max(row))) for i, row in enumerate(latent.tolist()) if any(row)]
+    return torch.tensor([[i, position] for _, i, position in sorted(rows, reverse=True)[:k]])
+
+
+def strongest_by_topk(latent, k):
+    only = latent * F.one_hot(latent.argmax(dim=1), latent.shape[1])
+    k = min(k, int(only.count_nonzero()))
+    return torch.stack(torch.unravel_index(only.flatten().topk(k).indices, latent.shape), dim=-1)
+
+
+# --- 06.auc ---------------------------------------------------------------------------------------------------
+
+PAIRS = """
+def f(latents, labels):
+    yes, no = latents[labels], latents[~labels]
+    won, tied = yes[:, None] > no[None], yes[:, None] == no[None]
+    return {answer}
+"""
+
+
+def pairs(answer="(won + tied / 2).mean(dim=(0, 1))"):
+    return PAIRS.format(answer=answer)
+
+
+def accuracy(latents, labels):
+    return torch.stack([((column > 0) == labels).float().mean() for column in latents.T])
+
+
+def only_active_or_not(latents, labels):
+    hits = (latents[labels] > 0).float().mean(0)
+    false_alarms = (latents[~labels] > 0).float().mean(0)
+    return 0.5 + (hits - false_alarms) / 2                              # the AUC of a single threshold
+
+
+def active_or_not_of_both_signs(latents, labels):
+    hits = (latents[labels] != 0).double().mean(0)
+    return (1 + hits - (latents[~labels] != 0).double().mean(0)) / 2
+
+
+def best_accuracy(latents, labels):
+    best = torch.zeros(latents.shape[1])
+    for threshold in latents.flatten().unique():
+        best = torch.maximum(best, ((latents >= threshold) == labels[:, None]).float().mean(0))
+    return best
+
+
+def mean_difference(latents, labels):
+    return latents[labels].mean(dim=0) - latents[~labels].mean(dim=0)
+
+
+def correlation(latents, labels):
+    both = torch.cat([latents.T, labels[None].float()])
+    return torch.corrcoef(both)[-1, :-1].nan_to_num() / 2 + 0.5
+
+
+def against_all(latents, labels):
+    yes, everyone = latents[labels][:, None], latents[None]
+    return ((yes > everyone) + 0.5 * (yes == everyone)).mean(dim=(0, 1))
+
+
+def ranks_without_ties(latents, labels):
+    ranks = latents.argsort(dim=0).argsort(dim=0) + 1
+    yes, no = labels.sum(), (~labels).sum()
+    return (ranks[labels].sum(dim=0) - yes * (yes + 1) / 2) / (yes * no)
+
+
+def auc_in_place(latents, labels):
+    """The means are taken off first: no rank changes, but the latents do."""
+    latents -= latents.mean(dim=0)
+    return area_under_the_curve(latents, labels)
+
+
+def auc_pair_by_pair(latents, labels):
+    yes, no = latents[labels].tolist(), latents[~labels].tolist()
+    found = []
+    for i in range(latents.shape[1]):
+        won = sum(1.0 if a[i] > b[i] else 0.5 if a[i] == b[i] else 0.0 for a in yes for b in no)
+        found.append(won / len(yes) / len(no))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def area_under_the_curve(latents, labels):
+    """By trapezia: a tie is a slanted piece of the curve."""
+    found = []
+    for column in latents.T:
+        thresholds = column.unique().flip(0)
+        hits = torch.stack([(column[labels] >= t).double().mean() for t in thresholds])
+        false_alarms = torch.stack([(column[~labels] >= t).double().mean() for t in thresholds])
+        zero = torch.zeros(1, dtype=torch.float64)
+        found.append(torch.trapezoid(torch.cat([zero, hits]), torch.cat([zero, false_alarms])))
+    return torch.stack(found)
+
+
+def by_the_sign(latents, labels):
+    return torch.stack([
+        (column[labels, None] - column[None, ~labels]).sign().mean() / 2 + 0.5 for column in latents.T])
+
+
+AUC_EINOPS = """
+def f(latents, labels):
+    yes = einops.rearrange(latents[labels], "a d -> a 1 d")
+    no = einops.rearrange(latents[~labels], "b d -> 1 b d")
+    return einops.reduce(torch.heaviside(yes - no, torch.tensor(0.5)), "a b d -> d", "mean")
+"""
+
+
+def by_mean_ranks(latents, labels):
+    found = []
+    for column in latents.T:
+        _, which, counts = column.unique(return_inverse=True, return_counts=True)
+        ranks = (counts.cumsum(0) - (counts - 1) / 2)[which]
+        yes, no = int(labels.sum()), int((~labels).sum())
+        found.append((ranks[labels].sum() - yes * (yes + 1) / 2) / (yes * no))
+    return torch.stack(found)
+
+
+ANSWERS = {
+    "06.encode": Answers(
+        reject=[
+            Wrong(encoded("(x @ W_enc + b_enc).relu()"), says="b_dec is not subtracted"),
+            Wrong(encoded("((x + b_dec) @ W_enc + b_enc).relu()"), says="b_dec is added"),
+            Wrong(encoded("((x - b_dec) @ W_enc).relu()"), says="b_enc is left out"),
+            Wrong(encoded("(x - b_dec) @ W_enc + b_enc"), says="these are the pre-activations"),
+            Wrong(encoded("((x - b_dec) @ W_enc).relu() + b_enc"), says="relu comes too early"),
+            Wrong(encoded_in_place, says="it changes its input"),
+            Wrong(encoded_without_gradient, says="lost its gradient"),
+            Wrong(encoded("((x - b_dec.detach()) @ W_enc + b_enc).relu()"), says="lost its gradient"),
+            Wrong(encoded("((x - b_dec) @ W_enc + b_enc.data).relu()"), says="lost its gradient"),
+            Wrong(encoded("((x - b_dec) @ W_enc.detach() + b_enc).relu()"), says="lost its gradient"),
+            Wrong(encoded("((x - b_dec) @ W_enc + b_enc).abs()")),
+            Wrong(encoded("((x - b_dec) @ W_enc - b_enc).relu()")),
+            Wrong(encoded("torch.nn.functional.gelu((x - b_dec) @ W_enc + b_enc)")),
+            Wrong(encoded("((x - b_dec) @ W_enc + b_enc > 0).float()")),
+            Wrong(encoded("(x @ W_enc + b_enc - b_dec).relu()")),               # another width: a RuntimeError
+            Wrong(encoded("((x - b_dec) @ W_enc.T + b_enc).relu()")),
+        ],
+        accept=[encoded("((x - b_dec) @ W_enc + b_enc).clamp_min(0)"), encode_latent_by_latent, ENCODE_EINOPS,
+                encode_with_linear],
+    ),
+    "06.sae_loss": Answers(
+        reject=[
+            Wrong(as_the_evaluator_did, says="divided by the number of tokens twice"),
+            Wrong(all_of_it_twice, says="divided by the number of tokens twice"),
+            Wrong(loss("((x_hat - x) ** 2).mean()"), says="averaged over components or latents too"),
+            Wrong(loss(penalty="f.abs().mean()"), says="averaged over components or latents too"),
+            Wrong(loss("torch.nn.functional.mse_loss(x_hat, x)", "f.abs().mean()"),
+                  says="averaged over components or latents too"),
+            Wrong(loss("e.norm(dim=-1).mean()"), says="this is the norm of the error"),
+            Wrong(loss("e.abs().sum(1).mean()"), says="this is the sum of |error|"),
+            Wrong(loss(penalty="f.sum(-1).mean()"), says="summed with their signs"),
+            Wrong(loss(penalty="(f != 0).sum(-1).float().mean()"), says="this counts the active latents"),
+            Wrong(loss(penalty="f.pow(2).sum(1).mean()"), says="the latents are squared"),
+            Wrong(loss("e.pow(2).sum()", "f.abs().sum()"), says="summed over tokens"),
+            Wrong(loss("e.pow(2).sum()"), says="summed over tokens"),
+            Wrong(loss(penalty="f.norm(p=1)"), says="summed over tokens"),
+            Wrong(loss().replace("sparsity * ", ""), says="`sparsity` is left out"),
+            Wrong(loss(penalty="0.0"), says="the penalty is left out"),
+            Wrong(sparsity_on_both, says="`sparsity` multiplies the error too"),
+            Wrong(loss_error_changed_in_place, says="it changes its input"),
+            Wrong(loss_as_a_number, says="a torch.Tensor was expected"),
+            Wrong(penalty_has_no_gradient, says="lost its gradient"),
+            Wrong(loss("e.detach().pow(2).sum(1).mean()"), says="lost its gradient"),
+            Wrong(loss_for_each_token, says="has shape"),
+            Wrong(loss("e.pow(2).sum(1).mean().sqrt()")),
+            Wrong(loss("e.pow(2).sum(1).mean() / 2")),
+            Wrong(loss(penalty="f.norm(dim=1).mean()")),
+            Wrong(loss(penalty="f.relu().sum(1).mean()")),
+            Wrong(loss(penalty="f.sum(1).abs().mean()")),
+            Wrong(loss("e.pow(2).sum(0).mean()", "f.abs().sum(0).mean()")),
+            Wrong(loss("e.sum(1).pow(2).mean()")),
+        ],
+        accept=[loss(), token_by_token, LOSS_EINOPS, loss_from_the_library],
+    ),
+    "06.reconstruct_rescaled": Answers(
+        reject=[
+            Wrong(left_scaled, says="the answer is still scaled, and x is not"),
+            Wrong(rescaled("autoencoder(x / scale)"), says="the answer is still scaled, and x is not"),
+            Wrong(rescaled("autoencoder(x)"), says="the autoencoder sees x as it is"),
+            Wrong(rescaled("autoencoder(x) * scale"), says="the autoencoder sees x as it is"),
+            Wrong(rescaled(scale="norm"), says="rescaled to norm 1"),
+            Wrong(rescaled("autoencoder(x * scale) / scale"), says="the wrong way round"),
+            Wrong(rescaled(scale="x.norm() / (n * d) ** 0.5"), says="one scale for all tokens"),
+            Wrong(rescaled(scale="norm.mean() / d ** 0.5"), says="one scale for all tokens"),
+            Wrong(rescaled(scale="x.norm() / d ** 0.5"), says="one scale for all tokens"),
+            Wrong(rescaled(scale="x.norm(dim=0) / d ** 0.5"), says="the norm is taken over tokens"),
+            Wrong(rescaled(scale="x.norm(dim=0) / n ** 0.5"), says="the norm is taken over tokens"),
+            Wrong(stretched, says="stretched to the norm of x"),
+            Wrong(layer_normed(biased=True), says="that is layer norm"),
+            Wrong(layer_normed(biased=False), says="that is layer norm"),
+            Wrong(rescaled_in_place, says="it changes its input"),
+            Wrong(rescaled("autoencoder(x / scale) / scale")),
+            Wrong(rescaled(scale="norm / d")),
+            Wrong(rescaled(scale="norm / n ** 0.5")),
+            Wrong(rescaled(scale="x.std(dim=1, keepdim=True)")),
+            Wrong(rescaled(scale="norm * d ** 0.5")),
+            Wrong(rescaled("autoencoder(x / scale) * norm")),
+            Wrong(rescaled("x")),
+        ],
+        accept=[rescaled(), rescaled_one_by_one, rescaled_by_root_mean_square, RESCALED_EINOPS],
+    ),
+    "06.top_k": Answers(
+        reject=[
+            Wrong(top(kept="values"), says="negative entries are kept"),
+            Wrong(top(dim="0"), says="along another axis"),
+            Wrong(top(dim="1"), says="along another axis"),
+            Wrong(top(dim="-2"), says="along another axis"),
+            Wrong(of_the_whole_tensor, says="the largest of the whole tensor"),
+            Wrong(batch_top_k, says="the largest of the whole tensor"),
+            Wrong(by_size("values"), says="chosen by size"),
+            Wrong(by_size("values.relu()"), says="chosen by size"),
+            Wrong(by_size("values.abs()"), says="chosen by size"),
+            Wrong(all_that_tie, says="entries equal to the k-th largest are all kept"),
+            Wrong(more_than_the_kth, says="the k-th largest itself is lost"),
+            Wrong(top("pre.topk(k, dim=-1, largest=False)"), says="the k smallest"),
+            Wrong(top(kept="(values > 0).float()"), says="these are ones"),
+            Wrong(top_values_alone, says="the k values alone"),
+            Wrong(top_k_in_place, says="it changes its input"),
+            Wrong(one_too_many),
+            Wrong(sorted_row),
+            Wrong(top(kept="values.abs()")),
+            Wrong(top("pre.topk(k - 1, dim=-1)")),
+            Wrong(top("pre.topk(1, dim=-1)")),
+            Wrong("def f(pre, k):\n    return pre.relu()"),
+        ],
+        accept=[top(), top("pre.relu().topk(k, dim=-1)", kept="values"), top_k_row_by_row, top_k_by_ranks,
+                TOP_K_EINOPS],
+    ),
+    "06.jump_relu": Answers(
+        reject=[
+            Wrong(jump("(pre - threshold).relu()"), says="the threshold is subtracted"),
+            Wrong(jump("torch.where(pre >= threshold, pre, 0.0)"), says="exactly at the threshold is kept"),
+            Wrong(jump("pre.masked_fill(pre < threshold, 0)"), says="exactly at the threshold is kept"),
+            Wrong(jump("pre.relu()"), says="this is relu"),
+            Wrong(jump("(pre > threshold).float()"), says="these are ones"),
+            Wrong(jump("pre * (pre.abs() > threshold)"), says="chosen by size"),
+            Wrong(jump("pre.clamp(min=threshold)"), says="becomes the threshold itself"),
+            Wrong(jump("torch.where(pre > threshold, 0.0, pre)")),          # keeps what is exactly there too
+            Wrong(jump("pre * (pre < threshold)"), says="the wrong side is kept"),
+            Wrong(jump("pre * (pre > threshold.mean())"), says="one threshold for all"),
+            Wrong(jump("torch.nn.functional.threshold(pre, threshold[0].item(), 0.0)"),
+                  says="one threshold for all"),
+            Wrong(jump_in_place, says="it changes its input"),
+            Wrong(jump("pre > threshold"), says="has dtype"),
+            Wrong(jump("pre.sign() * (pre.abs() - threshold).relu()")),
+            Wrong(jump("torch.where(pre > threshold, threshold, 0.0)")),
+            Wrong(jump("(pre - threshold).relu() + threshold"), says="becomes the threshold itself"),
+            Wrong(jump("pre * torch.sigmoid(pre - threshold)")),
+            Wrong(jump("pre[pre > threshold]")),
+        ],
+        accept=[jump("torch.where(pre > threshold, pre, 0.0)"), jump_latent_by_latent, jump_number_by_number,
+                jump("pre.relu() * (pre - threshold > 0).double()"),
+                jump("torch.heaviside(pre - threshold, torch.tensor(0.0)) * pre")],
+    ),
+    "06.gated": Answers(
+        reject=[
+            Wrong(behind_gate(magnitude="(pre * r_mag.exp() + b_gate).relu()"), says="b_gate stands in both"),
+            Wrong(behind_gate("(pre + b_mag > 0).float()"), says="b_mag stands in both"),
+            Wrong(behind_gate("(pre + b_gate).sigmoid()"), says="the gate is not 0 or 1"),
+            Wrong(behind_gate("(pre + b_gate).relu()"), says="the gate is not 0 or 1"),
+            Wrong(behind_gate("pre * r_mag.exp() + b_mag > 0"), says="no gate of its own"),
+            Wrong(behind_gate(answer="magnitude"), says="no gate of its own"),
+            Wrong(behind_gate("pre + b_gate >= 0"), says="a gate exactly at 0 is open"),
+            Wrong(behind_gate(magnitude="(pre * r_mag + b_mag).relu()"), says="the exponential is forgotten"),
+            Wrong(behind_gate(magnitude="((pre + b_mag) * r_mag.exp()).relu()"), says="b_mag is scaled too"),
+            Wrong(behind_gate(magnitude="(pre + b_mag).relu()"), says="the scale is left out"),
+            Wrong(behind_gate(magnitude="pre * r_mag.exp() + b_mag"), says="relu is forgotten"),
+            Wrong(behind_gate(answer="gate"), says="this is the gate alone"),
+            Wrong(behind_gate(magnitude="(pre * r_mag.exp()).relu()"), says="without a bias"),
+            Wrong(gated_in_place, says="it changes its input"),
+            Wrong(behind_gate("pre + b_gate > 0", answer="gate"), says="has dtype"),
+            Wrong(behind_gate("(pre > 0).float()")),
+            Wrong(behind_gate("(pre - b_gate > 0).float()")),
+            Wrong(behind_gate("(pre * r_mag.exp() + b_gate > 0).float()")),
+            Wrong(behind_gate(answer="(gate * pre * r_mag.exp() + b_mag).relu()")),
+            Wrong(behind_gate("torch.sign(pre + b_gate)")),
+            Wrong(behind_gate(answer="magnitude[gate > 0]")),
+        ],
+        accept=[behind_gate(), behind_gate(answer="torch.where(gate.bool(), magnitude, 0)"),
+                gated_latent_by_latent, GATED_EINOPS],
+    ),
+    "06.dead_latents": Answers(
+        reject=[
+            Wrong(dead("~((latents > 0) & mask[..., None]).any(0).any(0)"), says="below 0 is active too"),
+            Wrong(dead("latents[mask].amax(dim=0) <= 0"), says="below 0 is active too"),
+            Wrong(dead("(latents == 0).flatten(0, 1).all(0)"),
+                  says="positions that the mask leaves out are counted"),
+            Wrong(dead("(latents[~mask] == 0).all(0)"), says="the mask is turned round"),
+            Wrong(dead("(latents[mask] != 0).any(0)"), says="these are the latents that are alive"),
+            Wrong(dead("(latents[mask] == 0).any(0)"), says="0 at some position"),
+            Wrong(dead("((latents == 0) & mask[..., None]).all(1).all(0)"),
+                  says="make every latent look alive"),
+            Wrong(dead("latents[mask].sum(0) == 0"), says="cancel in a sum"),
+            Wrong(dead("((latents == 0) | ~mask[..., None]).all(1)"), says="an answer for each sequence"),
+            Wrong(dead_in_place, says="it changes its input"),
+            Wrong(dead("(latents[mask] == 0).all(0).float()"), says="has dtype"),
+            Wrong(dead("latents[mask].abs().mean(0) < 1e-3")),
+            Wrong(dead("(latents[mask].round(decimals=2) == 0).all(0)")),
+            Wrong(dead("((latents == 0) | ~mask[..., None]).all(1).any(0)"), says="silent in some sequence"),
+            Wrong(dead("(latents[:, 1:] == 0).flatten(0, 1).all(0)")),
+            Wrong(dead("(latents[0][mask[0]] == 0).all(0)")),
+            Wrong(dead("(latents[mask] == 0).all(1)")),
+            Wrong(dead("(latents[mask] == 0).all()")),
+        ],
+        accept=[dead("(latents[mask] == 0).all(dim=0)"), dead_one_by_one, DEAD_EINOPS,
+                dead("torch.isin(torch.arange(latents.shape[-1]), latents[mask].nonzero()[:, 1], invert=True)"),
+                dead("latents.double().masked_fill(~mask[..., None], 0).norm(dim=(0, 1)) == 0")],
+    ),
+    "06.top_activations": Answers(
+        reject=[
+            Wrong(flat("torch.stack([places // latent.shape[1], places % latent.shape[1]], 1)"),
+                  says="several come from one sequence"),
+            Wrong(flat("torch.stack(torch.unravel_index(places, latent.shape), 1)"),
+                  says="several come from one sequence"),
+            Wrong(strongest(then="order = order[largest[order] > 0][:k].flip(0)"),
+                  says="the smallest come first"),
+            Wrong(weakest_sequences, says="these are the weakest sequences"),
+            Wrong(strongest().replace("[order, positions[order]]", "[positions[order], order]"),
+                  says="the columns are swapped"),
+            Wrong(strongest(then="order = order[:k]"), says="places where the latent is not active"),
+            Wrong(strongest(order="largest.topk(k).indices", then="pass"), says="the latent is not active"),
+            Wrong(strongest(then="pass")),                                  # more than k, and inactive ones
+            Wrong(strongest(then="order = order[largest[order] > 0]"),
+                  says="there are more than k"),
+            Wrong(strongest(then="order = order[largest[order] > 0][:k].sort().values"),
+                  says="the order of the text"),
+            Wrong(strongest(order="latent.mean(dim=1).argsort(descending=True)"),
+                  says="ranked by their mean or sum"),
+            Wrong(strongest(order="latent.sum(dim=1).argsort(descending=True)"),
+                  says="ranked by their mean or sum"),
+            Wrong(flat("places"), says="one number for each place"),
+            Wrong(strongest().replace("dim=1)\n", "dim=0)\n").replace("max(dim=0)", "max(dim=1)"),
+                  says="each place is a row"),
+            Wrong(strongest().replace("return torch.stack([order, positions[order]], dim=1)", "return order"),
+                  says="one number for each place"),
+            Wrong(strongest_as_a_list, says="a torch.Tensor was expected"),
+            Wrong(values_instead, says="one number for each place"),
+            Wrong(one_in_each_position),
+            Wrong(strongest(then="order = order[largest[order] > 0][:k - 1]")),
+            Wrong(strongest().replace("positions[order]]", "positions[order] + 1]")),
+            Wrong(strongest().replace("positions[order]]", "positions[:len(order)]]")),
+            Wrong(strongest(then="order = order[largest[order] > 0][:k]; latent[order] = 0"),
+                  says="it changes its input"),
+        ],
+        accept=[strongest(), strongest(then="order = order[:k]; order = order[largest[order] > 0]"),
+                strongest_with_a_set, strongest_by_sorting, strongest_by_topk],
+    ),
+    "06.auc": Answers(
+        reject=[
+            Wrong(pairs("won.float().mean((0, 1))"), says="a tie counts as lost"),
+            Wrong(pairs("(won | tied).float().mean((0, 1))"), says="a tie counts as won"),
+            Wrong(pairs("1 - (won + tied / 2).mean((0, 1))"), says="turned round: it asks"),
+            Wrong(only_active_or_not, says="only whether the latent is active"),
+            Wrong(active_or_not_of_both_signs, says="only whether the latent is active"),
+            Wrong(accuracy, says="the accuracy of one threshold"),
+            Wrong(mean_difference, says="a difference of means"),
+            Wrong(against_all, says="compared with all"),
+            Wrong(pairs("(won + tied / 2).sum((0, 1))"), says="the number of pairs"),
+            Wrong(pairs("((won + tied / 2).mean((0, 1)) - 0.5).abs() + 0.5"),
+                  says="an AUC below ½ is turned round"),
+            Wrong(pairs("torch.maximum(a := (won + tied / 2).mean((0, 1)), 1 - a)"), says="an AUC below ½"),
+            Wrong(ranks_without_ties, says="equal values get different ranks"),
+            Wrong(auc_in_place, says="it changes its input"),
+            Wrong(best_accuracy),
+            Wrong(correlation),
+            Wrong(pairs("won.sum((0, 1)) / (~tied).sum((0, 1))")),              # tied pairs are left out
+            Wrong(pairs("(won + tied / 2).mean()")),
+            Wrong(pairs("(won + tied / 2).mean(0)")),
+            Wrong(pairs("2 * (won + tied / 2).mean((0, 1)) - 1")),
+            Wrong(pairs("(won + tied / 2).mean((0, 1), keepdim=True)")),
+        ],
+        accept=[pairs(), pairs("(won.double() + 0.5 * tied).mean((0, 1))"), auc_pair_by_pair,
+                area_under_the_curve, by_the_sign, AUC_EINOPS, by_mean_ranks, auc_of_the_course],
+    ),
+}
