@@ -51,31 +51,18 @@ def top_activations(latent: Float[Tensor, "n pos"], k: int) -> Int[Tensor, "k 2"
 def auc(latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"]) -> Float[Tensor, "d_sae"]:
     """How well each latent tells labelled positions from others: P(f₊ > f₋) + ½ P(f₊ = f₋), for a random pair.
 
-    1: larger at every labelled position; ½: knows nothing; 0: smaller at every one. (The area under the ROC curve, by
-    the ranks of Mann and Whitney.)
+    1: larger at every labelled position; ½: knows nothing; 0: smaller at every one. (The area under the ROC curve,
+    as Mann and Whitney count it.)
     Raises:
         ValueError: if all positions, or none, are labelled.
     """
-    n_yes = int(labels.sum())
-    if n_yes in (0, len(labels)):
-        raise ValueError(f"{n_yes} of {len(labels)} positions are labelled: there is nothing to tell apart")
-    return _auc_of_ranks(mean_ranks(latents), labels)
-
-
-def mean_ranks(latents: Float[Tensor, "m d_sae"]) -> Float[Tensor, "d_sae m"]:
-    """The rank of each position among all, latent by latent: 1 to m, and equal values share the mean of their ranks."""
-    columns = latents.T.contiguous()                                # [d_sae, m]
-    ordered = columns.sort(dim=1).values
-    below = torch.searchsorted(ordered, columns)                    # how many are smaller
-    up_to = torch.searchsorted(ordered, columns, right=True)        # how many are smaller or equal
-    return (below + up_to + 1) / 2
-
-
-def _auc_of_ranks(ranks: Float[Tensor, "d_sae m"], labels: Bool[Tensor, "m"]) -> Float[Tensor, "d_sae"]:
-    """Pairs won, of all pairs: the ranks of the labelled add up to the pairs they win, and those among themselves."""
-    n_yes = int(labels.sum())
-    wins = ranks.double() @ labels.double() - n_yes * (n_yes + 1) / 2
-    return (wins / (n_yes * (len(labels) - n_yes))).float()
+    if labels.all() or not labels.any():
+        raise ValueError(f"{int(labels.sum())} of {len(labels)} positions are labelled: there is nothing to tell apart")
+    labelled, others = latents[labels].T.contiguous(), latents[~labels].T.contiguous()
+    others = others.sort(dim=1).values                                  # [d_sae, others]
+    smaller = torch.searchsorted(others, labelled)                      # how many of the others are smaller
+    not_larger = torch.searchsorted(others, labelled, right=True)       # how many are smaller or equal
+    return ((smaller + not_larger).double().mean(dim=1) / (2 * others.shape[1])).float()
 
 
 def best_latents(
@@ -87,10 +74,10 @@ def best_latents(
     Args:
         known: for each label the positions where it has a value; all, if the label is not in it.
     """
-    rows, ranks, known = [], mean_ranks(latents), known or {}
+    rows = []
     for name, label in labels.items():
-        where = known.get(name, torch.ones_like(label))
-        scores = auc(latents[where], label[where]) if name in known else _auc_of_ranks(ranks, label)
+        where = (known or {}).get(name, torch.ones_like(label))
+        scores = auc(latents[where], label[where])
         best = int((scores - 0.5).abs().argmax())
         active = (latents[where][:, best] != 0).float()
         rows.append({"label": name, "share": label[where].float().mean().item(), "latent": best, "AUC": scores[best].item(),

@@ -86,7 +86,9 @@ def export(out: Path, text: Path, target: Path) -> None:
         if (out / name).exists():
             SparseAutoencoder.load(out / name).save(target / name)
     if (first := text / "0000.npy").exists():
-        save_file({"tokens": torch.from_numpy(np.load(first).astype(np.int32))}, target / "smollm2-135m" / "text.safetensors")
+        (target / "smollm2-135m").mkdir(parents=True, exist_ok=True)
+        tokens = torch.from_numpy(np.load(first).astype(np.int32))
+        save_file({"tokens": tokens}, target / "smollm2-135m" / "text.safetensors")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from course_utils.checking import Case, CompareCases, Exercise, Mistake, compare_cases
-from course_utils.latents import dead_latents, top_activations
+from course_utils.latents import auc, dead_latents, top_activations
 from course_utils.sae import SparseAutoencoder, top_k
 
 # --- the course's answers; `SparseAutoencoder` and `latents` have their own versions --------------------------
@@ -49,15 +49,6 @@ def gated(
 ) -> Float[Tensor, "... d_sae"]:
     """The latents of a gated autoencoder, from its pre-activations (x − b_dec) W_enc."""
     return (pre + b_gate > 0) * (pre * r_mag.exp() + b_mag).relu()
-
-
-def auc(latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"]) -> Float[Tensor, "d_sae"]:
-    """For each latent: P(f₊ > f₋) + ½ P(f₊ = f₋) for a random labelled and a random other position."""
-    labelled, others = latents[labels].T.contiguous(), latents[~labels].T.contiguous()
-    others = others.sort(dim=1).values                                  # [d_sae, others]
-    smaller = torch.searchsorted(others, labelled)                      # how many of the others are smaller
-    not_larger = torch.searchsorted(others, labelled, right=True)       # how many are smaller or equal
-    return ((smaller + not_larger).double().mean(dim=1) / (2 * others.shape[1])).float()
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------
