@@ -119,3 +119,28 @@ def plot_histogram(
     ax.set(xlabel=xlabel, ylabel=f"number of {what}", title=title)
     ax.grid(alpha=0.3)
     return _finish(ax, is_new)
+
+
+def plot_points(
+    points: dict[str, tuple[float, float]], xlabel: str, ylabel: str, *, line: list[tuple[float, float]] | None = None,
+    line_label: str = "", title: str = "", ax: Axes | None = None,
+) -> Figure:
+    """Named points over a logarithmic x axis, and a line of others to compare them with. Lower left to upper right is
+    a trade; what lies above and to the left of another point is better than it.
+
+    Raises:
+        ValueError: when there are no points.
+    """
+    if not points:
+        raise ValueError("points is empty; it must hold at least one {name: (x, y)}")
+    ax, is_new = _axes(ax, 3.6)
+    if line:
+        ax.plot(*zip(*sorted(line)), color="0.5", linestyle="--", marker=".", label=line_label)
+        ax.legend(fontsize=9)
+    for i, (name, (x, y)) in enumerate(points.items()):
+        ax.plot(x, y, marker="osD^vP*X"[i % 8], color=OKABE_ITO[i % len(OKABE_ITO)], linestyle="", markersize=8)
+        ax.annotate(name, (x, y), xytext=(7, -4), textcoords="offset points", fontsize=9)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log")
+    ax.margins(x=0.15)
+    ax.grid(alpha=0.3)
+    return _finish(ax, is_new)

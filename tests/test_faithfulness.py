@@ -487,6 +487,16 @@ def test_a_bfloat16_autoencoder():
     assert report.density.dtype != torch.bfloat16 and all(sae.W_enc.dtype == each.dtype for each in sae.parameters())
 
 
+def test_latents_in_bfloat16_are_summed_in_float32():
+    class Ones(Constant):
+        def encode(self, x):
+            return torch.ones(*x.shape[:-1], 257, dtype=torch.bfloat16)
+
+    model = small_models.multi_head()
+    report = evaluate_sae(model, Ones(torch.ones(24)), some_tokens(model), hook_name=RESIDUAL)
+    assert report.l1 == report.l0 == 257                            # a bfloat16 would say 256
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("holes", [False, True])
 def test_nothing_depends_on_how_sequences_are_batched(model, batch_size, holes):
