@@ -136,11 +136,9 @@ def plot_points(
     ax, is_new = _axes(ax, 3.6)
     if line:
         ax.plot(*zip(*sorted(line)), color="0.5", linestyle="--", marker=".", label=line_label)
-        ax.legend(fontsize=9)
     for i, (name, (x, y)) in enumerate(points.items()):
-        ax.plot(x, y, marker="osD^vP*X"[i % 8], color=OKABE_ITO[i % len(OKABE_ITO)], linestyle="", markersize=8)
-        ax.annotate(name, (x, y), xytext=(7, -4), textcoords="offset points", fontsize=9)
+        ax.plot(x, y, marker="osD^vP*X"[i % 8], color=OKABE_ITO[i % len(OKABE_ITO)], linestyle="", label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log")
-    ax.margins(x=0.15)
+    ax.legend(fontsize=9, loc="lower right")
     ax.grid(alpha=0.3)
     return _finish(ax, is_new)

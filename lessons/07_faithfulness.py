@@ -136,9 +136,10 @@ predict("07.share_better", None)
 
 # %%
 delta = delta_cross_entropy(p_logits, q_logits, tokens)[:, 1:]      # BOS is not patched, and not counted
-reveal("07.share_better", (delta < 0).float().mean())
+reveal("07.share_better", (delta < 0).float().mean(), unit="")
 print(f"ΔCE: mean {delta.mean():.4f} nats, standard deviation {delta.std():.3f}")
-plot_histogram(delta.clamp(-1, 1), "ΔCE of one token (nats; the ends collect what lies beyond)", "tokens", bins=60)
+plot_histogram(delta.clamp(-1, 1), "ΔCE of one token (nats; the ends collect what lies beyond)", "tokens",
+               bins=60)
 
 # %% [markdown]
 # A good share of the tokens is predicted *better*, by accident: where the clean model was confident of another
@@ -178,8 +179,9 @@ measured("KL of the shipped autoencoder", kl.mean(), unit="nats")
 # %%
 far = torch.tensor([0.0, 200.0])
 print("log(softmax):", far.softmax(0).log().tolist(), "  log_softmax:", far.log_softmax(0).tolist())
-p, q = far.softmax(0), torch.zeros(2).softmax(0)
-print("KL from the first:", float((p * (p.log() - q.log())).sum()), "  from the second:", float(kl_divergence(far, 0 * far)))
+p, q = far.softmax(0), (0 * far).softmax(0)
+print("KL with the first:", float((p * (p.log() - q.log())).sum()),
+      "  with the second:", float(kl_divergence(far, 0 * far)))
 
 # %% [markdown]
 # ## 5 · The reconstruction score
@@ -208,7 +210,8 @@ print(f"score {reconstruction_score(report.ce_clean, report.ce_sae, report.ce_ze
 uniform = torch.tensor(float(model.cfg.d_vocab)).log()
 print(f"a uniform guess would cost {uniform:.3f} nats; one point of the score is "
       f"{(report.ce_zero - report.ce_clean) / 100:.4f} nats")
-measured("reconstruction score of the shipped autoencoder", report.reconstruction_score, at_least=0.95 if MODEL == "tiny" else None)
+measured("reconstruction score of the shipped autoencoder", report.reconstruction_score,
+         at_least=0.95 if MODEL == "tiny" else None)
 
 # %% [markdown]
 # The landmark is far away, near a uniform guess, so most of the scale is a region where no autoencoder ever
@@ -253,16 +256,18 @@ suspects = {
     "the mean, always": Degenerate(lambda x: mean_activation.to(x).expand_as(x)),
     "zero": Degenerate(lambda x: 0 * x),
 }
-found = {name: evaluate_sae(model, each, tokens, hook_name=HOOK, resamples=0) for name, each in suspects.items()}
+found = {name: evaluate_sae(model, each, tokens, hook_name=HOOK, resamples=0)
+         for name, each in suspects.items()}
 
 
 def table(reports, columns):
-    print(f"{'':22}" + "".join(f"{column.replace('reconstruction', 'rec').replace('_', ' ')[:17]:>18}" for column in columns))
+    heads = [column.replace("reconstruction", "rec.").replace("_", " ") for column in columns]
+    print(f"{'':18}" + "".join(f"{head:>20}" for head in heads))
     for name, each in reports.items():
-        print(f"{name:22}" + "".join(f"{getattr(each, column):18.4f}" for column in columns))
+        print(f"{name:18}" + "".join(f"{getattr(each, column):20.4f}" for column in columns))
 
 
-table(found, ["reconstruction_score", "reconstruction_score_mean", "delta_ce", "kl", "explained_variance", "l2_ratio"])
+table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l2_ratio"])
 
 # %% [markdown]
 # Go through the rows.
@@ -288,8 +293,10 @@ except ValueError as error:
     print(error)
 
 # %%
-elsewhere = {f"layer {layer}": evaluate_sae(model, sae, tokens, hook_name=f"blocks.{layer}.hook_resid_pre", force=True, resamples=0)
-             for layer in sorted({LAYER - 1, LAYER, LAYER + 1}) if layer < model.cfg.n_layers}
+elsewhere = {}
+for layer in (LAYER - 1, LAYER, LAYER + 1):
+    hook = f"blocks.{layer}.hook_resid_pre"
+    elsewhere[f"layer {layer}"] = evaluate_sae(model, sae, tokens, hook_name=hook, force=True, resamples=0)
 table(elsewhere, ["reconstruction_score", "kl", "explained_variance", "cosine", "l0"])
 
 # %% [markdown]
@@ -342,8 +349,8 @@ counted = torch.ones_like(per_token, dtype=torch.bool)
 counted[:, [0, -1]] = False
 by_sequence = bootstrap_interval(per_token, counted, draws)
 flat = per_token[counted]
-token_draws = flat[torch.randint(0, len(flat), (400, len(flat)), generator=torch.Generator().manual_seed(0))].mean(dim=1)
-by_token = token_draws.quantile(torch.tensor([0.025, 0.975])).tolist()
+resampled = torch.randint(0, len(flat), (400, len(flat)), generator=torch.Generator().manual_seed(0))
+by_token = flat[resampled].mean(dim=1).quantile(torch.tensor([0.025, 0.975])).tolist()
 print(f"KL {flat.mean():.4f} nats; interval from sequences {by_sequence[0]:.4f} to {by_sequence[1]:.4f}, "
       f"from tokens {by_token[0]:.4f} to {by_token[1]:.4f}")
 
@@ -378,7 +385,7 @@ versions = {
     "about zero": float(1 - error.mean() / size.mean()),
     "mean of the tokens' ratios": float((1 - error / from_mean).mean()),
     "SAEBench's": float(1 - error.mean() / (size.mean() - (size.mean() / x.shape[1]) ** 2)),
-    "forgives a shift": float(1 - (x_hat - x).var(dim=0, correction=0).sum() / x.var(dim=0, correction=0).sum()),
+    "forgives a shift": float(1 - (x_hat - x).var(dim=0).sum() / x.var(dim=0).sum()),
 }
 for name, value in versions.items():
     print(f"{name:28} {value:.4f}")
@@ -400,8 +407,9 @@ for name, value in versions.items():
 # digits (that is tested against SAELens itself):
 
 # %%
-conventions = {"the course": report, "SAELens": evaluate_sae(model, sae, tokens, convention=SAELENS, resamples=0),
-               "SAEBench": evaluate_sae(model, sae, tokens, convention=SAEBENCH, resamples=0)}
+conventions = {"the course": report}
+for name, convention in (("SAELens", SAELENS), ("SAEBench", SAEBENCH)):
+    conventions[name] = evaluate_sae(model, sae, tokens, convention=convention, resamples=0)
 table(conventions, ["reconstruction_score", "ce_sae", "ce_zero", "kl", "kl_score", "mse"])
 
 # %% [markdown]
@@ -438,9 +446,9 @@ if real_model is not None:
     real_sae = topk_sae_for(real_model)
     real_tokens = sample_text(real_model, n=16, length=96, seed=0)
     real_report = evaluate_sae(real_model, real_sae, real_tokens, batch_size=4)
-    display(real_report.to_frame().loc[["ce_clean", "ce_sae", "ce_zero", "ce_mean", "delta_ce", "kl", "reconstruction_score",
-                                        "l0", "explained_variance", "l2_ratio"]].round(3))
-    measured("SmolLM2: reconstruction score of the shipped autoencoder", real_report.reconstruction_score, at_least=0.85)
+    display(real_report.to_frame().round(3))
+    measured("SmolLM2: reconstruction score of the shipped autoencoder", real_report.reconstruction_score,
+             at_least=0.85)
     measured("SmolLM2: KL of the shipped autoencoder", real_report.kl, unit="nats")
 
 # %% [markdown]

@@ -366,6 +366,15 @@ def test_bfloat16_logits_are_summed_in_float32():
     torch.testing.assert_close(kl_divergence(p, q), kl_divergence(p.double(), q.double()).float(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("sharpness", [1, 3, 5])
+def test_a_divergence_over_a_large_vocabulary(sharpness):
+    """50,000 small terms after a few large ones: how they are added up matters."""
+    rng = torch.Generator().manual_seed(0)
+    p, q = (sharpness * torch.randn(64, 50_000, generator=rng) for _ in range(2))
+    exact = kl_divergence(p.double(), q.double()).mean().item()
+    assert kl_divergence(p, q).mean().item() == pytest.approx(exact, rel=1e-5)
+
+
 # --- the whole report against the slow reference --------------------------------------------------------------------
 
 
