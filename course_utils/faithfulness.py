@@ -12,7 +12,6 @@ counted positions divided once, never means of the means of batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,7 +59,7 @@ def kl_of_log_probs(
 ) -> Float[Tensor, "*position"]:
     """`kl_divergence`, of log-probabilities."""
     p = log_p.exp()
-    kl = torch.einsum("...v,...v->...", p, log_p - log_q)           # Σ_y p (ln p − ln q)
+    kl = (p * (log_p - log_q)).sum(dim=-1)                          # (a dot product would round more: Σ of 50,000)
     if kl.isnan().any():                                            # p rules a token out: 0 ln 0 = 0
         kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1)
     return kl.clamp_min(0)                                          # rounding alone can make it negative
@@ -208,6 +207,7 @@ class FaithfulnessReport:
     intervals: dict[str, tuple[float, float]] = field(repr=False)       # 95 %, from resampling the sequences
     by_position: dict[str, Float[Tensor, "pos"]] = field(repr=False)    # means over the sequences; NaN: not counted
     density: Float[Tensor, "d_sae"] = field(repr=False)                 # share of the positions where each latent is active
+    active_sequences: Int[Tensor, "d_sae"] = field(repr=False)          # in how many sequences each is active
     peers: dict[str, float] = field(repr=False, default_factory=dict)   # what only another convention has
 
     @property
@@ -323,17 +323,28 @@ def reconstruct(
     return latents, x_hat.reshape(x.shape).to(x)
 
 
+def weight_metrics(sae) -> dict[str, Float[Tensor, "d_sae"]]:
+    """What run_evals of SAELens says of the weights alone: each latent's encoder norm and bias, and the cosine between
+    its encoder column and its decoder row."""
+    found = {"encoder_norm": sae.W_enc.norm(dim=0),
+             "encoder_decoder_cosine_sim": torch.nn.functional.cosine_similarity(sae.W_enc.T, sae.W_dec, dim=1)}
+    return found | ({"encoder_bias": sae.b_enc} if hasattr(sae, "b_enc") else {})
+
+
 def site_of(model: TransformerBridge, sae: object, hook_name: str | None, head: int | None, force: bool) -> Site:
     """Where the autoencoder goes. Raises ValueError as `evaluate_sae` does."""
     metadata = getattr(getattr(sae, "cfg", None), "metadata", None)             # SAELens
     trained_at = getattr(sae, "hook_name", None) or getattr(metadata, "hook_name", None)
-    head = head if head is not None else getattr(sae, "head", getattr(metadata, "hook_head_index", None))
+    own_head = getattr(sae, "head", getattr(metadata, "hook_head_index", None))
     if hook_name is None and trained_at is None:
         raise ValueError("this autoencoder does not say where it belongs: give hook_name")
     if hook_name and trained_at and hook_name != trained_at and not force:
         raise ValueError(f"this autoencoder was trained at {trained_at}, not at {hook_name}: what it says there is not "
                          "about this activation. To see what happens all the same: force=True")
-    site = Site(model, hook_name or trained_at, head)
+    if head is not None and own_head not in (None, head) and not force:
+        raise ValueError(f"this autoencoder was trained on head {own_head}, not on head {head}; to see what happens all "
+                         "the same: force=True")
+    site = Site(model, hook_name or trained_at, own_head if head is None else head)
     width = getattr(sae, "d_in", getattr(getattr(sae, "cfg", None), "d_in", site.width))
     if width != site.width:
         raise ValueError(f"{site.hook_name} has width {site.width} here; this autoencoder was made for {width}")
@@ -455,11 +466,11 @@ class _Sums:
         x_hat: Float[Tensor, "batch pos width"], latents: Float[Tensor, "batch pos d_sae"], convention: Convention,
     ) -> None:
         """Add what activations, reconstructions and latents say without the rest of the model."""
-        x, x_hat, latents = x.float(), x_hat.float(), latents.float()
+        x, x_hat = x.double(), x_hat.double()                       # a variance is a small difference of large sums
         on, here = (latents != 0) & counted.to(latents.device)[..., None], counted[..., None]
         norm_in, norm_out = x.norm(dim=-1), x_hat.norm(dim=-1)
         values = {
-            "l0": (latents != 0).sum(-1), "l1": latents.abs().sum(-1), "mse": (x_hat - x).pow(2).sum(-1),
+            "l0": (latents != 0).sum(-1), "l1": latents.abs().sum(-1, dtype=torch.float32), "mse": (x_hat - x).pow(2).sum(-1),
             "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1), "l2_in": norm_in, "l2_out": norm_out,
             "l2_ratio": norm_out / torch.where(norm_in < 1e-4, 1.0, norm_in),
             "squared_in": norm_in.pow(2), "squared_out": norm_out.pow(2), "dot": (x * x_hat).sum(-1),
@@ -469,7 +480,7 @@ class _Sums:
             values["explained_variance_legacy"] = 1 - values["mse"] / from_mean
             self.bias_of_batches.append((values["squared_out"][counted].mean() / values["dot"][counted].mean()).item())
         self.add(rows, counted, values)
-        self.sum_x = self.sum_x + self.weights[:, rows].double() @ torch.where(here, x, 0.0).sum(1).cpu().double()
+        self.sum_x = self.sum_x + self.weights[:, rows].double() @ torch.where(here, x, 0.0).sum(1).cpu()
         self.active = self.active + on.sum((0, 1)).cpu()
         self.active_sequences = self.active_sequences + on.any(1).sum(0).cpu()
 
@@ -504,10 +515,10 @@ class _Sums:
             n_sequences=self.weights.shape[1], n_positions=int(n["l0"][0]),
             intervals={name: _interval(m[name][1:]) for name in named} if len(self.weights) > 1 else {},
             by_position={name: positions[name] for name in positions if name in named},
-            density=self.active / n["l0"][0], peers=peers,
+            density=self.active / n["l0"][0], active_sequences=self.active_sequences, peers=peers,
         )
 
 
 def _interval(resampled: Float[Tensor, "resample"]) -> tuple[float, float]:
-    """Where the middle 95 % of the resampled values lie."""
-    return tuple(resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist())
+    """Where the middle 95 % of the resampled values lie; a resample without a counted position has none."""
+    return tuple(resampled.nanquantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist())

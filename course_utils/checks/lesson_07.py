@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def patched_logits(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str,
-    reconstruct: Callable[[Tensor], Tensor],
+    reconstruct,
 ) -> Float[Tensor, "batch pos vocab"]:
     """Logits with reconstruct(activation) in the activation's place, everywhere but at position 0."""
 
