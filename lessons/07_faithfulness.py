@@ -167,7 +167,7 @@ def kl_divergence(
 # %%
 kl = kl_divergence(p_logits, q_logits)[:, 1:-1]
 reverse = kl_divergence(q_logits, p_logits)[:, 1:-1]
-print(f"KL(p‖q) {kl.mean():.4f} nats, smallest {kl.min():.1e}; the other way round {reverse.mean():.4f}")
+print(f"KL(p‖q) {kl.mean():.4f} nats; the other way round {reverse.mean():.4f}")
 print(f"mean ΔCE at the same positions {delta.mean():.4f} nats")
 measured("KL of the shipped autoencoder", kl.mean(), unit="nats")
 
@@ -214,7 +214,7 @@ measured("reconstruction score of the shipped autoencoder", report.reconstructio
          at_least=0.95 if MODEL == "tiny" else None)
 
 # %% [markdown]
-# The landmark is far away, near a uniform guess, so most of the scale is a region where no autoencoder ever
+# The landmark is far away, as bad as guessing, so most of the scale is a region where no autoencoder ever
 # is, and everything interesting happens in its last percent. How little a score says, we see when we give it
 # autoencoders that we know to be bad.
 #
@@ -261,10 +261,10 @@ found = {name: evaluate_sae(model, each, tokens, hook_name=HOOK, resamples=0)
 
 
 def table(reports, columns):
-    heads = [column.replace("reconstruction", "rec.").replace("_", " ") for column in columns]
-    print(f"{'':18}" + "".join(f"{head:>20}" for head in heads))
+    short = {"reconstruction_score": "score", "explained_variance": "expl. var."}
+    print(f"{'':18}" + "".join(f"{short.get(column, column):>12}" for column in columns))
     for name, each in reports.items():
-        print(f"{name:18}" + "".join(f"{getattr(each, column):20.4f}" for column in columns))
+        print(f"{name:18}" + "".join(f"{getattr(each, column):12.4f}" for column in columns))
 
 
 table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l2_ratio"])
@@ -391,9 +391,9 @@ for name, value in versions.items():
     print(f"{name:28} {value:.4f}")
 
 # %% [markdown]
-# - *About zero*: the mean activation is large, so most of ‖x‖² is not variance at all. An autoencoder that
-#   always answers the mean would get credit. (SAELens had this until pull request 665; a user saw 0.98 where the
-#   truth was 0.78.)
+# - *About zero*: the mean activation is not zero, and its square is no variance. An autoencoder that always
+#   answers the mean gets credit for it. (SAELens had a form of this until pull request 665; a user saw 0.98 where
+#   the truth was 0.78.)
 # - *Mean of ratios*: tokens whose activation happens to lie near the mean get enormous weight. (Older SAELens,
 #   still reported as "legacy".)
 # - *SAEBench's* denominator subtracts the square of a mean of squares, divided by the width: a number with the

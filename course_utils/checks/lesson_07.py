@@ -52,13 +52,13 @@ def kl_divergence(
     log_p, log_q = p_logits.log_softmax(dim=-1), q_logits.log_softmax(dim=-1)
     p = log_p.exp()
     terms = torch.where(p > 0, p * (log_p - log_q), 0.0)                # 0 ln 0 = 0
-    return terms.sum(dim=-1)
+    return terms.sum(dim=-1).clamp_min(0)                               # rounding alone can make it negative
 
 
 def reconstruction_score(clean: float, patched: float, ablated: float) -> float:
     """(L_ablated − L_patched) / (L_ablated − L_clean); NaN where |L_ablated − L_clean| is below 1e-6 nats."""
     cost = ablated - clean
-    return (ablated - patched) / cost if abs(cost) >= 1e-6 else math.nan
+    return (ablated - patched) / cost if abs(cost) >= 1e-6 else torch.nan
 
 
 def bootstrap_interval(

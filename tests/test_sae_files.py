@@ -1,0 +1,453 @@
+"""Autoencoders on disk and from the hub: our files, old files, damaged files, and SAELens's own."""
+
+import json
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from course_utils.model_files import ModelUnavailable
+from course_utils.sae import KINDS, NORMS, SparseAutoencoder
+from course_utils.sae_files import ARCHITECTURES, CONFIG, RELEASES, WEIGHTS, fold_decoder_norm, load_pretrained_sae
+
+D_IN, D_SAE, K = 6, 16, 3
+HOOK = "blocks.1.hook_resid_pre"
+
+
+def random_sae(kind="relu", normalize="none", seed=0, **more):
+    """Every weight random, decoder rows of any length."""
+    sae = SparseAutoencoder(D_IN, D_SAE, kind, k=K if kind == "topk" else None, normalize=normalize, **more)
+    rng = torch.Generator().manual_seed(seed)
+    for name, weight in sae.named_parameters():
+        weight.data = torch.randn(weight.shape, generator=rng)
+        if name == "threshold":
+            weight.data.abs_()
+    return sae.requires_grad_(False)
+
+
+def some_activations(n=40, seed=1):
+    return 3 * torch.randn(n, D_IN, generator=torch.Generator().manual_seed(seed)) + 1
+
+
+def edit_config(folder, *drop, **changes):
+    """Change entries of cfg.json, and take others out."""
+    config = json.loads((folder / CONFIG).read_text()) | changes
+    (folder / CONFIG).write_text(json.dumps({name: each for name, each in config.items() if name not in drop}))
+
+
+def same_weights(one, other):
+    return one.state_dict().keys() == other.state_dict().keys() and all(
+        torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+# --- our own files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subtract_b_dec", [True, False])
+@pytest.mark.parametrize("normalize", NORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_saved_is_what_is_loaded(tmp_path, kind, normalize, subtract_b_dec):
+    sae = random_sae(kind, normalize, subtract_b_dec=subtract_b_dec, hook_name="blocks.2.attn.hook_z", head=3,
+                     model_name="tiny")
+    sae.save(tmp_path / "new" / "folder")                           # which is made
+    loaded, x = SparseAutoencoder.load(str(tmp_path / "new" / "folder")), some_activations()
+    assert same_weights(sae, loaded)
+    for name in ("kind", "k", "normalize", "subtract_b_dec", "hook_name", "head", "model_name", "d_in", "d_sae"):
+        assert getattr(loaded, name) == getattr(sae, name), name
+    assert torch.equal(loaded.encode(x), sae.encode(x)) and torch.equal(loaded(x), sae(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_dtype_is_kept_to_the_last_bit(tmp_path, kind, dtype):
+    sae = random_sae(kind).to(dtype)
+    if dtype == torch.float64:
+        sae.W_enc += 1e-12                                          # more than float32 can hold
+    sae.save(tmp_path)
+    loaded = SparseAutoencoder.load(tmp_path)
+    assert {value.dtype for value in loaded.state_dict().values()} == {dtype} and same_weights(sae, loaded)
+    assert json.loads((tmp_path / CONFIG).read_text())["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_a_loaded_one_is_ready_for_use_and_saving_changes_nothing(tmp_path):
+    sae = random_sae().requires_grad_(True).train()
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    sae.save(tmp_path)
+    assert all(torch.equal(before[name], value) for name, value in sae.state_dict().items())
+    assert all(weight.requires_grad for weight in sae.parameters()) and sae.training
+    loaded = SparseAutoencoder.load(tmp_path)
+    assert not any(weight.requires_grad for weight in loaded.parameters()) and not loaded.training
+
+
+def test_saving_again_replaces_both_files(tmp_path):
+    random_sae("gated").save(tmp_path)
+    other = random_sae("topk", seed=1)
+    other.save(tmp_path)
+    assert same_weights(SparseAutoencoder.load(tmp_path), other)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_files_are_those_of_saelens(tmp_path, kind):
+    sae = random_sae(kind, "layer_norm", hook_name=HOOK, model_name="tiny")
+    sae.save(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    expected = {"architecture": ARCHITECTURES[kind], "d_in": D_IN, "d_sae": D_SAE, "dtype": "float32",
+                "apply_b_dec_to_input": True, "normalize_activations": "layer_norm"}
+    assert expected.items() <= config.items()
+    assert {"hook_name": HOOK, "hook_head_index": None, "model_name": "tiny"}.items() <= config["metadata"].items()
+    assert config["metadata"]["sae_lens_version"].startswith("6.")  # older ones are read by other rules
+    assert (config.get("k"), config.get("rescale_acts_by_decoder_norm")) == ((K, False) if kind == "topk" else (None, None))
+    own = {"gated": {"b_gate", "b_mag", "r_mag"}, "jumprelu": {"b_enc", "threshold"}}.get(kind, {"b_enc"})
+    assert set(load_file(tmp_path / WEIGHTS)) == {"W_enc", "W_dec", "b_dec", *own}
+
+
+# --- files of older versions -------------------------------------------------------------------------------------------
+
+
+def old_folder(folder, kind="relu", drop=(), **changes):
+    """A file as SAELens wrote it before version 6: everything in one level, other names."""
+    sae = random_sae(kind)
+    sae.save(folder)
+    config = {"model_name": "gpt2-small", "hook_point": "blocks.8.hook_resid_pre", "hook_point_layer": 8,
+              "hook_point_head_index": None, "d_in": D_IN, "d_sae": D_SAE, "dtype": "torch.float32", "device": "mps",
+              "activation_fn_str": "relu", "activation_fn_kwargs": {}, "apply_b_dec_to_input": True,
+              "finetuning_scaling_factor": False, "sae_lens_training_version": None, "prepend_bos": True,
+              "normalize_activations": "none", "context_size": 128, **changes}
+    (folder / CONFIG).write_text(json.dumps({name: each for name, each in config.items() if name not in drop}))
+    return sae
+
+
+@pytest.mark.parametrize("norm", ["none", False, None])
+def test_a_standard_one_of_old(tmp_path, norm):
+    sae = old_folder(tmp_path, normalize_activations=norm, hook_point_head_index=2)
+    loaded = SparseAutoencoder.load(tmp_path)
+    assert same_weights(sae, loaded)
+    assert (loaded.kind, loaded.k, loaded.normalize) == ("relu", None, "none")
+    assert (loaded.hook_name, loaded.head, loaded.model_name) == ("blocks.8.hook_resid_pre", 2, "gpt2-small")
+
+
+def test_an_old_one_that_leaves_out_what_was_not_there_yet(tmp_path):
+    sae = old_folder(tmp_path, drop=("normalize_activations", "activation_fn_str", "activation_fn_kwargs",
+                                     "apply_b_dec_to_input", "finetuning_scaling_factor", "hook_point_head_index"))
+    loaded, x = SparseAutoencoder.load(tmp_path), some_activations()
+    assert (loaded.kind, loaded.normalize, loaded.subtract_b_dec, loaded.head) == ("relu", "none", True, None)
+    assert torch.equal(loaded(x), sae(x))
+
+
+@pytest.mark.parametrize("name", ["activation_fn_str", "activation_fn"])
+@pytest.mark.parametrize("architecture", [{}, {"architecture": "topk"}, {"architecture": "standard"}])
+def test_a_topk_one_of_old(tmp_path, name, architecture):
+    """Before it had an architecture of its own, topk was an activation function of the standard one."""
+    drop = () if name == "activation_fn_str" else ("activation_fn_str",)
+    sae = old_folder(tmp_path, "topk", drop, **{name: "topk", "activation_fn_kwargs": {"k": K}}, **architecture)
+    loaded, x = SparseAutoencoder.load(tmp_path), some_activations()
+    assert (loaded.kind, loaded.k) == ("topk", K)
+    assert torch.equal(loaded.encode(x), sae.encode(x))
+
+
+def test_apply_b_dec_to_input_is_heeded(tmp_path):
+    sae = old_folder(tmp_path, apply_b_dec_to_input=False)
+    loaded, x = SparseAutoencoder.load(tmp_path), some_activations()
+    assert not loaded.subtract_b_dec
+    torch.testing.assert_close(loaded.encode(x), (x @ sae.W_enc + sae.b_enc).relu())
+
+
+def test_a_scaling_factor_that_was_never_used_is_dropped(tmp_path):
+    sae = old_folder(tmp_path)
+    save_file({**load_file(tmp_path / WEIGHTS), "scaling_factor": torch.ones(D_SAE)}, tmp_path / WEIGHTS)
+    assert same_weights(SparseAutoencoder.load(tmp_path), sae)
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"normalize_activations": True}, "normalize_activations True is not supported; supported are none, "),
+    ({"finetuning_scaling_factor": True}, "fine-tuned scaling factor is not supported"),
+])
+def test_what_old_files_ask_for_in_vain(tmp_path, changes, says):
+    old_folder(tmp_path, **changes)
+    with pytest.raises(ValueError, match=says):
+        SparseAutoencoder.load(tmp_path)
+
+
+# --- decoder norms -----------------------------------------------------------------------------------------------------
+
+
+def rescaled_by_hand(sae, x):
+    """SAELens's formula: pre-activations times the norms of the decoder rows; undone on the way back."""
+    norms = sae.W_dec.norm(dim=-1)
+    pre = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc) * norms
+    latents = torch.zeros_like(pre)
+    for row, values in zip(latents, pre):
+        for i in values.argsort(descending=True)[: sae.k]:
+            row[i] = max(0.0, values[i].item())
+    return latents, (latents / norms) @ sae.W_dec + sae.b_dec
+
+
+def test_decoder_norms_are_folded_into_the_weights(tmp_path):
+    sae, x = random_sae("topk"), some_activations()
+    sae.save(tmp_path)
+    edit_config(tmp_path, rescale_acts_by_decoder_norm=True)
+    loaded = SparseAutoencoder.load(tmp_path)
+    latents, out = rescaled_by_hand(sae, x)
+    assert ((latents > 0) != (sae.encode(x) > 0)).any()             # the norms decide which are the largest
+    torch.testing.assert_close(loaded.encode(x), latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded(x), out, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(D_SAE))
+
+
+def test_folding_leaves_the_given_weights_alone_and_does_nothing_the_second_time():
+    given = {name: value.clone() for name, value in random_sae("topk").state_dict().items()}
+    folded = fold_decoder_norm(given)
+    assert all(torch.equal(given[name], value) for name, value in random_sae("topk").state_dict().items())
+    again = fold_decoder_norm(folded)
+    assert folded.keys() == given.keys()
+    assert all(torch.allclose(again[name], value, atol=1e-6) for name, value in folded.items())
+
+
+# --- files that are not what they should be ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"architecture": "batchtopk"}, "architecture 'batchtopk' is not one that this course knows; it knows "
+                                    "standard, topk, jumprelu, gated"),
+    ({"normalize_activations": "expected_average_only_in"},
+     "'expected_average_only_in' is not supported; supported are none, constant_norm_rescale, layer_norm"),
+    ({"architecture": "topk"}, "topk needs k"),
+    ({"d_in": 0}, "both must be positive"),
+    ({"d_sae": D_SAE + 1}, "does not fit"),
+    ({"d_in": D_IN + 1}, "does not fit"),
+    ({"architecture": "gated"}, "does not fit"),
+    ({"architecture": "jumprelu"}, "does not fit"),
+])
+def test_a_configuration_that_cannot_be(tmp_path, changes, says):
+    random_sae().save(tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(ValueError) as error:
+        SparseAutoencoder.load(tmp_path)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("text, says", [
+    ("", "missing or is no JSON"), ("{\"d_in\": 6,", "missing or is no JSON"), (b"\xff\xfe\x00", "missing or is no JSON"),
+    ("[]", "does not say d_in and d_sae"), ("{}", "does not say d_in and d_sae"), ("{\"d_in\": 6}", "does not say d_in"),
+    (None, "missing or is no JSON"),
+])
+def test_a_damaged_or_missing_configuration(tmp_path, text, says):
+    random_sae().save(tmp_path)
+    (tmp_path / CONFIG).unlink()
+    if text is not None:
+        (tmp_path / CONFIG).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=says) as error:
+        SparseAutoencoder.load(tmp_path)
+    assert str(tmp_path / CONFIG) in str(error.value)
+
+
+@pytest.mark.parametrize("cut", [None, 0, 5, 200])
+def test_damaged_or_missing_weights(tmp_path, cut):
+    random_sae().save(tmp_path)
+    data = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).unlink()
+    if cut is not None:
+        (tmp_path / WEIGHTS).write_bytes(data[:cut])
+    with pytest.raises(ValueError, match="is missing or damaged") as error:
+        SparseAutoencoder.load(tmp_path)
+    assert str(tmp_path / WEIGHTS) in str(error.value)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("edit", [lambda weights: weights.pop("b_enc"), lambda weights: weights.pop("W_dec"),
+                                  lambda weights: weights.update(b_more=torch.zeros(2))])
+def test_weights_that_are_too_few_or_too_many(tmp_path, edit, rescale):
+    random_sae("topk").save(tmp_path)
+    edit_config(tmp_path, rescale_acts_by_decoder_norm=rescale)
+    weights = load_file(tmp_path / WEIGHTS)
+    edit(weights)
+    save_file(weights, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match="does not fit"):
+        SparseAutoencoder.load(tmp_path)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="missing"):
+        SparseAutoencoder.load(tmp_path / "nowhere")
+
+
+# --- the hub -----------------------------------------------------------------------------------------------------------
+
+RELEASE, PLACE = "gpt2-small-res-jb", "blocks.8.hook_resid_pre"
+
+
+@pytest.fixture
+def fake_hub(tmp_path, monkeypatch):
+    """A folder in the place of the hub: owner/name/file. -> the folder, and what was asked for."""
+    asked = []
+
+    def download(repo_id, filename, **_):
+        asked.append((repo_id, filename))
+        if not (file := tmp_path / repo_id / filename).exists():
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no such file\nsecond line")
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return tmp_path, asked
+
+
+@pytest.mark.parametrize("release", [RELEASE, RELEASES[RELEASE]])
+def test_a_published_one_from_a_fake_hub(fake_hub, release):
+    hub, asked = fake_hub
+    sae = old_folder(hub / RELEASES[RELEASE] / PLACE)
+    loaded = load_pretrained_sae(release, PLACE)
+    assert same_weights(sae, loaded) and (loaded.hook_name, loaded.model_name) == (PLACE, "gpt2-small")
+    assert asked == [(RELEASES[RELEASE], f"{PLACE}/{name}") for name in (CONFIG, WEIGHTS)]
+
+
+def test_the_folder_names_the_hook_where_the_configuration_does_not(fake_hub):
+    hub, _ = fake_hub
+    old_folder(hub / "someone/else" / HOOK, drop=("hook_point",))
+    assert load_pretrained_sae("someone/else", HOOK).hook_name == HOOK
+
+
+@pytest.mark.parametrize("missing", [CONFIG, WEIGHTS])
+def test_a_published_one_that_cannot_be_had(fake_hub, missing):
+    hub, _ = fake_hub
+    old_folder(hub / RELEASES[RELEASE] / PLACE)
+    (hub / RELEASES[RELEASE] / PLACE / missing).unlink()
+    with pytest.raises(ModelUnavailable) as error:
+        load_pretrained_sae(RELEASE, PLACE)
+    text = str(error.value)
+    assert all(part in text for part in (RELEASE, PLACE, CONFIG, WEIGHTS, RELEASES[RELEASE], "no such file", "works now"))
+    assert "second line" not in text
+    assert len(text.splitlines()) <= 6 and max(map(len, text.splitlines())) < 200
+
+
+def test_without_a_network_the_message_is_the_same(monkeypatch, tmp_path):
+    """The real download function, told to stay offline, with an empty cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.file_download.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelUnavailable, match="could not be downloaded") as error:
+        load_pretrained_sae(RELEASE, PLACE)
+    assert str(tmp_path) in str(error.value) and len(str(error.value).splitlines()) <= 6
+
+
+@pytest.mark.parametrize("problem", [OSError("disk full"), OSError(), ValueError("bad name"), ConnectionError("refused")])
+def test_whatever_goes_wrong_on_the_way_is_told(monkeypatch, problem):
+    def fail(*_, **__):
+        raise problem
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(ModelUnavailable) as error:
+        load_pretrained_sae(RELEASE, PLACE)
+    assert (str(problem) or "OSError") in str(error.value) and error.value.__cause__ is problem
+
+
+def test_an_unknown_release_is_refused_before_the_hub_is_asked(fake_hub):
+    with pytest.raises(ValueError, match="no release 'gpt2-small-res-xy'; known are gpt2-small-res-jb"):
+        load_pretrained_sae("gpt2-small-res-xy", PLACE)
+    assert fake_hub[1] == []
+
+
+def test_a_published_one_of_an_unknown_architecture(fake_hub):
+    old_folder(fake_hub[0] / "someone/else" / HOOK, architecture="transcoder")
+    with pytest.raises(ValueError, match="architecture 'transcoder'"):
+        load_pretrained_sae("someone/else", HOOK)
+
+
+@pytest.mark.hub
+def test_the_published_autoencoder_of_gpt2_small():
+    try:
+        sae = load_pretrained_sae(RELEASE, PLACE)
+    except ModelUnavailable as error:
+        pytest.skip(f"the hub does not answer: {error}")
+    assert (sae.kind, sae.d_in, sae.d_sae, sae.normalize) == ("relu", 768, 24576, "none")
+    assert (sae.hook_name, sae.model_name, sae.head) == (PLACE, "gpt2-small", None)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(24576), atol=1e-3, rtol=0)
+
+
+# --- SAELens reads ours, and we read theirs ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sae_lens():
+    return pytest.importorskip("sae_lens")
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-6)
+
+
+def with_hand_made_sizes(x):
+    """Activations of very different sizes, as residual streams have them."""
+    return x * torch.logspace(-2, 2, len(x))[:, None]
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("subtract_b_dec", [True, False])
+@pytest.mark.parametrize("normalize", NORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_saelens_loads_ours(sae_lens, tmp_path, kind, normalize, subtract_b_dec):
+    sae = random_sae(kind, normalize, hook_name=HOOK, model_name="tiny", subtract_b_dec=subtract_b_dec)
+    sae.save(tmp_path)
+    theirs, x = sae_lens.SAE.load_from_disk(tmp_path), some_activations()
+    latents = theirs.encode(x)
+    close(sae.encode(x), latents)
+    close(sae(x), theirs.decode(latents))                           # which remembers the norm of the last encode
+    assert theirs.cfg.metadata.hook_name == HOOK and theirs.cfg.metadata.model_name == "tiny"
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("normalize", NORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_of_every_size_are_encoded_as_saelens_does(sae_lens, tmp_path, kind, normalize):
+    """Small ones show what is added to a norm before it divides."""
+    sae, x = random_sae(kind, normalize), with_hand_made_sizes(some_activations())
+    sae.save(tmp_path)
+    theirs = sae_lens.SAE.load_from_disk(tmp_path)
+    latents = theirs.encode(x)
+    torch.testing.assert_close(sae.encode(x), latents, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(sae(x), theirs.decode(latents), atol=1e-3, rtol=1e-5)
+
+
+def made_by_saelens(kind, normalize, folder, **more):
+    """An object of SAELens with random weights, saved by itself."""
+    import sae_lens
+
+    name = {"relu": "Standard", "topk": "TopK", "jumprelu": "JumpReLU", "gated": "Gated"}[kind] + "SAE"
+    config = getattr(sae_lens, f"{name}Config")(
+        d_in=D_IN, d_sae=D_SAE, normalize_activations=normalize, **({"k": K} if kind == "topk" else {}), **more)
+    config.metadata.hook_name, config.metadata.model_name = HOOK, "tiny"
+    theirs = getattr(sae_lens, name)(config)
+    for weight, value in random_sae(kind, seed=3).state_dict().items():
+        getattr(theirs, weight).data = value
+    theirs.save_model(folder)
+    return theirs
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("normalize", NORMS)
+@pytest.mark.parametrize("kind, more", [*((kind, {}) for kind in KINDS), ("topk", {"rescale_acts_by_decoder_norm": True})])
+def test_we_load_theirs(sae_lens, tmp_path, kind, more, normalize, apply_b_dec_to_input):
+    theirs = made_by_saelens(kind, normalize, tmp_path, apply_b_dec_to_input=apply_b_dec_to_input, **more)
+    sae, x = SparseAutoencoder.load(tmp_path), some_activations()
+    assert (sae.kind, sae.normalize, sae.hook_name, sae.model_name) == (kind, normalize, HOOK, "tiny")
+    assert sae.subtract_b_dec is apply_b_dec_to_input
+    latents = theirs.encode(x).detach()
+    close(sae.encode(x), latents)
+    close(sae(x), theirs.decode(latents).detach())
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["relu", "topk"])
+def test_saelens_reads_the_old_files_of_these_tests_as_we_do(sae_lens, tmp_path, kind):
+    topk = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "architecture": "standard"}
+    old_folder(tmp_path, kind, **({} if kind == "relu" else topk))
+    theirs, x = sae_lens.SAE.load_from_disk(tmp_path), some_activations()
+    ours = SparseAutoencoder.load(tmp_path)
+    close(ours.encode(x), theirs.encode(x))
+    assert theirs.cfg.metadata.hook_name == ours.hook_name
