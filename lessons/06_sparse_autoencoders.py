@@ -509,6 +509,9 @@ if real_model is not None:
         display(latent_dashboard(real_model, real_sae, real_latents, real_tokens, latent, k=4))
 
 # %% [markdown]
+# In a real model, too, the latents that are easiest to name are about the token at hand: a line break, a
+# capital, a number; "human", "man" and "People" share one. Look at the weak places before you believe a name.
+#
 # ## What this does not show
 #
 # - That latents are *the* features. Another seed, another width or another kind gives another dictionary.
