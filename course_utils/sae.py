@@ -110,14 +110,14 @@ class SparseAutoencoder(nn.Module):
         """The mean and the scale that the norm takes away from an activation."""
         if self.normalize == "layer_norm":
             return x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
-        return torch.zeros_like(x[..., :1]), x.norm(dim=-1, keepdim=True) / self.d_in**0.5
+        return torch.zeros_like(x[..., :1]), (x.norm(dim=-1, keepdim=True) / self.d_in**0.5).clamp_min(EPSILON)
 
     def normalized(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
         """The activation as the weights see it."""
         if self.normalize == "none":
             return x
         mean, scale = self.mean_and_scale(x)
-        return (x - mean) / (scale + EPSILON)
+        return (x - mean) / (scale + EPSILON if self.normalize == "layer_norm" else scale)     # as SAELens does
 
     def undo_norm(
         self, out: Float[Tensor, "... d_in"], x: Float[Tensor, "... d_in"] | None
@@ -194,7 +194,7 @@ class JumpReLU(torch.autograd.Function):
     def backward(ctx, slope: Float[Tensor, "... d_sae"]) -> tuple[Tensor, Tensor]:
         x, threshold = ctx.saved_tensors
         near = (x - threshold).abs() < BANDWIDTH / 2
-        return slope * (x > threshold), -(threshold / BANDWIDTH * near * slope).flatten(0, -2).sum(dim=0)
+        return slope * (x > threshold), -(threshold / BANDWIDTH * near * slope).reshape(-1, x.shape[-1]).sum(dim=0)
 
 
 class Step(torch.autograd.Function):
@@ -209,7 +209,7 @@ class Step(torch.autograd.Function):
     def backward(ctx, slope: Float[Tensor, "... d_sae"]) -> tuple[None, Tensor]:
         x, threshold = ctx.saved_tensors
         near = (x - threshold).abs() < BANDWIDTH / 2
-        return None, -(near * slope / BANDWIDTH).flatten(0, -2).sum(dim=0)
+        return None, -(near * slope / BANDWIDTH).reshape(-1, x.shape[-1]).sum(dim=0)
 
 
 def _check(d_in: int, d_sae: int, kind: str, k: int | None, normalize: str) -> None:

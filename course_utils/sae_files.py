@@ -50,8 +50,6 @@ def read_sae(folder: Path) -> SparseAutoencoder:
         weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder / WEIGHTS} is missing or damaged: {error}") from error
-    if config["architecture"] == "topk" and config.get("rescale_acts_by_decoder_norm"):
-        weights = fold_decoder_norm(weights)
     about = {**config, **config.get("metadata", {})}
     sae = SparseAutoencoder(
         config["d_in"], config["d_sae"], kind_of(config), k=config.get("k"),
@@ -60,10 +58,12 @@ def read_sae(folder: Path) -> SparseAutoencoder:
     )
     weights.pop("scaling_factor", None)                                     # of old files, where it is not used
     try:
-        sae.load_state_dict(weights)
+        sae.to(next(iter(weights.values())).dtype).load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
-    return sae.to(next(iter(weights.values())).dtype).requires_grad_(False).eval()
+    if sae.kind == "topk" and config.get("rescale_acts_by_decoder_norm"):
+        sae.load_state_dict(fold_decoder_norm(weights))
+    return sae.requires_grad_(False).eval()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -78,7 +78,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     old_names = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index",
                  "activation_fn_str": "activation_fn"}
     config = {old_names.get(name, name): value for name, value in config.items()}
-    config.setdefault("architecture", "topk" if config.get("activation_fn") == "topk" else "standard")
+    if config.get("activation_fn") == "topk" or "architecture" not in config:         # before topk was one by itself
+        config["architecture"] = "topk" if config.get("activation_fn") == "topk" else "standard"
     config.setdefault("k", config.get("activation_fn_kwargs", {}).get("k"))
     config["normalize_activations"] = config.get("normalize_activations") or "none"
     if config["architecture"] not in ARCHITECTURES.values():

@@ -36,10 +36,10 @@ def slow_norm(sae, x):
     if sae.normalize == "none":
         return x, 1.0, 0.0
     if sae.normalize == "constant_norm_rescale":
-        mean, scale = 0.0, math.sqrt(sum(v * v for v in x)) / math.sqrt(n)
-    else:
-        mean = sum(x) / n
-        scale = math.sqrt(sum((v - mean) ** 2 for v in x) / (n - 1))
+        scale = math.sqrt(sum(v * v for v in x)) / math.sqrt(n)
+        return [v / scale for v in x], scale, 0.0                   # as in SAELens: nothing is added to the scale
+    mean = sum(x) / n
+    scale = math.sqrt(sum((v - mean) ** 2 for v in x) / (n - 1))
     return [(v - mean) / (scale + EPSILON) for v in x], scale, mean
 
 
@@ -123,11 +123,12 @@ def test_what_each_norm_makes_of_an_activation():
 @pytest.mark.parametrize("normalize", NORMS)
 @pytest.mark.parametrize("size", [1e-2, 1.0, 1e3])
 def test_the_norm_is_undone(normalize, size):
-    """What comes back differs by EPSILON against the scale: nothing else is lost."""
+    """Exactly, but for layer_norm, where EPSILON was added to the scale, as in SAELens; and then nothing else is lost."""
     sae, x = random_sae("relu", normalize), some(4, 6, D_IN, scale=size) + size
-    back = sae.undo_norm(sae.normalized(x), x)
-    mean, scale = sae.mean_and_scale(x) if normalize != "none" else (0, 1)
-    expected = x if normalize == "none" else mean + (x - mean) * scale / (scale + EPSILON)
+    back, expected = sae.undo_norm(sae.normalized(x), x), x
+    if normalize == "layer_norm":
+        mean, scale = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
+        expected = mean + (x - mean) * scale / (scale + EPSILON)
     torch.testing.assert_close(back, expected, rtol=1e-12, atol=1e-12 * size)
 
 

@@ -824,7 +824,7 @@ ANSWERS = {
         accept=[
             variance("1 - error.pow(2).sum() / centred.pow(2).sum()"),
             variance("1 - error.pow(2).mean() / x.var(0, unbiased=False).mean()"),
-            variance("1 - (error.var(0, correction=0) + error.mean(0)**2).sum() / x.var(0, correction=0).sum()"),
+            variance("1 - (error.var(0, correction=0) + error.mean(0) ** 2).mean() / centred.pow(2).mean()"),
             variance_in_double, variance_from_moments, variance_by_loops, VARIANCE_EINOPS,
             faithfulness.explained_variance,
         ],
