@@ -75,7 +75,8 @@ def patched_logits(
 ) -> Float[Tensor, "batch pos vocab"]:
     """Logits of the model with reconstruct(activation) in the activation's place, everywhere but at position 0.
 
-    `reconstruct` takes and gives activations [..., d]. A hook function gets (activation, hook).
+    `reconstruct` takes and gives activations [..., d]. A hook function gets (activation, hook)
+    and returns the new activation.
     """
     raise NotImplementedError
 
@@ -152,15 +153,18 @@ plot_histogram(delta.clamp(-1, 1), "ΔCE of one token (nats; the ends collect wh
 #
 #     KL(p‖q) = Σ_y p(y) ln( p(y) / q(y) )        never negative, and 0 only if p = q
 #
-# It compares the two models with each other, and needs no data to be right about anything. (Are the two the
-# same on average? Lesson 08 is about that question.)
+# It compares the two models with each other and does not ask which token came. (Is its mean that of ΔCE?
+# Lesson 08 is about that question.)
 
 # %%
 @exercise("07.kl_divergence")
 def kl_divergence(
     p_logits: Float[Tensor, "*position vocab"], q_logits: Float[Tensor, "*position vocab"]
 ) -> Float[Tensor, "*position"]:
-    """KL(p‖q) in nats at each position. It must survive logits that are thousands apart."""
+    """KL(p‖q) in nats at each position (any number of leading axes, also none).
+
+    Logits may be thousands apart. A token that both rule out (logit −inf) adds 0.
+    """
     raise NotImplementedError
 
 
@@ -215,7 +219,7 @@ measured("reconstruction score of the shipped autoencoder", report.reconstructio
 
 # %% [markdown]
 # The landmark is far away, as bad as guessing, so most of the scale is a region where no autoencoder ever
-# is, and everything interesting happens in its last percent. How little a score says, we see when we give it
+# is, and everything interesting happens in its last few percent. How little a score says, we see when we give it
 # autoencoders that we know to be bad.
 #
 # ## 6 · Autoencoders whose value is known
@@ -264,10 +268,10 @@ def table(reports, columns):
     short = {"reconstruction_score": "score", "explained_variance": "expl. var."}
     print(f"{'':18}" + "".join(f"{short.get(column, column):>12}" for column in columns))
     for name, each in reports.items():
-        print(f"{name:18}" + "".join(f"{getattr(each, column):12.4f}" for column in columns))
+        print(f"{name:18}" + "".join(f"{getattr(each, column) + 0.0:12.4f}" for column in columns))
 
 
-table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l2_ratio"])
+table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l2_ratio", "l0"])
 
 # %% [markdown]
 # Go through the rows.
@@ -277,7 +281,8 @@ table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l
 # - **Zero** has score 0 by definition, and **the mean** has explained variance 0. These are tests of the
 #   *metrics*: run them on any evaluator you use.
 # - **Twice as long** and **half as long**: in a model with a norm at each layer's door, length hardly matters as
-#   long as the direction is right. The explained variance is outraged; the predictions barely notice.
+#   long as the direction is right. The explained variance is outraged, and the score barely notices. (The KL does:
+#   it is three times that of the shipped one.)
 # - **Never trained**: random directions, L0 in the hundreds. In `tiny` its explained variance is *below zero* and
 #   its score still looks like something one could publish. A high score is not evidence of a dictionary.
 #
@@ -311,7 +316,7 @@ table(elsewhere, ["reconstruction_score", "kl", "explained_variance", "cosine", 
 def pooled_mean(values: list[Float[Tensor, "batch pos"]], masks: list[Bool[Tensor, "batch pos"]]) -> float:
     """The mean of all values whose mask is True, over all batches together.
 
-    A value that is not counted may be anything, also NaN. No counted position at all is a ValueError.
+    A value that is not counted may be anything, also NaN. Raise a ValueError if no position is counted.
     """
     raise NotImplementedError
 
@@ -338,7 +343,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The 2.5 % and 97.5 % quantiles of the pooled mean over resampled sequences.
 
-    Row r of `draws` names the sequences of resample r; one that is drawn twice counts twice.
+    Row r of `draws` names the sequences of resample r; one that is drawn twice counts twice. Sequences may have
+    different numbers of counted positions.
     """
     raise NotImplementedError
 
@@ -371,7 +377,10 @@ report.to_frame().round(4)
 # %%
 @exercise("07.explained_variance")
 def explained_variance(x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "tokens d"]) -> float:
-    """1 − E‖x̂ − x‖² / E‖x − E x‖², with all components and all tokens pooled."""
+    """1 − E‖x̂ − x‖² / E‖x − E x‖².
+
+    E is the mean over the tokens (divide by n, not n − 1), E x a vector; ‖·‖² sums over components.
+    """
     raise NotImplementedError
 
 
@@ -389,10 +398,13 @@ versions = {
 }
 for name, value in versions.items():
     print(f"{name:28} {value:.4f}")
+shifted = x_hat + x.mean(dim=0)                                     # every reconstruction off by the same vector
+print(f"the same error everywhere:   right {explained_variance(x, shifted):.4f}, "
+      f"forgives a shift {float(1 - (shifted - x).var(dim=0).sum() / x.var(dim=0).sum()):.4f}")
 
 # %% [markdown]
 # - *About zero*: the mean activation is not zero, and its square is no variance. An autoencoder that always
-#   answers the mean gets credit for it. (SAELens had a form of this until pull request 665; a user saw 0.98 where
+#   answers the mean gets credit for it (in `tiny` a fifth of ‖x‖²). (SAELens had a form of this until pull request 665; a user saw 0.98 where
 #   the truth was 0.78.)
 # - *Mean of ratios*: tokens whose activation happens to lie near the mean get enormous weight. (Older SAELens,
 #   still reported as "legacy".)
