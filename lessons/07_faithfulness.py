@@ -227,7 +227,7 @@ measured("reconstruction score of the shipped autoencoder", report.reconstructio
 # Any object with `encode` and `decode` can be evaluated. Here are some that no one would ship:
 
 # %%
-mean_activation = collect_activations(model, HOOK, tokens).mean(dim=0)
+mean_activation = collect_activations(model, HOOK, tokens[:, :-1]).mean(dim=0)      # of the counted positions
 
 
 class Degenerate:
@@ -268,7 +268,7 @@ def table(reports, columns):
     short = {"reconstruction_score": "score", "explained_variance": "expl. var."}
     print(f"{'':18}" + "".join(f"{short.get(column, column):>12}" for column in columns))
     for name, each in reports.items():
-        print(f"{name:18}" + "".join(f"{getattr(each, column) + 0.0:12.4f}" for column in columns))
+        print(f"{name:18}" + "".join(f"{round(getattr(each, column), 4) + 0.0:12.4f}" for column in columns))
 
 
 table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l2_ratio", "l0"])
@@ -282,7 +282,7 @@ table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l
 #   *metrics*: run them on any evaluator you use.
 # - **Twice as long** and **half as long**: in a model with a norm at each layer's door, length hardly matters as
 #   long as the direction is right. The explained variance is outraged, and the score barely notices. (The KL does:
-#   it is three times that of the shipped one.)
+#   it is about three times that of the shipped one.)
 # - **Never trained**: random directions, L0 in the hundreds. In `tiny` its explained variance is *below zero* and
 #   its score still looks like something one could publish. A high score is not evidence of a dictionary.
 #
