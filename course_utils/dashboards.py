@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.latents import top_activations
+from course_utils.text import reads_stories
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -46,7 +47,7 @@ class Dashboard:
         lines.append("makes unlikelier: " + ", ".join(word for word, _ in self.suppressed))
         for words, values, place in self.contexts:
             shown = [f"[{word}]" if i == place else word for i, word in enumerate(words)]
-            lines.append(f"{values[place]:6.2f}  " + " ".join(shown))
+            lines.append(f"{values[place]:6.2f}  " + "".join(shown).replace("\n", "↵"))
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -126,8 +127,8 @@ def latent_dashboard(
 
 def _strings(model: TransformerBridge):
     """From a token id to what a reader sees. Words of the course's language are separated by spaces that no token has."""
-    spaced = len(model.tokenizer.decode([1, 1])) > 2 * len(model.tokenizer.decode([1]))
-    return lambda token: model.tokenizer.decode([token]) + (" " if spaced else "")
+    space = " " if reads_stories(model) else ""
+    return lambda token: model.tokenizer.decode([token]) + space
 
 
 def _shown(word: str) -> str:

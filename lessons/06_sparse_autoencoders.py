@@ -319,7 +319,7 @@ plot_points({name: (each.l0, each.explained_variance) for name, each in reports.
 # Now the picture can be read, because it has both numbers. In `tiny`: the two ReLU kinds shrink, the three others
 # do not (third column of the table). JumpReLU explains as much as ReLU with a third fewer latents, and Gated
 # explains more than ReLU with fewer. TopK explains most, with most latents: it lies on another part of the
-# trade, not above it. Yours saw a tenth of the training that the others had.
+# trade, not above it. Yours saw a twentieth of the training that the others had.
 #
 # ## 6 · Dead latents
 #

@@ -79,7 +79,7 @@ def test_collected_activations_leave_out_the_first_position_and_keep_the_order(m
 
 def test_layers_above_the_place_are_not_run():
     model, ran = small_models.tiny(), []
-    note = [(f"blocks.{layer}.hook_resid_pre", lambda value, hook: ran.append(hook.layer())) for layer in range(4)]
+    note = [(f"blocks.{layer}.attn.hook_z", lambda value, hook: ran.append(hook.layer())) for layer in range(4)]
     with model.hooks(fwd_hooks=note):
         collect_activations(model, "blocks.1.hook_attn_out", repeated(model))
     assert ran == [0, 1]

@@ -1,0 +1,597 @@
+"""Training: against a trainer written out, exact resume after a kill, dead latents, planted directions, each loss."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import small_models
+import torch
+from small_models import forbidden_forward, repeated
+
+from course_utils.sae import BANDWIDTH, KINDS, NORMS, SparseAutoencoder
+from course_utils.sae_training import (
+    SETTINGS,
+    STATE,
+    Training,
+    TrainingConfig,
+    constrain,
+    fit,
+    revival_loss,
+    sparsity_loss,
+    train_sae,
+)
+from course_utils.sites import collect_activations
+
+D_IN, D_SAE, K = 6, 12, 3
+REPO = Path(__file__).resolve().parent.parent
+
+
+def config(kind="relu", **more):
+    settings = dict(d_sae=D_SAE, kind=kind, k=K if kind == "topk" else None, steps=60, batch=16, warm_up=10,
+                    dead_after=5, save_every=7, sparsity=0.1, lr=0.01)
+    return TrainingConfig(**{**settings, **more})
+
+
+def new_sae(config, d_in=D_IN, **more):
+    return SparseAutoencoder(d_in, config.d_sae, config.kind, k=config.k, normalize=config.normalize, seed=config.seed,
+                             **more)
+
+
+def some(n=100, d_in=D_IN, seed=0, scale=3.0):
+    return scale * torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed)) + 1
+
+
+def random_sae(kind, seed=0, **more):
+    """Random weights in float64, decoder rows of norm 1."""
+    sae = SparseAutoencoder(D_IN, D_SAE, kind, k=K if kind == "topk" else None, **more).double()
+    rng = torch.Generator().manual_seed(seed)
+    for name, weight in sae.named_parameters():
+        if name != "W_dec":
+            weight.data = torch.randn(weight.shape, generator=rng, dtype=torch.float64)
+        if name == "threshold":
+            weight.data.abs_()
+    return sae
+
+
+def same(one, other):
+    """The same weights and the same log, to the last bit."""
+    assert one.training_log == other.training_log and len(one.training_log) > 1
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+# --- the whole training, written out -------------------------------------------------------------------------------------
+
+
+def slow_fit(sae, activations, config):
+    """The formulas of the module one after the other, with the parts' own loss functions left out. -> sae, log."""
+    n, log, idle = len(activations), [], torch.zeros(config.d_sae)
+    scale = math.sqrt((activations.double() ** 2).sum().item() / n / sae.d_in) if config.normalize == "none" else 1.0
+    sae.b_dec.data = sae.normalized(activations / scale).mean(dim=0)
+    adam = torch.optim.Adam(sae.parameters())
+    for step in range(config.steps):
+        epoch, place = divmod(step, n // config.batch)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(config.seed + 1_000_003 * (epoch + 1)))
+        x = sae.normalized(activations[order][place * config.batch :][: config.batch] / scale)
+        growth = min(1, (step + 1) / config.warm_up)
+        left = min(1, (config.steps - step) / (config.decay * config.steps))
+        adam.param_groups[0]["lr"] = config.lr * growth * left
+        pre = sae.pre_activations(x)
+        latents = sae.gate(pre) * sae.magnitude(pre) if sae.kind == "gated" else sae.activate(pre)
+        error = latents @ sae.W_dec + sae.b_dec - x
+        mse = (error**2).sum() / config.batch
+        loss = mse + sparsity_loss(sae, x, pre, latents, config.sparsity * growth)
+        dead = idle >= config.dead_after
+        if dead.any() and config.revive:
+            loss = loss + config.revive * revival_loss(sae, pre, error.detach(), dead, int(dead.sum()))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        sae.W_dec.data /= sae.W_dec.data.norm(dim=1, keepdim=True)
+        if sae.kind == "jumprelu":
+            sae.threshold.data.clamp_(min=0)
+        on = latents != 0
+        idle = (idle + 1) * (on.sum(dim=0) == 0)
+        if (step + 1) % 50 == 0 or step + 1 == config.steps:
+            log.append([step + 1, mse.item() / sae.d_in, on.sum().item() / config.batch, dead.sum().item() / config.d_sae])
+    for name, weight in sae.named_parameters():
+        if name not in ("W_enc", "W_dec", "r_mag"):
+            weight.data *= scale
+    return sae, log
+
+
+@pytest.mark.parametrize("normalize", NORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_equals_the_same_steps_written_out(kind, normalize):
+    settings, x = config(kind, normalize=normalize, seed=3), some()
+    expected, log = slow_fit(new_sae(settings), x, settings)
+    ours = fit(new_sae(settings), x, settings)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, atol=2e-4, rtol=2e-3)
+    assert [list(each) for each in ours.training_log] == [["step", "mse", "l0", "dead"]] * 2
+    torch.testing.assert_close(torch.tensor([list(each.values()) for each in ours.training_log]), torch.tensor(log),
+                               atol=1e-3, rtol=1e-3)
+    assert not ours.training and not any(weight.requires_grad for weight in ours.parameters())
+
+
+def test_training_leaves_the_activations_and_the_global_random_numbers_alone():
+    x, settings = some(), config()
+    before, state = x.clone(), torch.get_rng_state()
+    fit(new_sae(settings), x, settings)
+    assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_loss_falls_and_few_latents_are_active_with_a_larger_penalty():
+    x = some(500)
+    weak, strong = (fit(new_sae(config()), x, config(steps=400, sparsity=weight)) for weight in (0.01, 2.0))
+    assert weak.training_log[-1]["mse"] < weak.training_log[0]["mse"]
+    assert strong.training_log[-1]["l0"] < weak.training_log[-1]["l0"]
+
+
+# --- batches -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_depends_on_the_seed_and_the_step_alone():
+    x = some(50)
+    one, other = (Training(new_sae(config()), x, config()) for _ in range(2))
+    in_order = []
+    for step in range(9):
+        one.step = step
+        in_order.append(one.batch())
+    for step in (8, 0, 5, 3, 3, 7):
+        other.step = step
+        assert torch.equal(other.batch(), in_order[step])
+    seeded = Training(new_sae(config()), x, config(seed=1))
+    assert not torch.equal(seeded.batch(), in_order[0])
+
+
+def test_an_epoch_shows_each_activation_at_most_once_and_the_next_in_another_order():
+    x = torch.arange(50.0)[:, None].expand(50, D_IN) + 1
+    training, epochs = Training(new_sae(config()), x, config()), []
+    for epoch in range(2):                                          # 50 activations: three batches of 16
+        rows = []
+        for place in range(3):
+            training.step = 3 * epoch + place
+            rows += (training.batch()[:, 0] * training.scale).round().tolist()
+        assert len(set(rows)) == 48
+        epochs.append(rows)
+    assert epochs[0] != epochs[1]
+
+
+def test_raw_activations_are_divided_by_one_number_and_normalised_ones_by_none():
+    x = some(64, scale=50)
+    raw = Training(new_sae(config()), x, config(batch=64))
+    assert raw.batch().pow(2).sum(dim=1).mean().item() == pytest.approx(D_IN, rel=1e-5)
+    for normalize in NORMS[1:]:
+        settings = config(normalize=normalize, batch=64)
+        training = Training(new_sae(settings), x, settings)
+        assert training.scale == 1 and torch.equal(training.batch().sort(dim=0)[0], x.sort(dim=0)[0])
+
+
+# --- kill and resume ---------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def stop_at(monkeypatch, step):
+    """The run ends with an error in this step."""
+    one_step = Training.one_step
+
+    def fails(self, x):
+        if self.step == step:
+            raise Killed
+        return one_step(self, x)
+
+    monkeypatch.setattr(Training, "one_step", fails)
+
+
+@pytest.mark.parametrize("kind, normalize", [*((kind, "none") for kind in KINDS), ("relu", "layer_norm")])
+def test_a_run_that_was_killed_ends_with_the_same_weights_and_log(tmp_path, monkeypatch, kind, normalize):
+    """Before the first checkpoint, right at one, between two, twice, and in the last step."""
+    settings, x = config(kind, normalize=normalize, steps=110, dead_after=4), some()
+    whole = fit(new_sae(settings), x, settings)
+    for number, stops in enumerate([[3], [7], [20, 55], [109]]):
+        for step in stops:
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                stop_at(patch, step)
+                fit(new_sae(settings), x, settings, tmp_path / str(number))
+        same(fit(new_sae(settings), x, settings, tmp_path / str(number)), whole)
+
+
+def test_a_folder_changes_nothing_and_a_finished_run_is_not_repeated(tmp_path, monkeypatch):
+    settings, x = config(steps=70), some()                           # 70 is a multiple of save_every
+    whole = fit(new_sae(settings), x, settings)
+    same(fit(new_sae(settings), x, settings, tmp_path), whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "one_step", lambda *_: pytest.fail("a step was made"))
+        same(fit(new_sae(settings), x, settings, str(tmp_path)), whole)
+
+
+def test_the_checkpoint_decides_and_not_the_new_autoencoder(tmp_path, monkeypatch):
+    """Everything that matters is in the folder: weights, Adam's moments, when each latent was last active."""
+    settings, x = config(), some()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 30)
+        fit(new_sae(settings), x, settings, tmp_path)
+    spoilt = new_sae(settings)
+    for weight in spoilt.parameters():
+        weight.data.fill_(7.0)
+    same(fit(spoilt, x, settings, tmp_path), fit(new_sae(settings), x, settings))
+
+
+def test_a_half_written_checkpoint_is_not_used(tmp_path, monkeypatch):
+    """A kill while the file is being written leaves the one before."""
+    settings, x = config(), some()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        def half(tensors, file, metadata):
+            Path(file).write_bytes(b"half")
+            raise Killed
+        fit_until = Training.save
+        patch.setattr(Training, "save", lambda self: fit_until(self) if self.step < 20 else
+                      (patch.setattr("course_utils.sae_training.save_file", half), fit_until(self)))
+        fit(new_sae(settings), x, settings, tmp_path)
+    assert Training(new_sae(settings), x, settings, tmp_path).step == 14
+    same(fit(new_sae(settings), x, settings, tmp_path), fit(new_sae(settings), x, settings))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_sae_training import config, fit, new_sae, some
+settings = config("jumprelu", steps=4000, save_every=20)
+fit(new_sae(settings), some(), settings, Path(sys.argv[1])).save(sys.argv[1] + "/done")
+"""
+
+
+def test_a_process_killed_at_whatever_moment_resumes_exactly(tmp_path):
+    program = [sys.executable, "-c", PROGRAM.format(tests=str(REPO / "tests")), str(tmp_path)]
+    settings, x = config("jumprelu", steps=4000, save_every=20), some()
+    process = subprocess.Popen(program, cwd=REPO, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    while process.poll() is None and not (tmp_path / STATE).exists():
+        time.sleep(0.01)
+    time.sleep(0.2 + time.time() % 0.3)                              # any moment
+    process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+    assert process.wait() != 0 and not (tmp_path / "done").exists()
+    training = Training(new_sae(settings), x, settings, tmp_path)
+    assert 20 <= training.step < 4000 and training.step % 20 == 0
+    same(fit(new_sae(settings), x, settings, tmp_path), fit(new_sae(settings), x, settings))
+
+
+@pytest.mark.parametrize("name, value", [
+    ("lr", 0.02), ("seed", 1), ("steps", 61), ("sparsity", 0.2), ("revive", 0.0), ("batch", 15), ("decay", 0.5)])
+def test_a_folder_with_other_settings_is_refused_and_left_alone(tmp_path, name, value):
+    x = some()
+    fit(new_sae(config()), x, config(), tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    other = replace(config(), **{name: value})
+    with pytest.raises(ValueError, match=f"holds a run with another {name}: choose another folder"):
+        fit(new_sae(other), x, other, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("x, says", [(some(101), "activations, scale"), (some() * 2, "scale")])
+def test_a_folder_with_other_activations_is_refused(tmp_path, x, says):
+    fit(new_sae(config()), some(), config(), tmp_path)
+    with pytest.raises(ValueError, match=f"another {says}"):
+        fit(new_sae(config()), x, config(), tmp_path)
+
+
+@pytest.mark.parametrize("normalize", NORMS)
+def test_a_folder_of_another_place_is_refused(tmp_path, normalize):
+    """As many activations, as wide, and normalised to the same size: the autoencoder of another layer all the same."""
+    model, settings = small_models.multi_head(), config(normalize=normalize, steps=7)
+    train_sae(model, "blocks.0.hook_resid_post", repeated(model), settings, folder=tmp_path)
+    with pytest.raises(ValueError, match="another"):
+        train_sae(model, "blocks.1.hook_resid_post", repeated(model), settings, folder=tmp_path)
+
+
+# --- the scale ---------------------------------------------------------------------------------------------------------
+
+
+def explained_variance(sae, x):
+    return 1 - ((sae(x) - x) ** 2).sum() / ((x - x.mean(dim=0)) ** 2).sum()
+
+
+@pytest.mark.parametrize("subtract_b_dec", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_larger_activations_give_the_same_autoencoder_with_larger_latents(kind, subtract_b_dec):
+    """A power of two is exact; ten is exact to rounding, as long as no latent is on the edge of being active."""
+    x, settings = some(200), config(kind)
+    sae, larger = (fit(new_sae(settings, subtract_b_dec=subtract_b_dec), factor * x, settings) for factor in (1, 16))
+    assert torch.equal(larger.encode(16 * x), 16 * sae.encode(x)) and (sae.encode(x) > 0).any()
+    assert torch.equal(larger(16 * x), 16 * sae(x))
+    assert larger.training_log == sae.training_log
+    ten = fit(new_sae(settings, subtract_b_dec=subtract_b_dec), 10 * x, settings)
+    torch.testing.assert_close(explained_variance(ten, 10 * x), explained_variance(sae, x), atol=1e-3, rtol=0)
+    assert ten.encode(10 * x).mean() == pytest.approx(10 * sae.encode(x).mean().item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_scale_is_folded_back_exactly(kind):
+    """What the weights did to divided activations, they do to the activations themselves after the end."""
+    x, settings = some(200, scale=20), config(kind)
+    training = Training(new_sae(settings), x, settings)
+    for _ in range(40):
+        training.one_step(training.batch())
+    scale, small = training.scale, x / training.scale
+    with torch.no_grad():
+        latents, out = training.sae.encode(small), training.sae(small)
+    sae = training.finish()
+    assert scale > 5 and (latents > 0).any()
+    torch.testing.assert_close(sae.encode(x), scale * latents, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(sae(x), scale * out, atol=1e-3, rtol=1e-3)
+
+
+# --- dead latents --------------------------------------------------------------------------------------------------------
+
+
+def kill_latents(sae, dead):
+    """Biases so low that these latents are not active for any activation."""
+    for name in ("b_gate", "b_mag") if sae.kind == "gated" else ("b_enc",):
+        getattr(sae, name).data[dead] = -3.0
+    if sae.kind == "topk":
+        sae.b_enc.data[dead] = -10.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dead_latents_come_back_only_if_they_are_revived(kind):
+    x, dead = some(400, d_in=D_IN, scale=1.0), slice(4, D_SAE)
+    active = {}
+    for revive in (0.0, 1.0):
+        settings = config(kind, steps=600, sparsity=0.01, dead_after=10, revive=revive)
+        training = Training(new_sae(settings), x, settings)
+        kill_latents(training.sae, dead)
+        before = {name: value.clone() for name, value in training.sae.state_dict().items()}
+        for _ in range(settings.steps):
+            training.one_step(training.batch())
+        with torch.no_grad():
+            active[revive] = (training.sae.encode(x / training.scale) != 0).any(dim=0)[dead].float().mean().item()
+        if revive == 0 and kind != "gated":                         # its gate learns from a loss of its own
+            assert torch.equal(training.sae.W_enc[:, dead], before["W_enc"][:, dead])
+    assert active[0] == 0 and active[1] > 0.5, active
+
+
+def test_which_latents_count_as_dead():
+    """Not active in the last dead_after steps; being active once begins the count anew."""
+    settings = config(dead_after=3, revive=0.0)
+    training = Training(new_sae(settings), some(), settings)
+    kill_latents(training.sae, slice(2, D_SAE))
+    for step in range(1, 5):
+        training.one_step(training.batch())
+        assert training.idle[2:].tolist() == [step] * (D_SAE - 2)
+    training.sae.b_enc.data[5] = 5.0
+    training.one_step(training.batch())
+    assert training.idle[5] == 0 and training.idle[6] == 5
+
+
+# --- planted directions --------------------------------------------------------------------------------------------------
+
+
+def planted_activations(n=6000, d_in=16, n_directions=24, n_active=2, seed=0):
+    """Sums of a few known directions with positive weights. -> activations [n, d_in], directions [n_directions, d_in]."""
+    rng = torch.Generator().manual_seed(seed)
+    directions = torch.nn.functional.normalize(torch.randn(n_directions, d_in, generator=rng), dim=1)
+    chosen = torch.rand(n, n_directions, generator=rng).topk(n_active, dim=1).indices
+    sizes = torch.zeros(n, n_directions).scatter(1, chosen, 1 + torch.rand(n, n_active, generator=rng))
+    return sizes @ directions, directions
+
+
+@pytest.mark.parametrize("kind, sparsity", [("relu", 0.5), ("topk", 0.0), ("jumprelu", 0.2), ("gated", 0.5)])
+def test_planted_directions_are_found(kind, sparsity):
+    x, directions = planted_activations()
+    settings = TrainingConfig(48, kind, 2 if kind == "topk" else None, steps=1500, batch=256, lr=4e-3, sparsity=sparsity,
+                              warm_up=50, dead_after=50)
+    sae = new_sae(settings, d_in=16)
+
+    def mean_max_cosine(sae):
+        rows = torch.nn.functional.normalize(sae.W_dec, dim=1)
+        return (directions @ rows.T).max(dim=1).values.mean().item()
+
+    assert mean_max_cosine(sae) < 0.7
+    sae = fit(sae, x, settings)
+    assert mean_max_cosine(sae) > 0.9
+    assert explained_variance(sae, x) > 0.7 and sae.training_log[-1]["l0"] < 8
+
+
+# --- the losses, by hand -------------------------------------------------------------------------------------------------
+
+
+def parts(sae, x):
+    pre = sae.pre_activations(x)
+    return pre, sae.gate(pre) * sae.magnitude(pre) if sae.kind == "gated" else sae.activate(pre)
+
+
+def slow_sparsity(sae, x, weight):
+    """Number by number; mean over the batch."""
+    pre, latents = (each.tolist() for each in parts(sae, x))
+    total = 0.0
+    for b in range(len(x)):
+        if sae.kind == "relu":
+            total += weight * sum(latents[b])
+        if sae.kind == "jumprelu":
+            total += weight * sum(p > t for p, t in zip(pre[b], sae.threshold.tolist()))
+        if sae.kind == "gated":
+            is_open = [max(0.0, p + g) for p, g in zip(pre[b], sae.b_gate.tolist())]
+            total += weight * sum(is_open)
+            for j in range(D_IN):
+                out = sum(f * sae.W_dec[i, j].item() for i, f in enumerate(is_open)) + sae.b_dec[j].item()
+                total += (out - x[b, j].item()) ** 2
+    return total / len(x)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sparsity_losses_by_hand(kind, weight):
+    sae, x = random_sae(kind), some(7).double()
+    pre, latents = parts(sae, x)
+    assert float(sparsity_loss(sae, x, pre, latents, weight)) == pytest.approx(slow_sparsity(sae, x, weight), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["relu", "gated"])
+def test_gradients_of_sparsity_losses_are_finite_differences(kind):
+    """All weights but the decoder, which the gate's own loss holds fixed."""
+    sae, x, step = random_sae(kind), some(7).double(), 1e-6
+    pre, latents = parts(sae, x)
+    sparsity_loss(sae, x, pre, latents, 0.3).backward()
+    assert sae.W_dec.grad is None
+    for name, weight in sae.named_parameters():
+        if name in ("W_dec", "b_dec", "b_mag", "r_mag"):
+            continue
+        expected = torch.zeros_like(weight).flatten()
+        for i in range(weight.numel()):
+            with torch.no_grad():
+                at = []
+                for change in (step, -2 * step):
+                    weight.view(-1)[i] += change
+                    at.append(slow_sparsity(sae, x, 0.3))
+                weight.view(-1)[i] += step
+            expected[i] = (at[0] - at[1]) / (2 * step)
+        torch.testing.assert_close(weight.grad.flatten(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_gates_own_loss_moves_b_dec_only_through_the_encoder():
+    sae, x = random_sae("gated"), some(7).double()
+    pre, latents = parts(sae, x)
+    sparsity_loss(sae, x, pre, latents, 0.3).backward()
+    sae_without = random_sae("gated")
+    sae_without.subtract_b_dec = False
+    moved = x - sae_without.b_dec.detach()
+    pre, latents = parts(sae_without, moved)
+    sparsity_loss(sae_without, x, pre, latents, 0.3).backward()
+    assert sae_without.b_dec.grad is None and sae.b_dec.grad.any()
+    torch.testing.assert_close(sae.b_gate.grad, sae_without.b_gate.grad)
+
+
+def test_gradient_of_the_number_of_active_latents_is_the_estimate():
+    sae, x = random_sae("jumprelu"), some(2000).double()
+    pre, latents = parts(sae, x)
+    sparsity_loss(sae, x, pre, latents, 0.3).backward()
+    near = ((pre - sae.threshold).abs() < BANDWIDTH / 2).sum(dim=0)
+    assert near.sum() > 20 and sae.W_enc.grad is None
+    torch.testing.assert_close(sae.threshold.grad, -0.3 * near / BANDWIDTH / len(x))
+
+
+@pytest.mark.parametrize("n_dead", [1, 3, 9])
+def test_the_revival_loss_by_hand(n_dead):
+    """The largest of the dead ones, D_IN / 2 at most, whether positive or not, against what is left over."""
+    sae, x = random_sae("relu"), some(5).double()
+    dead = torch.arange(D_SAE) >= D_SAE - n_dead
+    pre, latents = parts(sae, x)
+    error = latents @ sae.W_dec + sae.b_dec - x
+    total = 0.0
+    for row, left in zip(pre.tolist(), (-error).tolist()):
+        chosen = sorted(range(D_SAE - n_dead, D_SAE), key=lambda i: -row[i])[: D_IN // 2]
+        out = [sum(row[i] * sae.W_dec[i, j].item() for i in chosen) for j in range(D_IN)]
+        total += sum((o - e) ** 2 for o, e in zip(out, left))
+    ours = revival_loss(sae, pre, error.detach(), dead, n_dead)
+    assert ours.item() == pytest.approx(total / 5, rel=1e-9)
+    ours.backward()
+    assert not sae.W_dec.grad[~dead].any() and not sae.W_enc.grad[:, ~dead].any()       # the living are left in peace
+    assert sae.W_enc.grad[:, dead].any()
+
+
+def test_gradient_of_the_revival_loss_is_finite_differences():
+    sae, x, step = random_sae("relu"), some(5).double(), 1e-6
+    dead = torch.arange(D_SAE) >= 4
+    error = (parts(sae, x)[1] @ sae.W_dec + sae.b_dec - x).detach()
+
+    def loss():
+        return revival_loss(sae, sae.pre_activations(x), error, dead, int(dead.sum()))
+
+    loss().backward()
+    for weight in (sae.W_enc, sae.W_dec, sae.b_enc):
+        for i in range(0, weight.numel(), 5):
+            with torch.no_grad():
+                weight.view(-1)[i] += step
+                above = loss()
+                weight.view(-1)[i] -= 2 * step
+                slope = (above - loss()) / (2 * step)
+                weight.view(-1)[i] += step
+            assert weight.grad.flatten()[i].item() == pytest.approx(slope.item(), rel=1e-4, abs=1e-5)
+
+
+def test_constrain_makes_rows_of_norm_1_and_thresholds_not_negative():
+    sae = random_sae("jumprelu")
+    sae.W_dec.data *= torch.arange(1, D_SAE + 1)[:, None]
+    sae.threshold.data[:3] = torch.tensor([-1.0, 0.0, 2.0])
+    directions = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
+    constrain(sae)
+    torch.testing.assert_close(sae.W_dec.detach(), directions)
+    assert sae.threshold[:3].tolist() == [0, 0, 2]
+
+
+# --- training on a model -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, head", [("blocks.1.hook_resid_pre", None), ("blocks.0.attn.hook_z", 2)])
+def test_train_sae_collects_and_fits(name, head):
+    model, settings = small_models.multi_head(), config()
+    tokens = repeated(model, batch=4)
+    sae = train_sae(model, name, tokens, settings, head=head)
+    assert (sae.hook_name, sae.head, sae.model_name) == (name, head, model.cfg.model_name)
+    x = collect_activations(model, name, tokens, head=head)
+    same(sae, fit(new_sae(settings, d_in=x.shape[1]), x, settings))
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong, says", [
+    *(({name: 0}, f"{name} is 0; it must be at least 1")
+      for name in ("d_sae", "steps", "batch", "warm_up", "dead_after", "save_every")),
+    *((wrong, "lr must be positive, sparsity and revive not negative, and decay a share from 0 to 1")
+      for wrong in ({"lr": 0}, {"lr": -1.0}, {"sparsity": -0.1}, {"revive": -1}, {"decay": 1.1}, {"decay": -0.1},
+                    {"lr": math.nan}, {"sparsity": math.nan})),
+])
+def test_settings_that_cannot_be(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        config(**wrong)
+
+
+@pytest.mark.parametrize("x, says", [
+    (some(15), "there are 15 activations, fewer than one batch of 16"),
+    (some().index_fill(0, torch.tensor([99]), math.nan), "not finite"),
+    (some().index_fill(0, torch.tensor([0]), -math.inf), "not finite"),
+])
+def test_activations_that_cannot_be_learned_from(tmp_path, x, says):
+    with pytest.raises(ValueError, match=says):
+        fit(new_sae(config()), x, config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()                          # nothing was claimed for it
+
+
+def test_a_wrong_place_is_refused_before_the_model_is_run():
+    model = small_models.multi_head()
+    with forbidden_forward(model), pytest.raises(ValueError, match="no place 'blocks.7.hook_mlp_out'"):
+        train_sae(model, "blocks.7.hook_mlp_out", repeated(model), config())
+
+
+@pytest.mark.parametrize("wrong, says", [
+    ({"kind": "sparse"}, "kind is 'sparse'"), ({"kind": "topk", "k": None}, "topk needs k"), ({"k": 3}, "k is for topk"),
+    ({"normalize": "batch"}, "normalize is 'batch'"), ({"batch": 1000}, "activations, fewer than one batch of 1000"),
+])
+def test_an_impossible_autoencoder_is_refused_before_the_model_is_run(wrong, says):
+    model = small_models.multi_head()
+    with forbidden_forward(model), pytest.raises(ValueError, match=says):
+        train_sae(model, "blocks.1.hook_resid_pre", repeated(model), config(**wrong))
+
+
+def test_activations_of_zeros_are_no_division_by_zero():
+    sae = fit(new_sae(config()), torch.zeros(50, D_IN), config())
+    assert all(value.isfinite().all() for value in sae.state_dict().values())
+
+
+def test_the_folder_says_what_was_asked_for(tmp_path):
+    fit(new_sae(config()), some(), config(), tmp_path)
+    settings = json.loads((tmp_path / SETTINGS).read_text())
+    assert settings["kind"] == "relu" and settings["lr"] == 0.01 and settings["activations"] == [100, D_IN]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([SETTINGS, STATE])
