@@ -41,7 +41,7 @@ class CleanRun:
         keep = [(name, lambda value, hook: self.activations.__setitem__(hook.name, value)) for name in names]
         try:
             model.run_with_hooks(tokens, return_type=None, fwd_hooks=keep)
-        except _Enough:
+        except Enough:
             pass
         finally:
             for handle in handles:
@@ -61,7 +61,7 @@ class CleanRun:
     def _end(self, ln_final, args: tuple) -> None:
         """Note what leaves the last block, and end the pass: the unembedding would be for nothing."""
         self.residuals.append(args[0])
-        raise _Enough
+        raise Enough
 
     @torch.no_grad()
     def continue_from(
@@ -85,7 +85,7 @@ class CleanRun:
         return self.model.unembed(self.model.ln_final(flat)).reshape(*residual.shape[:-1], self.model.cfg.d_vocab)
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """All that was wanted from a pass is there."""
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.clean_run import CleanRun, Residual
+from course_utils.clean_run import CleanRun, Enough, Residual
 from course_utils.model_files import bars_are_off
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Site:
         Raises:
             ValueError: if the model has no such hook, or no such head.
         """
-        cfg, match = model.cfg, re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
+        cfg, match = model.cfg, re.fullmatch(r"blocks\.(0|[1-9][0-9]*)\.(.+)", hook_name)
         if not match or match[2] not in POINTS or int(match[1]) >= cfg.n_layers:
             raise ValueError(f"there is no place {hook_name!r} for an autoencoder in this model; it has "
                              f"blocks.0 to blocks.{cfg.n_layers - 1}, each with {', '.join(POINTS)}")
@@ -93,9 +93,16 @@ def activations_in_batches(
     model: TransformerBridge, site: Site, tokens: Int[Tensor, "n pos"], batch_size: int = 32
 ) -> Iterator[Float[Tensor, "batch pos width"]]:
     """The activation of every sequence, batch by batch; the layers above it are not run."""
+    def keep(value: Tensor, hook) -> None:
+        seen.append(value)
+        raise Enough
+
     for batch in tqdm(tokens.split(batch_size), desc="activations", delay=1, disable=bars_are_off()):
-        _, cache = model.run_with_cache(batch, names_filter=[site.hook_name], stop_at_layer=site.layer + 1)
-        yield site.flat(cache[site.hook_name])
+        seen: list[Tensor] = []
+        try:
+            model.run_with_hooks(batch, return_type=None, fwd_hooks=[(site.hook_name, keep)])
+        except Enough:
+            yield site.flat(seen[0])
 
 
 @torch.no_grad()
