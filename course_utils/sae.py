@@ -59,7 +59,7 @@ class SparseAutoencoder(nn.Module):
         directions = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed))
         directions = directions / directions.norm(dim=1, keepdim=True)
         self.W_dec = nn.Parameter(directions)                       # one unit direction for each latent
-        self.W_enc = nn.Parameter(directions.T.clone())             # the encoder starts as the decoder, transposed
+        self.W_enc = nn.Parameter(directions.T.contiguous())        # the encoder starts as the decoder, transposed
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         for name in ("b_gate", "b_mag", "r_mag") if kind == "gated" else ("b_enc",):
             setattr(self, name, nn.Parameter(torch.zeros(d_sae)))

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from course_utils.model_files import bars_are_off
 from course_utils.sae import SparseAutoencoder, Step
-from course_utils.sites import collect_activations
+from course_utils.sites import Site, collect_activations
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -54,7 +54,7 @@ class TrainingConfig:
         for name in ("d_sae", "steps", "batch", "warm_up", "dead_after", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.lr <= 0 or self.sparsity < 0 or self.revive < 0 or not 0 <= self.decay <= 1:
+        if not (self.lr > 0 and self.sparsity >= 0 and self.revive >= 0 and 0 <= self.decay <= 1):     # NaN is none of it
             raise ValueError("lr must be positive, sparsity and revive not negative, and decay a share from 0 to 1")
 
 
@@ -71,12 +71,18 @@ def train_sae(
         ValueError: if the place or the configuration is wrong, there are fewer activations than one batch, one of them
             is not finite, or the folder holds a run with other settings.
     """
-    activations = collect_activations(model, hook_name, tokens, head=head)
     sae = SparseAutoencoder(
-        activations.shape[1], config.d_sae, config.kind, k=config.k, normalize=config.normalize, hook_name=hook_name,
-        head=head, model_name=model.cfg.model_name, seed=config.seed,
+        Site(model, hook_name, head).width, config.d_sae, config.kind, k=config.k, normalize=config.normalize,
+        hook_name=hook_name, head=head, model_name=model.cfg.model_name, seed=config.seed,
     )
+    _check_count(len(tokens) * (tokens.shape[1] - 1), config)
+    activations = collect_activations(model, hook_name, tokens, head=head)
     return fit(sae.to(model.cfg.device), activations, config, folder)
+
+
+def _check_count(n: int, config: TrainingConfig) -> None:
+    if n < config.batch:
+        raise ValueError(f"there are {n} activations, fewer than one batch of {config.batch}")
 
 
 def fit(
@@ -100,14 +106,15 @@ class Training:
     def __init__(
         self, sae: SparseAutoencoder, activations: Float[Tensor, "n d_in"], config: TrainingConfig, folder: Path | None = None
     ) -> None:
-        if len(activations) < config.batch:
-            raise ValueError(f"there are {len(activations)} activations, fewer than one batch of {config.batch}")
+        _check_count(len(activations), config)
         if not activations.isfinite().all():
             raise ValueError("some activations are not finite (NaN or infinite)")
         self.sae, self.activations, self.config, self.folder = sae.requires_grad_(True).train(), activations, config, folder
         self.scale = 1.0
         if config.normalize == "none":
             self.scale = (activations.double().pow(2).sum(1).mean() / sae.d_in).sqrt().item() or 1.0
+        for weight in sae.parameters():                             # a fused Adam reads memory in order, and so do files
+            weight.data = weight.data.contiguous()
         with torch.no_grad():
             sample = activations[:: max(1, len(activations) // 20_000)].to(sae.b_dec) / self.scale
             sae.b_dec.copy_(sae.normalized(sample).mean(dim=0))
@@ -143,7 +150,8 @@ class Training:
         loss = mse + sparsity_loss(sae, x, pre, latents, config.sparsity * growth)
         dead = self.idle >= config.dead_after
         if config.revive and (n_dead := int(dead.sum())):
-            loss = loss + config.revive * revival_loss(sae, pre, error.detach(), dead, n_dead)
+            towards = pre + sae.b_gate if sae.kind == "gated" else pre
+            loss = loss + config.revive * revival_loss(sae, towards, error.detach(), dead, n_dead)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -151,13 +159,14 @@ class Training:
         self.step += 1
         active = (latents.detach() != 0).any(dim=0)
         self.idle = torch.where(active, 0.0, self.idle + 1)
+        seen = {}
+        if self.step % LOG_EVERY == 0 or self.step == config.steps:
+            l0 = (latents.detach() != 0).sum(dim=1).float().mean().item()
+            seen = {"step": self.step, "mse": mse.item() / sae.d_in, "l0": l0, "dead": dead.float().mean().item()}
+            self.log.append(seen)
         if self.folder and self.step % config.save_every == 0:
             self.save()
-        if self.step % LOG_EVERY and self.step != config.steps:
-            return {}
-        l0 = (latents.detach() != 0).sum(dim=1).float().mean().item()
-        self.log.append({"step": self.step, "mse": mse.item() / sae.d_in, "l0": l0, "dead": dead.float().mean().item()})
-        return self.log[-1]
+        return seen
 
     @torch.no_grad()
     def finish(self) -> SparseAutoencoder:
@@ -175,7 +184,8 @@ class Training:
         """Note the settings in the folder. Raises ValueError if it holds a run with others."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / SETTINGS
-        mine = {**asdict(self.config), "activations": list(self.activations.shape), "scale": self.scale}
+        mine = {**asdict(self.config), "activations": list(self.activations.shape), "scale": f"{self.scale:.5g}",
+                "model": self.sae.model_name, "hook": self.sae.hook_name, "head": self.sae.head}
         if file.exists() and (theirs := json.loads(file.read_text(encoding="utf-8"))) != mine:
             differ = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
             raise ValueError(f"{self.folder} holds a run with another {', '.join(differ)}: choose another folder")

@@ -27,7 +27,7 @@ def some(*shape, seed=1, scale=2.0):
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# --- the formulas, one number at a time --------------------------------------------------------------------------------
+# --- the formulas, one number at a time ------------------------------------------------------------------------------
 
 
 def slow_norm(sae, x):
@@ -123,7 +123,7 @@ def test_what_each_norm_makes_of_an_activation():
 @pytest.mark.parametrize("normalize", NORMS)
 @pytest.mark.parametrize("size", [1e-2, 1.0, 1e3])
 def test_the_norm_is_undone(normalize, size):
-    """Exactly, but for layer_norm, where EPSILON was added to the scale, as in SAELens; and then nothing else is lost."""
+    """Exactly; only layer_norm has EPSILON added to its scale, as in SAELens, and then nothing else is lost."""
     sae, x = random_sae("relu", normalize), some(4, 6, D_IN, scale=size) + size
     back, expected = sae.undo_norm(sae.normalized(x), x), x
     if normalize == "layer_norm":
@@ -182,7 +182,7 @@ def test_gradient_of_top_k_reaches_the_kept_ones_alone():
     assert pre.grad.tolist() == [1, 0, 0, 1]
 
 
-# --- gradients through a threshold -------------------------------------------------------------------------------------
+# --- gradients through a threshold -----------------------------------------------------------------------------------
 
 THETA = 0.3
 AROUND = [(-0.2, False), (-0.026, False), (-0.024, True), (0.024, True), (0.026, False), (1.0, False)]  # and: is near
@@ -279,7 +279,7 @@ def test_gradients_are_finite_differences_where_the_function_is_smooth(kind, nor
         assert sae.b_gate.grad is None or not sae.b_gate.grad.any()
 
 
-# --- what holds for every autoencoder ----------------------------------------------------------------------------------
+# --- what holds for every autoencoder --------------------------------------------------------------------------------
 
 saes = st.builds(
     lambda kind, normalize, d_in, d_sae, k, seed, subtract: random_sae(
@@ -340,7 +340,7 @@ def test_a_negative_latent_of_the_decoder_is_decoded_as_it_is():
     torch.testing.assert_close(sae.decode(f), f @ sae.W_dec + sae.b_dec)
 
 
-# --- a new autoencoder -------------------------------------------------------------------------------------------------
+# --- a new autoencoder -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -371,7 +371,7 @@ def test_its_name_says_what_it_is():
     assert "k=" not in repr(SparseAutoencoder(4, 8))
 
 
-# --- bad input ---------------------------------------------------------------------------------------------------------
+# --- bad input -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong, says", [

@@ -98,12 +98,13 @@ def test_the_files_are_those_of_saelens(tmp_path, kind):
     assert expected.items() <= config.items()
     assert {"hook_name": HOOK, "hook_head_index": None, "model_name": "tiny"}.items() <= config["metadata"].items()
     assert config["metadata"]["sae_lens_version"].startswith("6.")  # older ones are read by other rules
-    assert (config.get("k"), config.get("rescale_acts_by_decoder_norm")) == ((K, False) if kind == "topk" else (None, None))
+    extra = (config.get("k"), config.get("rescale_acts_by_decoder_norm"))
+    assert extra == ((K, False) if kind == "topk" else (None, None))
     own = {"gated": {"b_gate", "b_mag", "r_mag"}, "jumprelu": {"b_enc", "threshold"}}.get(kind, {"b_enc"})
     assert set(load_file(tmp_path / WEIGHTS)) == {"W_enc", "W_dec", "b_dec", *own}
 
 
-# --- files of older versions -------------------------------------------------------------------------------------------
+# --- files of older versions -----------------------------------------------------------------------------------------
 
 
 def old_folder(folder, kind="relu", drop=(), **changes):
@@ -170,7 +171,7 @@ def test_what_old_files_ask_for_in_vain(tmp_path, changes, says):
         SparseAutoencoder.load(tmp_path)
 
 
-# --- decoder norms -----------------------------------------------------------------------------------------------------
+# --- decoder norms ---------------------------------------------------------------------------------------------------
 
 
 def rescaled_by_hand(sae, x):
@@ -205,7 +206,7 @@ def test_folding_leaves_the_given_weights_alone_and_does_nothing_the_second_time
     assert all(torch.allclose(again[name], value, atol=1e-6) for name, value in folded.items())
 
 
-# --- files that are not what they should be ------------------------------------------------------------------------------
+# --- files that are not what they should be --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("changes, says", [
@@ -229,9 +230,8 @@ def test_a_configuration_that_cannot_be(tmp_path, changes, says):
 
 
 @pytest.mark.parametrize("text, says", [
-    ("", "missing or is no JSON"), ("{\"d_in\": 6,", "missing or is no JSON"), (b"\xff\xfe\x00", "missing or is no JSON"),
-    ("[]", "does not say d_in and d_sae"), ("{}", "does not say d_in and d_sae"), ("{\"d_in\": 6}", "does not say d_in"),
-    (None, "missing or is no JSON"),
+    *((text, "missing or is no JSON") for text in (None, "", "{\"d_in\": 6,", b"\xff\xfe\x00")),
+    *((text, "does not say d_in and d_sae") for text in ("[]", "{}", "{\"d_in\": 6}")),
 ])
 def test_a_damaged_or_missing_configuration(tmp_path, text, says):
     random_sae().save(tmp_path)
@@ -273,7 +273,7 @@ def test_a_folder_that_is_not_there(tmp_path):
         SparseAutoencoder.load(tmp_path / "nowhere")
 
 
-# --- the hub -----------------------------------------------------------------------------------------------------------
+# --- the hub ---------------------------------------------------------------------------------------------------------
 
 RELEASE, PLACE = "gpt2-small-res-jb", "blocks.8.hook_resid_pre"
 
@@ -316,7 +316,8 @@ def test_a_published_one_that_cannot_be_had(fake_hub, missing):
     with pytest.raises(ModelUnavailable) as error:
         load_pretrained_sae(RELEASE, PLACE)
     text = str(error.value)
-    assert all(part in text for part in (RELEASE, PLACE, CONFIG, WEIGHTS, RELEASES[RELEASE], "no such file", "works now"))
+    for part in (RELEASE, PLACE, CONFIG, WEIGHTS, RELEASES[RELEASE], "no such file", "works now"):
+        assert part in text
     assert "second line" not in text
     assert len(text.splitlines()) <= 6 and max(map(len, text.splitlines())) < 200
 
@@ -331,7 +332,7 @@ def test_without_a_network_the_message_is_the_same(monkeypatch, tmp_path):
     assert str(tmp_path) in str(error.value) and len(str(error.value).splitlines()) <= 6
 
 
-@pytest.mark.parametrize("problem", [OSError("disk full"), OSError(), ValueError("bad name"), ConnectionError("refused")])
+@pytest.mark.parametrize("problem", [OSError("full"), OSError(), ValueError("bad name"), ConnectionError("refused")])
 def test_whatever_goes_wrong_on_the_way_is_told(monkeypatch, problem):
     def fail(*_, **__):
         raise problem
@@ -365,7 +366,7 @@ def test_the_published_autoencoder_of_gpt2_small():
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(24576), atol=1e-3, rtol=0)
 
 
-# --- SAELens reads ours, and we read theirs ------------------------------------------------------------------------------
+# --- SAELens reads ours, and we read theirs --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -430,7 +431,8 @@ def made_by_saelens(kind, normalize, folder, **more):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 @pytest.mark.parametrize("normalize", NORMS)
-@pytest.mark.parametrize("kind, more", [*((kind, {}) for kind in KINDS), ("topk", {"rescale_acts_by_decoder_norm": True})])
+@pytest.mark.parametrize(
+    "kind, more", [*((kind, {}) for kind in KINDS), ("topk", {"rescale_acts_by_decoder_norm": True})])
 def test_we_load_theirs(sae_lens, tmp_path, kind, more, normalize, apply_b_dec_to_input):
     theirs = made_by_saelens(kind, normalize, tmp_path, apply_b_dec_to_input=apply_b_dec_to_input, **more)
     sae, x = SparseAutoencoder.load(tmp_path), some_activations()

@@ -29,7 +29,8 @@ def cached(model, site, tokens):
     value = model.run_with_cache(tokens, names_filter=[site.hook_name])[1][site.hook_name]
     if site.point != "attn.hook_z":
         return value
-    return torch.cat([value[:, :, head] for head in ([site.head] if site.head is not None else range(value.shape[2]))], -1)
+    heads = range(value.shape[2]) if site.head is None else [site.head]
+    return torch.cat([value[:, :, head] for head in heads], dim=-1)
 
 
 def full_pass(model, site, tokens, new):
@@ -92,7 +93,7 @@ def test_heads_side_by_side_are_the_heads_one_by_one(model):
     assert torch.equal(whole, torch.cat(parts, dim=-1))
 
 
-# --- going on with another activation ------------------------------------------------------------------------------------
+# --- going on with another activation --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("point, head", PLACES)
@@ -153,7 +154,7 @@ def test_an_error_on_the_way_leaves_no_hook():
     assert hook_count(model) == before
 
 
-# --- what a place is -----------------------------------------------------------------------------------------------------
+# --- what a place is -------------------------------------------------------------------------------------------------
 
 
 def test_widths_and_what_must_be_recorded(model):
@@ -161,14 +162,15 @@ def test_widths_and_what_must_be_recorded(model):
     for point in POINTS[:-1]:
         site = Site(model, f"blocks.1.{point}")
         assert (site.layer, site.point, site.head, site.width) == (1, point, None, cfg.d_model)
-        assert site.is_residual == ("resid" in point) and site.recorded == ([] if site.is_residual else [site.hook_name])
+        assert site.is_residual == ("resid" in point)
+        assert site.recorded == ([] if site.is_residual else [site.hook_name])
     name = "blocks.0.attn.hook_z"
     assert Site(model, name).width == cfg.n_heads * cfg.d_head
     assert Site(model, name, cfg.n_heads - 1).width == cfg.d_head
     assert Site(model, name, 0).recorded == [name] and not Site(model, name).is_residual
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------------
+# --- bad input -------------------------------------------------------------------------------------------------------
 
 BAD = ["blocks.3.hook_resid_pre", "blocks.-1.hook_resid_pre", "blocks.1.hook_resid_mid", "blocks.1.attn.hook_q",
        "blocks.1.hook_z", "hook_embed", "ln_final.hook_normalized", "", "blocks.1.", "xblocks.1.hook_mlp_out",
@@ -185,7 +187,8 @@ def test_places_that_are_not_there_are_refused_before_any_work(name):
         assert all(point in str(error.value) for point in POINTS)
 
 
-@pytest.mark.parametrize("point, head", [("attn.hook_z", 4), ("attn.hook_z", -1), ("hook_mlp_out", 0), ("hook_resid_pre", 1)])
+@pytest.mark.parametrize(
+    "point, head", [("attn.hook_z", 4), ("attn.hook_z", -1), ("hook_mlp_out", 0), ("hook_resid_pre", 1)])
 def test_heads_that_are_not_there_are_refused_before_any_work(point, head):
     model = small_models.multi_head()
     name = f"blocks.1.{point}"
