@@ -328,7 +328,7 @@ def weight_metrics(sae) -> dict[str, Float[Tensor, "d_sae"]]:
     its encoder column and its decoder row."""
     found = {"encoder_norm": sae.W_enc.norm(dim=0),
              "encoder_decoder_cosine_sim": torch.nn.functional.cosine_similarity(sae.W_enc.T, sae.W_dec, dim=1)}
-    return found | ({"encoder_bias": sae.b_enc} if hasattr(sae, "b_enc") else {})
+    return found | ({"encoder_bias": sae.b_enc} if getattr(sae, "b_enc", None) is not None else {})
 
 
 def site_of(model: TransformerBridge, sae: object, hook_name: str | None, head: int | None, force: bool) -> Site:

@@ -15,7 +15,7 @@ from sae_lens.training.activation_scaler import ActivationScaler  # noqa: E402
 from sae_lens.training.activations_store import ActivationsStore  # noqa: E402
 from sae_lens.util import get_special_token_ids  # noqa: E402
 
-from course_utils.faithfulness import COURSE, SAELENS, Convention, evaluate_sae  # noqa: E402
+from course_utils.faithfulness import COURSE, SAELENS, Convention, evaluate_sae, weight_metrics  # noqa: E402
 from course_utils.language import StoryLanguage  # noqa: E402
 from course_utils.sae import KINDS, SparseAutoencoder  # noqa: E402
 
@@ -84,6 +84,10 @@ def compare(model, sae, theirs, tokens, head=None):
             got = ours.peers[name] if name in RATIOS else getattr(ours, OURS[name])
             assert math.isfinite(value) and got == pytest.approx(value, rel=1e-4), name
         assert ours.density.tolist() == pytest.approx(by_latent["feature_density"], rel=1e-4)
+        together = ours.density * ours.n_positions / ours.active_sequences          # 0 / 0 where it is dead, as theirs
+        assert together.tolist() == pytest.approx(by_latent["consistent_activation_heuristic"], rel=1e-4, nan_ok=True)
+        for name, value in weight_metrics(each).items():
+            assert value.tolist() == pytest.approx(by_latent[name], rel=1e-4, abs=1e-6), name
         assert 0 < ours.dead_fraction == sum(each == 0 for each in by_latent["feature_density"]) / len(ours.density)
     return expected
 
