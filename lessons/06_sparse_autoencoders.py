@@ -115,19 +115,20 @@ def sae_loss(
 #
 # ## 2 · Train one
 #
-# Your two functions are all that a training loop needs. Here it is, whole, with nothing hidden.
+# Your two functions are all that a training loop needs. Here it is, whole, with nothing hidden. (It computes in
+# float64, so that you see the numbers that we saw: rounding errors of float32 grow with every step.)
 
 # %%
 def train(sparsity, steps, batch=512, lr=2e-3):
     """A ReLU autoencoder, and for each step the error as a share of ‖x‖² and the number of active latents."""
-    sae = SparseAutoencoder(model.cfg.d_model, D_SAE, "relu", hook_name=HOOK)
+    sae = SparseAutoencoder(model.cfg.d_model, D_SAE, "relu", hook_name=HOOK).double()
     scale = activations.pow(2).mean().sqrt()                        # so that one learning rate fits every model
     with torch.no_grad():
         sae.b_dec.copy_(activations.mean(dim=0) / scale)
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr)
     rng, seen = torch.Generator().manual_seed(0), []
     for step in range(steps):
-        x = activations[torch.randint(0, len(activations), (batch,), generator=rng)] / scale
+        x = activations[torch.randint(0, len(activations), (batch,), generator=rng)].double() / scale
         latents = encode(x, sae.W_enc, sae.b_enc, sae.b_dec)
         x_hat = latents @ sae.W_dec + sae.b_dec
         loss = sae_loss(x, x_hat, latents, sparsity)
@@ -141,7 +142,7 @@ def train(sparsity, steps, batch=512, lr=2e-3):
     with torch.no_grad():                                           # from here on for activations as they are
         sae.b_dec *= scale
         sae.b_enc *= scale
-    return sae.requires_grad_(False), torch.tensor(seen)
+    return sae.float().requires_grad_(False), torch.tensor(seen)
 
 
 my_sae, seen = train(sparsity=2.0, steps=STEPS)
@@ -355,7 +356,7 @@ plot_histogram(active_share[active_share > 0].log10(), "share of positions where
 # %%
 def starved(revive):
     """Train from a start at which half of the latents are dead; return the share of dead ones on the way."""
-    sae = SparseAutoencoder(model.cfg.d_model, D_SAE, "topk", k=16, hook_name=HOOK)
+    sae = SparseAutoencoder(model.cfg.d_model, D_SAE, "topk", k=16, hook_name=HOOK).double()
     with torch.no_grad():
         sae.W_enc[:, ::2] *= 0.01                                   # too small ever to be among the largest
     config = TrainingConfig(D_SAE, "topk", k=16, steps=STEPS // 2, batch=512, warm_up=20, dead_after=20,

@@ -208,8 +208,11 @@ def test_the_straight_through_estimates_one_number_at_a_time(offset, near):
 
 
 def test_at_the_threshold_a_latent_is_off():
-    at = torch.tensor([[THETA]])
-    assert JumpReLU.apply(at, at[0]).item() == 0 and Step.apply(at, at[0]).item() == 0
+    at = torch.tensor([[THETA]], requires_grad=True)
+    threshold = torch.tensor([THETA])
+    out = JumpReLU.apply(at, threshold)
+    out.sum().backward()
+    assert out.item() == at.grad.item() == Step.apply(at, threshold).item() == 0
 
 
 @pytest.mark.parametrize("function", [JumpReLU, Step])

@@ -61,6 +61,18 @@ def random_sae(kind, seed=0, **more):
     return sae
 
 
+def kill_latents(sae, dead):
+    """Biases so low that these latents are not active for any activation."""
+    for name in ("b_gate", "b_mag") if sae.kind == "gated" else ("b_enc",):
+        getattr(sae, name).data[dead] = -10.0 if sae.kind == "topk" else -3.0
+    return sae
+
+
+def partly_dead(config):
+    """A new autoencoder whose last three latents have to be revived."""
+    return kill_latents(new_sae(config), slice(-3, None))
+
+
 def same(one, other):
     """The same weights and the same log, to the last bit."""
     assert one.training_log == other.training_log and len(one.training_log) > 1
@@ -91,7 +103,8 @@ def slow_fit(sae, activations, config):
         loss = mse + sparsity_loss(sae, x, pre, latents, config.sparsity * growth)
         dead = idle >= config.dead_after
         if dead.any() and config.revive:
-            loss = loss + config.revive * revival_loss(sae, pre, error.detach(), dead, int(dead.sum()))
+            with_gate = pre + sae.b_gate if sae.kind == "gated" else pre
+            loss = loss + config.revive * revival_loss(sae, with_gate, error.detach(), dead, int(dead.sum()))
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -113,8 +126,9 @@ def slow_fit(sae, activations, config):
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_equals_the_same_steps_written_out(kind, normalize):
     settings, x = config(kind, normalize=normalize, seed=3), some()
-    expected, log = slow_fit(new_sae(settings), x, settings)
-    ours = fit(new_sae(settings), x, settings)
+    expected, log = slow_fit(partly_dead(settings), x, settings)
+    assert log[0][-1] > 0                                           # some latents were dead
+    ours = fit(partly_dead(settings), x, settings)
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, atol=2e-4, rtol=2e-3)
     assert [list(each) for each in ours.training_log] == [["step", "mse", "l0", "dead"]] * 2
@@ -200,13 +214,14 @@ def stop_at(monkeypatch, step):
 def test_a_run_that_was_killed_ends_with_the_same_weights_and_log(tmp_path, monkeypatch, kind, normalize):
     """Before the first checkpoint, right at one, between two, twice, and in the last step."""
     settings, x = config(kind, normalize=normalize, steps=110, dead_after=4), some()
-    whole = fit(new_sae(settings), x, settings)
+    whole = fit(partly_dead(settings), x, settings)
+    assert whole.training_log[0]["dead"] > 0
     for number, stops in enumerate([[3], [7], [20, 55], [109]]):
         for step in stops:
             with monkeypatch.context() as patch, pytest.raises(Killed):
                 stop_at(patch, step)
-                fit(new_sae(settings), x, settings, tmp_path / str(number))
-        same(fit(new_sae(settings), x, settings, tmp_path / str(number)), whole)
+                fit(partly_dead(settings), x, settings, tmp_path / str(number))
+        same(fit(partly_dead(settings), x, settings, tmp_path / str(number)), whole)
 
 
 def test_a_folder_changes_nothing_and_a_finished_run_is_not_repeated(tmp_path, monkeypatch):
@@ -353,14 +368,6 @@ def test_the_scale_is_folded_back_exactly(kind):
 
 
 # --- dead latents ----------------------------------------------------------------------------------------------------
-
-
-def kill_latents(sae, dead):
-    """Biases so low that these latents are not active for any activation."""
-    for name in ("b_gate", "b_mag") if sae.kind == "gated" else ("b_enc",):
-        getattr(sae, name).data[dead] = -3.0
-    if sae.kind == "topk":
-        sae.b_enc.data[dead] = -10.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
