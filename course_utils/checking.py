@@ -1,8 +1,9 @@
-"""What the check modules are written with: exercises, cases, known mistakes, and the two kinds of check.
+"""What the check modules are written with: exercises, cases, known mistakes, and the kinds of check.
 
 A check is called with the learner's function and the reference; it returns when the function is right and
 raises `Failure` when it is not. `compare_cases` builds one from inputs on which both are run and compared.
 `property_check` builds one from a function that states what must be true (for answers that are random).
+`CompareThenState` is one of each, in this order.
 `assess` runs an exercise's check and turns whatever happens into a `Verdict`; it never raises for what the
 learner's code does, except that KeyboardInterrupt passes through.
 """
@@ -24,7 +25,7 @@ Check = Callable[[Callable, Callable], None]
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise. `reference` is the course's own function; one of the two builders below makes `check`.
+    """One exercise. `reference` is the course's own function; the builders below make `check`.
 
     Raises ValueError when there are not three hints, or the difficulty is not 1, 2 or 3.
     """
@@ -32,7 +33,7 @@ class Exercise:
     id: str  # "02.induction_scores": the lesson's number, a dot, the function's name
     title: str
     reference: Callable
-    check: Any  # CompareCases or PropertyCheck
+    check: Any  # CompareCases, PropertyCheck or CompareThenState
     hints: tuple[str, str, str]
     minutes: int
     difficulty: int
@@ -102,7 +103,7 @@ class Verdict:
         return self.status == "passed"
 
 
-# --- the two kinds of check --------------------------------------------------------------------------------
+# --- the kinds of check ------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -243,6 +244,29 @@ def property_check(
     the card of a passed exercise says was tried. `none_is_fine`: returning None is an answer, not a stub.
     """
     return lambda states: PropertyCheck(states, tuple(mistakes), leaves_no_hooks, none_is_fine)
+
+
+@dataclass(frozen=True)
+class CompareThenState:
+    """Compares on ordinary inputs first, where mistakes have names, then states what must be true of others."""
+
+    compare: CompareCases
+    then: PropertyCheck
+
+    @property
+    def mistakes(self) -> tuple[Mistake, ...]:
+        return self.compare.mistakes
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        return self.compare.messages + self.then.messages
+
+    def __call__(self, attempt: Callable, reference: Callable) -> None:
+        self.compare(attempt, reference)
+        self.then(attempt, reference)
+
+    def tried(self, reference: Callable) -> list[tuple[str, str]]:
+        return [*self.compare.tried(reference), *(("and", text) for _, text in self.then.tried(reference))]
 
 
 def require(condition: Any, message: str, **shown: Any) -> None:

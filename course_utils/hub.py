@@ -53,7 +53,7 @@ def load(name: str, works_now: str = "") -> tuple[Any, Any]:
             )
     except (OSError, SafetensorError) as error:
         raise DamagedModelFile(
-            f"{name}: the local Hugging Face cache of {repo} is incomplete or damaged: {_short(error)}\n"
+            f"{name}: the local Hugging Face cache of {repo} is incomplete or damaged: {first_line(error)}\n"
             f"  Delete its folder models--{repo.replace('/', '--')} and run: "
             f"python -m course_utils fetch {name}"
         ) from error
@@ -76,11 +76,11 @@ def fetch(name: str, works_now: str = "") -> None:
             f"{name} is not on this machine and could not be downloaded.\n"
             f"  needed:  config, tokenizer and weights of the model {repo}\n"
             f"  tried:   the local Hugging Face cache {cache}: not there\n"
-            f"           the Hugging Face hub: {_short(error)}\n{works_now}"
+            f"           the Hugging Face hub: {first_line(error)}\n{works_now}"
             f"  with network, once: python -m course_utils fetch {name}"
         ) from error
 
 
-def _short(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -86,8 +86,7 @@ class SparseAutoencoder(nn.Module):
         """
         if x.shape[-1] != self.d_in:
             raise ValueError(f"activations have width {x.shape[-1]}; this autoencoder was made for {self.d_in}")
-        pre = self.pre_activations(self.normalized(x))
-        return self.gate(pre) * self.magnitude(pre) if self.kind == "gated" else self.activate(pre)
+        return self.activate(self.pre_activations(self.normalized(x)))
 
     def decode(
         self, latents: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None = None
@@ -136,7 +135,9 @@ class SparseAutoencoder(nn.Module):
         return pre if self.kind == "gated" else pre + self.b_enc
 
     def activate(self, pre: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
-        """Latents from pre-activations, for the kinds without a gate."""
+        """Latents from pre-activations."""
+        if self.kind == "gated":
+            return self.gate(pre) * self.magnitude(pre)
         if self.kind == "topk":
             return top_k(pre, self.k)
         if self.kind == "jumprelu":

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from course_utils.hub import first_line
 from course_utils.model_files import ModelUnavailable
 from course_utils.sae import NORMS, SparseAutoencoder
 
@@ -124,12 +125,11 @@ def load_pretrained_sae(release: str, sae_id: str) -> SparseAutoencoder:
     try:
         files = [hf_hub_download(repo, f"{sae_id}/{name}") for name in (CONFIG, WEIGHTS)]
     except (OSError, ValueError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ModelUnavailable(
             f"the autoencoder {release}, {sae_id} is not on this machine and could not be downloaded.\n"
             f"  needed:  {CONFIG} and {WEIGHTS} in {repo}/{sae_id}\n"
             f"  tried:   the local Hugging Face cache {constants.HF_HUB_CACHE}: not there\n"
-            f"           the Hugging Face hub: {first_line}\n"
+            f"           the Hugging Face hub: {first_line(error)}\n"
             f"  works now: the autoencoders that the course ships, see course_utils.shipped_saes"
         ) from error
     sae = SparseAutoencoder.load(Path(files[0]).parent)

@@ -144,7 +144,7 @@ class Training:
         self.optimizer.param_groups[0]["lr"] = config.lr * growth * min(1.0, left)
         x = sae.normalized(x)
         pre = sae.pre_activations(x)
-        latents = sae.gate(pre) * sae.magnitude(pre) if sae.kind == "gated" else sae.activate(pre)
+        latents = sae.activate(pre)
         error = latents @ sae.W_dec + sae.b_dec - x
         mse = error.pow(2).sum(dim=1).mean()
         loss = mse + sparsity_loss(sae, x, pre, latents, config.sparsity * growth)

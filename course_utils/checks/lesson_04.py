@@ -6,7 +6,7 @@ import torch
 from transformer_lens import FactoredMatrix
 
 from course_utils.checking import Case, Exercise, Mistake, compare_cases
-from course_utils.checks.shared import grouped_query_model, planted_model, random_model
+from course_utils.checks.shared import drawn, grouped_query_model, planted_model, random_model
 from course_utils.circuits import (
     copying_score,
     effective_embedding,
@@ -32,14 +32,10 @@ def group_cases() -> list[Case]:
     ]
 
 
-def _draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def fold_cases() -> list[Case]:
     return [
-        Case(_draw(5, 3), _draw(3, seed=1), _draw(5, seed=2), _draw(5, seed=3), label="d_model 5, 3 outputs"),
-        Case(_draw(8, 2, seed=4), torch.zeros(2), _draw(8, seed=5), _draw(8, seed=6), label="no bias before"),
+        Case(drawn(5, 3), drawn(3, seed=1), drawn(5, seed=2), drawn(5, seed=3), label="d_model 5, 3 outputs"),
+        Case(drawn(8, 2, seed=4), torch.zeros(2), drawn(8, seed=5), drawn(8, seed=6), label="no bias before"),
     ]
 
 
@@ -53,22 +49,22 @@ def head_cases() -> list[Case]:
 
 
 def matrix_cases() -> list[Case]:
-    tokens = _draw(30, 6)
-    factored = FactoredMatrix(tokens, tokens.T * _draw(30, seed=1).exp())       # some keys are louder than others
+    tokens = drawn(30, 6)
+    factored = FactoredMatrix(tokens, tokens.T * drawn(30, seed=1).exp())       # some keys are louder than others
     return [
         Case(factored, label="30 tokens, k left out, best key"),
         Case(factored, 5, label="k = 5, best key"),
         Case(factored, 1, best="query", label="k = 1, best query"),
         Case(factored, 5, best="query", label="k = 5, best query"),
-        Case(FactoredMatrix(_draw(300, 8), _draw(300, 8).T), 1, label="300 tokens, a circuit that copies"),
+        Case(FactoredMatrix(drawn(300, 8), drawn(300, 8).T), 1, label="300 tokens, a circuit that copies"),
         Case(FactoredMatrix(torch.zeros(6, 2), torch.ones(2, 6)), 1, label="all entries equal: a tie is no hit"),
     ]
 
 
 def circuit_cases() -> list[Case]:
-    same = _draw(20, 4)
+    same = drawn(20, 4)
     return [
-        Case(FactoredMatrix(_draw(20, 4), _draw(4, 20, seed=1)), label="random factors"),
+        Case(FactoredMatrix(drawn(20, 4), drawn(4, 20, seed=1)), label="random factors"),
         Case(FactoredMatrix(same, same.T), label="a circuit that copies: 1"),
         Case(FactoredMatrix(same, -same.T), label="one that does the opposite: −1"),
     ]

@@ -8,7 +8,7 @@ import torch
 from transformer_lens import FactoredMatrix
 
 from course_utils.checking import Case, Exercise, Mistake, compare_cases, property_check, require
-from course_utils.checks.shared import grouped_query_model, planted_model, random_model
+from course_utils.checks.shared import drawn, grouped_query_model, planted_model, random_model
 from course_utils.circuits import (
     K_comp_full_circuit,
     composition_score,
@@ -21,13 +21,9 @@ from course_utils.path_patching import head_reading, share_of_effect
 # --- inputs --------------------------------------------------------------------------------------------------------
 
 
-def _draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def pair_cases() -> list[Case]:
-    first = FactoredMatrix(_draw(6, 2), _draw(2, 6, seed=1))
-    second = FactoredMatrix(_draw(6, 3, seed=2), _draw(3, 6, seed=3))
+    first = FactoredMatrix(drawn(6, 2), drawn(2, 6, seed=1))
+    second = FactoredMatrix(drawn(6, 3, seed=2), drawn(3, 6, seed=3))
     return [
         Case(first, second, label="random matrices"),
         Case(3 * second, first, label="the other way round, one of them three times as large"),
@@ -45,11 +41,11 @@ def circuit_cases() -> list[Case]:
 
 def reading_cases() -> list[Case]:
     return [
-        Case(random_model(), 1, 1, "k", _draw(2, 3, 16), label="keys of head 1.1 of a random model"),
-        Case(random_model(), 2, 0, "q", _draw(1, 4, 16, seed=1), label="queries of head 2.0"),
-        Case(grouped_query_model(), 1, 4, "k", _draw(2, 3, 24, seed=2), label="keys of head 1.4, grouped queries"),
-        Case(grouped_query_model(), 0, 1, "v", _draw(1, 2, 24, seed=3), label="values of head 0.1, grouped queries"),
-        Case(grouped_query_model(), 1, 4, "q", _draw(1, 2, 24, seed=4), label="queries of its head 1.4: its own"),
+        Case(random_model(), 1, 1, "k", drawn(2, 3, 16), label="keys of head 1.1 of a random model"),
+        Case(random_model(), 2, 0, "q", drawn(1, 4, 16, seed=1), label="queries of head 2.0"),
+        Case(grouped_query_model(), 1, 4, "k", drawn(2, 3, 24, seed=2), label="keys of head 1.4, grouped queries"),
+        Case(grouped_query_model(), 0, 1, "v", drawn(1, 2, 24, seed=3), label="values of head 0.1, grouped queries"),
+        Case(grouped_query_model(), 1, 4, "q", drawn(1, 2, 24, seed=4), label="queries of its head 1.4: its own"),
     ]
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from course_utils.checking import Case, CompareCases, Exercise, Mistake, compare_cases
+from course_utils.checks.shared import drawn
 from course_utils.latents import auc, dead_latents, top_activations
 from course_utils.sae import SparseAutoencoder, top_k
 
@@ -52,10 +53,6 @@ def gated(
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def encode_cases() -> list[Case]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,15 +13,14 @@ from torch import Tensor
 from course_utils.calling import LearnerError
 from course_utils.checking import (
     Case,
-    CompareCases,
+    CompareThenState,
     Exercise,
     Mistake,
-    PropertyCheck,
     compare_cases,
     property_check,
     require,
 )
-from course_utils.checks.shared import grouped_query_model, random_logits, random_model, random_tokens
+from course_utils.checks.shared import drawn, grouped_query_model, random_logits, random_model, random_tokens
 from course_utils.comparing import describe
 from course_utils.faithfulness import cross_entropy_by_position, delta_cross_entropy, pooled_mean
 
@@ -80,16 +77,12 @@ def explained_variance(x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "token
 # --- inputs ---------------------------------------------------------------------------------------------------
 
 
-def _draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 class RandomAutoencoder:
     """A function of each activation alone that is far from the identity."""
 
     def __init__(self, width: int, seed: int) -> None:
-        self.W_enc, self.W_dec = _draw(width, 9, seed=seed) / 4, _draw(9, width, seed=seed + 1) / 3
-        self.bias = _draw(width)
+        self.W_enc, self.W_dec = drawn(width, 9, seed=seed) / 4, drawn(9, width, seed=seed + 1) / 3
+        self.bias = drawn(width)
 
     def __call__(self, x: Tensor) -> Tensor:
         return ((x - self.bias).to(self.W_enc) @ self.W_enc).relu() @ self.W_dec + self.bias
@@ -148,7 +141,7 @@ def score_cases() -> list[Case]:
 
 def pool_cases() -> list[Case]:
     def batches(sizes, length, seed):
-        values = _draw(sum(sizes), length, seed=seed).abs() * torch.arange(1, sum(sizes) + 1)[:, None]
+        values = drawn(sum(sizes), length, seed=seed).abs() * torch.arange(1, sum(sizes) + 1)[:, None]
         ends = torch.linspace(2, length, len(values)).long()[:, None]
         mask = (torch.arange(length) < ends) & (torch.arange(length) > 0)
         return list(values.split(sizes)), list(mask.split(sizes))
@@ -160,7 +153,7 @@ def pool_cases() -> list[Case]:
 
 def bootstrap_cases() -> list[Case]:
     def ragged(n, length, resamples, seed):
-        values = _draw(n, length, seed=seed).exp() * torch.linspace(4, 1, n)[:, None]
+        values = drawn(n, length, seed=seed).exp() * torch.linspace(4, 1, n)[:, None]
         mask = torch.arange(length) < torch.linspace(2, length, n).long()[:, None]
         mask[:, 0] = False
         return values, mask, torch.randint(0, n, (resamples, n), generator=torch.Generator().manual_seed(seed))
@@ -171,8 +164,8 @@ def bootstrap_cases() -> list[Case]:
 
 
 def variance_cases() -> list[Case]:
-    x = _draw(40, 6) * torch.linspace(0.5, 3, 6) + torch.tensor([4.0, -2, 0, 1, 3, 0])
-    good = x + 0.3 * _draw(40, 6, seed=1) + torch.tensor([0.5, 0, 0.2, 0, 0, -0.4])
+    x = drawn(40, 6) * torch.linspace(0.5, 3, 6) + torch.tensor([4.0, -2, 0, 1, 3, 0])
+    good = x + 0.3 * drawn(40, 6, seed=1) + torch.tensor([0.5, 0, 0.2, 0, 0, -0.4])
     return [
         Case(x, good, label="a fair reconstruction, with a constant error in it"),
         Case(x[:25], x[:25].mean(dim=0).expand(25, 6), label="the mean, always: 0"),
@@ -567,29 +560,6 @@ VARIANCE_MISTAKES = [
 
 
 # --- what a comparison cannot state: NaN, exceptions, and inputs on which a usual answer breaks ---------------
-
-
-@dataclass(frozen=True)
-class CompareThenState:
-    """Compares on ordinary inputs first, where mistakes have names, then states what must be true of others."""
-
-    compare: CompareCases
-    then: PropertyCheck
-
-    @property
-    def mistakes(self) -> tuple[Mistake, ...]:
-        return self.compare.mistakes
-
-    @property
-    def messages(self) -> tuple[str, ...]:
-        return self.compare.messages + self.then.messages
-
-    def __call__(self, attempt: Callable, reference: Callable) -> None:
-        self.compare(attempt, reference)
-        self.then(attempt, reference)
-
-    def tried(self, reference: Callable) -> list[tuple[str, str]]:
-        return [*self.compare.tried(reference), *(("and", text) for _, text in self.then.tried(reference))]
 
 
 FAR_APART = ("this breaks where logits are far apart: softmax rounds a small probability to 0 and its "

@@ -5,9 +5,15 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from course_utils.local_models import as_bridge, word_tokenizer
 from course_utils.planted import planted_induction_model
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    """Numbers from a normal distribution: the same whenever the seed is."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @lru_cache
