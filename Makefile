@@ -15,7 +15,7 @@ PEERS := .venv-peers
 PY := $(VENV)/bin/python
 PIP := -m pip --disable-pip-version-check --quiet install
 TORCH := torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-PYTEST := -m pytest -n $(JOBS)
+PYTEST := -m pytest -n $(JOBS) --dist worksteal --durations=15
 # loadfile: the cells of a notebook stay in one process, so in one kernel
 NBVAL := --dist loadfile --nbval --nbval-current-env
 READY := $(VENV)/.ready

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from course_utils.clean_run import CleanRun
 from course_utils.model_files import bars_are_off
+from course_utils.pooling import Pooled, interval
 from course_utils.sites import Site
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def bootstrap_interval(
     """
     sums = torch.where(mask, values.double(), 0.0).sum(dim=1)[draws].sum(dim=1)     # [resample]
     counts = mask.sum(dim=1)[draws].sum(dim=1)
-    return _interval(sums / counts)
+    return interval(sums / counts)
 
 
 def _ratio(above: Float[Tensor, "*any"], below: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -280,32 +281,39 @@ def evaluate_sae(
     """
     site = site_of(model, sae, hook_name, head, force)
     mask = checked_mask(model, tokens, mask)
-    counts = mask.clone()
-    if convention.drop_last:
-        counts[:, -1] = False
-    if not counts[:, :-1].any():
-        raise ValueError("the mask leaves no position to count (the last one never counts: nothing follows it)")
+    counts = counted_positions(mask, convention.drop_last)
     sums = _Sums(len(tokens), resamples, seed)
     zero = _ConstantPass(model, site, tokens, mask, torch.zeros(site.width), convention)
     batches = torch.arange(len(tokens)).split(batch_size)
     for rows in tqdm(batches, desc="batches", delay=1, disable=bars_are_off()):
         keep, counted = mask[rows], counts[rows]
-        clean = CleanRun(model, tokens[rows], site.recorded)
-        x = site.read(clean)
-        if not x.isfinite().all():
-            raise ValueError(f"{site.hook_name} has activations that are not finite (NaN or infinite)")
-        latents, x_hat = reconstruct(sae, x, site)
+        clean, x, latents, x_hat = run_and_reconstruct(model, sae, tokens[rows], site)
         patched = x_hat if convention.patch_everywhere else torch.where(keep[..., None], x_hat, x)
         final = site.continue_with(clean, patched)
         zero.run(clean, keep)
         sums.add_activations(rows, counted, x, x_hat, latents, convention)
-        sums.add(rows, counted, _predictions(clean, final, zero, counted, everything))
+        sums.add_predictions(rows, counted, _predictions(clean, final, zero, counted, everything))
     if everything:
         mean = _ConstantPass(model, site, tokens, mask, sums.mean_activation, convention)
         for rows in tqdm(batches, desc="mean ablation", delay=1, disable=bars_are_off() or mean.same_for_all):
             mean.run(None if mean.same_for_all else CleanRun(model, tokens[rows], site.recorded), mask[rows])
-            sums.add(rows, counts[rows], {"ce_mean": mean.cross_entropy(tokens[rows])})
+            sums.add_predictions(rows, counts[rows], {"ce_mean": mean.cross_entropy(tokens[rows])})
     return sums.report()
+
+
+def run_and_reconstruct(
+    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "batch pos"], site: Site
+) -> tuple[CleanRun, Float[Tensor, "batch pos width"], Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos width"]]:
+    """A clean pass, the activation in it, its latents and its reconstruction.
+
+    Raises:
+        ValueError: if an activation is not finite.
+    """
+    clean = CleanRun(model, tokens, site.recorded)
+    x = site.read(clean)
+    if not x.isfinite().all():
+        raise ValueError(f"{site.hook_name} has activations that are not finite (NaN or infinite)")
+    return clean, x, *reconstruct(sae, x, site)
 
 
 def reconstruct(
@@ -368,6 +376,16 @@ def checked_mask(
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[:, 0] = False
     return mask
+
+
+def counted_positions(mask: Bool[Tensor, "n pos"], drop_last: bool = True) -> Bool[Tensor, "n pos"]:
+    """The mask without the last position, whose next token is unknown. Raises ValueError if none is left."""
+    counts = mask.clone()
+    if drop_last:
+        counts[:, -1] = False
+    if not counts[:, :-1].any():
+        raise ValueError("the mask leaves no position to count (the last one never counts: nothing follows it)")
+    return counts
 
 
 def _predictions(
@@ -433,33 +451,22 @@ class _ConstantPass:
         return torch.cat([-self.log_probs(some).gather(1, targets[some, None])[:, 0] for some in pieces]).reshape(tokens.shape)
 
 
-class _Sums:
-    """Running sums, by position: row 0 for all sequences, the other rows for the bootstrap's resamples of them.
-
-    A resample draws as many sequences as there are, with replacement; row r counts sequence i weights[r, i] times.
-    """
+class _Sums(Pooled):
+    """The sums behind a report."""
 
     def __init__(self, n: int, resamples: int, seed: int) -> None:
-        drawn = torch.randint(0, n, (resamples, n), generator=torch.Generator().manual_seed(seed))
-        times = torch.zeros(resamples, n, dtype=torch.int32).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.int32))
-        self.weights = torch.cat([torch.ones(1, n, dtype=torch.int32), times])
-        self.sums: dict[str, Float[Tensor, "row pos"]] = {}
-        self.counts: dict[str, Float[Tensor, "row pos"]] = {}
+        super().__init__(n, resamples, seed)
         self.sum_x: Tensor | float = 0.0                            # [row, width]
         self.active: Tensor | float = 0.0                           # [d_sae]: positions where each latent is active
         self.active_sequences: Tensor | float = 0.0                 # [d_sae]: sequences where it is
         self.bias_of_batches: list[float] = []
 
-    def add(self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], values: dict[str, Tensor]) -> None:
-        """Add per-position values of one batch. The next token of the last position is unknown."""
-        weights = self.weights[:, rows].double()
+    def add_predictions(self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], values: dict[str, Tensor]) -> None:
+        """Add cross-entropies and divergences. The last position has no cross-entropy: its next token is unknown."""
+        followed = counted.clone()
+        followed[:, -1] = False
         for name, value in values.items():
-            here = counted.cpu().clone()
-            if name.startswith("ce_"):
-                here[:, -1] = False
-            value = torch.where(here, value.cpu().double(), 0.0)
-            self.sums[name] = self.sums.get(name, 0.0) + weights @ value
-            self.counts[name] = self.counts.get(name, 0.0) + weights @ here.double()
+            self.add(rows, followed if name.startswith("ce_") else counted, {name: value})
 
     def add_activations(
         self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], x: Float[Tensor, "batch pos width"],
@@ -492,7 +499,7 @@ class _Sums:
     def report(self) -> FaithfulnessReport:
         """Divide, once."""
         n = {name: count.sum(1) for name, count in self.counts.items()}                 # [row]
-        m = {name: total.sum(1) / n[name] for name, total in self.sums.items()}         # [row]
+        m = {name: self.mean(name) for name in self.sums}                               # [row]
         nothing = torch.full_like(m["kl"], torch.nan)
         m |= {name: nothing for name in ("ce_mean", "reverse_kl", "js") if name not in m}
         variance = m["squared_in"] - (self.sum_x / n["l0"][:, None]).pow(2).sum(1)
@@ -504,7 +511,7 @@ class _Sums:
         m["explained_variance"] = 1 - m["fvu"]
         m["relative_reconstruction_bias"] = _ratio(m["squared_out"], m["dot"])
         named = {each.name for each in fields(FaithfulnessReport)} & set(m)
-        positions = {name: self.sums[name][0] / self.counts[name][0] for name in self.sums}  # 0 / 0: not counted
+        positions = {name: self.by_position(name) for name in self.sums}
         positions["delta_ce"] = positions["ce_sae"] - positions["ce_clean"]
         peers = {"explained_variance_legacy": m["explained_variance_legacy"][0].item(),
                  "relative_reconstruction_bias": sum(self.bias_of_batches) / len(self.bias_of_batches)
@@ -513,12 +520,7 @@ class _Sums:
             **{name: m[name][0].item() for name in named},
             dead_fraction=(self.active == 0).double().mean().item(),
             n_sequences=self.weights.shape[1], n_positions=int(n["l0"][0]),
-            intervals={name: _interval(m[name][1:]) for name in named} if len(self.weights) > 1 else {},
+            intervals={name: interval(m[name][1:]) for name in named} if len(self.weights) > 1 else {},
             by_position={name: positions[name] for name in positions if name in named},
             density=self.active / n["l0"][0], active_sequences=self.active_sequences, peers=peers,
         )
-
-
-def _interval(resampled: Float[Tensor, "resample"]) -> tuple[float, float]:
-    """Where the middle 95 % of the resampled values lie; a resample without a counted position has none."""
-    return tuple(resampled.nanquantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist())

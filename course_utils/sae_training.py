@@ -136,6 +136,7 @@ class Training:
         rows = self._order[1][place * self.config.batch : (place + 1) * self.config.batch]
         return self.activations[rows].to(self.sae.b_dec) / self.scale
 
+    @torch.enable_grad()
     def one_step(self, x: Float[Tensor, "batch d_in"]) -> dict[str, float]:
         """One step of Adam; every LOG_EVERY steps, what it saw."""
         config, sae = self.config, self.sae
