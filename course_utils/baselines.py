@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 RANDOM = ("epsilon_random", "covariance_random", "theta_random")
 KINDS = (*RANDOM, "norm_only", "norm_corrected", "zero", "mean")
-TINY = 1e-12  # keeps a length from dividing by zero
 
 
 # --- the vectors -----------------------------------------------------------------------------------------------------
@@ -65,7 +64,7 @@ def theta_random(
 
     Length, distance from x and angle with x are those of x_hat.
     """
-    unit = x / x.norm(dim=-1, keepdim=True).clamp_min(TINY)
+    unit = x / x.norm(dim=-1, keepdim=True)
     along = (x_hat * unit).sum(dim=-1, keepdim=True) * unit
     across = noise - (noise * unit).sum(dim=-1, keepdim=True) * unit
     return along + (x_hat - along).norm(dim=-1, keepdim=True) * across / across.norm(dim=-1, keepdim=True)
@@ -192,8 +191,8 @@ def _vectors(
         return epsilon_random(x, x_hat, noise @ root)
     if kind == "theta_random":
         return theta_random(x, x_hat, noise)
-    longer = x_hat.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True).clamp_min(TINY)
-    return {"sae": x_hat, "norm_only": x * longer, "norm_corrected": x_hat / longer.clamp_min(TINY),
+    longer = x_hat.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return {"sae": x_hat, "norm_only": x * longer, "norm_corrected": x_hat / longer.clamp_min(1e-12),
             "zero": torch.zeros_like(x), "mean": mean.expand_as(x)}[kind]
 
 

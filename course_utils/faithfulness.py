@@ -301,6 +301,21 @@ def evaluate_sae(
     return sums.report()
 
 
+@torch.no_grad()
+def patched_logits(
+    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "batch pos"], *, hook_name: str | None = None,
+    head: int | None = None, force: bool = False,
+) -> tuple[Float[Tensor, "batch pos vocab"], Float[Tensor, "batch pos vocab"]]:
+    """Logits of the model, and with the reconstruction in the activation's place at every position but the first.
+
+    All of them at once: for a few rows. Raises ValueError as `evaluate_sae` does.
+    """
+    site = site_of(model, sae, hook_name, head, force)
+    clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens, site)
+    final = site.continue_with(clean, torch.cat([x[:, :1], x_hat[:, 1:]], dim=1))
+    return clean.logits(clean.residuals[-1]), clean.logits(final)
+
+
 def run_and_reconstruct(
     model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "batch pos"], site: Site
 ) -> tuple[CleanRun, Float[Tensor, "batch pos width"], Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos width"]]:

@@ -44,3 +44,9 @@ class Pooled:
 def interval(resampled: Float[Tensor, "resample"]) -> tuple[float, float]:
     """Where the middle 95 % of the resampled values lie; a resample without a counted position has none."""
     return tuple(resampled.nanquantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist())
+
+
+def mean_and_error(values: Float[Tensor, "n pos"]) -> tuple[float, float]:
+    """The mean, and its standard error over sequences (not tokens: those of one text are not independent)."""
+    by_sequence = values.double().mean(dim=1)
+    return by_sequence.mean().item(), (by_sequence.std() / len(by_sequence) ** 0.5).item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,17 +27,24 @@ def reads_stories(model: TransformerBridge) -> bool:
 
 
 def sample_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: int = 0) -> Int[Tensor, "n length"]:
-    """`n` rows of text for this model, BOS first.
+    """`n` rows of text for this model, BOS first: stories for a model that reads them, else `own_text`.
 
-    Stories for a model that reads them. SmolLM2 has 128 rows of 128 tokens that it wrote itself (the seed says where
-    to begin); any other model writes now, each token drawn from its own distribution.
     Raises:
         ValueError: if n or length is not positive, or the rows would not fit into the model's context.
     """
-    if n < 1 or not 2 <= length <= model.cfg.n_ctx:
-        raise ValueError(f"n is {n} and length {length}; n must be positive and length from 2 to {model.cfg.n_ctx}")
+    _check_size(model, n, length)
     if reads_stories(model):
         return StoryLanguage(seed).sample(n, length, truth=False).tokens.to(model.cfg.device)
+    return own_text(model, n, length, seed)
+
+
+def own_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: int = 0) -> Int[Tensor, "n length"]:
+    """Text that the model writes itself: after BOS each token is drawn from its own distribution.
+
+    Of SmolLM2 128 rows of 128 tokens are there already (the seed says where to begin); others write now.
+    Raises ValueError as `sample_text` does.
+    """
+    _check_size(model, n, length)
     if model.cfg.model_name == "smollm2-135m" and SMOLLM2_TEXT.exists():
         rows = load_file(SMOLLM2_TEXT)["tokens"].long()
         if n <= len(rows) and length <= rows.shape[1]:
@@ -46,3 +54,23 @@ def sample_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: 
         torch.manual_seed(seed)
         return model.generate(start, max_new_tokens=length - 1, do_sample=True, temperature=1.0, stop_at_eos=False,
                               prepend_bos=False, return_type="tokens", verbose=False)
+
+
+def stories_in_english(model: TransformerBridge, n: int, length: int, seed: int = 0) -> Int[Tensor, "n length"]:
+    """The course's stories as English prose, in the tokens of any model: text that it did not write.
+
+    Raises ValueError as `sample_text` does.
+    """
+    _check_size(model, n, length)
+    words = vocabulary()
+    rows = []
+    for story in StoryLanguage(seed).sample(n, length, truth=False).tokens[:, 1:].tolist():
+        prose = re.sub(r" ([,.!?;:])", r"\1", " ".join(words[token] for token in story))
+        tokens = model.tokenizer(prose, add_special_tokens=False)["input_ids"]      # a token is a word at most
+        rows.append([bos_token_id(model), *tokens[: length - 1]])
+    return torch.tensor(rows, device=model.cfg.device)
+
+
+def _check_size(model: TransformerBridge, n: int, length: int) -> None:
+    if n < 1 or not 2 <= length <= model.cfg.n_ctx:
+        raise ValueError(f"n is {n} and length {length}; n must be positive and length from 2 to {model.cfg.n_ctx}")
