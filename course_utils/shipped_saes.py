@@ -49,5 +49,5 @@ def topk_sae_for(model: TransformerBridge) -> SparseAutoencoder:
     if f"topk-{layer}" in shipped_saes(name):
         return load_shipped_sae(name, f"topk-{layer}").to(model.cfg.device)
     print(f"no autoencoder is shipped for {name}: training a small one (about a minute)")
-    tokens = sample_text(model, n=64, length=min(128, model.cfg.n_ctx), seed=1)
+    tokens = sample_text(model, n=32, length=min(64, model.cfg.n_ctx), seed=1)
     return train_sae(model, f"blocks.{layer}.hook_resid_pre", tokens, small_config(model.cfg.d_model))

@@ -57,7 +57,7 @@ class Site:
     def read(self, clean: CleanRun) -> Float[Tensor, "batch pos width"]:
         """The activation in a clean run."""
         if self.is_residual:
-            return clean.residuals[self._entered]
+            return clean.residuals[self.enters]
         return self.flat(clean.activations[self.hook_name])
 
     def flat(self, activation: Float[Tensor, "batch pos ..."]) -> Float[Tensor, "batch pos width"]:
@@ -69,7 +69,7 @@ class Site:
     def continue_with(self, clean: CleanRun, new: Float[Tensor, "batch pos width"]) -> Residual:
         """What leaves the last block with `new` in the activation's place; the blocks below are not run again."""
         if self.is_residual:
-            return clean.continue_from(self._entered, new)
+            return clean.continue_from(self.enters, new)
         if self.point == "hook_mlp_out":                            # it is the last thing that its block adds
             after = clean.residuals[self.layer + 1] + (new - self.read(clean))
             return clean.continue_from(self.layer + 1, after)
@@ -77,7 +77,7 @@ class Site:
             return clean.continue_from(self.layer, clean.residuals[self.layer])
 
     @property
-    def _entered(self) -> int:
+    def enters(self) -> int:
         """The block that this residual stream enters."""
         return self.layer + (self.point == "hook_resid_post")
 

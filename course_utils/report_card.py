@@ -1,0 +1,113 @@
+"""One page on one autoencoder: is it faithful on text, is its error more than noise, and does it keep the circuit?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from course_utils.baselines import noise_floor
+from course_utils.faithfulness import HasEncodeDecode, evaluate_sae
+from course_utils.heads import best_head, induction_scores
+from course_utils.pooling import interval
+from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
+from course_utils.splicing import circuit_score, spliced
+from course_utils.text import sample_text
+from course_utils.viz import OKABE_ITO, _axes, _finish
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+SHARES = ("reconstruction score", "explained variance, text", "explained variance, repeats", "circuit: gain kept",
+          "circuit: attention kept")  # 1 is perfect: these are drawn
+
+
+@dataclass(frozen=True)
+class ReportCard:
+    """What `report_card` found: {name: (value, low, high, unit)}; low and high are NaN where there is no interval."""
+
+    title: str
+    rows: dict[str, tuple[float, float, float, str]] = field(repr=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """All rows as a table, with 95 % intervals from resampled sequences."""
+        import pandas as pd
+
+        return pd.DataFrame.from_dict(self.rows, orient="index", columns=["value", "low", "high", "unit"])
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """The shares, 0 to 1, with their intervals: text above, circuit below."""
+        ax, is_new = _axes(ax, 2.8)
+        for i, name in enumerate(SHARES):
+            value, low, high, _ = self.rows[name]
+            ax.barh(i, max(0.0, value), color=OKABE_ITO[1 if "circuit" in name or "repeats" in name else 0])
+            if low == low:
+                ax.plot([max(0.0, low), max(0.0, high)], [i, i], color="black", linewidth=2)
+            ax.text(1.02, i, f"{value:.3f}", va="center", fontsize=9)
+        ax.set_yticks(range(len(SHARES)), SHARES, fontsize=9)
+        ax.invert_yaxis()
+        ax.set(xlim=(0, 1.15), xlabel="share (1 is perfect)", title=self.title)
+        ax.grid(axis="x", alpha=0.3)
+        return _finish(ax, is_new)
+
+
+@torch.no_grad()
+def report_card(
+    model: TransformerBridge, sae: HasEncodeDecode, *, text: Int[Tensor, "n pos"] | None = None, seq_len: int = 50,
+    batch: int = 16, draws: int = 2, batch_size: int = 8, seed: int = 0,
+) -> ReportCard:
+    """Everything this course would ask of an autoencoder of the residual stream, yours included.
+
+    Args:
+        text: BOS first; None: 24 rows of `sample_text`.
+        seq_len, batch: of the repeated tokens.
+        draws: of each random baseline.
+    Raises:
+        ValueError: as `evaluate_sae` does, or if the autoencoder does not read the residual stream.
+    """
+    with spliced(model, sae):
+        pass                                                        # refuses what cannot be spliced, before any work
+    text = sample_text(model, 24, min(128, model.cfg.n_ctx), seed=seed + 5) if text is None else text
+    on_text = evaluate_sae(model, sae, text, batch_size=batch_size, everything=False, seed=seed)
+    floor = noise_floor(model, sae, text, ("epsilon_random", "covariance_random"), draws, batch_size=batch_size, seed=seed)
+    repeats = generate_repeated_tokens(model, seq_len, batch, seed=seed)
+    on_repeats = evaluate_sae(model, sae, repeats, batch_size=batch_size, everything=False, seed=seed)
+    clean, heads = repeated_token_report(model, seq_len, batch, seed=seed), induction_scores(model, repeats, seq_len)
+    with spliced(model, sae):
+        patched, heads_then = repeated_token_report(model, seq_len, batch, seed=seed), induction_scores(model, repeats, seq_len)
+    rows = {
+        "KL": _of(on_text, "kl", "nats"), "ΔCE": _of(on_text, "delta_ce", "nats"),
+        "reconstruction score": _of(on_text, "reconstruction_score"),
+        "explained variance, text": _of(on_text, "explained_variance"),
+        "explained variance, repeats": _of(on_repeats, "explained_variance"),
+        "L0": _of(on_text, "l0"), "dead latents": (on_text.dead_fraction, torch.nan, torch.nan, "share"),
+        "KL / ε-random": (floor.ratio["epsilon_random"], *floor.ratio_intervals["epsilon_random"], ""),
+        "KL / covariance-matched": (floor.ratio["covariance_random"], *floor.ratio_intervals["covariance_random"], ""),
+        "KL, repeats": _of(on_repeats, "kl", "nats"),
+        "second copy, clean": (clean.inner_log_prob, torch.nan, torch.nan, "nats"),
+        "second copy, spliced": (patched.inner_log_prob, torch.nan, torch.nan, "nats"),
+        "circuit: gain kept": (circuit_score(clean.log_probs, patched.log_probs),
+                               *circuit_interval(clean.log_probs, patched.log_probs, seed=seed), "share"),
+    }
+    layer, head = best_head(heads)
+    kept = (heads_then[layer, head] / heads[layer, head]).item()
+    rows["circuit: attention kept"] = (kept, torch.nan, torch.nan, f"share, head {layer}.{head}")
+    return ReportCard(f"{model.cfg.model_name}: {getattr(sae, 'hook_name', '')}", rows)
+
+
+def circuit_interval(
+    clean: Tensor, changed: Tensor, resamples: int = 400, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of `circuit_score`, both sides from the same resampled sequences."""
+    draws = torch.randint(0, len(clean), (resamples, len(clean)), generator=torch.Generator().manual_seed(seed))
+    return interval(torch.tensor([circuit_score(clean[rows], changed[rows]) for rows in draws]))
+
+
+def _of(report, name: str, unit: str = "") -> tuple[float, float, float, str]:
+    return (getattr(report, name), *report.intervals[name], unit)
