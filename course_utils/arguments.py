@@ -55,7 +55,7 @@ def score_interval(
 def confidently_wrong(
     p_logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"], confidence: float = 0.5
 ) -> Bool[Tensor, "batch pos-1"]:
-    """Where the model gave more than `confidence` to one token, and another one came."""
+    """Where the model gave its favourite token more than `confidence`, and another one came."""
     probability, favourite = p_logits[:, :-1].softmax(dim=-1).max(dim=-1)
     return (probability > confidence) & (favourite != tokens[:, 1:])
 

@@ -47,9 +47,9 @@ MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such
 model = load_model(MODEL)
 LAYER = middle_layer(model)
 HOOK = f"blocks.{LAYER}.hook_resid_pre"             # the residual stream on its way into the middle layer
-LENGTH, D_SAE = min(128, model.cfg.n_ctx), 2 * model.cfg.d_model
+LENGTH, D_SAE = min(128 if MODEL == "tiny" else 64, model.cfg.n_ctx), 2 * model.cfg.d_model
 TRAIN, TEST, STEPS = 1, 100, 400 if MODEL == "tiny" else 60         # seeds of the texts; steps of training
-train_tokens = sample_text(model, n=400 if MODEL == "tiny" else 48, length=LENGTH, seed=TRAIN)
+train_tokens = sample_text(model, n=400 if MODEL == "tiny" else 24, length=LENGTH, seed=TRAIN)
 test_tokens = sample_text(model, n=64 if MODEL == "tiny" else 8, length=LENGTH, seed=TEST)
 activations = collect_activations(model, HOOK, train_tokens)
 test_activations = collect_activations(model, HOOK, test_tokens)

@@ -1,0 +1,396 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 09 · Capstone: does the autoencoder keep the circuit?
+#
+# **The question.** The first half of this course took a circuit apart: a head writes "the word before me was X", a
+# later head finds it and copies what came next. The second half measured how faithful an autoencoder is to
+# a model's predictions on text. Now put one into the other: **let the residual stream pass through an autoencoder,
+# somewhere on the circuit's path, and see whether the circuit still works.**
+#
+# The autoencoders are those of the last lessons, with reconstruction scores of 0.99 and above.
+#
+# **You need:** lessons 02, 05 and 07.
+
+# %%
+import os
+
+import torch
+from IPython.display import display
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from course_utils.charts import plot_bars, plot_points
+from course_utils.dashboards import latent_dashboard
+from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
+from course_utils.faithfulness import evaluate_sae
+from course_utils.heads import (induction_scores, induction_targets, is_pattern, previous_token_scores,
+                                top_heads)
+from course_utils.latents import auc, latent_activations
+from course_utils.models import load_model, load_real_model
+from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
+from course_utils.report import measured
+from course_utils.report_card import circuit_interval, report_card
+from course_utils.sae_training import TrainingConfig, train_sae
+from course_utils.shipped_saes import load_shipped_sae, shipped_saes, topk_sae_for
+from course_utils.splicing import (after_token, circuit_score, log_probs_reading, remove_latents, same_token_auc,
+                                   spliced, without_latents)
+from course_utils.text import sample_text
+from course_utils.viz import plot_by_position
+
+MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
+model = load_model(MODEL)
+SEQ_LEN, BATCH = (50, 30) if MODEL == "tiny" else (24, 4)
+saes = {name: load_shipped_sae(MODEL, name) for name in shipped_saes(MODEL)} or {"topk": topk_sae_for(model)}
+tokens = generate_repeated_tokens(model, SEQ_LEN, BATCH, seed=0)
+text = sample_text(model, n=48 if MODEL == "tiny" else 4, length=min(128 if MODEL == "tiny" else 64, model.cfg.n_ctx), seed=5)
+clean = repeated_token_report(model, SEQ_LEN, BATCH, seed=0)
+print(f"{MODEL}, clean: first copy {clean.first_half_log_prob:.3f} nats, second copy without its first token "
+      f"{clean.inner_log_prob:.3f}, accuracy there {clean.inner_accuracy:.1%}")
+
+# %% [markdown]
+# ## 1 · Splice it in
+#
+# `with spliced(model, sae):` lets everything in the block compute with the reconstruction, BOS excepted. We ask for the
+# behaviour of lesson 01. **Predict:** an autoencoder at the entrance of layer 1 has a reconstruction score of 0.998 on
+# stories. What is the accuracy on the second copy with it?
+
+# %%
+predict("09.accuracy", None, unit="%")
+
+# %%
+reports = {}
+for name, sae in saes.items():
+    with spliced(model, sae):
+        reports[name] = repeated_token_report(model, SEQ_LEN, BATCH, seed=0)
+lowest = min(saes, key=lambda name: saes[name].hook_name)
+reveal("09.accuracy", 100 * reports[lowest].inner_accuracy)
+plot_by_position({"clean": clean.log_probs.mean(0), **{name: each.log_probs.mean(0) for name, each in reports.items()
+                                                       if name.startswith("topk")}},
+                 "log-probability (nats)", boundary=SEQ_LEN, title=f"{MODEL}: repeated tokens through an autoencoder")
+
+# %% [markdown]
+# How much of the behaviour is left? The circuit's doing is the *gain*: how much better the second copy is predicted than
+# the first. So compare gains.
+
+# %%
+@exercise("09.circuit_score")
+def circuit_score(clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"]) -> float:
+    """Which share of the clean model's gain on the second copy is left in the changed one.
+
+    Both hold log-probabilities of repeated tokens. The gain: the mean over the second copy, without its first
+    token, which nobody can foresee, minus the mean over the first copy.
+    """
+    raise NotImplementedError
+
+
+# %%
+on_text = {name: evaluate_sae(model, sae, text, everything=False, resamples=200) for name, sae in saes.items()}
+kept = {name: circuit_score(clean.log_probs, each.log_probs) for name, each in reports.items()}
+print(f"{'':19}{'score on text':>14}{'KL on text (95 %)':>28}{'gain kept (95 %)':>26}{'accuracy':>10}")
+for name in sorted(saes, key=kept.get):
+    low, high = circuit_interval(clean.log_probs, reports[name].log_probs)
+    kl_low, kl_high = on_text[name].intervals["kl"]
+    print(f"{name:19}{on_text[name].reconstruction_score:14.4f}{on_text[name].kl:12.4f} ({kl_low:.4f}–{kl_high:.4f})"
+          f"{kept[name]:10.3f} ({low:6.3f}–{high:6.3f}){reports[name].inner_accuracy:10.1%}")
+measured("lowest share of the circuit's gain kept", min(kept.values()), at_most=0.1 if MODEL == "tiny" else None)
+measured("highest share of the circuit's gain kept", max(kept.values()))
+
+# %%
+plot_points({name: (on_text[name].kl, kept[name]) for name in saes}, "KL on text (nats; smaller is better)",
+            "share of the circuit's gain kept", title=f"{MODEL}: faithful on text, faithful to the circuit")
+
+# %% [markdown]
+# In `tiny` the scores on stories run from 0.994 to 0.999, and the circuit keeps anything between nothing and almost
+# everything. The autoencoder at layer 1 sits just where the previous-token head hands over to the induction heads: with it,
+# the second copy is as surprising as the first. No number of lesson 07 that was measured *on stories* says so.
+#
+# ## 2 · Which heads notice?
+
+# %%
+best = top_heads(induction_scores(model, tokens, SEQ_LEN), 4)
+rows = {"clean": dict(best)}
+for name in [name for name in saes if name.startswith("topk")]:
+    with spliced(model, saes[name]):
+        scores = induction_scores(model, tokens, SEQ_LEN)
+    rows[name] = {head: scores[head].item() for head, _ in best}
+plot_bars({name: {f"head {layer}.{head}": score for (layer, head), score in each.items()} for name, each in rows.items()},
+          "induction score", title=f"{MODEL}: attention of the best induction heads")
+
+# %% [markdown]
+# A head cannot notice what is spliced in above it: an autoencoder at layers 2 or 3 of `tiny` leaves these scores
+# exactly as they are, and yet breaks part of the behaviour, by blurring *what was copied* on its way to the
+# output. So attention scores alone do not tell whether a circuit works.
+#
+# The heads that do read the reconstruction lose their targets. Through which input? In lesson 05 the circuit was
+# K-composition: the previous-token head acts through the induction heads' **keys**. So let only their keys be read
+# from the spliced stream, everything else from the clean one; then only their queries; then only their values.
+#
+# **Predict:** which of the three does the most harm?
+
+# %%
+predict("09.worst_input", None, unit="")
+
+# %%
+def splice_layer(sae):
+    return int(sae.hook_name.split(".")[1])
+
+
+first = min(saes, key=lambda name: splice_layer(saes[name]))
+readers = [head for head, _ in best if head[0] >= splice_layer(saes[first])]
+by_input = {}
+for into in ("k", "q", "v", "qk", "qkv") if readers else ():
+    changed = log_probs_reading(model, saes[first], tokens, SEQ_LEN, readers, into)
+    by_input[into] = circuit_score(clean.log_probs, changed)
+    low, high = circuit_interval(clean.log_probs, changed)
+    print(f"{first}, read by {len(readers)} induction heads as {into:4} gain kept {by_input[into]:.3f} ({low:.3f}–{high:.3f})")
+    measured(f"gain kept, {into} through {first}", by_input[into])
+if readers:
+    reveal("09.worst_input", min("kqv", key=by_input.get))
+
+# %% [markdown]
+# In `tiny` the keys, our suspects, suffer *least* (though a fifth of the gain is no trifle). Worse are the values (which
+# token to copy) and worst the queries (which token am I?), and the two sides of the match multiply. The
+# K-composition is damaged with everything else: the dictionary does not know these *texts*. It was trained on stories,
+# where "telescope" never stands after "sorry".
+
+# %%
+for name, sae in saes.items():
+    on_repeats = evaluate_sae(model, sae, tokens, everything=False, resamples=0)
+    print(f"{name:19} explained variance: text {on_text[name].explained_variance:.3f}, repeated tokens "
+          f"{on_repeats.explained_variance:.3f}; KL: text {on_text[name].kl:.4f}, repeated tokens {on_repeats.kl:.4f} nats")
+
+# %% [markdown]
+# So the metrics of lesson 07 do see it, once they are asked on the right text. **Faithfulness belongs to an
+# autoencoder *and a distribution of texts*.** A circuit that matters for rare inputs is invisible in the mean over
+# common ones.
+#
+# Is the converse possible: an autoencoder that serves the circuit and fails on text? Train one on nothing but
+# repeated tokens.
+
+# %%
+if MODEL == "tiny":
+    repeats = generate_repeated_tokens(model, 60, 120, seed=3)
+    config = TrainingConfig(d_sae=768, kind="topk", k=24, steps=250, batch=1024, warm_up=50, lr=2e-3)
+    specialist = train_sae(model, saes[first].hook_name, repeats, config)
+    with spliced(model, specialist):
+        special = repeated_token_report(model, SEQ_LEN, BATCH, seed=0)
+    special_text = evaluate_sae(model, specialist, text, everything=False, resamples=0)
+    low, high = circuit_interval(clean.log_probs, special.log_probs)
+    print(f"trained on repeats: gain kept {circuit_score(clean.log_probs, special.log_probs):.3f} ({low:.3f}–{high:.3f}), "
+          f"score on text {special_text.reconstruction_score:.3f}, KL {special_text.kl:.2f} nats")
+    print(f"trained on stories: gain kept {kept[first]:.3f}, score on text {on_text[first].reconstruction_score:.3f}, "
+          f"KL {on_text[first].kl:.2f} nats")
+
+# %% [markdown]
+# Useless on text and, after this little training, far better than its shipped sibling on the circuit, though far from
+# good: a stream in which any word may follow any other has more to say than 24 latents can.
+#
+# ## 3 · Which latents carry "the word before was X"?
+#
+# On stories the dictionary *does* know the circuit's currency. Take a word X and ask for the latent that is active
+# where the previous word was X. First the labels.
+
+# %%
+@exercise("09.after_token")
+def after_token(tokens: Int[Tensor, "n pos"], token: int) -> Bool[Tensor, "n pos"]:
+    """True at each position whose previous token is `token`. The first position has none: False."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# Then, as in lesson 06, the AUC of every latent. But there is a trap. After "picked" nearly always comes "up": a latent
+# for the *present* word "up" would look as if it remembered "picked". Compare only positions that hold the same present
+# word.
+
+# %%
+@exercise("09.same_token_auc")
+def same_token_auc(
+    latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"], present: Int[Tensor, "m"]
+) -> Float[Tensor, "d_sae"]:
+    """P(f₊ > f₋) + ½ P(f₊ = f₋) over all pairs of a labelled and another position with the same present token.
+
+    `auc(latents, labels)` gives it for one group of positions, [d_sae]; it wants labelled and other ones. Weigh
+    each token's AUC by its number of pairs.
+    """
+    raise NotImplementedError
+
+
+# %%
+sae = saes[first]
+stories = sample_text(model, n=120 if MODEL == "tiny" else 12, length=text.shape[1], seed=9)
+latents = latent_activations(model, sae, stories)[:, 2:].flatten(0, 1)
+present, before = stories[:, 2:].flatten().cpu(), stories[:, 1:-1].flatten().cpu()
+counts = before.bincount(minlength=model.cfg.d_vocab)
+
+
+def followers(token):
+    """How many different tokens follow it, the rare ones counting less."""
+    share = present[before == token].bincount().float() / counts[token]
+    return 1 / (share**2).sum().item()
+
+
+frequent = [int(token) for token in counts.argsort(descending=True)[:60] if counts[token] >= 4]
+words = sorted(frequent, key=followers, reverse=True)[:10]         # words after which anything may come
+best_for = {}
+print(f"{'previous word':15}{'times':>7}{'followers':>11}{'latent':>8}{'AUC':>8}{'same word':>11}")
+for word in words:
+    labels = after_token(stories, word)[:, 2:].flatten().cpu()
+    whole, controlled = auc(latents, labels), same_token_auc(latents, labels, present)
+    best_for[word] = int(controlled.argmax())
+    print(f"{model.tokenizer.decode([word])!r:15}{int(counts[word]):7}{followers(word):11.0f}{best_for[word]:8}"
+          f"{whole[best_for[word]]:8.3f}{controlled[best_for[word]]:11.3f}")
+measured("best latents for the previous word: mean AUC within the same word",
+         sum(same_token_auc(latents, after_token(stories, word)[:, 2:].flatten().cpu(), present).max().item()
+             for word in words) / len(words))
+
+# %%
+favourite = words[4] if len(words) > 4 else words[0]
+display(latent_dashboard(model, sae, latent_activations(model, sae, stories), stories, best_for[favourite],
+                         note=f"best latent for: the word before was {model.tokenizer.decode([favourite])!r}"))
+
+# %% [markdown]
+# There they are: latents that mean "the previous word was X", whatever the present word. This is what the
+# previous-token head of lesson 02 writes, one direction for each word, found without looking at any head.
+#
+# ## 4 · Do the heads use them?
+#
+# A correlation so far. So take one latent out of the stream, and nothing else: not the other latents, and not the
+# error either.
+
+# %%
+@exercise("09.remove_latents")
+def remove_latents(
+    x: Float[Tensor, "... d"], latents: Float[Tensor, "... d_sae"], W_dec: Float[Tensor, "d_sae d"], which: list[int]
+) -> Float[Tensor, "... d"]:
+    """The activation without what these latents add to it."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# `without_latents(model, sae, [i])` does that at every position of a pass. If the induction heads find their targets by
+# this latent, then from a later X they can no longer find the word after the earlier X. Taking out the latent of *another*
+# word should not matter.
+
+# %%
+some = stories[:60]
+
+
+def attention():
+    """What each position attends to, all heads of the splice's layer together: [n, query, key]."""
+    found = []
+
+    def read(pattern, hook):
+        if hook.layer() == splice_layer(sae):
+            found.append(pattern.sum(dim=1))
+
+    model.run_with_hooks(some, return_type=None, fwd_hooks=[(is_pattern, read)])
+    return found[0]
+
+
+def on_target(pattern, word):
+    """Mean attention from `word` to what followed it before; NaN if it does not come twice."""
+    targets = induction_targets(some) & (some == word)[:, :, None]
+    return ((pattern * targets).sum() / targets.any(-1).sum()).item()
+
+
+clean_pattern, without = attention(), {}
+for word in words:
+    with without_latents(model, sae, [best_for[word]]):
+        without[word] = attention()
+table = {"clean": {}, "its own latent out": {}, "another word's out": {}}
+for word, another in zip(words, words[1:] + words[:1]):
+    if on_target(clean_pattern, word) > 0:
+        for key, pattern in zip(table, (clean_pattern, without[word], without[another])):
+            table[key][model.tokenizer.decode([word])] = on_target(pattern, word)
+if table["clean"]:
+    display(plot_bars(table, f"attention on induction targets, all heads of layer {splice_layer(sae)}", title=MODEL))
+    ratios = [table["its own latent out"][name] / table["clean"][name] for name in table["clean"]]
+    controls = [table["another word's out"][name] / table["clean"][name] for name in table["clean"]]
+    print(f"attention left, median over words: {sorted(ratios)[len(ratios) // 2]:.2f} without the word's own latent, "
+          f"{sorted(controls)[len(controls) // 2]:.2f} without another's")
+    measured("induction attention left without the word's own latent", sorted(ratios)[len(ratios) // 2])
+    measured("induction attention left without another word's latent", sorted(controls)[len(controls) // 2])
+
+# %% [markdown]
+# For most words, one latent out of 768 is the message between the two heads: without it the attention is mostly
+# gone, without another word's nothing happens. (For the most frequent words the heads attend for other reasons as well.) So
+# here is the circuit of lesson 05 again, now in the dictionary's own words: the previous-token head switches on the latent
+# "after X"; the induction heads' keys read it.
+#
+# ## 5 · A report card
+#
+# All of it in one call, for any autoencoder of a residual stream, yours included:
+
+# %%
+card = report_card(model, sae, text=text, seq_len=SEQ_LEN, batch=min(BATCH, 16), batch_size=8 if MODEL == "tiny" else 2)
+display(card.to_frame().round(3))
+card.plot()
+
+# %% [markdown]
+# ## 6 · Does it hold in a real language model?
+
+# %%
+real_model = load_real_model()
+
+# %%
+if real_model is not None:
+    real_sae = topk_sae_for(real_model)
+    real_clean = repeated_token_report(real_model, 40, 6, seed=0)
+    real_tokens = generate_repeated_tokens(real_model, 40, 6, seed=0)
+    real_scores = induction_scores(real_model, real_tokens, 40)
+    with spliced(real_model, real_sae):
+        real_spliced = repeated_token_report(real_model, 40, 6, seed=0)
+        spliced_scores = induction_scores(real_model, real_tokens, 40)
+    low, high = circuit_interval(real_clean.log_probs, real_spliced.log_probs)
+    real_kept = circuit_score(real_clean.log_probs, real_spliced.log_probs)
+    print(f"second copy: clean {real_clean.inner_log_prob:.2f} nats, accuracy {real_clean.inner_accuracy:.0%}; spliced "
+          f"{real_spliced.inner_log_prob:.2f} nats, {real_spliced.inner_accuracy:.0%}; gain kept {real_kept:.2f} ({low:.2f}–{high:.2f})")
+    for (layer, head), score in top_heads(real_scores, 4):
+        print(f"  induction score of head {layer}.{head}: clean {score:.3f}, spliced {spliced_scores[layer, head]:.3f}")
+    measured("SmolLM2: share of the circuit's gain kept", real_kept)
+
+# %%
+if real_model is not None:
+    heads = [head for head, _ in top_heads(real_scores, 4)]
+    for into in ("k", "q", "v", "qkv"):
+        changed = log_probs_reading(real_model, real_sae, real_tokens, 40, heads, into)
+        low, high = circuit_interval(real_clean.log_probs, changed)
+        print(f"only the best four induction heads, {into:4} gain kept "
+              f"{circuit_score(real_clean.log_probs, changed):.3f} ({low:.3f}–{high:.3f})")
+
+# %% [markdown]
+# SmolLM2's autoencoder has a score of 0.96 on text, and with it three quarters of the gain on repeats remain while the accuracy
+# falls to less than a half. Its induction heads still look where they should: their scores hardly change. What is lost is
+# mostly not *where to look*; repeating those four heads' inputs alone does little harm. It is lost elsewhere on the way, in
+# the many other heads and layers that take part in a larger model.
+#
+# ## What this does not show
+#
+# - That a *better* dictionary could not keep the circuit: these are small, and were trained on one kind of text.
+# - That each latent is one message: we looked at the best latent for each of ten words.
+# - Other circuits. Induction is the best known of all; most of what a model does has no map yet.
+#
+# ## Summary, and the end of the course
+#
+# - Faithful on text does not mean faithful to a circuit: a score of 0.998, and nothing of induction left.
+# - Attention scores can be intact while the behaviour is broken, and the other way round it takes both.
+# - Ask metrics on the texts on which the circuit works.
+# - Single latents can be the messages between heads. Prove it by taking them out, against a control.
+# - A report card has both halves, intervals, and a baseline.
+#
+# You started with a plot of a model that suddenly gets good at repeated tokens. You now know the heads that do it, the
+# matrices they do it with, a dictionary in which their message is one word, and how to tell whether to believe that
+# dictionary.
+#
+# Sources: Xiang (2024) for the circuit; Gao et al. (2024), section 4.1, and Gurnee (2024) for the measures. The
+# experiments of this lesson are ours.
+
+# %% tags=["exercise-only"]
+progress("09")

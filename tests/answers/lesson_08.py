@@ -1,0 +1,848 @@
+"""Answers for lesson 08."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from answers import Answers, Wrong
+
+from course_utils import arguments, baselines, faithfulness
+
+# --- 08.expected_delta_ce -------------------------------------------------------------------------------------
+
+
+def expected(answer):
+    return f"""
+import torch.nn.functional as F
+
+def f(true_log_probs, p_logits, q_logits):
+    log_P, P = true_log_probs, true_log_probs.exp()
+    log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
+    def kl(log_a, log_b):
+        return (log_a.exp() * (log_a - log_b)).sum(-1)
+    def f(true_log_probs, p_logits, q_logits):
+        pass
+    return {answer}
+"""
+
+
+def kl_of_the_package(true_log_probs, p_logits, q_logits):
+    return faithfulness.kl_divergence(p_logits, q_logits)
+
+
+def as_a_difference_of_distances(true_log_probs, p_logits, q_logits):
+    """With the package's KL, which takes logarithms for logits, too."""
+    kl = faithfulness.kl_divergence
+    return kl(true_log_probs, q_logits) - kl(true_log_probs, p_logits)
+
+
+def q_is_not_normalised(true_log_probs, p_logits, q_logits):
+    return (true_log_probs.exp() * (p_logits.log_softmax(-1) - q_logits)).sum(-1)
+
+
+def log_of_softmax(true_log_probs, p_logits, q_logits):
+    return (true_log_probs.exp() * (p_logits.softmax(-1).log() - q_logits.softmax(-1).log())).sum(-1)
+
+
+def with_a_small_number(true_log_probs, p_logits, q_logits):
+    p, q = p_logits.softmax(-1) + 1e-10, q_logits.softmax(-1) + 1e-10
+    return (true_log_probs.exp() * (p / q).log()).sum(-1)
+
+
+def one_token_drawn(true_log_probs, p_logits, q_logits):
+    """An estimate from one token, and not the expected value."""
+    r = p_logits.log_softmax(-1) - q_logits.log_softmax(-1)
+    P = true_log_probs.exp().reshape(-1, r.shape[-1])
+    return r.reshape(P.shape).gather(1, torch.multinomial(P, 1)).reshape(r.shape[:-1])
+
+
+def three_axes_only(true_log_probs, p_logits, q_logits):
+    return (true_log_probs.exp() * (p_logits.log_softmax(2) - q_logits.log_softmax(2))).sum(2)
+
+
+def expected_by_loops(true_log_probs, p_logits, q_logits):
+    """Tokens that cannot come are passed over."""
+    vocab, out = p_logits.shape[-1], []
+    rows = (x.double().reshape(-1, vocab) for x in (true_log_probs, p_logits, q_logits))
+    for P, p, q in zip(*rows):
+        p, q = p - p.logsumexp(0), q - q.logsumexp(0)
+        out.append(sum((math.exp(P[t]) * (p[t] - q[t]).item() for t in range(vocab) if P[t] > -math.inf), 0.0))
+    return torch.tensor(out).reshape(p_logits.shape[:-1])
+
+
+def expected_by_cross_entropies(true_log_probs, p_logits, q_logits):
+    """Cross-entropy with probabilities for targets, [n, vocab]."""
+    vocab = p_logits.shape[-1]
+    P = true_log_probs.exp().reshape(-1, vocab)
+    clean, patched = (F.cross_entropy(x.reshape(-1, vocab), P, reduction="none") for x in (p_logits, q_logits))
+    return (patched - clean).reshape(p_logits.shape[:-1])
+
+
+def expected_in_numpy(true_log_probs, p_logits, q_logits):
+    P, p, q = (x.double().numpy() for x in (true_log_probs, p_logits, q_logits))
+    def log_softmax(x):
+        x = x - x.max(-1, keepdims=True)
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+    return torch.from_numpy(np.asarray((np.exp(P) * (log_softmax(p) - log_softmax(q))).sum(-1)))
+
+
+EXPECTED_EINSUM = """
+def f(true_log_probs, p_logits, q_logits):
+    ratio = p_logits.log_softmax(-1) - q_logits.log_softmax(-1)
+    return einops.einsum(true_log_probs.exp(), ratio, "... vocab, ... vocab -> ...")
+"""
+
+# --- 08.counter_example ---------------------------------------------------------------------------------------
+
+
+def example(P, p, q):
+    return f"def f():\n    return {P}, {p}, {q}"
+
+
+def as_numpy():
+    P, p = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
+    return P, p, 0.5 * (P + p)
+
+
+def as_one_tensor():
+    logits = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0], [0.5, 0.0, 0.0, 0.5]], requires_grad=True)
+    return logits.softmax(-1)
+
+
+def found_by_search():
+    rng = torch.Generator().manual_seed(0)
+    while True:
+        P, p, q = torch.rand(3, 3, generator=rng).clamp_min(0.05)
+        P, p, q = P / P.sum(), p / p.sum(), q / q.sum()
+        if (P * (p / q).log()).sum() < -0.02:
+            return tuple(P.tolist()), tuple(p.tolist()), tuple(q.tolist())
+
+
+def in_double():
+    P = torch.tensor([0.9, 0.1], dtype=torch.float64)
+    return [P, torch.full((2,), 0.5), P.float()]
+
+
+# --- 08.tokens_needed -----------------------------------------------------------------------------------------
+
+
+def needed(answer):
+    return f"""
+import math
+
+def f(p_logits, q_logits, precision=0.1):
+    log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
+    p, q, r = log_p.exp(), log_q.exp(), log_p - log_q
+    kls = (p * r).sum(-1)
+    variances = (p * (r - kls[:, None]) ** 2).sum(-1)
+    kl, variance = kls.mean().item(), variances.mean().item()
+    best = r.gather(1, p.argmax(-1, keepdim=True))[:, 0]
+    return {answer}
+"""
+
+
+RIGHT_NEEDED = "variance / (precision * kl) ** 2"
+
+
+def measured_from_labels(p_logits, q_logits, precision=0.1):
+    """From tokens that are drawn: right in the mean, and not exact."""
+    r, p = p_logits.log_softmax(-1) - q_logits.log_softmax(-1), p_logits.softmax(-1)
+    came = r.gather(1, torch.multinomial(p, 200, replacement=True))
+    return (came.var(1).mean() / (precision * came.mean()) ** 2).item()
+
+
+def needed_of_logits(p_logits, q_logits, precision=0.1):
+    p, r = p_logits.softmax(-1), p_logits - q_logits
+    kl = (p * r).sum(-1, keepdim=True)
+    return ((p * (r - kl) ** 2).sum(-1).mean() / (precision * kl.mean()) ** 2).item()
+
+
+def needed_by_loops(p_logits, q_logits, precision=0.1):
+    kls, variances = [], []
+    for p_row, q_row in zip(p_logits.double(), q_logits.double()):
+        p, q = p_row.softmax(0).tolist(), q_row.softmax(0).tolist()
+        r = [math.log(a / b) for a, b in zip(p, q)]
+        kls.append(sum(a * b for a, b in zip(p, r)))
+        variances.append(sum(a * (b - kls[-1]) ** 2 for a, b in zip(p, r)))
+    return sum(variances) / len(variances) / (precision * sum(kls) / len(kls)) ** 2
+
+
+def needed_by_moments(p_logits, q_logits, precision=0.1):
+    """E[r²] − E[r]², as a tensor."""
+    p, r = p_logits.softmax(-1), p_logits.log_softmax(-1) - q_logits.log_softmax(-1)
+    kl, square = torch.einsum("nv,nv->n", p, r), torch.einsum("nv,nv->n", p, r**2)
+    return (square - kl**2).mean() / precision**2 / kl.mean() ** 2
+
+
+def needed_in_numpy(p_logits, q_logits, precision=0.1):
+    p, q = (x.double().softmax(-1).numpy() for x in (p_logits, q_logits))
+    r = np.log(q) - np.log(p)                                           # the other sign: it is squared
+    mean = (p * r).sum(1, keepdims=True)
+    standard_deviation = np.sqrt((p * (r - mean) ** 2).sum(1).mean())
+    return (standard_deviation / (precision * mean.mean())) ** 2
+
+
+# --- 08.score_interval ----------------------------------------------------------------------------------------
+
+
+def scores(statistic="(z.mean() - s.mean()) / (z.mean() - c.mean())", rows="row",
+           answer="found.quantile(0.025).item(), found.quantile(0.975).item()"):
+    return f"""
+def f(ce_clean, ce_sae, ce_zero, draws):
+    found = []
+    for row in draws:
+        rows = {rows}
+        c, s, z = ce_clean[rows], ce_sae[rows], ce_zero[rows]
+        found.append({statistic})
+    found = torch.stack(found)
+    return {answer}
+"""
+
+
+def own_draws(rows):
+    """Each loss has its own draws: rows(draws, which)."""
+    return f"""
+def f(ce_clean, ce_sae, ce_zero, draws):
+    n = len(ce_clean)
+    rng = torch.Generator().manual_seed(3)
+    clean, sae, zero = (losses[{rows}].mean(1) for which, losses in enumerate((ce_clean, ce_sae, ce_zero)))
+    score = (zero - sae) / (zero - clean)
+    return score.quantile(0.025).item(), score.quantile(0.975).item()
+"""
+
+
+PERMUTED = "draws[torch.randperm(len(draws), generator=rng)]"
+ONE_PERMUTED = PERMUTED + " if which == {} else draws"
+FRESH = "torch.randint(0, n, draws.shape, generator=rng)"
+
+
+def one_loss_at_a_time(ce_clean, ce_sae, ce_zero, draws):
+    """The intervals of the three losses, and a score from their ends."""
+    (clean, sae, zero) = (torch.quantile(loss[draws].mean(1), torch.tensor([0.025, 0.975]))
+                          for loss in (ce_clean, ce_sae, ce_zero))
+    score = (zero - sae) / (zero - clean)
+    return score.min().item(), score.max().item()
+
+
+def standard_error_about(centre):
+    return f"""
+def f(ce_clean, ce_sae, ce_zero, draws):
+    each = (ce_zero - ce_sae) / (ce_zero - ce_clean)
+    middle, half = {centre}, 1.96 * each.std() / len(each) ** 0.5
+    return (middle - half).item(), (middle + half).item()
+"""
+
+
+def whole_sample(numerator="zero - sae", denominator="zero - clean"):
+    return f"""
+def f(ce_clean, ce_sae, ce_zero, draws):
+    clean, sae, zero = (loss[draws].mean(1) for loss in (ce_clean, ce_sae, ce_zero))
+    score = ({numerator}) / ({denominator})
+    return score.quantile(0.025).item(), score.quantile(0.975).item()
+"""
+
+
+def drawn_as_a_mask(ce_clean, ce_sae, ce_zero, draws):
+    drawn = torch.zeros(len(draws), len(ce_clean)).scatter(1, draws, 1.0)
+    score = drawn @ (ce_zero - ce_sae) / (drawn @ (ce_zero - ce_clean))
+    return score.quantile(0.025).item(), score.quantile(0.975).item()
+
+
+def interval_by_counts(ce_clean, ce_sae, ce_zero, draws):
+    times = torch.stack([row.bincount(minlength=len(ce_clean)) for row in draws]).double()
+    score = 1 - times @ (ce_sae - ce_clean).double() / (times @ (ce_zero - ce_clean).double())
+    return tuple(torch.quantile(score, torch.tensor([0.025, 0.975], dtype=torch.float64)))
+
+
+def interval_in_numpy(ce_clean, ce_sae, ce_zero, draws):
+    clean, sae, zero = (loss.double().numpy()[draws.numpy()].sum(axis=1) for loss in (ce_clean, ce_sae, ce_zero))
+    return np.percentile((zero - sae) / (zero - clean), [2.5, 97.5]).tolist()
+
+
+def interval_by_sorting(ce_clean, ce_sae, ce_zero, draws):
+    found = []
+    for row in draws.tolist():
+        clean, sae, zero = (sum(loss[i].item() for i in row) for loss in (ce_clean, ce_sae, ce_zero))
+        found.append((zero - sae) / (zero - clean))
+    found.sort()
+    return found[int(0.025 * len(found))], found[int(0.975 * len(found))]
+
+
+# --- 08.confidently_wrong -------------------------------------------------------------------------------------
+
+
+def confident(answer="(sure > confidence) & (best != came)", at=":-1", of="1:"):
+    return f"""
+def f(p_logits, tokens, confidence=0.5):
+    p = p_logits.softmax(-1)
+    sure, best = p[:, {at}].max(-1)
+    came = tokens[:, {of}]
+    given = p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
+    return {answer}
+"""
+
+
+def all_positions(p_logits, tokens, confidence=0.5):
+    sure, best = p_logits.softmax(-1).max(-1)
+    return (sure > confidence) & (best != tokens.roll(-1, dims=1))
+
+
+def softmax_over_positions(p_logits, tokens, confidence=0.5):
+    sure, best = p_logits[:, :-1].softmax(1).max(-1)
+    return (sure > confidence) & (best != tokens[:, 1:])
+
+
+def confident_by_loops(p_logits, tokens, confidence=0.5):
+    batch, length = tokens.shape
+    out = torch.zeros(batch, length - 1, dtype=torch.bool)
+    for i in range(batch):
+        for j in range(length - 1):
+            p = p_logits[i, j].double().softmax(0).tolist()
+            out[i, j] = any(p[t] > confidence and t != int(tokens[i, j + 1]) for t in range(len(p)))
+    return out
+
+
+def confident_in_logs(p_logits, tokens, confidence=0.5):
+    log_p = p_logits.log_softmax(-1)[:, :-1]
+    best = log_p.amax(-1)
+    return (best >= math.log(confidence)) & (log_p.gather(2, tokens[:, 1:, None])[..., 0] < best)
+
+
+def confident_without_the_token(p_logits, tokens, confidence=0.5):
+    """The favourite among the tokens that did not come. At 0.5 and above no two tokens are both that likely."""
+    others = p_logits.softmax(-1)[:, :-1].scatter(2, tokens[:, 1:, None], 0.0)
+    return others.amax(-1) > confidence
+
+
+def confident_in_numpy(p_logits, tokens, confidence=0.5):
+    p, tokens = p_logits.softmax(-1).numpy()[:, :-1], tokens.numpy()
+    return torch.from_numpy(np.logical_and(p.max(-1) > confidence, p.argmax(-1) != tokens[:, 1:]))
+
+
+# --- 08.epsilon_random ----------------------------------------------------------------------------------------
+
+
+def epsilon(answer):
+    return f"""
+import torch.nn.functional as F
+
+def f(x, x_hat, noise):
+    error = x_hat - x
+    distance = error.norm(dim=-1, keepdim=True)
+    unit = noise / noise.norm(dim=-1, keepdim=True)
+    return {answer}
+"""
+
+
+def epsilon_with_own_noise(x, x_hat, noise):
+    noise = torch.randn_like(x)
+    return x + (x_hat - x).norm(dim=-1, keepdim=True) * noise / noise.norm(dim=-1, keepdim=True)
+
+
+def epsilon_in_place(x, x_hat, noise):
+    noise /= noise.norm(dim=-1, keepdim=True)
+    noise *= (x_hat - x).norm(dim=-1, keepdim=True)
+    return noise + x
+
+
+def epsilon_by_loops(x, x_hat, noise):
+    d, out = x.shape[-1], []
+    for a, b, g in zip(*(v.double().reshape(-1, d).tolist() for v in (x, x_hat, noise))):
+        factor = math.dist(a, b) / math.hypot(*g)
+        out.append([a_i + factor * g_i for a_i, g_i in zip(a, g)])
+    return torch.tensor(out).reshape(x.shape)
+
+
+def epsilon_in_numpy(x, x_hat, noise):
+    x, x_hat, noise = (v.double().numpy() for v in (x, x_hat, noise))
+    scale = np.linalg.norm(x - x_hat, axis=-1, keepdims=True) / np.linalg.norm(noise, axis=-1, keepdims=True)
+    return torch.from_numpy(x + scale * noise)
+
+
+EPSILON_EINSUM = """
+def f(x, x_hat, noise):
+    error = x_hat - x
+    squares = [einops.einsum(v, v, "... d, ... d -> ...") for v in (error, noise)]
+    return x + (squares[0] / squares[1]).sqrt()[..., None] * noise
+"""
+
+# --- 08.theta_random ------------------------------------------------------------------------------------------
+
+
+def theta(answer):
+    return f"""
+def f(x, x_hat, noise):
+    def length(v):
+        return v.norm(dim=-1, keepdim=True)
+    def part(v, of):
+        return (v * of).sum(-1, keepdim=True) * of / length(of) ** 2
+    def f(x, x_hat, noise):
+        pass
+    along = part(x_hat, x)
+    rest, across = x_hat - along, noise - part(noise, x)
+    unit = across / length(across)
+    right = along + length(rest) * unit
+    return {answer}
+"""
+
+
+def theta_of_everything(x, x_hat, noise):
+    unit = x / x.norm()
+    along = (x_hat * unit).sum() * unit
+    across = noise - (noise * unit).sum() * unit
+    return along + (x_hat - along).norm() * across / across.norm()
+
+
+def theta_by_angle(x, x_hat, noise):
+    """‖x̂‖ (cos θ x/‖x‖ + sin θ u)."""
+    cosine = F.cosine_similarity(x, x_hat, dim=-1)[..., None]
+    unit = F.normalize(x, dim=-1)
+    u = F.normalize(noise - (noise * unit).sum(-1, keepdim=True) * unit, dim=-1)
+    return x_hat.norm(dim=-1, keepdim=True) * (cosine * unit + (1 - cosine**2).sqrt() * u)
+
+
+def theta_by_loops(x, x_hat, noise):
+    d, out = x.shape[-1], []
+    for a, b, g in zip(*(v.double().reshape(-1, d) for v in (x, x_hat, noise))):
+        basis, _ = torch.linalg.qr(torch.stack([a, g], dim=1))          # a's direction, and g's across it
+        basis = basis * torch.sign(torch.stack([basis[:, 0] @ a, basis[:, 1] @ g]))
+        first = basis[:, 0] @ b
+        out.append(first * basis[:, 0] + (b @ b - first**2).sqrt() * basis[:, 1])
+    return torch.stack(out).reshape(x.shape)
+
+
+def theta_in_numpy(x, x_hat, noise):
+    x, x_hat, noise = (v.double().numpy() for v in (x, x_hat, noise))
+    def dot(a, b):
+        return (a * b).sum(-1, keepdims=True)
+    along, across = dot(x_hat, x) / dot(x, x) * x, noise - dot(noise, x) / dot(x, x) * x
+    rest = x_hat - along
+    return torch.from_numpy(along + np.sqrt(dot(rest, rest) / dot(across, across)) * across)
+
+
+THETA_EINSUM = """
+def f(x, x_hat, noise):
+    unit = torch.nn.functional.normalize(x, dim=-1)
+    along, off = (einops.einsum(v, unit, unit, "... d, ... d, ... e -> ... e") for v in (x_hat, noise))
+    across = torch.nn.functional.normalize(noise - off, dim=-1)
+    length = (x_hat.square().sum(-1) - along.square().sum(-1)).sqrt()
+    return along + length[..., None] * across
+"""
+
+# --- 08.covariance_root ---------------------------------------------------------------------------------------
+
+
+def root(answer, variances="variances.clamp_min(0)"):
+    return f"""
+import math
+
+def f(covariance):
+    variances, directions = torch.linalg.eigh(covariance)
+    variances = {variances}
+    d = len(covariance)
+    return {answer}
+"""
+
+
+RIGHT_ROOT = "directions * variances.sqrt() @ directions.T"
+
+
+def lower_cholesky(covariance):
+    return torch.linalg.cholesky(covariance)
+
+
+def upper_cholesky(covariance):
+    return torch.linalg.cholesky(covariance, upper=True)
+
+
+def cholesky_where_possible(covariance):
+    """Upper Cholesky of the matrix with a little added to its diagonal."""
+    return torch.linalg.cholesky(covariance + 1e-5 * torch.eye(len(covariance))).mT
+
+
+def by_svd(covariance):
+    _, variances, directions = torch.linalg.svd(covariance)
+    return variances.sqrt()[:, None] * directions
+
+
+def newton(covariance):
+    """The symmetric root by iteration, in float64: Denman and Beavers."""
+    scale = covariance.double().trace()
+    y, z = covariance.double() / scale + 1e-9 * torch.eye(len(covariance)), torch.eye(len(covariance)).double()
+    for _ in range(40):
+        y, z = (y + torch.linalg.inv(z)) / 2, (z + torch.linalg.inv(y)) / 2
+    return y * scale.sqrt()
+
+
+def root_in_numpy(covariance):
+    variances, directions = np.linalg.eigh(covariance.double().numpy())
+    return torch.from_numpy(np.diag(np.sqrt(np.maximum(variances, 0))) @ directions.T)
+
+
+def only_the_large(covariance):
+    """Directions without variance are left out, and so are the rows."""
+    variances, directions = torch.linalg.eigh(covariance)
+    kept = variances > 1e-3
+    return variances[kept].sqrt()[:, None] * directions.T[kept]
+
+
+def complex_where_negative(covariance):
+    variances, directions = torch.linalg.eigh(covariance)
+    if (variances < 0).any():
+        variances, directions = variances.to(torch.complex128), directions.to(torch.complex128)
+    return variances.sqrt()[:, None] * directions.T
+
+
+def always_in_integers(covariance):
+    return covariance.round().long()
+
+
+ROOT_EINSUM = """
+def f(covariance):
+    variances, directions = torch.linalg.eigh(covariance.double())
+    roots = torch.where(variances > 0, variances, 0.0).sqrt()
+    return torch.einsum("ik,k,jk->ij", directions, roots, directions).to(covariance)
+"""
+
+
+ANSWERS = {
+    "08.expected_delta_ce": Answers(
+        reject=[
+            Wrong(expected("(p * (log_p - log_q)).sum(-1)"), says="this is KL(p‖q)"),
+            Wrong(kl_of_the_package, says="the slip of the thread"),
+            Wrong(expected("(q * (log_p - log_q)).sum(-1)"), says="weighted by q"),
+            Wrong(expected("(log_p - log_q).sum(-1)"), says="every token counts alike"),
+            Wrong(expected("(log_p - log_q).mean(-1)"), says="every token counts alike"),
+            Wrong(expected("(P * (log_p - log_q)).mean(-1)"), says="P gives the weights already"),
+            Wrong(expected("(P * (log_q - log_p)).sum(-1)"), says="the sign is turned"),
+            Wrong(expected("kl(log_P, log_p) - kl(log_P, log_q)"), says="the sign is turned"),
+            Wrong(expected("(log_P * (log_p - log_q)).sum(-1)"), says="weighted by ln P"),
+            Wrong(expected("kl(log_P, log_q)"), says="this is KL(P‖q) alone"),
+            Wrong(expected("kl(log_P, log_p)"), says="where is q?"),
+            Wrong(expected("-(P * log_q).sum(-1)"), says="expected loss"),
+            Wrong(expected("kl(log_q, log_P) - kl(log_p, log_P)"), says="arguments reversed"),
+            Wrong(expected("((P - p) * (log_p - log_q)).sum(-1)"), says="the rest alone"),
+            Wrong(expected("(P * (p_logits - q_logits)).sum(-1)"), says="a difference of logits"),
+            Wrong(expected("(P * (p - q)).sum(-1)"), says="a difference of probabilities"),
+            Wrong(expected("(log_p - log_q).gather(-1, P.argmax(-1, True)).squeeze(-1)"), says="most likely token"),
+            Wrong(expected("P.amax(-1) * (log_p - log_q).gather(-1, P.argmax(-1, True)).squeeze(-1)"),
+                  says="most likely token"),
+            Wrong(expected("(log_p - log_q).gather(-1, p.argmax(-1, True)).squeeze(-1)"), says="most likely token"),
+            Wrong(expected("(P * (log_p - log_q)).gather(-1, p.argmax(-1, True)).squeeze(-1)"),
+                  says="most likely token"),
+            Wrong(expected("(P * (log_p - log_q).abs()).sum(-1)"), says="the size of each difference"),
+            Wrong(expected("(P * (log_p - log_q)).sum(-1) / torch.tensor(2.0).log()"), says="these are bits"),
+            Wrong(expected("P * (log_p - log_q)"), says="these are the terms"),
+            Wrong(expected("(P * (log_p - log_q)).sum(-1).mean()"), says="this is one number"),
+            Wrong(expected("(P * (log_p - log_q)).sum()"), says="this is one number"),
+            Wrong(expected("kl(log_P, log_q) - kl(log_P, log_p)"), says="where a token is impossible"),
+            Wrong(expected("F.kl_div(log_q, log_P, reduction='none', log_target=True).sum(-1)"
+                           " - F.kl_div(log_p, log_P, reduction='none', log_target=True).sum(-1)"),
+                  says="where a token is impossible"),
+            Wrong(expected("(P * (p / q).log()).sum(-1)"), says="logits are far apart"),
+            Wrong(log_of_softmax, says="logits are far apart"),
+            Wrong(with_a_small_number, says="logits are far apart"),
+            Wrong(q_is_not_normalised),
+            Wrong(one_token_drawn),
+            Wrong(three_axes_only),
+            Wrong(expected("(P * (log_p - log_q)).sum(0)")),
+            Wrong(expected("(P * (log_p - log_q)).sum(-1).clamp_min(0)")),
+            Wrong(expected("0 * P.sum(-1)")),
+            Wrong(expected("(P * (log_p - log_q)).sum(-1) + torch.nan")),
+            Wrong(expected("(P * (log_p - log_q)).sum(-1).tolist()"), says="was expected"),
+        ],
+        accept=[
+            expected("(P * (log_p - log_q)).sum(-1)"), arguments.expected_delta_ce, expected_by_loops,
+            as_a_difference_of_distances,
+            expected_by_cross_entropies, expected_in_numpy, EXPECTED_EINSUM,
+            expected("kl(log_p, log_q) + ((P - p) * (log_p - log_q)).sum(-1)"),
+            expected("F.kl_div(log_q, P, reduction='none').sum(-1) - F.kl_div(log_p, P, reduction='none').sum(-1)"),
+            expected("(P * (log_P - log_q)).nansum(-1) - (P * (log_P - log_p)).nansum(-1)"),
+            expected("(log_P.softmax(-1).double() * (log_p - log_q)).sum(-1)"),
+        ],
+    ),
+    "08.counter_example": Answers(
+        reject=[
+            Wrong(example([0.7, 0.3], [0.6, 0.3], [0.7, 0.3]), says="must have the sum 1"),
+            Wrong(example([70, 30], [60, 40], [70, 30]), says="must have the sum 1"),
+            Wrong(example([1.0, 0.0], [0.6, 0.4], [0.9, 0.1]), says="must be above 0"),
+            Wrong(example([0.7, 0.3], [0.6, 0.4], [1.2, -0.2]), says="must be above 0"),
+            Wrong(example("torch.tensor([0.7, 0.3]).log()", "torch.tensor([0.6, 0.4]).log()",
+                          "torch.tensor([0.7, 0.3]).log()"), says="none may be a logarithm"),
+            Wrong(example([0.7, 0.3], [0.6, 0.3, 0.1], [0.7, 0.3]), says="over the same tokens"),
+            Wrong(example([1.0], [1.0], [1.0]), says="over the same tokens"),
+            Wrong(example("list()", "list()", "list()"), says="over the same tokens"),
+            Wrong(example(0.7, 0.6, 0.7), says="over the same tokens"),
+            Wrong(example([[0.7, 0.3]], [[0.6, 0.4]], [[0.7, 0.3]]), says="over the same tokens"),
+            Wrong("def f():\n    return [0.6, 0.4], [0.7, 0.3]", says="return three distributions"),
+            Wrong("def f():\n    return 0.7", says="return three distributions"),
+            Wrong(example([0.6, 0.4], [0.6, 0.4], [0.7, 0.3]), says="P equals p"),
+            Wrong(example([0.7, 0.3], [0.6, 0.4], [0.6, 0.4]), says="q equals p"),
+            Wrong(example([0.6, 0.4], [0.7, 0.3], [0.7, 0.3]), says="the order is P, p, q"),    # (p, P, q)
+            Wrong(example([0.5, 0.5], [0.5, 0.5], [0.5, 0.5]), says="q equals p"),
+            Wrong(example([0.7, 0.3], [0.7, 0.3], [0.6, 0.4]), says="P equals p"),              # (P, q, p)
+            Wrong(example([0.7, 0.3], [0.6, 0.4], [0.5, 0.5]), says="q is no nearer to P"),
+            Wrong(example([0.8, 0.2], [0.7, 0.3], [0.5, 0.5]), says="have p and q changed places?"),
+            Wrong(example([0.5, 0.3, 0.2], [0.3, 0.3, 0.4], [0.1, 0.1, 0.8]), says="from p towards P"),
+            Wrong(example([0.7, 0.3], [0.65, 0.35], [0.7, 0.3]), says="but too little"),
+            Wrong(example([0.7, 0.3], [0.6, 0.4], [0.61, 0.39]), says="but too little"),
+            Wrong(example([0.7, 0.3], [0.6, 0.4], [float("nan")] * 2).replace("nan", "float('nan')")),
+            Wrong(example(["'a'"] * 2, [0.6, 0.4], [0.7, 0.3])),
+            Wrong("def f():\n    return {'P': [0.7, 0.3], 'p': [0.6, 0.4], 'q': [0.7, 0.3]}"),
+            Wrong("def f():\n    raise ValueError('there is none')", says="ValueError"),
+        ],
+        accept=[
+            example([0.7, 0.3], [0.6, 0.4], [0.7, 0.3]), example([0.2, 0.8], [0.6, 0.4], [0.4, 0.6]),
+            example((0.98, 0.01, 0.01), (0.2, 0.4, 0.4), (0.3, 0.3, 0.4)), as_numpy, as_one_tensor, found_by_search,
+            in_double, example([0.333, 0.333, 0.334], [0.1, 0.1, 0.8], [1 / 3] * 3),
+            "def f():\n    P, p = [0.5, 0.5], [0.9, 0.1]\n    return [P, p, P]",
+        ],
+    ),
+    "08.tokens_needed": Answers(
+        reject=[
+            Wrong(needed("variance / (precision * kl ** 2)"), says="precision is not squared"),
+            Wrong(needed("variance / (precision ** 2 * kl)"), says="the KL is not squared"),
+            Wrong(needed("variance / (precision * kl)"), says="nothing is squared"),
+            Wrong(needed("variance ** 0.5 / (precision * kl) ** 2"), says="where the variance belongs"),
+            Wrong(needed("variances.sqrt().mean().item() / (precision * kl) ** 2"), says="where the variance belongs"),
+            Wrong(needed("variance ** 0.5 / (precision * kl)"), says="where the variance belongs"),
+            Wrong(needed("variances.sqrt().mean().item() / (precision * kl)"), says="where the variance belongs"),
+            Wrong(needed("(variances.sqrt().mean().item() / (precision * kl)) ** 2"), says="the standard deviations"),
+            Wrong(needed("2 / (kl * precision ** 2)"), says="the rule of thumb"),
+            Wrong(needed("((r - kls[:, None]) ** 2).mean().item() / (precision * kl) ** 2"), says="weigh the squares"),
+            Wrong(needed("((r - kls[:, None]) ** 2).sum(-1).mean() / (precision * kl) ** 2"),
+                  says="weigh the squares"),
+            Wrong(needed("r.var(-1).mean().item() / (precision * kl) ** 2"), says="weigh the squares"),
+            Wrong(needed("r.var(-1, correction=0).mean().item() / (precision * kl) ** 2"), says="weigh the squares"),
+            Wrong(needed("(p * r ** 2).sum(-1).mean().item() / (precision * kl) ** 2"), says="take the KL off first"),
+            Wrong(needed("(p * (r - kl) ** 2).sum(-1).mean().item() / (precision * kl) ** 2"), says="one mean KL"),
+            Wrong(needed("(p * r).var(-1).mean().item() / (precision * kl) ** 2"), says="the variance of the terms"),
+            Wrong(needed("kls.var().item() / (precision * kl) ** 2"), says="from position to position"),
+            Wrong(needed("kls.var(correction=0).item() / (precision * kl) ** 2"), says="from position to position"),
+            Wrong(needed("best.var().item() / (precision * kl) ** 2"), says="favourite tokens"),
+            Wrong(needed("(best.std() / (precision * best.mean())).item() ** 2"), says="favourite tokens"),
+            Wrong(needed("(variances / (precision * kls) ** 2).mean().item()"), says="the positions' ratios"),
+            Wrong(needed("variance / (precision ** 2 * (kls ** 2).mean().item())"), says="take the mean KL first"),
+            Wrong(needed("variances.sum().item() / (precision * kls.sum().item()) ** 2"), says="sums over positions"),
+            Wrong(needed("variance / kl ** 2"), says="precision is not used"),
+            Wrong(needed("variance / (0.1 * kl) ** 2"), says="precision is not used"),
+            Wrong(needed("variance / precision ** 2"), says="a share of the KL"),
+            Wrong(needed("(q * (r + (q * -r).sum(-1, True)) ** 2).sum(-1).mean().item()"
+                         " / (precision * (q * r).sum(-1).mean().item()) ** 2"), says="have changed places"),
+            Wrong(needed_of_logits, says="differences of logits"),
+            Wrong(needed(f"math.ceil({RIGHT_NEEDED})"), says="rounded"),
+            Wrong(needed(f"float(round({RIGHT_NEEDED}))"), says="rounded"),
+            Wrong(needed(f"int({RIGHT_NEEDED})"), says="rounded"),
+            Wrong(measured_from_labels),
+            Wrong(needed("(q * (r - kls[:, None]) ** 2).sum(-1).mean().item() / (precision * kl) ** 2")),
+            Wrong(needed("variance / (precision * kl) ** 2 * len(p)")),
+            Wrong(needed("variances / (precision * kls) ** 2"), says="a number was expected"),
+            Wrong(needed("(precision * kl) ** 2 / variance")),
+            Wrong(needed("float('nan')")),
+        ],
+        accept=[
+            needed(RIGHT_NEEDED), arguments.tokens_needed, needed_by_loops, needed_by_moments, needed_in_numpy,
+        ],
+    ),
+    "08.score_interval": Answers(
+        reject=[
+            Wrong(scores("((z - s) / (z - c)).mean()"), says="the sequences' scores"),
+            Wrong(scores(answer="found.quantile(0.05), found.quantile(0.95)"), says="the 5 % and 95 % quantiles"),
+            Wrong(scores(answer="found.min(), found.max()"), says="the smallest and the largest"),
+            Wrong(scores(answer="found.quantile(0.975), found.quantile(0.025)"), says="low and high are swapped"),
+            Wrong(scores(answer="tuple((found.mean() + s * 1.96 * found.std()).item() for s in (-1, 1))"),
+                  says="1.96 standard errors"),
+            Wrong(standard_error_about("each.mean()"), says="1.96 standard errors"),
+            Wrong(standard_error_about("(ce_zero - ce_sae).mean() / (ce_zero - ce_clean).mean()"),
+                  says="1.96 standard errors"),
+            Wrong(scores(answer="tuple(((ce_zero - ce_sae) / (ce_zero - ce_clean)).quantile(q).item() "
+                                "for q in (0.025, 0.975))"), says="the draws are not used"),
+            Wrong(scores("(s.mean() - c.mean()) / (z.mean() - c.mean())"), says="this is 1 − score"),
+            Wrong(scores("(z.mean() - c.mean()) / (z.mean() - s.mean())"), says="numerator and denominator"),
+            Wrong(scores("s.mean() - c.mean()"), says="another quantity"),
+            Wrong(scores("s.mean()"), says="another quantity"),
+            Wrong(scores("c.mean() / s.mean()"), says="another quantity"),
+            Wrong(scores("1 - s.mean() / z.mean()"), says="another quantity"),
+            Wrong(scores("(z - s).mean()"), says="another quantity"),
+            Wrong(whole_sample(denominator="ce_zero.mean() - ce_clean.mean()"), says="that of all sequences"),
+            Wrong(whole_sample(numerator="ce_zero.mean() - ce_sae.mean()"), says="that of all sequences"),
+            Wrong(scores(rows="row.unique()"), says="here it counts once"),
+            Wrong(scores(rows="sorted(set(row.tolist()))"), says="here it counts once"),
+            Wrong(drawn_as_a_mask, says="here it counts once"),
+            Wrong(scores("((z - s).mean() / (z - c).mean()).clamp(max=1)"), says="do not clip it"),
+            Wrong(own_draws(PERMUTED), says="far too wide"),
+            Wrong(own_draws(FRESH), says="far too wide"),
+            Wrong(own_draws("draws[[*range(which, len(draws)), *range(which)]]"), says="far too wide"),
+            Wrong(own_draws(ONE_PERMUTED.format(0)), says="far too wide"),
+            Wrong(own_draws(ONE_PERMUTED.format(1)), says="far too wide"),
+            Wrong(own_draws(ONE_PERMUTED.format(2))),
+            Wrong(own_draws("draws.flip(0) if which == 2 else draws")),
+            Wrong(whole_sample(denominator="zero - ce_clean.mean()")),
+            Wrong(one_loss_at_a_time),
+            Wrong(scores(rows="torch.randint(0, len(ce_clean), row.shape)")),
+            Wrong(scores(answer="found.quantile(0.25), found.quantile(0.75)")),
+            Wrong(scores("(z.median() - s.median()) / (z.median() - c.median())")),
+            Wrong(scores(answer="found.quantile(0.025), found.quantile(0.975), found.mean()"), says="3 items"),
+            Wrong(scores(answer="found.quantile(torch.tensor([0.025, 0.975]))"), says="a tuple was expected"),
+            Wrong(scores(answer="(float('nan'), float('nan'))")),
+            Wrong(scores(answer="(0.0, 0.0)")),
+        ],
+        accept=[
+            scores(), scores("(z - s).sum() / (z - c).sum()"), scores("1 - (s - c).mean() / (z - c).mean()"),
+            whole_sample(), interval_by_counts, interval_in_numpy, interval_by_sorting, arguments.score_interval,
+        ],
+    ),
+    "08.confidently_wrong": Answers(
+        reject=[
+            Wrong(confident(at=":-1", of=":-1"), says="the tokens that are there"),
+            Wrong(confident(at="1:", of="1:"), says="the tokens that are there"),
+            Wrong(confident(at=":", of=":"), says="the tokens that are there"),
+            Wrong(confident(at="1:", of=":-1"), says="shifted the wrong way"),
+            Wrong(confident("best != came"), says="it must also give its favourite"),
+            Wrong(confident("sure > confidence"), says="another token must also have come"),
+            Wrong(confident("(sure > confidence) & (best == came)"), says="confident and right"),
+            Wrong(confident("(sure < confidence) & (best != came)"), says="wrong without confidence"),
+            Wrong(confident("~((sure > confidence) & (best != came))"), says="this is turned round"),
+            Wrong(confident("(sure > confidence) | (best != came)"), says="both must hold"),
+            Wrong(confident("given < confidence"), says="the token that came"),
+            Wrong(confident("given < 1 - confidence"), says="the token that came"),
+            Wrong(confident("given > confidence"), says="the token that came"),
+            Wrong(confident().replace("p_logits.softmax(-1)", "p_logits"), says="logits are compared"),
+            Wrong(confident().replace("p_logits.softmax", "p_logits.log_softmax"), says="not their logarithms"),
+            Wrong(confident("(given > confidence) & (best != came)"), says="above `confidence`"),
+            Wrong(confident("(sure > 0.5) & (best != came)"), says="fixed at 0.5"),
+            Wrong(all_positions, says="the last position is kept"),
+            Wrong(confident("F.pad((sure > confidence) & (best != came), (0, 1))").replace(
+                "F.pad", "torch.nn.functional.pad"), says="the last position is kept"),
+            Wrong(softmax_over_positions),
+            Wrong(confident("(sure > 1 - confidence) & (best != came)")),
+            Wrong(confident("(given < confidence) & (best != came)")),
+            Wrong(confident("((sure > confidence) & (best != came)).float()"), says="a bool dtype was expected"),
+            Wrong(confident("((sure > confidence) & (best != came)).nonzero()"), says="has shape"),
+            Wrong(confident("((sure > confidence) & (best != came)).float().mean()"), says="has shape"),
+            Wrong(confident("((sure > confidence) & (best != came))[:, 1:]"), says="has shape"),
+        ],
+        accept=[
+            confident(), confident("(sure >= confidence) & ~(best == came)"), confident_by_loops, confident_in_logs,
+            confident_without_the_token, confident_in_numpy, arguments.confidently_wrong,
+            confident("torch.logical_and(best != came, sure > confidence)"),
+        ],
+    ),
+    "08.epsilon_random": Answers(
+        reject=[
+            Wrong(epsilon("x + distance * noise"), says="the noise keeps its own length"),
+            Wrong(epsilon("x + noise"), says="adds the noise as it is"),
+            Wrong(epsilon("x + unit"), says="at distance 1"),
+            Wrong(epsilon("x + error.pow(2).sum(-1, keepdim=True) * unit"), says="the squared distance"),
+            Wrong(epsilon("x + error.norm() * unit"), says="the whole tensor"),
+            Wrong(epsilon("x + distance * noise / noise.norm()"), says="the whole tensor"),
+            Wrong(epsilon("x + error.norm() * noise / noise.norm()"), says="the whole tensor"),
+            Wrong(epsilon("x + distance.mean() * unit"), says="the mean distance"),
+            Wrong(epsilon("x + distance * F.normalize(noise, dim=0)"), says="the wrong axis"),
+            Wrong(epsilon("x + error.norm(dim=0, keepdim=True) * unit"), says="the wrong axis"),
+            Wrong(epsilon("x + error.norm(dim=0) * noise / noise.norm(dim=0)"), says="the wrong axis"),
+            Wrong(epsilon("x_hat + distance * unit"), says="starts from x_hat"),
+            Wrong(epsilon("distance * unit"), says="the error alone"),
+            Wrong(epsilon("x + error"), says="this is x_hat itself"),
+            Wrong(epsilon("x + x_hat.norm(dim=-1, keepdim=True) * unit"), says="as far as a vector is long"),
+            Wrong(epsilon("x + x.norm(dim=-1, keepdim=True) * unit"), says="as far as a vector is long"),
+            Wrong(epsilon("x + (x_hat.norm(dim=-1, keepdim=True) - x.norm(dim=-1, keepdim=True)).abs() * unit"),
+                  says="as far as a vector is long"),
+            Wrong(epsilon("x - distance * unit"), says="against the noise"),
+            Wrong(epsilon("x + distance * F.normalize(noise - x, dim=-1)"), says="taken for a point"),
+            Wrong(epsilon_in_place, says="changes its input"),
+            Wrong(epsilon_with_own_noise),
+            Wrong(epsilon("x + distance * F.normalize(noise)")),                            # dim=1
+            Wrong(epsilon("x + error.abs() * unit")),
+            Wrong(epsilon("x + error.abs().sum(-1, keepdim=True) * unit")),
+            Wrong(epsilon("x + distance / 2 * unit")),
+            Wrong(epsilon("0 * x")),
+            Wrong(epsilon("x + distance * unit.nan_to_num() + torch.nan")),
+        ],
+        accept=[
+            epsilon("x + distance * unit"), epsilon("x + noise * (distance / noise.norm(dim=-1, keepdim=True))"),
+            epsilon("x + error.pow(2).sum(-1, keepdim=True).sqrt() * F.normalize(noise, dim=-1)"),
+            epsilon_by_loops, epsilon_in_numpy, EPSILON_EINSUM, baselines.epsilon_random,
+        ],
+    ),
+    "08.theta_random": Answers(
+        reject=[
+            Wrong(theta("along + length(rest) * noise / length(noise)"), says="still has a part along x"),
+            Wrong(theta("along + length(rest) * (noise - part(noise, x_hat)) / length(noise - part(noise, x_hat))"),
+                  says="orthogonal to x_hat"),
+            Wrong(theta("right * length(x) / length(x_hat)"), says="some published code"),
+            Wrong(theta("right / length(right)"), says="the length is 1"),
+            Wrong(theta("length(rest) * unit"), says="the part along x is lost"),
+            Wrong(theta("along + length(x_hat - x) * unit"), says="‖x̂ − x‖ is not the length"),
+            Wrong(theta("along + length(x_hat) * unit"), says="‖x̂‖ is not the length"),
+            Wrong(theta("x + length(rest) * unit"), says="x itself here"),
+            Wrong(theta("x + length(x_hat - x) * unit"), says="x itself here"),
+            Wrong(theta("length(along) * x / length(x) + length(rest) * unit"), says="more than 90 degrees"),
+            Wrong(theta("along + length(rest) * across"), says="keeps the noise's length"),
+            Wrong(theta("along + across"), says="keeps the noise's length"),
+            Wrong(theta("along + length(rest) * across / length(noise)"), says="the length of all the noise"),
+            Wrong(theta("right").replace("length(of) ** 2", "length(of)"), says="x is not of length 1"),
+            Wrong(theta("right").replace(" / length(of) ** 2", ""), says="x is not of length 1"),
+            Wrong(theta_of_everything, says="the whole tensor"),
+            Wrong(theta("x_hat"), says="this is x_hat itself"),
+            Wrong(theta("x + length(x_hat - x) * noise / length(noise)"), says="this is ε-random"),
+            Wrong(theta("along - length(rest) * unit"), says="against the noise"),
+            Wrong(theta("along + length(rest) * torch.randn_like(x)")),
+            Wrong(theta("x_hat + length(rest) * unit")),
+            Wrong(theta("along + rest.norm() * unit")),
+            Wrong(theta("part(x, x_hat) + length(rest) * unit")),
+            Wrong(theta("0 * right")),
+            Wrong(theta("right + torch.nan")),
+            Wrong(theta("right[..., :-1]"), says="has shape"),
+        ],
+        accept=[
+            theta("right"), theta("along + (length(x_hat) ** 2 - length(along) ** 2).sqrt() * unit"), theta_by_angle,
+            theta_by_loops, theta_in_numpy, THETA_EINSUM, baselines.theta_random,
+        ],
+    ),
+    "08.covariance_root": Answers(
+        reject=[
+            Wrong(lower_cholesky, says="needs R.T @ R"),
+            Wrong(root("directions * variances.sqrt()"), says="needs R.T @ R"),
+            Wrong(root("covariance"), says="the covariance squared"),
+            Wrong(root("directions * variances @ directions.T"), says="the covariance squared"),
+            Wrong(root("directions * variances"), says="the variances are not rooted"),
+            Wrong(root("directions / variances.sqrt() @ directions.T"), says="this is the inverse root"),
+            Wrong(root("torch.linalg.cholesky(torch.linalg.inv(covariance)).mT"), says="this is the inverse root"),
+            Wrong(root("torch.diag(covariance.diag().sqrt())"), says="this is the diagonal only"),
+            Wrong(root("torch.diag(variances.sqrt())"), says="the directions are missing"),
+            Wrong(root("directions.T * variances.sqrt() @ directions"), says="the directions are the columns"),
+            Wrong(root("directions.T @ torch.diag(variances.sqrt()) @ directions"), says="are the columns"),
+            Wrong(root("covariance.sqrt()"), says="the root of each entry"),
+            Wrong(root("covariance.sign() * covariance.abs().sqrt()"), says="the root of each entry"),
+            Wrong(root(RIGHT_ROOT, variances="variances"), says="slightly below 0"),
+            Wrong(root("variances.sqrt()[:, None] * directions.T", variances="variances"), says="slightly below 0"),
+            Wrong(upper_cholesky, says="a Cholesky factor"),
+            Wrong(lambda covariance: lower_cholesky(covariance).T, says="a Cholesky factor"),
+            Wrong(root("directions @ torch.diag((variances.log() / 2).exp()) @ directions.T", variances="variances"),
+                  says="slightly below 0"),
+            Wrong(root("directions * variances.sqrt().sqrt() @ directions.T")),
+            Wrong(root(f"({RIGHT_ROOT}) / math.sqrt(d)")),
+            Wrong(root(RIGHT_ROOT, variances="variances.clamp_min(0.1)")),
+            Wrong(only_the_large, says="of the shape of the covariance"),
+            Wrong(complex_where_negative, says="R must be real"),
+            Wrong(always_in_integers, says="dtype"),
+            Wrong(root(f"0 * ({RIGHT_ROOT})")),
+            Wrong(root(f"({RIGHT_ROOT}) + torch.nan")),
+            Wrong(root(f"({RIGHT_ROOT}).numpy()"), says="a torch.Tensor was expected"),
+            Wrong(root(f"({RIGHT_ROOT}).to(torch.complex64)"), says="dtype"),
+            Wrong(root("(directions * variances.sqrt()).to(torch.complex64)"), says="dtype"),
+        ],
+        accept=[
+            root(RIGHT_ROOT), root("variances.sqrt()[:, None] * directions.T"),
+            root("variances.sqrt().diag() @ directions.T"),
+            root(RIGHT_ROOT, variances="variances.abs()"), root(f"-({RIGHT_ROOT})"),
+            root("torch.linalg.qr(torch.ones(d, d).to(variances) + torch.eye(d).to(variances))[0] "
+                 f"@ ({RIGHT_ROOT})"),
+            root(RIGHT_ROOT, variances="variances.sqrt().nan_to_num() ** 2"),
+            cholesky_where_possible, by_svd, newton, root_in_numpy, ROOT_EINSUM, baselines.covariance_root,
+        ],
+    ),
+}

@@ -1,0 +1,100 @@
+"""Text that a model writes itself, and the stories as English: what test_latents.py does not say of `sample_text`."""
+
+import re
+import types
+
+import pytest
+import small_models
+import torch
+from small_models import forbidden_forward
+
+from course_utils.language import StoryLanguage
+from course_utils.text import own_text, stories_in_english
+
+
+@pytest.fixture(params=list(small_models.RANDOM))
+def model(request):
+    return small_models.RANDOM[request.param]()
+
+
+def test_own_text_comes_from_its_seed_and_from_nothing_else(model):
+    before = torch.random.get_rng_state()
+    one = own_text(model, 6, 10, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert torch.equal(own_text(model, 6, 10, seed=3), one)
+    assert not torch.equal(own_text(model, 6, 10, seed=4), one)
+    assert one.shape == (6, 10) and (one[:, 0] == 0).all() and one.dtype == torch.long
+    assert len(one.unique(dim=0)) == 6                              # the rows differ
+
+
+def chi_square(drawn, p):
+    """By how many standard deviations Σ (found − expected)² / expected exceeds its mean; rare tokens together."""
+    found, expected = torch.bincount(drawn, minlength=len(p)).double(), len(drawn) * p.double()
+    rare = expected < 5
+    found, expected = (torch.cat([each[~rare], each[rare].sum()[None]]) for each in (found, expected))
+    terms, free = (found - expected) ** 2 / expected.clamp_min(1), len(found) - 1
+    return ((terms.sum() - free) / (2 * free) ** 0.5).item()
+
+
+def test_own_text_has_the_models_own_frequencies(model):
+    """Of the first token, and of the second given the first."""
+    tokens = own_text(model, 4000, 3, seed=1)
+    p = model(tokens[:1, :1])[0, -1].softmax(-1)
+    assert chi_square(tokens[:, 1], p) < 5 < chi_square(tokens[:, 1], p**0.8 / (p**0.8).sum())
+    first = int(tokens[:, 1].bincount().argmax())
+    after = tokens[tokens[:, 1] == first]
+    p = model(after[:1, :2])[0, -1].softmax(-1)
+    assert len(after) > 300 and chi_square(after[:, 2], p) < 5
+
+
+def test_bos_can_be_drawn_and_does_not_end_a_row():
+    """Nothing stops at the end-of-text token, which is BOS here: the rest of the row is as likely as any."""
+    tokens = own_text(small_models.grouped_query(), 300, 12, seed=0)
+    rows = (tokens[:, 1:6] == 0).any(dim=1)
+    assert rows.sum() > 5 and (tokens[rows, 6:] != 0).float().mean() > 0.5
+
+
+class Letters:
+    """A tokenizer with one token for each letter."""
+
+    bos_token_id = 0
+
+    def __call__(self, text, add_special_tokens):
+        assert not add_special_tokens                               # BOS is put there once
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
+def test_stories_in_the_tokens_of_another_model():
+    model = types.SimpleNamespace(cfg=types.SimpleNamespace(n_ctx=200, d_vocab=200, device="cpu"), tokenizer=Letters())
+    tokens = stories_in_english(model, 4, 150, seed=8)
+    assert tokens.shape == (4, 150) and (tokens[:, 0] == 0).all() and tokens[:, 1:].min() > 0
+    language = StoryLanguage(8)
+    for row, story in zip(tokens[:, 1:].tolist(), language.sample(4, 150, truth=False).tokens[:, 1:].tolist()):
+        prose = "".join(map(chr, row))
+        assert not re.search(r"\s[,.!?;:]|\s\s|<bos>", prose)       # as one writes it
+        words = re.sub(r"([,.!?;:])", r" \1", prose).split(" ")
+        assert words[:-1] == [language.vocabulary[token] for token in story][: len(words) - 1]     # the last may be cut
+    assert torch.equal(tokens, stories_in_english(model, 4, 150, seed=8))
+    assert not torch.equal(tokens, stories_in_english(model, 4, 150, seed=9))
+
+
+@pytest.mark.slow
+def test_stories_in_the_tokens_of_smollm2():
+    model = small_models.smollm2()
+    tokens = stories_in_english(model, 16, 128, seed=2)
+    assert tokens.shape == (16, 128) and (tokens[:, 0] == model.tokenizer.bos_token_id).all()
+    prose = model.tokenizer.decode(tokens[0, 1:])
+    assert ", " in prose and " ," not in prose and " ." not in prose
+    words = re.sub(r"([,.!?;:])", r" \1", prose).split(" ")
+    vocabulary = set(StoryLanguage().vocabulary)
+    assert len(words) > 60 and all(word in vocabulary for word in words[:-1])
+
+
+@pytest.mark.parametrize("write", [own_text, stories_in_english])
+def test_sizes_that_do_not_fit_are_refused(model, write):
+    for wrong, says in (({"n": 0}, "n is 0 and length 8"), ({"n": -1}, "n is -1"), ({"length": 1}, "length 1;"),
+                        ({"length": 65}, "length 65; n must be positive and length from 2 to 64")):
+        with forbidden_forward(model), pytest.raises(ValueError, match=says):
+            write(model, **{"n": 2, "length": 8, **wrong})
+    assert write(model, 1, 2).shape == (1, 2)
