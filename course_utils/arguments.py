@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from course_utils.faithfulness import kl_of_log_probs, log_softmax, reconstruction_score
+from course_utils.faithfulness import log_softmax, reconstruction_score
 from course_utils.pooling import interval
 
 
@@ -65,4 +65,5 @@ def kl_terms(
 ) -> Float[Tensor, "*position vocab"]:
     """p ln(p / q) − p + q: what each token of the vocabulary adds to KL(p‖q). None is negative; their sum is the KL."""
     log_p, log_q = log_softmax(p_logits), log_softmax(q_logits)
-    return log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0) - p + log_q.exp()

@@ -79,12 +79,18 @@ def covariance_root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
 def activation_statistics(
     model: TransformerBridge, site: Site, tokens: Int[Tensor, "n pos"], counted: Bool[Tensor, "n pos"], batch_size: int = 32
 ) -> tuple[Float[Tensor, "width"], Float[Tensor, "width width"]]:
-    """Mean and covariance of the activation over the counted positions, in float64, summed batch by batch."""
+    """Mean and covariance of the activation over the counted positions, in float64, summed batch by batch.
+
+    Raises:
+        ValueError: if an activation is not finite.
+    """
     total, products, n = 0.0, 0.0, int(counted.sum())
     for x, here in zip(activations_in_batches(model, site, tokens, batch_size), counted.split(batch_size)):
         x = x[here].double()
         total, products = total + x.sum(0), products + x.T @ x
     mean = total / n
+    if not mean.isfinite().all():
+        raise ValueError(f"{site.hook_name} has activations that are not finite (NaN or infinite)")
     return mean, products / n - mean[:, None] * mean
 
 
@@ -209,7 +215,10 @@ def _only(
     if not 0 < at < mask.shape[1] - 1:
         raise ValueError(f"at is {at}; it must be from 1 to {mask.shape[1] - 2}, a position that is neither BOS nor the last")
     positions = torch.arange(mask.shape[1], device=mask.device)
-    return mask & (positions == at), counts & (positions >= at)
+    mask, counts = mask & (positions == at), counts & (positions >= at)
+    if not (mask.any() and counts.any()):
+        raise ValueError(f"the mask leaves no position to change at {at}, or no position to count from there on")
+    return mask, counts
 
 
 def _summary(pooled: Pooled, kinds: tuple[str, ...], draws: int) -> NoiseFloor:

@@ -76,7 +76,8 @@ def test_so_many_tokens_give_that_precision():
     mean = kl_divergence(p, q).mean().item()
     assert spread == pytest.approx(0.1 * mean * (needed / 40) ** 0.5, rel=0.06)         # five sigma
     assert tokens_needed(p, q, 0.05) == pytest.approx(4 * needed)
-    variances = [sum(a * (b - sum(w * r)) ** 2 for a, b in zip(w, r)) for w, r in zip(p.softmax(-1).numpy(), ratio.numpy())]
+    both = zip(p.softmax(-1).numpy(), ratio.numpy())
+    variances = [np.average((r - np.average(r, weights=w)) ** 2, weights=w) for w, r in both]
     assert needed == pytest.approx(np.mean(variances) / (0.1 * mean) ** 2)
     p, q = logits(3, 50, 200), logits(3, 50, 200) + logits(4, 50, 200, scale=0.02)
     mean = kl_divergence(p, q).mean().item()
