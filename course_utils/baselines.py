@@ -67,7 +67,8 @@ def theta_random(
     unit = x / x.norm(dim=-1, keepdim=True)
     along = (x_hat * unit).sum(dim=-1, keepdim=True) * unit
     across = noise - (noise * unit).sum(dim=-1, keepdim=True) * unit
-    return along + (x_hat - along).norm(dim=-1, keepdim=True) * across / across.norm(dim=-1, keepdim=True)
+    length = (x_hat - along).norm(dim=-1, keepdim=True)
+    return along + length * across / across.norm(dim=-1, keepdim=True)
 
 
 def covariance_root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
@@ -181,7 +182,8 @@ def harm(
         log_p = log_softmax(clean.logits(clean.residuals[-1].flatten(0, 1)[some]))
         for name, final in finals.items():
             log_q = log_softmax(clean.logits(final.flatten(0, 1)[some]))
-            values = {f"kl {name}": kl_of_log_probs(log_p, log_q), f"delta_ce {name}": (log_p - log_q).gather(1, came)[:, 0]}
+            values = {f"kl {name}": kl_of_log_probs(log_p, log_q),
+                      f"delta_ce {name}": (log_p - log_q).gather(1, came)[:, 0]}
             for key, value in values.items():
                 out.setdefault(key, torch.zeros_like(targets, dtype=value.dtype))[some] = value
     return {key: value.reshape(counted.shape) for key, value in out.items()}
@@ -224,13 +226,16 @@ def _only(
 def _summary(pooled: Pooled, kinds: tuple[str, ...], draws: int) -> NoiseFloor:
     """Average over the draws; ratios and intervals from the same resamples for numerator and denominator."""
     of = {kind: [f"{kind}/{draw}" for draw in range(draws if kind in RANDOM else 1)] for kind in kinds}
-    each = {kind: torch.stack([pooled.mean(f"kl {name}") for name in names]) for kind, names in of.items()}   # [draw, row]
-    kl = {kind: values.mean(0) for kind, values in each.items()}                                              # [row]
+    each = {kind: torch.stack([pooled.mean(f"kl {name}") for name in names])                        # [draw, row]
+            for kind, names in of.items()}
+    kl = {kind: values.mean(0) for kind, values in each.items()}                                    # [row]
     ratio = {kind: kl["sae"] / value for kind, value in kl.items()}
-    positions = {kind: torch.stack([pooled.by_position(f"kl {name}") for name in names]).mean(0) for kind, names in of.items()}
+    positions = {kind: torch.stack([pooled.by_position(f"kl {name}") for name in names]).mean(0)
+                 for kind, names in of.items()}
     return NoiseFloor(
         kl={kind: value[0].item() for kind, value in kl.items()},
-        delta_ce={kind: sum(pooled.mean(f"delta_ce {name}")[0].item() for name in names) / len(names) for kind, names in of.items()},
+        delta_ce={kind: sum(pooled.mean(f"delta_ce {name}")[0].item() for name in names) / len(names)
+                  for kind, names in of.items()},
         spread={kind: values[:, 0].std().item() if len(values) > 1 else float("nan") for kind, values in each.items()},
         ratio={kind: value[0].item() for kind, value in ratio.items()},
         kl_intervals={kind: interval(value[1:]) for kind, value in kl.items()},
@@ -299,8 +304,11 @@ def true_noise_floor(
         })
     means = {name: pooled.mean(name) for name in pooled.sums}
     difference = means["expected_delta_ce"] - means["kl"]
-    return TrueFloor({name: value[0].item() for name, value in means.items()},
-                     {name: interval(value[1:]) for name, value in means.items()}, difference[0].item(), interval(difference[1:]))
+    return TrueFloor(
+        {name: value[0].item() for name, value in means.items()},
+        {name: interval(value[1:]) for name, value in means.items()},
+        difference[0].item(), interval(difference[1:]),
+    )
 
 
 @torch.no_grad()

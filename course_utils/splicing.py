@@ -55,7 +55,7 @@ def without_latents(model: TransformerBridge, sae: SparseAutoencoder, which: Seq
         raise ValueError("this autoencoder normalizes its input: its latents' parts are not in the stream's own units")
 
     def take_out(x: Float[Tensor, "batch pos d"], hook) -> Float[Tensor, "batch pos d"]:
-        rest = remove_latents(x, sae.encode(x), sae.W_dec, which)
+        rest = remove_latents(x, sae.encode(x), sae.W_dec, list(which))
         return torch.cat([x[:, :1], rest[:, 1:]], dim=1)
 
     with model.hooks(fwd_hooks=[(site.hook_name, take_out)]):
@@ -63,10 +63,10 @@ def without_latents(model: TransformerBridge, sae: SparseAutoencoder, which: Seq
 
 
 def remove_latents(
-    x: Float[Tensor, "... d"], latents: Float[Tensor, "... d_sae"], W_dec: Float[Tensor, "d_sae d"], which: Sequence[int]
+    x: Float[Tensor, "... d"], latents: Float[Tensor, "... d_sae"], W_dec: Float[Tensor, "d_sae d"],
+    which: list[int],
 ) -> Float[Tensor, "... d"]:
     """The activation without what these latents add to it: x − Σ f_i W_dec[i]."""
-    which = list(which)
     return x - latents[..., which] @ W_dec[which]
 
 
@@ -75,9 +75,9 @@ def circuit_score(
 ) -> float:
     """Which share of the clean model's gain on the second copy is left.
 
-    Both are log-probabilities of repeated tokens (`repeated_token_report`). The gain is the mean over the second copy, without
-    its first token, which nobody can foresee, minus the mean over the first copy. 1: all of it; 0: the repeat is as
-    surprising as its first occurrence.
+    Both are log-probabilities of repeated tokens (`repeated_token_report`). The gain is the mean over the
+    second copy, without its first token, which nobody can foresee, minus the mean over the first copy. 1: all
+    of it; 0: the repeat is as surprising as the first occurrence.
     """
     n = clean.shape[1] // 2
     gain = [each[:, n + 1 :].mean() - each[:, :n].mean() for each in (changed, clean)]
@@ -125,10 +125,10 @@ def after_token(tokens: Int[Tensor, "n pos"], token: int) -> Bool[Tensor, "n pos
 def same_token_auc(
     latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"], present: Int[Tensor, "m"]
 ) -> Float[Tensor, "d_sae"]:
-    """`auc`, comparing only positions that hold the same present token: P(f₊ > f₋) + ½ P(f₊ = f₋) over such pairs.
+    """`auc`, comparing only positions that hold the same present token.
 
-    A latent for the word "up" looks as if it knew that "picked" came before, if "up" mostly follows "picked". Here it
-    gets ½: among the positions of one word it says nothing.
+    P(f₊ > f₋) + ½ P(f₊ = f₋) over such pairs. A latent for the word "up" looks as if it knew that "picked"
+    came before, if "up" mostly follows "picked". Here it gets ½: among the positions of one word it says nothing.
     Raises:
         ValueError: if no token stands at a labelled and at another position.
     """

@@ -40,20 +40,22 @@ from course_utils.report import measured
 from course_utils.report_card import circuit_interval, report_card
 from course_utils.sae_training import TrainingConfig, train_sae
 from course_utils.shipped_saes import load_shipped_sae, shipped_saes, topk_sae_for
-from course_utils.splicing import (after_token, circuit_score, log_probs_reading, remove_latents, same_token_auc,
-                                   spliced, without_latents)
+from course_utils.splicing import (after_token, circuit_score, log_probs_reading, remove_latents,
+                                   same_token_auc, spliced, without_latents)
 from course_utils.text import sample_text
 from course_utils.viz import plot_by_position
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
 model = load_model(MODEL)
 SEQ_LEN, BATCH = (50, 30) if MODEL == "tiny" else (24, 4)
-saes = {name: load_shipped_sae(MODEL, name) for name in shipped_saes(MODEL)} or {"topk": topk_sae_for(model)}
+saes = {name: load_shipped_sae(MODEL, name) for name in shipped_saes(MODEL)}
+saes = saes or {"topk": topk_sae_for(model)}
 tokens = generate_repeated_tokens(model, SEQ_LEN, BATCH, seed=0)
-text = sample_text(model, n=48 if MODEL == "tiny" else 4, length=min(128 if MODEL == "tiny" else 64, model.cfg.n_ctx), seed=5)
+TEXTS, LENGTH = (48, 128) if MODEL == "tiny" else (4, min(64, model.cfg.n_ctx))
+text = sample_text(model, n=TEXTS, length=LENGTH, seed=5)
 clean = repeated_token_report(model, SEQ_LEN, BATCH, seed=0)
-print(f"{MODEL}, clean: first copy {clean.first_half_log_prob:.3f} nats, second copy without its first token "
-      f"{clean.inner_log_prob:.3f}, accuracy there {clean.inner_accuracy:.1%}")
+print(f"{MODEL}, clean: first copy {clean.first_half_log_prob:.3f} nats, second copy without its first "
+      f"token {clean.inner_log_prob:.3f}, accuracy there {clean.inner_accuracy:.1%}")
 
 # %% [markdown]
 # ## 1 · Splice it in
@@ -72,9 +74,9 @@ for name, sae in saes.items():
         reports[name] = repeated_token_report(model, SEQ_LEN, BATCH, seed=0)
 lowest = min(saes, key=lambda name: saes[name].hook_name)
 reveal("09.accuracy", 100 * reports[lowest].inner_accuracy)
-plot_by_position({"clean": clean.log_probs.mean(0), **{name: each.log_probs.mean(0) for name, each in reports.items()
-                                                       if name.startswith("topk")}},
-                 "log-probability (nats)", boundary=SEQ_LEN, title=f"{MODEL}: repeated tokens through an autoencoder")
+curves = {name: each.log_probs.mean(0) for name, each in reports.items() if name.startswith("topk")}
+plot_by_position({"clean": clean.log_probs.mean(0), **curves}, "log-probability (nats)", boundary=SEQ_LEN,
+                 title=f"{MODEL}: repeated tokens through an autoencoder")
 
 # %% [markdown]
 # How much of the behaviour is left? The circuit's doing is the *gain*: how much better the second copy is predicted than
@@ -82,30 +84,35 @@ plot_by_position({"clean": clean.log_probs.mean(0), **{name: each.log_probs.mean
 
 # %%
 @exercise("09.circuit_score")
-def circuit_score(clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"]) -> float:
+def circuit_score(
+    clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"]
+) -> float:
     """Which share of the clean model's gain on the second copy is left in the changed one.
 
-    Both hold log-probabilities of repeated tokens. The gain: the mean over the second copy, without its first
-    token, which nobody can foresee, minus the mean over the first copy.
+    Both hold log-probabilities of repeated tokens. The gain: the mean over the second copy, without
+    its first token, which nobody can foresee, minus the mean over the first copy.
     """
     raise NotImplementedError
 
 
 # %%
-on_text = {name: evaluate_sae(model, sae, text, everything=False, resamples=200) for name, sae in saes.items()}
+on_text = {name: evaluate_sae(model, sae, text, everything=False) for name, sae in saes.items()}
 kept = {name: circuit_score(clean.log_probs, each.log_probs) for name, each in reports.items()}
 print(f"{'':19}{'score on text':>14}{'KL on text (95 %)':>28}{'gain kept (95 %)':>26}{'accuracy':>10}")
 for name in sorted(saes, key=kept.get):
     low, high = circuit_interval(clean.log_probs, reports[name].log_probs)
     kl_low, kl_high = on_text[name].intervals["kl"]
-    print(f"{name:19}{on_text[name].reconstruction_score:14.4f}{on_text[name].kl:12.4f} ({kl_low:.4f}–{kl_high:.4f})"
+    print(f"{name:19}{on_text[name].reconstruction_score:14.4f}"
+          f"{on_text[name].kl:12.4f} ({kl_low:.4f}–{kl_high:.4f})"
           f"{kept[name]:10.3f} ({low:6.3f}–{high:6.3f}){reports[name].inner_accuracy:10.1%}")
-measured("lowest share of the circuit's gain kept", min(kept.values()), at_most=0.1 if MODEL == "tiny" else None)
+measured("lowest share of the circuit's gain kept", min(kept.values()),
+         at_most=0.1 if MODEL == "tiny" else None)
 measured("highest share of the circuit's gain kept", max(kept.values()))
 
 # %%
-plot_points({name: (on_text[name].kl, kept[name]) for name in saes}, "KL on text (nats; smaller is better)",
-            "share of the circuit's gain kept", title=f"{MODEL}: faithful on text, faithful to the circuit")
+plot_points({name: (on_text[name].kl, kept[name]) for name in saes},
+            "KL on text (nats; smaller is better)", "share of the circuit's gain kept",
+            title=f"{MODEL}: faithful on text, faithful to the circuit?")
 
 # %% [markdown]
 # In `tiny` the scores on stories run from 0.994 to 0.999, and the circuit keeps anything between nothing and almost
@@ -131,9 +138,11 @@ for name in [name for name in saes if name.startswith("topk")]:
     with spliced(model, saes[name]):
         scores[name] = scores_by_sequence(model, tokens, SEQ_LEN)
 for name, each in scores.items():
-    print(f"{name:8}" + "   ".join(f"head {layer}.{head} {with_error(each[:, layer, head])}" for layer, head in best))
+    print(f"{name:8}" + "   ".join(f"head {layer}.{head} {with_error(each[:, layer, head])}"
+                                   for layer, head in best))
 plot_bars({name: {f"head {layer}.{head}": each[:, layer, head].mean().item() for layer, head in best}
-           for name, each in scores.items()}, "induction score", title=f"{MODEL}: attention of the best induction heads")
+           for name, each in scores.items()},
+          "induction score", title=f"{MODEL}: attention of the best induction heads")
 
 # %% [markdown]
 # A head cannot notice what is spliced in above it: an autoencoder at layers 2 or 3 of `tiny` leaves these scores
@@ -161,7 +170,8 @@ for into in ("k", "q", "v", "qk", "qkv") if readers else ():
     changed = log_probs_reading(model, saes[first], tokens, SEQ_LEN, readers, into)
     by_input[into] = circuit_score(clean.log_probs, changed)
     low, high = circuit_interval(clean.log_probs, changed)
-    print(f"{first}, read by {len(readers)} induction heads as {into:4} gain kept {by_input[into]:.3f} ({low:.3f}–{high:.3f})")
+    print(f"{first}, read by {len(readers)} induction heads as {into:4} "
+          f"gain kept {by_input[into]:.3f} ({low:.3f}–{high:.3f})")
     measured(f"gain kept, {into} through {first}", by_input[into])
 if readers:
     reveal("09.worst_input", min("kqv", key=by_input.get))
@@ -175,8 +185,9 @@ if readers:
 # %%
 for name, sae in saes.items():
     on_repeats = evaluate_sae(model, sae, tokens, everything=False, resamples=0)
-    print(f"{name:19} explained variance: text {on_text[name].explained_variance:.3f}, repeated tokens "
-          f"{on_repeats.explained_variance:.3f}; KL: text {on_text[name].kl:.4f}, repeated tokens {on_repeats.kl:.4f} nats")
+    print(f"{name:19} explained variance: text {on_text[name].explained_variance:.3f}, "
+          f"repeats {on_repeats.explained_variance:.3f};   "
+          f"KL: text {on_text[name].kl:.4f}, repeats {on_repeats.kl:.4f} nats")
 
 # %% [markdown]
 # So the metrics of lesson 07 do see it, once they are asked on the right text. **Faithfulness belongs to an
@@ -195,10 +206,12 @@ if MODEL == "tiny":
         special = repeated_token_report(model, SEQ_LEN, BATCH, seed=0)
     special_text = evaluate_sae(model, specialist, text, everything=False, resamples=0)
     low, high = circuit_interval(clean.log_probs, special.log_probs)
-    print(f"trained on repeats: gain kept {circuit_score(clean.log_probs, special.log_probs):.3f} ({low:.3f}–{high:.3f}), "
-          f"score on text {special_text.reconstruction_score:.3f}, KL {special_text.kl:.2f} nats")
-    print(f"trained on stories: gain kept {kept[first]:.3f}, score on text {on_text[first].reconstruction_score:.3f}, "
-          f"KL {on_text[first].kl:.2f} nats")
+    for name, gain, each in (
+            ("repeats", circuit_score(clean.log_probs, special.log_probs), special_text),
+            ("stories", kept[first], on_text[first])):
+        print(f"trained on {name}: gain kept {gain:.3f}, score on text {each.reconstruction_score:.3f}, "
+              f"KL {each.kl:.2f} nats")
+    print(f"(95 % interval of the first: {low:.3f}–{high:.3f})")
 
 # %% [markdown]
 # Useless on text and, after this little training, far better than its shipped sibling on the circuit, though far from
@@ -226,10 +239,10 @@ def after_token(tokens: Int[Tensor, "n pos"], token: int) -> Bool[Tensor, "n pos
 def same_token_auc(
     latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"], present: Int[Tensor, "m"]
 ) -> Float[Tensor, "d_sae"]:
-    """P(f₊ > f₋) + ½ P(f₊ = f₋) over all pairs of a labelled and another position with the same present token.
+    """P(f₊ > f₋) + ½ P(f₊ = f₋) over all pairs of a labelled and another position with the same token.
 
-    `auc(latents, labels)` gives it for one group of positions, [d_sae]; it wants labelled and other ones. Weigh
-    each token's AUC by its number of pairs.
+    `auc(latents, labels)` gives it for one group of positions, [d_sae]; it wants labelled and other
+    ones. Weigh each token's AUC by its number of pairs.
     """
     raise NotImplementedError
 
@@ -250,7 +263,7 @@ def followers(token):
 
 frequent = [int(token) for token in counts.argsort(descending=True)[:60] if counts[token] >= 4]
 words = sorted(frequent, key=followers, reverse=True)[:10]         # words after which anything may come
-half = len(latents) // 2                                            # a latent is chosen on one half, judged on the other
+half = len(latents) // 2                            # a latent is chosen on one half, judged on the other
 best_for, judged = {}, []
 print(f"{'previous word':15}{'times':>7}{'followers':>11}{'latent':>8}{'AUC':>8}{'same word':>11}")
 for word in words:
@@ -259,16 +272,17 @@ for word in words:
     other_half = latents[half:, [best_for[word]]], labels[half:]
     plain, controlled = auc(*other_half).item(), same_token_auc(*other_half, present[half:]).item()
     judged.append(controlled)
-    print(f"{model.tokenizer.decode([word])!r:15}{int(counts[word]):7}{followers(word):11.0f}{best_for[word]:8}"
-          f"{plain:8.3f}{controlled:11.3f}")
+    print(f"{model.tokenizer.decode([word])!r:15}{int(counts[word]):7}{followers(word):11.0f}"
+          f"{best_for[word]:8}{plain:8.3f}{controlled:11.3f}")
 judged = torch.tensor(judged)
 print(f"within the same present word: mean AUC {with_error(judged)} (standard error over words)")
 measured("latents for the previous word: mean AUC within the same word", judged.mean())
 
 # %%
 favourite = words[4] if len(words) > 4 else words[0]
-display(latent_dashboard(model, sae, latent_activations(model, sae, stories), stories, best_for[favourite],
-                         note=f"best latent for: the word before was {model.tokenizer.decode([favourite])!r}"))
+note = f"best latent for: the word before was {model.tokenizer.decode([favourite])!r}"
+everywhere = latent_activations(model, sae, stories)
+latent_dashboard(model, sae, everywhere, stories, best_for[favourite], note=note)
 
 # %% [markdown]
 # There they are: latents that mean "the previous word was X", whatever the present word. This is what the
@@ -282,7 +296,8 @@ display(latent_dashboard(model, sae, latent_activations(model, sae, stories), st
 # %%
 @exercise("09.remove_latents")
 def remove_latents(
-    x: Float[Tensor, "... d"], latents: Float[Tensor, "... d_sae"], W_dec: Float[Tensor, "d_sae d"], which: list[int]
+    x: Float[Tensor, "... d"], latents: Float[Tensor, "... d_sae"], W_dec: Float[Tensor, "d_sae d"],
+    which: list[int],
 ) -> Float[Tensor, "... d"]:
     """The activation without what these latents add to it."""
     raise NotImplementedError
@@ -310,7 +325,7 @@ def attention():
 
 
 def on_target(pattern, word):
-    """Attention from `word` to what followed it before, summed for each sequence; and how often `word` asks there."""
+    """Attention from `word` to what followed it before, and how often it asks, for each sequence."""
     targets = induction_targets(some) & (some == word)[:, :, None]
     return (pattern * targets).sum((1, 2)).cpu(), targets.any(-1).sum(1).cpu()
 
@@ -319,24 +334,26 @@ clean_pattern, without = attention(), {}
 for word in words:
     with without_latents(model, sae, [best_for[word]]):
         without[word] = attention()
-left = {"its own latent out": {}, "another word's out": {}}        # share of the attention, whole and resampled
+left = {"its own latent out": {}, "another word's out": {}}        # shares, whole and resampled
 draws = torch.randint(0, len(some), (200, len(some)), generator=torch.Generator().manual_seed(0))
 draws = torch.cat([torch.arange(len(some))[None], draws])
 for word, another in zip(words, words[1:] + words[:1]):
     clean_sum, asked = on_target(clean_pattern, word)
-    if asked.count_nonzero() > 2:                                   # it comes twice in more than two texts
+    if asked.count_nonzero() > 2:                                   # in more than two texts
         for key, pattern in zip(left, (without[word], without[another])):
             left[key][word] = on_target(pattern, word)[0][draws].sum(1) / clean_sum[draws].sum(1)
 for key, of_words in left.items():
     if of_words:
         median = torch.stack(list(of_words.values())).nanmedian(dim=0).values
         low, high = interval(median[1:])
-        print(f"{key:20} attention left, median over {len(of_words)} words: {median[0]:.2f} ({low:.2f}–{high:.2f})")
+        print(f"{key:20} attention left, median over {len(of_words)} words: "
+              f"{median[0]:.2f} ({low:.2f}–{high:.2f})")
         measured(f"induction attention left, {key}", median[0])
 if left["its own latent out"]:
     names = {word: model.tokenizer.decode([word]) for word in left["its own latent out"]}
     display(plot_bars({key: {names[word]: share[0].item() for word, share in of_words.items()}
-                       for key, of_words in left.items()}, "share of the attention that is left", title=MODEL))
+                       for key, of_words in left.items()},
+                      "share of the attention that is left", title=MODEL))
 
 # %% [markdown]
 # For most words, one latent out of 768 is the message between the two heads: without it the attention is mostly
@@ -349,7 +366,8 @@ if left["its own latent out"]:
 # All of it in one call, for any autoencoder of a residual stream, yours included:
 
 # %%
-card = report_card(model, sae, text=text, seq_len=SEQ_LEN, batch=min(BATCH, 16), batch_size=8 if MODEL == "tiny" else 2)
+card = report_card(model, sae, text=text, seq_len=SEQ_LEN, batch=min(BATCH, 16),
+                   batch_size=8 if MODEL == "tiny" else 2)
 display(card.to_frame().round(3))
 card.plot()
 
@@ -370,12 +388,13 @@ if real_model is not None:
         spliced_scores = scores_by_sequence(real_model, real_tokens, 40)
     low, high = circuit_interval(real_clean.log_probs, real_spliced.log_probs)
     real_kept = circuit_score(real_clean.log_probs, real_spliced.log_probs)
-    print(f"second copy: clean {real_clean.inner_log_prob:.2f} nats, accuracy {real_clean.inner_accuracy:.0%}; spliced "
-          f"{real_spliced.inner_log_prob:.2f} nats, {real_spliced.inner_accuracy:.0%}; gain kept {real_kept:.2f} ({low:.2f}–{high:.2f})")
+    for name, each in (("clean", real_clean), ("spliced", real_spliced)):
+        print(f"{name:8} second copy {each.inner_log_prob:.2f} nats, accuracy {each.inner_accuracy:.0%}")
+    print(f"share of the gain kept: {real_kept:.2f} ({low:.2f}–{high:.2f})")
     real_heads = [head for head, _ in top_heads(real_scores.mean(0), 4)]
     for layer, head in real_heads:
-        print(f"  induction score of head {layer}.{head}: clean {with_error(real_scores[:, layer, head])}, "
-              f"spliced {with_error(spliced_scores[:, layer, head])}")
+        print(f"induction score of head {layer}.{head}: "
+              f"clean {with_error(real_scores[:, layer, head])}, spliced {with_error(spliced_scores[:, layer, head])}")
     measured("SmolLM2: share of the circuit's gain kept", real_kept)
 
 # %%
