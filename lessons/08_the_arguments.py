@@ -499,7 +499,7 @@ predict("08.epsilon_ratio", None, unit="times")
 predict("08.covariance_ratio", None, unit="times")
 
 # %%
-floor = noise_floor(model, sae, text, draws=3 if MODEL == "tiny" else 1)
+floor = noise_floor(model, sae, text, draws=3 if MODEL == "tiny" else 2)
 reveal("08.epsilon_ratio", floor.ratio["epsilon_random"])
 reveal("08.covariance_ratio", floor.ratio["covariance_random"])
 display(floor.to_frame().round(4))
@@ -512,6 +512,11 @@ floors = {f"topk-{LAYER}": floor}
 for name in shipped_saes(MODEL):
     if name not in floors:
         floors[name] = noise_floor(model, load_shipped_sae(MODEL, name), text[:32], RANDOM, draws=2)
+print("the reconstruction's KL over that of each baseline (95 %), and the baseline's spread from draw to draw")
+for name, each in floors.items():
+    cells = [f"{each.ratio[kind]:5.2f} ({each.ratio_intervals[kind][0]:.2f}–{each.ratio_intervals[kind][1]:.2f})"
+             f" ±{each.spread[kind] / each.kl[kind]:4.0%}" for kind in RANDOM]
+    print(f"{name:18}" + "   ".join(cells))
 plot_bars({kind.replace("_", "-"): {name: each.ratio[kind] for name, each in floors.items()}
            for kind in RANDOM},
           "KL of the reconstruction / KL of the random point", title=f"{MODEL}: 1 is like noise")
@@ -574,9 +579,9 @@ if real_model is not None:
 
 # %%
 if real_model is not None:
-    real_floor = noise_floor(real_model, real_sae, texts["its own"][:8], draws=1, batch_size=4,
+    real_floor = noise_floor(real_model, real_sae, texts["its own"][:8], draws=2, batch_size=4,
                              kinds=("epsilon_random", "covariance_random", "theta_random", "norm_only"))
-    display(real_floor.to_frame().drop(columns="spread of draws").round(4))
+    display(real_floor.to_frame().round(4))
     measured("SmolLM2: SAE / ε-random", real_floor.ratio["epsilon_random"])
     measured("SmolLM2: SAE / covariance-matched", real_floor.ratio["covariance_random"])
 

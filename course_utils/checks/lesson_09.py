@@ -131,8 +131,9 @@ SCORE_MISTAKES = [
             _gains(_share, of=torch.exp)),
     Mistake("this is the mean of the sequences' ratios: take means over all sequences first, then one ratio",
             _by_sequence),
-    Mistake("clipped: a share may be below 0 (worse on the repeat than before) and above 1",
-            _gains(lambda clean, changed: (changed / clean).clamp(0, 1))),
+    *(Mistake("clipped: a share may be below 0 (worse on the repeat than before) and above 1",
+              _gains(lambda clean, changed, ends=ends: (changed / clean).clamp(*ends)))
+      for ends in ((0, 1), (0, None), (None, 1))),
     Mistake("this is NaN, a mean over nothing: slice columns, `[:, …]`, and n is half of them, `clean.shape[1] // 2`",
             predicate=lambda got, expected: bool(got != got)),
 ]

@@ -340,7 +340,7 @@ ANSWERS = {
                   says="the mean of the sequences' ratios"),
             Wrong(score("(gain(changed) / gain(clean)).clamp(0, 1)"), says="clipped"),
             Wrong(score_in_place, says="changes its input"),
-            Wrong(score("(gain(changed) / gain(clean)).clamp(min=0)")),
+            Wrong(score("(gain(changed) / gain(clean)).clamp(min=0)"), says="clipped"),
             Wrong(score("(gain(changed) / gain(clean)).abs()")),
             Wrong(score(gain="x[:, n + 1:].mean() / x[:, :n].mean()")),
             Wrong(score(gain="x[:, n:-1].mean() - x[:, :n].mean()")),
