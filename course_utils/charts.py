@@ -139,6 +139,6 @@ def plot_points(
     for i, (name, (x, y)) in enumerate(points.items()):
         ax.plot(x, y, marker="osD^vP*X"[i % 8], color=OKABE_ITO[i % len(OKABE_ITO)], linestyle="", label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log")
-    ax.legend(fontsize=9, loc="lower right")
+    ax.legend(fontsize=9, loc="best")
     ax.grid(alpha=0.3)
     return _finish(ax, is_new)

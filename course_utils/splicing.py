@@ -127,10 +127,10 @@ def same_token_auc(
 ) -> Float[Tensor, "d_sae"]:
     """`auc`, comparing only positions that hold the same present token.
 
-    P(f₊ > f₋) + ½ P(f₊ = f₋) over such pairs. A latent for the word "up" looks as if it knew that "picked"
-    came before, if "up" mostly follows "picked". Here it gets ½: among the positions of one word it says nothing.
+    P(f₊ > f₋) + ½ P(f₊ = f₋) over such pairs. If "up" mostly follows "picked", a latent for "up" looks as
+    if it knew that "picked" came before. Here it gets ½: it is the same at all positions of one word.
     Raises:
-        ValueError: if no token stands at a labelled and at another position.
+        ValueError: if no token stands both at a labelled and at another position.
     """
     total, pairs = torch.zeros(latents.shape[1], dtype=torch.float64), 0
     for token in present[labels].unique():
@@ -141,7 +141,7 @@ def same_token_auc(
             total += number * auc(latents[here], labels[here])
             pairs += number
     if not pairs:
-        raise ValueError("no token stands both at a labelled position and at another one: there is nothing to compare")
+        raise ValueError("no token stands both at a labelled and at another position")
     return (total / pairs).float()
 
 

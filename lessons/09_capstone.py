@@ -26,6 +26,7 @@ from IPython.display import display
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from course_utils.ablation import hook_z
 from course_utils.charts import plot_bars, plot_points
 from course_utils.dashboards import latent_dashboard
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
@@ -50,6 +51,8 @@ model = load_model(MODEL)
 SEQ_LEN, BATCH = (50, 30) if MODEL == "tiny" else (24, 4)
 saes = {name: load_shipped_sae(MODEL, name) for name in shipped_saes(MODEL)}
 saes = saes or {"topk": topk_sae_for(model)}
+layer_of = {name: int(sae.hook_name.split(".")[1]) for name, sae in saes.items()}
+first = min(saes, key=layer_of.get)                                 # the one at the lowest layer
 tokens = generate_repeated_tokens(model, SEQ_LEN, BATCH, seed=0)
 TEXTS, LENGTH = (48, 128) if MODEL == "tiny" else (4, min(64, model.cfg.n_ctx))
 text = sample_text(model, n=TEXTS, length=LENGTH, seed=5)
@@ -72,8 +75,7 @@ reports = {}
 for name, sae in saes.items():
     with spliced(model, sae):
         reports[name] = repeated_token_report(model, SEQ_LEN, BATCH, seed=0)
-lowest = min(saes, key=lambda name: saes[name].hook_name)
-reveal("09.accuracy", 100 * reports[lowest].inner_accuracy)
+reveal("09.accuracy", 100 * reports[first].inner_accuracy)
 curves = {name: each.log_probs.mean(0) for name, each in reports.items() if name.startswith("topk")}
 plot_by_position({"clean": clean.log_probs.mean(0), **curves}, "log-probability (nats)", boundary=SEQ_LEN,
                  title=f"{MODEL}: repeated tokens through an autoencoder")
@@ -159,12 +161,7 @@ plot_bars({name: {f"head {layer}.{head}": each[:, layer, head].mean().item() for
 predict("09.worst_input", None, unit="")
 
 # %%
-def splice_layer(sae):
-    return int(sae.hook_name.split(".")[1])
-
-
-first = min(saes, key=lambda name: splice_layer(saes[name]))
-readers = [head for head in best if head[0] >= splice_layer(saes[first])]
+readers = [head for head in best if head[0] >= layer_of[first]]
 by_input = {}
 for into in ("k", "q", "v", "qk", "qkv") if readers else ():
     changed = log_probs_reading(model, saes[first], tokens, SEQ_LEN, readers, into)
@@ -248,41 +245,50 @@ def same_token_auc(
 
 
 # %%
+def previous_word_latents(model, sae, texts, k=10):
+    """For k words after which anything may come: the best latent, and its AUC on texts that did not choose it."""
+    latents = latent_activations(model, sae, texts)[:, 2:].flatten(0, 1)
+    present, before = texts[:, 2:].flatten().cpu(), texts[:, 1:-1].flatten().cpu()
+    counts, half, best_for, judged = before.bincount(), len(latents) // 2, {}, []
+
+    def followers(token):
+        """How many different tokens follow it, the rare ones counting less."""
+        share = present[before == token].bincount().float() / counts[token]
+        return 1 / (share**2).sum().item()
+
+    in_both = set(before[:half].tolist()) & set(before[half:].tolist())
+    frequent = [token for token in counts.argsort(descending=True)[:60].tolist() if token in in_both]
+    print(f"{'previous word':15}{'times':>7}{'followers':>11}{'latent':>8}{'AUC':>8}{'same word':>11}")
+    for word in sorted(frequent, key=followers, reverse=True)[:k]:
+        labels = after_token(texts, word)[:, 2:].flatten().cpu()
+        try:
+            best = int(same_token_auc(latents[:half], labels[:half], present[:half]).argmax())
+            controlled = same_token_auc(latents[half:, [best]], labels[half:], present[half:]).item()
+        except ValueError:                                          # nothing to compare in one of the halves
+            continue
+        plain = auc(latents[half:, [best]], labels[half:]).item()
+        print(f"{model.tokenizer.decode([word])!r:15}{int(counts[word]):7}{followers(word):11.0f}"
+              f"{best:8}{plain:8.3f}{controlled:11.3f}")
+        best_for[word] = best
+        judged.append(controlled)
+    if judged:
+        print(f"within the same present word: mean AUC {with_error(torch.tensor(judged))} (error over words)")
+        measured(f"{model.cfg.model_name}: latents for the previous word, AUC within the same word",
+                 sum(judged) / len(judged))
+    return best_for
+
+
 sae = saes[first]
-stories = sample_text(model, n=120 if MODEL == "tiny" else 12, length=text.shape[1], seed=9)
-latents = latent_activations(model, sae, stories)[:, 2:].flatten(0, 1)
-present, before = stories[:, 2:].flatten().cpu(), stories[:, 1:-1].flatten().cpu()
-counts = before.bincount(minlength=model.cfg.d_vocab)
-
-
-def followers(token):
-    """How many different tokens follow it, the rare ones counting less."""
-    share = present[before == token].bincount().float() / counts[token]
-    return 1 / (share**2).sum().item()
-
-
-frequent = [int(token) for token in counts.argsort(descending=True)[:60] if counts[token] >= 4]
-words = sorted(frequent, key=followers, reverse=True)[:10]         # words after which anything may come
-half = len(latents) // 2                            # a latent is chosen on one half, judged on the other
-best_for, judged = {}, []
-print(f"{'previous word':15}{'times':>7}{'followers':>11}{'latent':>8}{'AUC':>8}{'same word':>11}")
-for word in words:
-    labels = after_token(stories, word)[:, 2:].flatten().cpu()
-    best_for[word] = int(same_token_auc(latents[:half], labels[:half], present[:half]).argmax())
-    other_half = latents[half:, [best_for[word]]], labels[half:]
-    plain, controlled = auc(*other_half).item(), same_token_auc(*other_half, present[half:]).item()
-    judged.append(controlled)
-    print(f"{model.tokenizer.decode([word])!r:15}{int(counts[word]):7}{followers(word):11.0f}"
-          f"{best_for[word]:8}{plain:8.3f}{controlled:11.3f}")
-judged = torch.tensor(judged)
-print(f"within the same present word: mean AUC {with_error(judged)} (standard error over words)")
-measured("latents for the previous word: mean AUC within the same word", judged.mean())
+stories = sample_text(model, n=120 if MODEL == "tiny" else 12, length=LENGTH, seed=9)
+best_for = previous_word_latents(model, sae, stories)
+words = list(best_for)
 
 # %%
-favourite = words[4] if len(words) > 4 else words[0]
-note = f"best latent for: the word before was {model.tokenizer.decode([favourite])!r}"
 everywhere = latent_activations(model, sae, stories)
-latent_dashboard(model, sae, everywhere, stories, best_for[favourite], note=note)
+if words:
+    favourite = words[len(words) // 2 - 1]
+    note = f"best latent for: the word before was {model.tokenizer.decode([favourite])!r}"
+    display(latent_dashboard(model, sae, everywhere, stories, best_for[favourite], note=note))
 
 # %% [markdown]
 # There they are: latents that mean "the previous word was X", whatever the present word. This is what the
@@ -317,7 +323,7 @@ def attention():
     found = []
 
     def read(pattern, hook):
-        if hook.layer() == splice_layer(sae):
+        if hook.layer() == layer_of[first]:
             found.append(pattern.sum(dim=1))
 
     model.run_with_hooks(some, return_type=None, fwd_hooks=[(is_pattern, read)])
@@ -356,10 +362,43 @@ if left["its own latent out"]:
                       "share of the attention that is left", title=MODEL))
 
 # %% [markdown]
-# For most words, one latent out of 768 is the message between the two heads: without it the attention is mostly
-# gone, without another word's nothing happens. (For the most frequent words the heads attend for other reasons as well.) So
-# here is the circuit of lesson 05 again, now in the dictionary's own words: the previous-token head switches on the latent
-# "after X"; the induction heads' keys read it.
+# For most words, one latent out of 768 is what the heads find their target by: without it most of the attention is gone,
+# without another word's nothing happens. (For the most frequent word, "the", it makes no difference: such a target is
+# found by other means.)
+#
+# And who switches it on? Silence the previous-token head and see what is left of these latents; then another head of its
+# layer, as a control.
+
+# %%
+def latents_left_without(layer, head):
+    """For each word the share of its latent's mean activity, after the word, that is left without a head."""
+    def silence(z, hook):
+        z[:, :, head] = 0
+        return z
+
+    with model.hooks(fwd_hooks=[(hook_z(layer), silence)]):
+        silenced = latent_activations(model, sae, some)
+    shares = []
+    for word in words:
+        here = after_token(some, word).cpu()
+        here[:, :2] = False
+        shares.append(silenced[here][:, best_for[word]].mean() / everywhere[:60][here][:, best_for[word]].mean())
+    return torch.tensor(shares)
+
+
+ranked = [head for head, _ in top_heads(previous_token_scores(model, some), model.cfg.n_layers * model.cfg.n_heads)
+          if head[0] < layer_of[first]]                             # the heads below the splice, best first
+if words and ranked:
+    worst = [head for head in ranked if head[0] == ranked[0][0]][-1]
+    for what, (layer, head) in {"the best previous-token head": ranked[0], "the worst of its layer": worst}.items():
+        left = latents_left_without(layer, head)
+        print(f"without {what}, {layer}.{head}: {left.nanmedian():.2f} of the latents' activity is left "
+              f"(median; {left.nan_to_num(1).min():.2f} to {left.nan_to_num(1).max():.2f} over words)")
+        measured(f"'after X' latents left without {what}", left.nanmedian())
+
+# %% [markdown]
+# So here is the circuit of lesson 05 again, in the dictionary's own words: the previous-token head switches on the
+# latent "after X", and the induction heads find it.
 #
 # ## 5 · A report card
 #
@@ -393,8 +432,8 @@ if real_model is not None:
     print(f"share of the gain kept: {real_kept:.2f} ({low:.2f}–{high:.2f})")
     real_heads = [head for head, _ in top_heads(real_scores.mean(0), 4)]
     for layer, head in real_heads:
-        print(f"induction score of head {layer}.{head}: "
-              f"clean {with_error(real_scores[:, layer, head])}, spliced {with_error(spliced_scores[:, layer, head])}")
+        print(f"induction score of head {layer}.{head}: clean {with_error(real_scores[:, layer, head])}, "
+              f"spliced {with_error(spliced_scores[:, layer, head])}")
     measured("SmolLM2: share of the circuit's gain kept", real_kept)
 
 # %%
@@ -405,11 +444,17 @@ if real_model is not None:
         print(f"only the best four induction heads, {into:4} gain kept "
               f"{circuit_score(real_clean.log_probs, changed):.3f} ({low:.3f}–{high:.3f})")
 
+# %%
+if real_model is not None:
+    previous_word_latents(real_model, real_sae, sample_text(real_model, n=64, length=96))
+
 # %% [markdown]
-# SmolLM2's autoencoder has a score of 0.96 on text. With it about seven tenths of the gain on repeats remain, and the
-# accuracy falls to a third. Its best induction heads still look where they should, most of them; and what these four
-# heads read explains only about half of the loss. The rest goes lost elsewhere: a larger model has many heads and layers that
-# take part, and the metric to trust is again the behaviour itself.
+# SmolLM2's autoencoder has a score of 0.96 on text. With it about seven tenths of the gain on repeats remain, and
+# the accuracy falls to a third. Its best induction heads still look where they should, most of them; and what these
+# four heads read explains only about half of the loss. The rest goes lost elsewhere: a larger model has many heads
+# and layers that take part, and the metric to trust is again the behaviour itself. It has latents for the word
+# before, too: nearly perfect ones after " the" and " and", mediocre ones after most others. A dictionary of 2,304 for
+# a vocabulary of 49,152 has to choose.
 #
 # ## What this does not show
 #
@@ -420,7 +465,7 @@ if real_model is not None:
 # ## Summary, and the end of the course
 #
 # - Faithful on text does not mean faithful to a circuit: a score of 0.998, and nothing of induction left.
-# - Attention scores can be intact while the behaviour is broken, and the other way round it takes both.
+# - Attention scores can be intact while the behaviour is broken.
 # - Ask metrics on the texts on which the circuit works.
 # - Single latents can be the messages between heads. Prove it by taking them out, against a control.
 # - A report card has both halves, intervals, and a baseline.

@@ -1,19 +1,16 @@
-"""Splicing: every pass against one with hooks written by hand, every sum against loops."""
+"""Splicing: every pass against one with hooks written by hand, the share of the gain by hand."""
 
 from types import SimpleNamespace
 
 import pytest
 import small_models
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from small_models import forbidden_forward, hook_count, repeated
 
 from course_utils.heads import induction_scores, is_pattern
 from course_utils.repeated_tokens import correct_token_log_probs, repeated_token_report
 from course_utils.sae import SparseAutoencoder
-from course_utils.splicing import (after_token, circuit_score, log_probs_reading, remove_latents, same_token_auc,
-                                   spliced, without_latents)
+from course_utils.splicing import circuit_score, log_probs_reading, remove_latents, spliced, without_latents
 
 PLACE, SEQ_LEN = "blocks.1.hook_resid_pre", 6
 CLOSE, NEAR = {"atol": 1e-5, "rtol": 1e-5}, {"atol": 1e-4, "rtol": 1e-4}
@@ -81,7 +78,7 @@ def test_no_hook_is_left_behind(model, block):
 
 
 @pytest.mark.parametrize("sae, message", [
-    *((some_sae(f"blocks.1.{point}"), "not the residual") for point in ("hook_mlp_out", "hook_attn_out", "attn.hook_z")),
+    *((some_sae(f"blocks.1.{point}"), "not the resid") for point in ("hook_mlp_out", "hook_attn_out", "attn.hook_z")),
     (some_sae(width=23), "has width 24 here; this autoencoder was made for 23"),
     (some_sae("blocks.3.hook_resid_pre"), "no place"), (some_sae("hook_embed"), "no place"),
     (some_sae(None), "does not say where it belongs"),
@@ -183,3 +180,12 @@ def test_bad_readings_are_refused(model, change, message):
     given = {"tokens": repeated(model), "seq_len": SEQ_LEN, "heads": [(1, 0)], "into": "k"} | change
     with forbidden_forward(model), pytest.raises(ValueError, match=message):
         log_probs_reading(model, some_sae(), **given)
+
+
+def test_the_share_of_the_gain():
+    clean = -torch.rand(4, 10, generator=torch.Generator().manual_seed(0)) - torch.tensor([5.0] * 5 + [0.0] * 5)
+    other, flat = clean.clone(), torch.full((4, 10), -3.0)
+    other[:, 5] = -40                                                   # the boundary: nobody can foresee it
+    assert circuit_score(clean, clean) == 1 == circuit_score(clean, other) == circuit_score(other, clean)
+    assert circuit_score(clean, flat) == 0 and circuit_score(clean, -clean) == -1
+    assert circuit_score(clean, 0.25 * clean - 7) == pytest.approx(0.25)        # worse everywhere alike: no matter
