@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -16,7 +16,7 @@ from course_utils.faithfulness import HasEncodeDecode, evaluate_sae
 from course_utils.heads import best_head, induction_scores
 from course_utils.pooling import interval
 from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
-from course_utils.splicing import circuit_score, spliced
+from course_utils.splicing import circuit_score, residual_site, spliced
 from course_utils.text import sample_text
 from course_utils.viz import OKABE_ITO, _axes, _finish
 
@@ -71,8 +71,7 @@ def report_card(
     Raises:
         ValueError: as `evaluate_sae` does, or if the autoencoder does not read the residual stream.
     """
-    with spliced(model, sae):
-        pass                                                        # refuses what cannot be spliced, before any work
+    residual_site(model, sae)                                       # refuses what cannot be spliced, before any work
     text = sample_text(model, 24, min(128, model.cfg.n_ctx), seed=seed + 5) if text is None else text
     on_text = evaluate_sae(model, sae, text, batch_size=batch_size, everything=False, seed=seed)
     floor = noise_floor(model, sae, text, ("epsilon_random", "covariance_random"), draws, batch_size=batch_size, seed=seed)
@@ -102,7 +101,7 @@ def report_card(
 
 
 def circuit_interval(
-    clean: Tensor, changed: Tensor, resamples: int = 400, seed: int = 0
+    clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"], resamples: int = 400, seed: int = 0
 ) -> tuple[float, float]:
     """95 % interval of `circuit_score`, both sides from the same resampled sequences."""
     draws = torch.randint(0, len(clean), (resamples, len(clean)), generator=torch.Generator().manual_seed(seed))

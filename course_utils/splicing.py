@@ -34,7 +34,7 @@ def spliced(model: TransformerBridge, sae: HasEncodeDecode) -> Iterator[None]:
     Raises:
         ValueError: if the autoencoder does not fit the model, or reads something else than the residual stream.
     """
-    site = _residual_site(model, sae)
+    site = residual_site(model, sae)
 
     def put(x: Float[Tensor, "batch pos d"], hook) -> Float[Tensor, "batch pos d"]:
         return torch.cat([x[:, :1], reconstruct(sae, x, site)[1][:, 1:]], dim=1)
@@ -50,7 +50,7 @@ def without_latents(model: TransformerBridge, sae: SparseAutoencoder, which: Seq
     Raises:
         ValueError: as `spliced` does, or if the autoencoder normalizes its input.
     """
-    site = _residual_site(model, sae)
+    site = residual_site(model, sae)
     if sae.normalize != "none":
         raise ValueError("this autoencoder normalizes its input: its latents' parts are not in the stream's own units")
 
@@ -98,7 +98,7 @@ def log_probs_reading(
         ValueError: if tokens are not two copies, a head lies below the autoencoder, or `into` is something else.
     """
     check_repeated(tokens, seq_len)
-    site = _residual_site(model, sae)
+    site = residual_site(model, sae)
     if too_low := [f"{layer}.{head}" for layer, head in heads if layer < site.enters]:
         raise ValueError(f"heads {', '.join(too_low)} lie below the autoencoder at {site.hook_name}: they do not read it")
     if not into or set(into) - set("qkv"):
@@ -145,7 +145,8 @@ def same_token_auc(
     return (total / pairs).float()
 
 
-def _residual_site(model: TransformerBridge, sae: object) -> Site:
+def residual_site(model: TransformerBridge, sae: object) -> Site:
+    """Where the autoencoder goes. Raises ValueError as `spliced` does."""
     site = site_of(model, sae, None, None, force=False)
     if not site.is_residual:
         raise ValueError(f"{site.hook_name} is not the residual stream: something would pass the autoencoder by")

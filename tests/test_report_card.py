@@ -116,7 +116,8 @@ def test_the_picture_shows_every_share_with_its_interval():
 
 
 @pytest.mark.parametrize("sae", [some_sae("blocks.1.hook_mlp_out"), some_sae("blocks.0.attn.hook_z"), some_sae(width=9),
-                                 some_sae("blocks.7.hook_resid_pre"), some_sae(None), object()], ids=str)
+                                 some_sae("blocks.7.hook_resid_pre"), some_sae(None), object()],
+                         ids=["mlp", "z", "width", "layer 7", "no place", "no autoencoder"])
 def test_a_bad_autoencoder_is_refused_before_any_work(model, sae):
     with forbidden_forward(model), pytest.raises(ValueError):
         report_card(model, sae, **SIZES)

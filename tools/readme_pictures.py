@@ -7,11 +7,15 @@ from pathlib import Path
 import torch
 
 from course_utils.ablation import head_ablation_scores
+from course_utils.baselines import noise_floor
 from course_utils.charts import plot_bars
 from course_utils.heads import best_head, induction_scores, is_pattern, previous_token_scores, top_heads
 from course_utils.models import checkpoint_steps, load_model
 from course_utils.path_patching import path_patching
-from course_utils.repeated_tokens import generate_repeated_tokens
+from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
+from course_utils.shipped_saes import load_shipped_sae, shipped_saes
+from course_utils.splicing import spliced
+from course_utils.text import sample_text
 from course_utils.viz import plot_attention, plot_by_position, plot_head_scores
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"
@@ -72,8 +76,29 @@ def ablations():
     return plot_head_scores(scores, "Take one head away", vmax=None, unit="change of the loss (nats)", diverging=True)
 
 
+def in_the_way():
+    """Repeated tokens, with the residual stream passing through an autoencoder of layer 1, 2 or 3."""
+    model, curves = load_model("tiny"), {}
+    curves["clean"] = repeated_token_report(model).log_probs.mean(0)
+    for name in ("topk-1", "topk-2", "topk-3"):
+        with spliced(model, load_shipped_sae("tiny", name)):
+            curves[f"through {name}"] = repeated_token_report(model).log_probs.mean(0)
+    return plot_by_position(curves, "log-probability (nats)", boundary=50, title="An autoencoder in the circuit's way")
+
+
+def noise():
+    """The harm of each shipped autoencoder's error, over that of a random error of the same length."""
+    model, ratios = load_model("tiny"), {"in any direction": {}, "varying as activations do": {}}
+    for name in shipped_saes("tiny"):
+        floor = noise_floor(model, load_shipped_sae("tiny", name), sample_text(model, 32, seed=5),
+                            ("epsilon_random", "covariance_random"))
+        for label, ratio in zip(ratios, list(floor.ratio.values())[1:]):
+            ratios[label][name] = ratio
+    return plot_bars(ratios, "KL of the reconstruction / KL of a random error as long", title="Worse than noise?")
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for draw in (induction_head, formation, ablations, paths):
+    for draw in (induction_head, formation, ablations, paths, in_the_way, noise):
         draw().savefig(FOLDER / f"{draw.__name__}.png", dpi=90)
         print("wrote", FOLDER / f"{draw.__name__}.png")
