@@ -1,7 +1,7 @@
 # Two commands do everything, on a machine with only Python 3.11, make and git:
 #   make course   run every worked lesson, print what was measured, write the lessons as pages
 #   make test     run every test, in both environments
-# The rest: make quick, lab, bench, notebooks, clean.
+# The rest: make quick, matrix, lab, bench, notebooks, clean.
 #
 # Variables: PYTHON=python3.12      the interpreter (3.11 to 3.13)
 #            TORCH_INDEX=<address>  a pip index to take torch from, for example one with CPU builds
@@ -23,7 +23,7 @@ PEERS_READY := $(PEERS)/.ready
 STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help course test quick peers lab bench notebooks real-model clean
+.PHONY: help course test quick matrix peers lab bench notebooks real-model clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -71,18 +71,23 @@ real-model: $(READY)
 # --- tests ----------------------------------------------------------------------------------------------------
 
 # One thread for each process: the processes are as many as the cores.
-test quick: export OMP_NUM_THREADS = 1
+test quick matrix: export OMP_NUM_THREADS = 1
 
 quick: $(READY)
 	@$(PY) $(PYTEST) -m "not slow and not hub and not peers" tests
 
+matrix: $(READY) real-model
+	@$(PY) $(PYTEST) tests/test_notebooks.py
+
 test: $(READY) $(PEERS_READY) real-model
 	$(STEP) "1 of 3: the unit tests with TransformerLens 3.9.0, and the comparisons with SAELens"
-	@$(PEERS)/bin/python $(PYTEST) -m "not slow and not hub" tests
-	$(STEP) "2 of 3: the stored outputs of every worked lesson, computed again"
-	@$(PY) $(PYTEST) $(NBVAL) solutions
+	@$(PEERS)/bin/python $(PYTEST) -m "not slow and not hub and not matrix" tests
+	$(STEP) "2 of 3: the stored outputs of every worked lesson, computed again; measured numbers within their bounds"
+	@mkdir -p build && rm -f build/measured.jsonl
+	@COURSE_REPORT=$(CURDIR)/build/measured.jsonl $(PY) $(PYTEST) $(NBVAL) solutions
+	@$(PY) -m course_utils.report build/measured.jsonl
 	$(STEP) "3 of 3: all other tests"
-	@$(PY) $(PYTEST) -m "not hub and not peers" tests
+	@$(PY) $(PYTEST) -m "not hub and not peers and not matrix" --ignore tests/test_lessons_without_jupyter.py tests
 
 clean:
 	rm -rf build .venv .venv-peers *.egg-info .pytest_cache .hypothesis

@@ -28,8 +28,20 @@ def run_fetch(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_doctor(options: argparse.Namespace) -> int:
+    from course_utils.doctor import PROBLEM, as_text, examine
+
+    findings = examine(options.offline)
+    print(as_text(findings))
+    return int(any(each.status == PROBLEM for each in findings))
+
+
 def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a model's name, such as smollm2-135m")
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--offline", action="store_true", help="do not ask whether the Hugging Face hub answers")
 
 
 Command = tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]]
@@ -37,6 +49,7 @@ Command = tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.Arg
 # name: (help, what it runs, what adds its arguments). A new command is one more line here.
 COMMANDS: dict[str, Command] = {
     "progress": ("show which exercises are passed", run_progress, lambda parser: None),
+    "doctor": ("say what works on this machine, and what to do about what does not", run_doctor, _doctor_arguments),
     "fetch": ("download a model once, for use offline", run_fetch, _fetch_arguments),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 
 
 def measured(
@@ -54,3 +55,18 @@ def passed(row: dict) -> bool:
     low = -math.inf if row["at_least"] is None else row["at_least"]
     high = math.inf if row["at_most"] is None else row["at_most"]
     return math.isfinite(row["value"]) and low <= row["value"] <= high
+
+
+def main(path: str) -> int:
+    """Print the rows of a report that are outside their bounds; 1 if there are any, or no row at all."""
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    broken = [row for row in rows if not passed(row)]
+    for row in broken:
+        print(f"{row['name']}: {row['value']:.6g} {row['unit']}, bounds {row['at_least']} to {row['at_most']}")
+    print(f"{len(rows)} measured numbers, {len(broken)} of them outside their bounds")
+    return int(bool(broken) or not rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -15,7 +15,7 @@ from course_utils.baselines import noise_floor
 from course_utils.faithfulness import HasEncodeDecode, evaluate_sae
 from course_utils.heads import best_head, induction_scores
 from course_utils.pooling import interval
-from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
+from course_utils.repeated_tokens import check_repeated_length, generate_repeated_tokens, repeated_token_report
 from course_utils.splicing import circuit_score, residual_site, spliced
 from course_utils.text import sample_text
 from course_utils.viz import OKABE_ITO, _axes, _finish
@@ -48,7 +48,7 @@ class ReportCard:
             value, low, high, _ = self.rows[name]
             ax.barh(i, max(0.0, value), color=OKABE_ITO[1 if "circuit" in name or "repeats" in name else 0])
             if low == low:
-                ax.plot([max(0.0, low), max(0.0, high)], [i, i], color="black", linewidth=2)
+                ax.plot([min(max(0.0, end), 1.15) for end in (low, high)], [i, i], color="black", linewidth=2)
             ax.text(1.02, i, f"{value:.3f}", va="center", fontsize=9)
         ax.set_yticks(range(len(SHARES)), SHARES, fontsize=9)
         ax.invert_yaxis()
@@ -71,15 +71,17 @@ def report_card(
     Raises:
         ValueError: as `evaluate_sae` does, or if the autoencoder does not read the residual stream.
     """
-    residual_site(model, sae)                                       # refuses what cannot be spliced, before any work
+    site = residual_site(model, sae)                                # refuses what cannot be spliced, before any work
+    check_repeated_length(model, seq_len, batch)
     text = sample_text(model, 24, min(128, model.cfg.n_ctx), seed=seed + 5) if text is None else text
-    on_text = evaluate_sae(model, sae, text, batch_size=batch_size, everything=False, seed=seed)
-    floor = noise_floor(model, sae, text, ("epsilon_random", "covariance_random"), draws, batch_size=batch_size, seed=seed)
     repeats = generate_repeated_tokens(model, seq_len, batch, seed=seed)
-    on_repeats = evaluate_sae(model, sae, repeats, batch_size=batch_size, everything=False, seed=seed)
-    clean, heads = repeated_token_report(model, seq_len, batch, seed=seed), induction_scores(model, repeats, seq_len)
+    settings = {"batch_size": batch_size, "seed": seed}
+    on_text, on_repeats = (evaluate_sae(model, sae, tokens, mask=_but_first(tokens), everything=False, **settings)
+                           for tokens in (text, repeats))
+    floor = noise_floor(model, sae, text, ("epsilon_random", "covariance_random"), draws, mask=_but_first(text), **settings)
+    clean, heads = repeated_token_report(model, seq_len, batch, seed=seed), _scores(model, repeats, seq_len)
     with spliced(model, sae):
-        patched, heads_then = repeated_token_report(model, seq_len, batch, seed=seed), induction_scores(model, repeats, seq_len)
+        patched, heads_then = repeated_token_report(model, seq_len, batch, seed=seed), _scores(model, repeats, seq_len)
     rows = {
         "KL": _of(on_text, "kl", "nats"), "ΔCE": _of(on_text, "delta_ce", "nats"),
         "reconstruction score": _of(on_text, "reconstruction_score"),
@@ -94,18 +96,33 @@ def report_card(
         "circuit: gain kept": (circuit_score(clean.log_probs, patched.log_probs),
                                *circuit_interval(clean.log_probs, patched.log_probs, seed=seed), "share"),
     }
-    layer, head = best_head(heads)
-    kept = (heads_then[layer, head] / heads[layer, head]).item()
-    rows["circuit: attention kept"] = (kept, torch.nan, torch.nan, f"share, head {layer}.{head}")
-    return ReportCard(f"{model.cfg.model_name}: {getattr(sae, 'hook_name', '')}", rows)
+    layer, head = best_head(heads.mean(dim=0))
+    before, after = heads[:, layer, head], heads_then[:, layer, head]
+    resamples = _draws(len(before), seed)
+    rows["circuit: attention kept"] = ((after.sum() / before.sum()).item(), *interval(
+        after[resamples].sum(1) / before[resamples].sum(1)), f"share, head {layer}.{head}")
+    return ReportCard(f"{model.cfg.model_name}: {site.hook_name}", rows)
 
 
 def circuit_interval(
-    clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"], resamples: int = 400, seed: int = 0
+    clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"], seed: int = 0
 ) -> tuple[float, float]:
     """95 % interval of `circuit_score`, both sides from the same resampled sequences."""
-    draws = torch.randint(0, len(clean), (resamples, len(clean)), generator=torch.Generator().manual_seed(seed))
-    return interval(torch.tensor([circuit_score(clean[rows], changed[rows]) for rows in draws]))
+    return interval(torch.tensor([circuit_score(clean[rows], changed[rows]) for rows in _draws(len(clean), seed)]))
+
+
+def _draws(n: int, seed: int, resamples: int = 400) -> Int[Tensor, "resample n"]:
+    return torch.randint(0, n, (resamples, n), generator=torch.Generator().manual_seed(seed))
+
+
+def _scores(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int) -> Float[Tensor, "batch layer head"]:
+    """Induction scores of each sequence by itself."""
+    return torch.stack([induction_scores(model, row[None], seq_len) for row in tokens])
+
+
+def _but_first(tokens: Int[Tensor, "n pos"]) -> Bool[Tensor, "n pos"]:
+    """Every position but the first. Random tokens may look like padding, so it is said explicitly."""
+    return torch.ones_like(tokens, dtype=torch.bool).index_fill(1, torch.tensor(0, device=tokens.device), False)
 
 
 def _of(report, name: str, unit: str = "") -> tuple[float, float, float, str]:

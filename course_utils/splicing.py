@@ -76,8 +76,8 @@ def circuit_score(
     """Which share of the clean model's gain on the second copy is left.
 
     Both are log-probabilities of repeated tokens (`repeated_token_report`). The gain is the mean over the
-    second copy, without its first token, which nobody can foresee, minus the mean over the first copy. 1: all
-    of it; 0: the repeat is as surprising as the first occurrence.
+    second copy, without its first token, which nobody can foresee, minus the mean over the first copy, each
+    over all sequences together. 1: all of it; 0: the repeat is as surprising as the first occurrence.
     """
     n = clean.shape[1] // 2
     gain = [each[:, n + 1 :].mean() - each[:, :n].mean() for each in (changed, clean)]

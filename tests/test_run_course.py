@@ -9,6 +9,7 @@ import pytest
 nbformat = pytest.importorskip("nbformat")
 run_course = pytest.importorskip("run_course")
 
+from course_utils.report import main as check_report  # noqa: E402
 from course_utils.report import measured, passed  # noqa: E402
 from course_utils.viz import Widget  # noqa: E402
 
@@ -25,6 +26,18 @@ def report(tmp_path, monkeypatch):
 def test_measured_shows_and_writes_nothing_unless_asked(capsys, monkeypatch):
     monkeypatch.delenv("COURSE_REPORT", raising=False)
     assert measured("score", 0.9) is None and capsys.readouterr().out == ""
+
+
+def test_a_report_is_checked_against_its_bounds(report, tmp_path, capsys):
+    measured("fine", 0.5, at_least=0.4, at_most=0.6)
+    assert check_report(str(tmp_path / "report.jsonl")) == 0
+    measured("too small", 0.1, unit="nats", at_least=0.4)
+    measured("not a number", float("nan"))
+    assert check_report(str(tmp_path / "report.jsonl")) == 1
+    shown = capsys.readouterr().out
+    assert "too small: 0.1 nats, bounds 0.4 to None" in shown and "3 measured numbers, 2 of them" in shown
+    (tmp_path / "report.jsonl").write_text("")
+    assert check_report(str(tmp_path / "report.jsonl")) == 1            # nothing was measured
 
 
 def test_measured_appends_one_line_each(report):
