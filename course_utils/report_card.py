@@ -98,20 +98,21 @@ def report_card(
     }
     layer, head = best_head(heads.mean(dim=0))
     before, after = heads[:, layer, head], heads_then[:, layer, head]
-    resamples = _draws(len(before), seed)
+    drawn = _draws(len(before), 400, seed)
     rows["circuit: attention kept"] = ((after.sum() / before.sum()).item(), *interval(
-        after[resamples].sum(1) / before[resamples].sum(1)), f"share, head {layer}.{head}")
+        after[drawn].sum(1) / before[drawn].sum(1)), f"share, head {layer}.{head}")
     return ReportCard(f"{model.cfg.model_name}: {site.hook_name}", rows)
 
 
 def circuit_interval(
-    clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"], seed: int = 0
+    clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"], resamples: int = 400, seed: int = 0
 ) -> tuple[float, float]:
     """95 % interval of `circuit_score`, both sides from the same resampled sequences."""
-    return interval(torch.tensor([circuit_score(clean[rows], changed[rows]) for rows in _draws(len(clean), seed)]))
+    draws = _draws(len(clean), resamples, seed)
+    return interval(torch.tensor([circuit_score(clean[rows], changed[rows]) for rows in draws]))
 
 
-def _draws(n: int, seed: int, resamples: int = 400) -> Int[Tensor, "resample n"]:
+def _draws(n: int, resamples: int, seed: int) -> Int[Tensor, "resample n"]:
     return torch.randint(0, n, (resamples, n), generator=torch.Generator().manual_seed(seed))
 
 
