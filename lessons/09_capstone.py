@@ -39,8 +39,10 @@ from course_utils.pooling import interval
 from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
 from course_utils.report import measured
 from course_utils.report_card import circuit_interval, report_card
-from course_utils.sae_training import TrainingConfig, train_sae
+from course_utils.sae import SparseAutoencoder
+from course_utils.sae_training import TrainingConfig, fit
 from course_utils.shipped_saes import load_shipped_sae, shipped_saes, topk_sae_for
+from course_utils.sites import collect_activations
 from course_utils.splicing import (after_token, circuit_score, log_probs_reading, remove_latents,
                                    same_token_auc, spliced, without_latents)
 from course_utils.text import sample_text
@@ -199,17 +201,18 @@ for name, sae in saes.items():
 if MODEL == "tiny":
     repeats = generate_repeated_tokens(model, 60, 120, seed=3)
     config = TrainingConfig(d_sae=768, kind="topk", k=96, steps=250, batch=1024, warm_up=50, lr=2e-3)
-    specialist = train_sae(model, saes[first].hook_name, repeats, config)
+    specialist = SparseAutoencoder(model.cfg.d_model, 768, "topk", k=96, hook_name=saes[first].hook_name)
+    seen = collect_activations(model, specialist.hook_name, repeats).double()       # (so that every machine
+    specialist = fit(specialist.double(), seen, config).float()                     # shows the same numbers)
     with spliced(model, specialist):
         special = repeated_token_report(model, SEQ_LEN, BATCH, seed=0)
     special_text = evaluate_sae(model, specialist, text, everything=False, resamples=0)
     low, high = circuit_interval(clean.log_probs, special.log_probs)
-    for name, gain, each in (
-            ("repeats", circuit_score(clean.log_probs, special.log_probs), special_text),
-            ("stories", kept[first], on_text[first])):
-        print(f"trained on {name}: gain kept {gain:.3f}, score on text {each.reconstruction_score:.3f}, "
-              f"KL {each.kl:.2f} nats")
-    print(f"(95 % interval of the first: {low:.3f}–{high:.3f})")
+    print(f"trained on repeats: gain kept {circuit_score(clean.log_probs, special.log_probs):.2f} "
+          f"({low:.2f}–{high:.2f}), score on text {special_text.reconstruction_score:.2f}, "
+          f"KL {special_text.kl:.1f} nats")
+    print(f"trained on stories: gain kept {kept[first]:.3f}, "
+          f"score on text {on_text[first].reconstruction_score:.3f}, KL {on_text[first].kl:.3f} nats")
 
 # %% [markdown]
 # It serves the circuit and is useless on text. (It needs more latents at a time than its siblings, 96 instead of 24: a
