@@ -388,6 +388,11 @@ def checked_mask(
     ends = tokens == padding if padding is not None else torch.zeros_like(tokens, dtype=torch.bool)
     if (ends[:, -2:].all(dim=1) | ends[:, :2].all(dim=1)).any():
         raise ValueError(f"some sequences begin or end with padding (token {padding}, twice): give a mask that leaves it out")
+    return all_but_first(tokens)
+
+
+def all_but_first(tokens: Int[Tensor, "n pos"]) -> Bool[Tensor, "n pos"]:
+    """The usual mask: every position but the first (BOS)."""
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[:, 0] = False
     return mask

@@ -15,7 +15,7 @@ class Pooled:
     """
 
     def __init__(self, n: int, resamples: int, seed: int) -> None:
-        drawn = torch.randint(0, n, (resamples, n), generator=torch.Generator().manual_seed(seed))
+        drawn = resample(n, resamples, seed)
         times = torch.zeros(resamples, n, dtype=torch.int32).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.int32))
         self.weights = torch.cat([torch.ones(1, n, dtype=torch.int32), times])
         self.sums: dict[str, Float[Tensor, "row pos"]] = {}
@@ -39,6 +39,11 @@ class Pooled:
     def by_position(self, name: str) -> Float[Tensor, "pos"]:
         """The mean over sequences; NaN where none is counted."""
         return self.sums[name][0] / self.counts[name][0]
+
+
+def resample(n: int, resamples: int, seed: int) -> Int[Tensor, "resample n"]:
+    """For each resample the n sequences that it draws, with replacement."""
+    return torch.randint(0, n, (resamples, n), generator=torch.Generator().manual_seed(seed))
 
 
 def interval(resampled: Float[Tensor, "resample"]) -> tuple[float, float]:

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from course_utils.baselines import noise_floor
-from course_utils.faithfulness import HasEncodeDecode, evaluate_sae
+from course_utils.faithfulness import HasEncodeDecode, all_but_first, evaluate_sae
 from course_utils.heads import best_head, induction_scores
-from course_utils.pooling import interval
+from course_utils.pooling import interval, resample
 from course_utils.repeated_tokens import check_repeated_length, generate_repeated_tokens, repeated_token_report
 from course_utils.splicing import circuit_score, residual_site, spliced
 from course_utils.text import sample_text
@@ -75,10 +75,11 @@ def report_card(
     check_repeated_length(model, seq_len, batch)
     text = sample_text(model, 24, min(128, model.cfg.n_ctx), seed=seed + 5) if text is None else text
     repeats = generate_repeated_tokens(model, seq_len, batch, seed=seed)
+    # the mask is said explicitly: random tokens may look like padding
     settings = {"batch_size": batch_size, "seed": seed}
-    on_text, on_repeats = (evaluate_sae(model, sae, tokens, mask=_but_first(tokens), everything=False, **settings)
+    on_text, on_repeats = (evaluate_sae(model, sae, tokens, mask=all_but_first(tokens), everything=False, **settings)
                            for tokens in (text, repeats))
-    floor = noise_floor(model, sae, text, ("epsilon_random", "covariance_random"), draws, mask=_but_first(text), **settings)
+    floor = noise_floor(model, sae, text, ("epsilon_random", "covariance_random"), draws, mask=all_but_first(text), **settings)
     clean, heads = repeated_token_report(model, seq_len, batch, seed=seed), _scores(model, repeats, seq_len)
     with spliced(model, sae):
         patched, heads_then = repeated_token_report(model, seq_len, batch, seed=seed), _scores(model, repeats, seq_len)
@@ -98,7 +99,7 @@ def report_card(
     }
     layer, head = best_head(heads.mean(dim=0))
     before, after = heads[:, layer, head], heads_then[:, layer, head]
-    drawn = _draws(len(before), 400, seed)
+    drawn = resample(len(before), 400, seed)
     rows["circuit: attention kept"] = ((after.sum() / before.sum()).item(), *interval(
         after[drawn].sum(1) / before[drawn].sum(1)), f"share, head {layer}.{head}")
     return ReportCard(f"{model.cfg.model_name}: {site.hook_name}", rows)
@@ -108,22 +109,13 @@ def circuit_interval(
     clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"], resamples: int = 400, seed: int = 0
 ) -> tuple[float, float]:
     """95 % interval of `circuit_score`, both sides from the same resampled sequences."""
-    draws = _draws(len(clean), resamples, seed)
+    draws = resample(len(clean), resamples, seed)
     return interval(torch.tensor([circuit_score(clean[rows], changed[rows]) for rows in draws]))
-
-
-def _draws(n: int, resamples: int, seed: int) -> Int[Tensor, "resample n"]:
-    return torch.randint(0, n, (resamples, n), generator=torch.Generator().manual_seed(seed))
 
 
 def _scores(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int) -> Float[Tensor, "batch layer head"]:
     """Induction scores of each sequence by itself."""
     return torch.stack([induction_scores(model, row[None], seq_len) for row in tokens])
-
-
-def _but_first(tokens: Int[Tensor, "n pos"]) -> Bool[Tensor, "n pos"]:
-    """Every position but the first. Random tokens may look like padding, so it is said explicitly."""
-    return torch.ones_like(tokens, dtype=torch.bool).index_fill(1, torch.tensor(0, device=tokens.device), False)
 
 
 def _of(report, name: str, unit: str = "") -> tuple[float, float, float, str]:
