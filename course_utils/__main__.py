@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 # Each command imports what it needs when it runs, so that `--help` answers at once.
 
@@ -36,6 +37,19 @@ def run_doctor(options: argparse.Namespace) -> int:
     return int(any(each.status == PROBLEM for each in findings))
 
 
+def run_grade(options: argparse.Namespace) -> int:
+    from course_utils.grading import CannotGrade, grade, summary
+    from course_utils.isolation import Limits
+
+    try:
+        rows = grade(options.folder, options.out, Limits(options.seconds, options.gigabytes))
+    except CannotGrade as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{summary(rows)}\n\n{len(rows)} rows written to {options.out}")
+    return 0
+
+
 def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a model's name, such as smollm2-135m")
 
@@ -44,12 +58,27 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="do not ask whether the Hugging Face hub answers")
 
 
+def _grade_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="the submitted notebooks, in folders or not")
+    parser.add_argument("--out", type=Path, required=True, metavar="grades.csv", help="the table to write")
+    parser.add_argument("--seconds", type=_positive, default=60.0, help="time for each exercise (60)")
+    parser.add_argument("--gigabytes", type=_positive, default=4.0, help="memory for each exercise (4)")
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"a positive number is needed, not {text}")
+    return number
+
+
 Command = tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]]
 
 # name: (help, what it runs, what adds its arguments). A new command is one more line here.
 COMMANDS: dict[str, Command] = {
     "progress": ("show which exercises are passed", run_progress, lambda parser: None),
     "doctor": ("say what works on this machine, and what to do about what does not", run_doctor, _doctor_arguments),
+    "grade": ("check submitted notebooks and write a table of the results", run_grade, _grade_arguments),
     "fetch": ("download a model once, for use offline", run_fetch, _fetch_arguments),
 }
 

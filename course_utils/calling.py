@@ -47,7 +47,8 @@ def is_stub(function: Callable) -> bool:
     code = getattr(function, "__code__", None)
     if code is None:
         return False
-    if any(op.opname.startswith(("LOAD_FAST", "LOAD_DEREF", "STORE_")) for op in dis.get_instructions(code)):
+    busy = ("LOAD_FAST", "LOAD_DEREF", "STORE_", "JUMP")  # reads or writes a variable, or loops
+    if any(op.opname.startswith(busy) for op in dis.get_instructions(code)):
         return False
     if code.co_names:
         return code.co_names == ("NotImplementedError",)
