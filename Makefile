@@ -1,7 +1,7 @@
 # Two commands do everything, on a machine with only Python 3.11, make and git:
 #   make course   run every worked lesson, print what was measured, write the lessons as pages
 #   make test     run every test, in both environments
-# The rest: make quick, matrix, lab, bench, notebooks, clean.
+# The rest: make lab, book, quick, matrix, bench, notebooks, clean.
 #
 # Variables: PYTHON=python3.12      the interpreter (3.11 to 3.13)
 #            TORCH_INDEX=<address>  a pip index to take torch from, for example one with CPU builds
@@ -19,11 +19,12 @@ PYTEST := -m pytest -n $(JOBS) --dist worksteal --durations=15
 # loadfile: the cells of a notebook stay in one process, so in one kernel
 NBVAL := --dist loadfile --nbval --nbval-current-env
 READY := $(VENV)/.ready
+MORE_READY := $(VENV)/.more-ready
 PEERS_READY := $(PEERS)/.ready
 STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help course test quick matrix peers lab bench notebooks real-model clean
+.PHONY: help course book test quick matrix peers lab bench notebooks real-model clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -48,12 +49,20 @@ $(READY): requirements.lock pyproject.toml
 $(PEERS_READY): requirements-peers.lock pyproject.toml
 	$(call make-environment,$(PEERS),requirements-peers.lock)
 
+# What only the book and the tests need: no learner downloads it.
+$(MORE_READY): $(READY) requirements-more.lock
+	@$(PY) $(PIP) -r requirements-more.lock
+	@touch $@
+
 peers: $(PEERS_READY)
 
 # --- the course -----------------------------------------------------------------------------------------------
 
 course: $(READY)
 	@$(PY) tools/run_course.py
+
+book: $(MORE_READY)
+	@$(PY) tools/build_book.py
 
 bench: $(READY)
 	@$(PY) -m benchmarks
@@ -79,7 +88,7 @@ quick: $(READY)
 matrix: $(READY) real-model
 	@$(PY) $(PYTEST) tests/test_notebooks.py
 
-test: $(READY) $(PEERS_READY) real-model
+test: $(MORE_READY) $(PEERS_READY) real-model
 	$(STEP) "1 of 3: the unit tests with TransformerLens 3.9.0, and the comparisons with SAELens"
 	@$(PEERS)/bin/python $(PYTEST) -m "not slow and not hub and not matrix" tests
 	$(STEP) "2 of 3: the stored outputs of every worked lesson, computed again; measured numbers within their bounds"

@@ -17,7 +17,8 @@ tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE = [Requirement(text) for text in PROJECT["dependencies"]]
-DEV = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
+DEV, MORE = EXTRAS["dev"], EXTRAS["book"] + EXTRAS["browser"]
 
 
 def pins(name: str) -> dict[str, str]:
@@ -37,13 +38,23 @@ def test_the_lock_has_a_version_that_pyproject_allows(requirement):
     assert requirement.specifier.contains(pins("requirements.lock")[canonicalize_name(requirement.name)])
 
 
+@pytest.mark.parametrize("requirement", MORE, ids=str)
+def test_the_two_locks_have_a_version_of_what_only_the_book_and_the_tests_need(requirement):
+    locked = pins("requirements.lock") | pins("requirements-more.lock")
+    assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)])
+
+
+def test_the_two_locks_have_nothing_in_common():
+    assert not set(pins("requirements.lock")) & set(pins("requirements-more.lock"))
+
+
 @pytest.mark.parametrize("requirement", BASE, ids=str)
 def test_the_peer_lock_has_a_version_that_pyproject_allows(requirement):
     locked = pins("requirements-peers.lock")
     assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)])
 
 
-@pytest.mark.parametrize("requirement", BASE + DEV, ids=str)
+@pytest.mark.parametrize("requirement", BASE + DEV + MORE, ids=str)
 def test_ranges_have_lower_bounds_only(requirement):
     assert [s.operator for s in requirement.specifier] == [">="]
 
@@ -56,7 +67,7 @@ def test_the_locks_hold_the_versions_that_the_course_names():
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.lock", "requirements-peers.lock", "environment.yml", "Makefile"])
+    "name", ["requirements.lock", "requirements-more.lock", "requirements-peers.lock", "environment.yml", "Makefile"])
 def test_no_address_is_built_in(name):
     assert not re.search(r"https?://|--(extra-)?index-url \w|--find-links", (ROOT / name).read_text())
 

@@ -1,0 +1,270 @@
+"""The book: what is changed in the lessons' copies, the site that is built, and the site in a browser.
+
+The site is built once for all tests; the browser reads it from its folder, as a reader without network does.
+"""
+
+import os
+import re
+import shutil
+import types
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+
+import build_book  # noqa: E402
+from build_book import ROOT, BookError, broken_links, read_lessons, remote_loads, rewrite_links  # noqa: E402
+
+LESSONS = {"00": "00_start_here", "03": "03_ablations"}
+WORKED = sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))
+WIDTHS = (390, 1280)
+# The boxes around the text: one that holds more than it shows would scroll sideways, or hide the rest.
+WIDER_THAN_SHOWN = """() => [...document.querySelectorAll("html, body, .page, .main, .content")]
+    .filter(box => box.scrollWidth > box.clientWidth + 1).map(box => innerWidth + " px: " + box.className)"""
+PAINTED = """() => [...document.querySelectorAll("[id^=circuits-vis] canvas")].map(
+    canvas => canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some(value => value))"""
+
+
+def rewritten(text: str, source: str = "solutions/00_start_here.ipynb") -> str:
+    return rewrite_links(text, source, LESSONS)
+
+
+# ------------------------------------------------------------------------------------------- the lessons' copies
+
+@pytest.mark.parametrize("source, text, expected", [
+    ("README.md", "[a](notebooks/03_ablations.ipynb)", "[a](03_ablations.ipynb)"),
+    ("docs/workshop.md", "[a](../solutions/03_ablations.ipynb)", "[a](03_ablations.ipynb)"),
+    ("docs/workshop.md", "[a](../README.md#tests)", "[a](readme.md#tests)"),
+    ("docs/workshop.md", "![a b](images/facts.png)", "![a b](images/facts.png)"),
+    ("README.md", "| ![a](docs/images/facts.png) | x |", "| ![a](images/facts.png) | x |"),
+    ("README.md", "[![a](docs/images/facts.png)](LICENSE) b", "![a](images/facts.png) b"),
+    ("README.md", "[`a`](notebooks/03_ablations.ipynb) [`b`](LICENSE)", "[`a`](03_ablations.ipynb) `b`"),
+    ("README.md", "see [the table](benchmarks/RESULTS.md).", "see the table."),
+    ("README.md", "[a](https://example.org/x) [b](#tests)", "[a](https://example.org/x) [b](#tests)"),
+    ("README.md", "`[a](nowhere.md)`\n```\n[a](nowhere.md)\n```\n", "`[a](nowhere.md)`\n```\n[a](nowhere.md)\n```\n"),
+])
+def test_links_of_the_repository_become_links_of_the_book(source, text, expected):
+    assert rewritten(text, source) == expected
+
+
+def test_a_badge_becomes_text_so_that_no_page_loads_it():
+    badge = "[![Open in Colab](https://example.org/badge.svg)](https://example.org/open)"
+    assert rewritten(badge) == "[Open in Colab](https://example.org/open)"
+
+
+@pytest.mark.parametrize("text", ["[a](nowhere.md)", "![a](docs/images/nowhere.png)", "![a](LICENSE)"])
+def test_a_link_to_a_missing_file_stops_the_build_and_is_named(text):
+    with pytest.raises(BookError, match=f"README.md.*{re.escape(text[text.index('(') + 1:-1])}"):
+        rewritten(text, "README.md")
+
+
+def test_the_name_of_another_lesson_becomes_a_link_to_it():
+    assert rewritten("In lesson 03, we") == "In [lesson 03](03_ablations.ipynb), we"
+    assert rewritten("Next: **03 · Ablations**.") == "Next: **[03 · Ablations](03_ablations.ipynb)**."
+    for same in ("lesson 00 is this one", "lesson 42", "`lesson 03`", "## After lesson 03", "[lesson 03](#x)"):
+        assert rewritten(same) == same
+
+
+def test_the_list_of_lessons_is_read_from_the_readme_whatever_its_columns():
+    rows = ["| | lesson | you will | time |", "|---|---|---|---|",
+            "| 00 | [Start here](notebooks/00_start_here.ipynb) | load a model | 4 s |"]
+    other = ["| file | what |", "|---|---|", "| [x](notebooks/00_start_here.ipynb) | y | z |"]     # not the same width
+    (lesson, ) = read_lessons("\n".join(["# Title", "", *rows, "", *other]))
+    assert lesson == ("00", "00_start_here", "Start here", "load a model", "time: 4 s")
+    swapped = [re.sub(r"(you will|load a model) \| (time|4 s)", r"\2 | \1", row) for row in rows]
+    assert read_lessons("\n".join(swapped)) == [lesson]
+    renamed = [row.replace("you will", "what you do") for row in rows]
+    assert read_lessons("\n".join(renamed)) == [lesson]
+
+
+def test_exercises_and_the_setup_are_folded_and_other_cells_are_not():
+    sources = ['@exercise("00.a")\ndef a(): ...', "pip = 'install'", 'x = 1  # @exercise("00.a")']
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook.cells[1].metadata["tags"] = ["setup"]
+    build_book.prepare_notebook(notebook, "solutions/00_start_here.ipynb", LESSONS)
+    assert ["hide-input" in cell.metadata["tags"] for cell in notebook.cells] == [True, True, False]
+    prompts = [cell.metadata["mystnb"]["code_prompt_show"] for cell in notebook.cells[:2]]
+    assert prompts == ["Show the worked version", "Show the setup"]
+
+
+def test_widgets_draw_with_the_script_of_the_site_and_know_no_address():
+    viz = pytest.importorskip("course_utils.viz")
+    widget = viz.attention_patterns(["a", "b"], [[[1, 0], [0.5, 0.5]]])
+    output = nbformat.v4.new_output("display_data", {"text/html": widget.html})
+    cells = [nbformat.v4.new_code_cell("", outputs=[output.copy()]) for _ in range(2)]
+    cells[1].outputs[0]["data"] = dict(output["data"])
+    build_book.prepare_notebook(nbformat.v4.new_notebook(cells=cells), "solutions/00_start_here.ipynb", LESSONS)
+    pages = [cell.outputs[0]["data"]["text/html"] for cell in cells]
+    assert [page.count('<script src="_static/circuitsvis.js">') for page in pages] == [1, 0]
+    assert all("window.CircuitsVis;" in page and "http" not in page for page in pages)
+    assert build_book.widget_script().startswith("if(!window.CircuitsVis){")
+
+
+def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(build_book.NEEDED, "no_such_module", "no-such-package")
+    assert build_book.main([]) == 1
+    error = capsys.readouterr().err
+    assert "no-such-package" in error and "pip install -e .[book]" in error
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    kept = tmp_path / "mine" / "thesis.txt"
+    kept.parent.mkdir()
+    kept.write_text("years")
+    (tmp_path / "site").mkdir()
+    with pytest.raises(BookError, match="not a book"):
+        build_book.replace_folder(tmp_path / "site", kept.parent)
+    assert kept.read_text() == "years"
+
+
+def test_what_a_page_or_a_style_sheet_would_load_is_found_and_links_are_not(tmp_path):
+    (tmp_path / "a.html").write_text('<script src="https://x/1.js"></script><img src="//x/2.png"><a href="https://x/3">'
+                                     '</a><link href="http://x/4.css"><img src="here.png"><iframe src="https://x/5">')
+    style = "@import 'https://x/6.css'; a {background: url(\"//x/7.png\")} b {src: url(x.woff)}"
+    (tmp_path / "b.css").write_text(style)
+    assert re.findall(r"x/(\d)", " ".join(remote_loads(tmp_path))) == ["1", "2", "4", "5", "6", "7"]
+
+
+# ------------------------------------------------------------------------------------------------------ the site
+
+def needs_tools() -> None:
+    if missing := build_book.missing_packages():
+        pytest.skip(f"the book needs {', '.join(missing)}: pip install -e .[book]")
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory) -> Path:
+    """The whole book, built once, also when several processes run these tests."""
+    needs_tools()
+    from filelock import FileLock
+
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with FileLock(shared / "book.lock"):
+        if not (shared / "book").exists():
+            assert build_book.main(["--out", str(shared / "book")]) == 0
+    return shared / "book"
+
+
+def page_text(book: Path, name: str) -> str:
+    return (book / f"{name}.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_book_has_every_lesson_in_order_with_its_exercises_folded(book):
+    index = page_text(book, "index")
+    names = [path.stem for path in WORKED]
+    assert re.findall(r'<strong><a class="reference internal" href="(\d\d_\w+)\.html">', index) == names
+    for path in WORKED:
+        cells = nbformat.read(path, as_version=4).cells
+        exercises = sum(cell.cell_type == "code" and cell.source.startswith("@exercise(") for cell in cells)
+        page = page_text(book, path.stem)
+        assert exercises and page.count(">Show the worked version<") == exercises
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        title = re.search(r"^# (.*)", text, re.MULTILINE)[1]
+        assert title.startswith(f"{path.stem[:2]} · ")
+        assert f"<title>{title} - Faithful Circuits</title>" in page
+    middle = page_text(book, names[1])
+    assert f'href="{names[0]}.html"' in middle and f'class="next-page" href="{names[2]}.html"' in middle
+
+
+@pytest.mark.slow
+def test_the_search_index_has_a_word_that_only_a_late_lesson_has(book):
+    index = (book / "searchindex.js").read_text(encoding="utf-8")
+    documents = re.findall(r'"([^"]+)"', re.search(r'"?docnames"?:\[(.*?)\]', index)[1])
+    found = re.search(r'"?specialist"?:(\d+|\[[\d,]+\])', index)
+    assert found and "09_capstone" in {documents[int(number)] for number in re.findall(r"\d+", found[1])}
+
+
+@pytest.mark.slow
+def test_no_page_loads_anything_from_the_network_and_the_widget_script_is_there_once(book):
+    assert remote_loads(book) == []
+    users = [page.stem for page in book.glob("*.html") if "_static/circuitsvis.js" in page.read_text(encoding="utf-8")]
+    assert "00_start_here" in users and "01_repeated_tokens" not in users
+    assert all("unpkg" not in page_text(book, name) for name in users)
+    assert len([path for path in book.rglob("*.js") if "AttentionPatterns" in path.read_text(encoding="utf-8")]) == 1
+
+
+@pytest.mark.slow
+def test_the_link_checker_finds_what_is_broken_in_the_book_and_nothing_else(book, tmp_path):
+    spoilt = tmp_path / "book"
+    shutil.copytree(book, spoilt)
+    page = spoilt / "09_capstone.html"
+    planted = '<a href="gone.html">a</a><img src="_images/gone.png"><a href="00_start_here.html#gone">a</a></article>'
+    page.write_text(page.read_text(encoding="utf-8").replace("</article>", planted, 1), encoding="utf-8")
+    found = broken_links(spoilt)
+    assert sorted(line.split(": ")[1] for line in found) == ["00_start_here.html#gone", "_images/gone.png", "gone.html"]
+    assert all(line.startswith("09_capstone.html: ") for line in found)
+
+
+@pytest.mark.slow
+def test_a_warning_of_sphinx_stops_the_build_and_is_shown(tmp_path):
+    needs_tools()
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "docs" / "book", source)
+    (source / "index.md").write_text("# Title\n\n[a](nowhere.md)\n")
+    with pytest.raises(BookError, match="nowhere.md"):
+        build_book.run_sphinx(source, tmp_path / "site", tmp_path / "notes")
+
+
+# -------------------------------------------------------------------------------------------------- in a browser
+
+@pytest.fixture(scope="module")
+def browser(book):
+    """Chromium, from the system or from Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need Playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next((found for found in map(shutil.which, names) if found), None)
+    with playwright.sync_playwright() as running:
+        if not program and not Path(running.chromium.executable_path).exists():
+            pytest.skip("the browser tests need Chromium")
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+        chromium = running.chromium.launch(executable_path=program, args=options)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=WIDTHS)
+def reader(request, browser):
+    """A page of some width, and what went wrong on it: errors in the console, requests to anything but a file."""
+    context = browser.new_context(viewport={"width": request.param, "height": 844})
+    page, wrong = context.new_page(), []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    local = ("file:", "data:", "blob:")
+    page.on("request", lambda asked: None if asked.url.startswith(local) else wrong.append(asked.url))
+    yield types.SimpleNamespace(page=page, wrong=wrong, width=request.param)
+    context.close()
+
+
+@pytest.mark.slow
+def test_pages_fit_their_window_paint_their_widgets_and_ask_for_no_network(book, reader):
+    too_wide, painted = [], {}
+    for path in sorted(book.glob("*.html")):
+        reader.page.goto(path.as_uri())
+        if "_static/circuitsvis.js" in path.read_text(encoding="utf-8"):
+            reader.page.wait_for_function(f"(painted => painted.length && painted.every(Boolean))(({PAINTED})())")
+            painted[path.stem] = len(reader.page.evaluate(PAINTED))
+        for width in (reader.width, reader.width + 70):
+            reader.page.set_viewport_size({"width": width, "height": 844})
+            too_wide += [(path.stem, box) for box in reader.page.evaluate(WIDER_THAN_SHOWN)]
+    assert too_wide == [] and reader.wrong == []
+    assert {"00_start_here", "02_induction_heads"} <= painted.keys() and min(painted.values()) > 1
+
+
+@pytest.mark.slow
+def test_a_reader_searches_a_word_and_unfolds_an_exercise(book, reader):
+    page = reader.page
+    page.goto((book / "index.html").as_uri())
+    if reader.width < 800:
+        page.locator("label.nav-overlay-icon").click()
+    page.locator("input.sidebar-search").fill("specialist")
+    page.keyboard.press("Enter")
+    page.locator("#search-results li a", has_text="09 · Capstone").first.click()
+    page.wait_for_url("**/09_capstone.html*")
+    code = page.locator("details:has-text('Show the worked version') pre").first
+    assert not code.is_visible()
+    page.locator("summary:has-text('Show the worked version')").first.click()
+    assert code.is_visible() and "@exercise(" in code.inner_text()
+    assert reader.wrong == []
