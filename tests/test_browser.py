@@ -1,0 +1,133 @@
+"""The course in JupyterLab and as pages, in a real browser, as a learner uses it; without a network.
+
+Needs playwright and a Chromium (the program that CHROMIUM names, or an installed one). Where one of them is
+missing these tests are skipped and say so; where the variable CI is "true" they fail instead.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("jupyterlab")
+run_course = pytest.importorskip("run_course")
+
+from browser import FLAGS, Lab, LabNotebook, find_chromium, painted, watched_page, what_is_missing  # noqa: E402
+
+from course_utils import progress_store  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+HEADS = 4  # of each layer of `tiny`; the widgets show one layer
+MOST_BYTES = 800_000  # of a saved notebook with its pictures; the widgets' bundle alone is 1.3 MB
+MATHJAX = "https://cdnjs.cloudflare.com/ajax/libs/mathjax/"  # offline, formulas stay as TeX
+
+STUB = '@exercise("00.without_head")'
+ANSWER = '''@exercise("00.without_head")
+def without_head(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], layer: int, head: int
+) -> Float[Tensor, "batch pos vocab"]:
+    """Logits of the model with one head's output set to zero."""
+
+    def silence(z, hook):
+        z[:, :, head] = 0.0
+        return z
+
+    return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", silence)])'''
+WRONG_AXIS = ANSWER.replace("z[:, :, head]", "z[:, head]")
+MISTAKE = "a position was zeroed, not a head"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if reason := what_is_missing():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):
+    with Lab(tmp_path_factory.mktemp("lab")) as server:
+        yield server
+
+
+@contextmanager
+def opened(browser, lab: Lab, source: Path, folder: Path) -> Iterator[LabNotebook]:
+    """A copy of a notebook open in JupyterLab, in a folder of its own; afterwards its kernel is stopped."""
+    path = lab.root / folder.name / source.name
+    path.parent.mkdir()
+    shutil.copy(source, path)
+    try:
+        with watched_page(browser, folder) as watched:
+            yield LabNotebook(watched, lab, path)
+    finally:
+        lab.stop_kernels()
+
+
+def assert_ran_clean(notebook: LabNotebook) -> None:
+    """Every cell has run, in order; nothing is red; the page asked nobody else and did not complain."""
+    assert notebook.outputs_in_red() == []
+    assert notebook.watched.refused == [] and notebook.watched.complaints == []
+    stored = notebook.save()
+    code = [cell for cell in stored.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert outputs and not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert notebook.path.stat().st_size < MOST_BYTES
+
+
+def test_a_typed_answer_turns_the_card_from_not_yet_to_a_named_mistake_to_passed(browser, lab, tmp_path):
+    with opened(browser, lab, ROOT / "notebooks" / "00_start_here.ipynb", tmp_path) as notebook:
+        cell = notebook.cell(STUB)
+        notebook.run_above(cell)
+        notebook.run(cell)
+        assert notebook.output(cell).startswith("○ not yet · 00.without_head")
+        notebook.type_source(cell, WRONG_AXIS)
+        notebook.run(cell)
+        card = notebook.output(cell)
+        assert card.startswith("✗ wrong · 00.without_head") and MISTAKE in card
+        notebook.type_source(cell, ANSWER)
+        notebook.run(cell)
+        assert notebook.output(cell).startswith("✓ passed · 00.without_head")
+        assert notebook.outputs_in_red() == []
+
+
+def test_run_all_paints_the_widgets_and_ends_with_the_progress(browser, lab, tmp_path):
+    with opened(browser, lab, ROOT / "notebooks" / "00_start_here.ipynb", tmp_path) as notebook:
+        notebook.type_source(notebook.cell(STUB), ANSWER)
+        notebook.run_all()
+        assert_ran_clean(notebook)
+        assert painted(notebook.cell("attention_patterns(words").locator("canvas"), at_least=HEADS)
+        table = notebook.output(notebook.cell('progress("00")'))
+        assert "00.without_head\tpassed\t1" in table and "1 of 5 passed" in table
+        standings = progress_store.standings(progress_store.read(notebook.path.parent / "progress.jsonl"))
+        assert [id for id, standing in standings.items() if standing.passed] == ["00.without_head"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lesson", NOTEBOOKS)
+def test_the_untouched_exercise_notebook_runs_to_its_end(browser, lab, tmp_path, lesson):
+    with opened(browser, lab, ROOT / "notebooks" / f"{lesson}.ipynb", tmp_path) as notebook:
+        notebook.run_all(timeout=600)
+        assert_ran_clean(notebook)
+
+
+@pytest.mark.parametrize("lesson", ["00_start_here", "02_induction_heads"])
+def test_the_exported_page_shows_its_widgets_and_plots_offline(browser, tmp_path, lesson):
+    stored = nbformat.read(ROOT / "solutions" / f"{lesson}.ipynb", as_version=4)
+    pictures = [o for c in stored.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    path = tmp_path / f"{lesson}.html"
+    path.write_text(run_course.to_html(stored, lesson), encoding="utf-8")
+    with watched_page(browser, tmp_path) as watched:
+        watched.page.goto(path.as_uri())
+        plots = watched.page.locator(".jp-RenderedImage img")
+        assert painted(watched.page.locator("canvas"), at_least=HEADS)
+        assert painted(plots) and plots.count() == len(pictures)
+        assert watched.complaints == [] and [u for u in watched.refused if not u.startswith(MATHJAX)] == []
