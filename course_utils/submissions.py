@@ -10,10 +10,12 @@ from __future__ import annotations
 import ast
 import json
 import re
+import symtable
 import types
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from IPython.core.inputtransformer2 import TransformerManager
@@ -93,7 +95,10 @@ def attempts_in(cells: Iterable[str]) -> dict[str, Attempt]:
             marked += [(id, len(statements), target) for id, target in _targets(statement)]
             statements.append(statement)
     for id, position, target in marked:
-        attempt = _attempt(id, target, position, statements)
+        try:
+            attempt = _attempt(id, target, position, statements)
+        except (SyntaxError, ValueError, RecursionError) as error:  # parsed, but no valid program
+            attempt = Attempt(id, problem=f"{type(error).__name__}: {error}")
         if id not in found or found[id].empty or not attempt.empty:
             found[id] = attempt
     return found
@@ -189,15 +194,26 @@ def _definition(name: str, before: int, position: int, statements: list[ast.stmt
     return next((i for i in later if name in _defined(statements[i])), None)
 
 
+@lru_cache(maxsize=2000)
+def _table(statement: ast.stmt) -> symtable.SymbolTable:
+    return symtable.symtable(ast.unparse(statement), "<cell>", "exec")
+
+
 def _defined(statement: ast.stmt) -> set[str]:
-    """The names that a statement gives a value to; "*" for a star import."""
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return {statement.name}
-    if isinstance(statement, (ast.Import, ast.ImportFrom)):
-        return {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
-    inside = ast.walk(statement)
-    return {node.id for node in inside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    """The notebook's names that a statement gives a value to; "*" for a star import."""
+    if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
+        return {"*"}
+    return {s.get_name() for s in _table(statement).get_symbols() if s.is_assigned() or s.is_imported()}
 
 
 def _used(statement: ast.stmt) -> set[str]:
-    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    """The notebook's names that a statement reads, also inside the functions that it defines."""
+    return set(_global_names(_table(statement)))
+
+
+def _global_names(table: symtable.SymbolTable) -> Iterator[str]:
+    for symbol in table.get_symbols():
+        if symbol.is_referenced() and (table.get_type() == "module" or symbol.is_global()):
+            yield symbol.get_name()
+    for inner in table.get_children():
+        yield from _global_names(inner)

@@ -113,7 +113,8 @@ def attention_patterns(
     n = len(tokens)
     if values.ndim != 3 or values.shape[1:] != (n, n):
         raise ValueError(f"attention has shape {values.shape}; {n} tokens need [head, {n}, {n}]")
-    shown = [html.escape(token, quote=False) for token in tokens]  # this element inserts tokens as HTML
+    gap = "" if any(" " in token for token in tokens) else "&nbsp;"  # words that bring no space of their own
+    shown = [html.escape(token, quote=False) + gap for token in tokens]  # this element inserts tokens as HTML
     return Widget("AttentionPatterns", tokens=shown, attention=np.round(values, digits).tolist())
 
 

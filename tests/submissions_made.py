@@ -141,6 +141,8 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "unknown_id": (with_cells(chance(RIGHT, decorator='@exercise("01.no_such_exercise")')), {}),
     "syntax_error": (with_cells(chance("return -math.log(d_vocab"), log_probs(LOG_PROBS)),
                      {**crashed("SyntaxError"), "01.correct_token_log_probs": ("passed", "")}),
+    "no_valid_program": (with_cells(chance("nonlocal x\nreturn 1.0")),
+                         crashed("SyntaxError")),
     "stored_outputs": (stored_outputs(), {}),
     "foreign_kernel": (notebook(chance(RIGHT), metadata={
         "kernelspec": {"name": "ir", "display_name": "R", "language": "R"}}), {"": ("unreadable", "kernel is for r")}),

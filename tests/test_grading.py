@@ -214,6 +214,12 @@ def test_only_what_the_function_uses_is_kept():
                        "def f(x: t.Tensor):\n    return helper(x) * twice")
 
 
+def test_a_local_variable_of_the_same_name_needs_nothing():
+    program = program_of("x = train()\nrows = [i for i in range(3)]", "print([row for row in rows])", "total = 1",
+                         '@exercise("01.x")\ndef f(x):\n    total = x\n    return [row for row in total]')
+    assert program == "def f(x):\n    total = x\n    return [row for row in total]"
+
+
 def test_the_last_definition_before_the_function_counts():
     assert program_of("a = 1", "a = a + 1", '@exercise("01.x")\ndef f():\n    return a', "a = 9").startswith(
         "a = 1\na = a + 1\n\ndef f")
