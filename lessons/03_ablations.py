@@ -196,7 +196,7 @@ published = mlp_patch_sweep(model, one, SEQ_LEN, layers=LAYERS, as_published=Tru
 for layer, theirs, ours in zip(LAYERS, published, sweep):
     output = cache[mlp_out(layer)].norm(dim=-1)                         # [batch, pos]
     print(f"layer {layer:2}: column 0 {theirs[0]:6.3f} nats, column 1 {theirs[1]:6.3f}; "
-          f"size of the MLP's output at BOS {output[:, 0].mean():6.1f}, elsewhere {output[:, 1:].mean():5.1f}")
+          f"‖MLP output‖ at BOS {output[:, 0].mean():6.1f}, elsewhere {output[:, 1:].mean():5.1f}")
 assert torch.allclose(published[:, 1:], sweep[:, :-1], atol=1e-5)
 
 # %% [markdown]

@@ -23,6 +23,7 @@
 # %%
 import os
 
+import pandas as pd
 import torch
 from IPython.display import display
 from jaxtyping import Bool, Float, Int
@@ -217,9 +218,8 @@ reports = {name: evaluate_sae(model, sae, test_tokens) for name, sae in saes.ite
 
 
 def table(columns):
-    print(f"{'':22}" + "".join(f"{column.replace('_', ' ')[:15]:>16}" for column in columns))
-    for name, report in reports.items():
-        print(f"{name:22}" + "".join(f"{getattr(report, column):16.3f}" for column in columns))
+    rows = {name: [getattr(report, column) for column in columns] for name, report in reports.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).round(3)
 
 
 table(["l0", "l2_ratio", "mse", "explained_variance", "kl"])

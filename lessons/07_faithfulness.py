@@ -22,6 +22,7 @@
 # %%
 import os
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from IPython.display import display
@@ -265,10 +266,8 @@ found = {name: evaluate_sae(model, each, tokens, hook_name=HOOK, resamples=0)
 
 
 def table(reports, columns):
-    short = {"reconstruction_score": "score", "explained_variance": "expl. var."}
-    print(f"{'':18}" + "".join(f"{short.get(column, column):>12}" for column in columns))
-    for name, each in reports.items():
-        print(f"{name:18}" + "".join(f"{round(getattr(each, column), 4) + 0.0:12.4f}" for column in columns))
+    rows = {name: [getattr(each, column) for column in columns] for name, each in reports.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).round(4) + 0.0     # no "-0.0"
 
 
 table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l2_ratio", "l0"])
@@ -442,7 +441,7 @@ plot_by_position({"KL(p‖q)": report.kl_by_position[1:-1], "ΔCE": report.delta
 by_layer = {name: evaluate_sae(model, load_shipped_sae(MODEL, name), tokens, everything=False, resamples=0)
             for name in shipped_saes(MODEL) if name.startswith("topk")}
 if len(by_layer) > 1:
-    table(by_layer, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "ce_zero"])
+    display(table(by_layer, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "ce_zero"]))
 
 # %% [markdown]
 # The same k at every layer, and other numbers in every column: the score's landmark `ce_zero` moves, too. A

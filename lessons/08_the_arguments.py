@@ -349,7 +349,7 @@ worst_tenth = by_text[order[: max(1, N // 10)]].sum() / by_text.sum()
 print(f"own text: the worst tenth of the sequences makes {worst_tenth:.0%} of the KL; "
       f"median {by_text.median():.4f} nats, mean {by_text.mean():.4f}")
 for i in (*order[:2].tolist(), int(order[N // 2])):
-    print(f"  KL {by_text[i]:.4f}: {model.tokenizer.decode(written[i, 1:26])!r}")
+    print(f"  KL {by_text[i]:.4f}: {model.tokenizer.decode(written[i, 1:14])!r}")
 
 # %% [markdown]
 # In `tiny` the worst texts are no stories. One part of its training was random words that repeat (lesson 01), so now

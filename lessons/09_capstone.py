@@ -21,6 +21,7 @@
 # %%
 import os
 
+import pandas as pd
 import torch
 from IPython.display import display
 from jaxtyping import Bool, Float, Int
@@ -183,11 +184,13 @@ if readers:
 # where "telescope" never stands after "sorry".
 
 # %%
+rows = {}
 for name, sae in saes.items():
     on_repeats = evaluate_sae(model, sae, tokens, everything=False, resamples=0)
-    print(f"{name:19} explained variance: text {on_text[name].explained_variance:.3f}, "
-          f"repeats {on_repeats.explained_variance:.3f};   "
-          f"KL: text {on_text[name].kl:.4f}, repeats {on_repeats.kl:.4f} nats")
+    rows[name] = {"expl. variance, text": on_text[name].explained_variance,
+                  "repeats": on_repeats.explained_variance,
+                  "KL (nats), text": on_text[name].kl, "repeats ": on_repeats.kl}
+display(pd.DataFrame.from_dict(rows, orient="index").round(4))
 
 # %% [markdown]
 # So the metrics of lesson 07 do see it, once they are asked on the right text. **Faithfulness belongs to an

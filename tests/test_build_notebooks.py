@@ -1,5 +1,6 @@
 """The builder: what it puts where, that it is repeatable, what it refuses, and what --check finds."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def read(root, folder):
 def test_the_stub_stays_in_notebooks_and_the_reference_stands_in_solutions(built):
     open_, worked = read(built, "notebooks"), read(built, "solutions")
     stub = next(c for c in open_.cells if "@exercise" in c.source)
+    assert stub.source.startswith("# about 5 minutes · difficulty 1 of 3\n@exercise")
     solved = next(c for c in worked.cells if "@exercise" in c.source)
     assert stub.source.endswith("raise NotImplementedError")
     assert solved.source == (
@@ -75,15 +77,15 @@ def test_metadata_is_fixed_and_the_header_is_gone(built):
     for folder in ("notebooks", "solutions"):
         notebook = read(built, folder)
         assert notebook.metadata == build_notebooks.METADATA
-        assert all(set(c.metadata) <= {"tags"} for c in notebook.cells)
+        assert all(set(c.metadata) <= {"tags"} for c in notebook.cells if c.id != "setup")
         assert notebook.cells[0].source.startswith("# A sample lesson")
 
 
 def test_only_solutions_are_executed(built):
     assert all(not c.get("outputs") for c in read(built, "notebooks").cells)
     outputs = [c.outputs for c in read(built, "solutions").cells if c.cell_type == "code"]
-    assert outputs[3][0].data["text/plain"] == "42"
-    assert "off auto" in outputs[5][0].text
+    assert outputs[4][0].data["text/plain"] == "42"
+    assert "off auto" in outputs[6][0].text
 
 
 def test_a_second_build_executes_nothing_and_changes_no_byte(course, monkeypatch):
@@ -119,23 +121,23 @@ def set_source(cells):
 
 
 def unexecute(cells):
-    cells[3].execution_count, cells[3].outputs = None, []
+    cells[4].execution_count, cells[4].outputs = None, []
 
 
 def enlarge(cells):
-    cells[3].outputs[0].data["text/plain"] = "x" * 1_600_000
+    cells[4].outputs[0].data["text/plain"] = "x" * 1_600_000
 
 
 def add_error(cells):
-    cells[3].outputs.append(nbformat.v4.new_output("error", ename="E", evalue="", traceback=[]))
+    cells[4].outputs.append(nbformat.v4.new_output("error", ename="E", evalue="", traceback=[]))
 
 
 def add_stdout(cells):
-    cells[1].outputs.append(nbformat.v4.new_output("stream", text="1"))
+    cells[2].outputs.append(nbformat.v4.new_output("stream", text="1"))
 
 
 def add_stderr(cells):
-    cells[3].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="UserWarning: hm"))
+    cells[4].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="UserWarning: hm"))
 
 
 @pytest.mark.parametrize("folder, change, problem", [
@@ -143,8 +145,8 @@ def add_stderr(cells):
     ("solutions", set_source, "stale"),
     ("solutions", unexecute, "not executed from top to bottom"),
     ("solutions", enlarge, "1.6 MB; the limit is 1.5 MB"),
-    ("solutions", add_error, "code cell 4 has an error output"),
-    ("solutions", add_stderr, "code cell 4 wrote to stderr: 'UserWarning: hm'"),
+    ("solutions", add_error, "code cell 5 has an error output"),
+    ("solutions", add_stderr, "code cell 5 wrote to stderr: 'UserWarning: hm'"),
     ("notebooks", add_stdout, "has outputs"),
 ])
 def test_check_names_the_file_and_the_problem(course, capsys, folder, change, problem):
@@ -166,7 +168,7 @@ def test_a_lesson_that_fails_is_not_written_and_the_cell_is_named(course, capsys
     lesson.write_text(lesson.read_text() + "\n# %%\nbroken = 1 / 0\n")
     before = (course / "solutions" / "00_sample.ipynb").read_bytes()
     assert main(course) == 1
-    assert "code cell 9 ('broken = 1 / 0'): ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert "code cell 10 ('broken = 1 / 0'): ZeroDivisionError: division by zero" in capsys.readouterr().err
     assert (course / "solutions" / "00_sample.ipynb").read_bytes() == before
     assert not list(course.rglob("*.partial"))
 
@@ -183,14 +185,65 @@ def test_a_lesson_that_fails_is_not_written_and_the_cell_is_named(course, capsys
 ])
 def test_a_bad_exercise_cell_is_refused(tmp_path, cell, message):
     path = tmp_path / "03_bad.py"
-    path.write_text(f"# %%\nfrom sample_exercises import exercise\n\n# %%\n{cell}")
-    with pytest.raises(build_notebooks.BuildError, match=f"03_bad.py, cell 2 .*{message}"):
+    path.write_text(f"# %% [markdown]\n# # Bad\n\n# %%\nfrom sample_exercises import exercise\n\n# %%\n{cell}")
+    with pytest.raises(build_notebooks.BuildError, match=f"03_bad.py, cell 3 .*{message}"):
         build_notebooks.make_notebook(path, "solutions", get)
 
 
 def test_a_name_that_the_lesson_imported_before_is_fine(tmp_path):
     path = tmp_path / "03_good.py"
     stub = STUB.replace("double", "helper")
-    path.write_text(f"# %%\nfrom sample_exercises import exercise, times_two\n\n# %%\n{stub}")
-    cell = build_notebooks.make_notebook(path, "solutions", get).cells[1]
+    path.write_text(f"# %% [markdown]\n# # Good\n\n# %%\nfrom sample_exercises import exercise, times_two\n\n# %%\n{stub}")
+    cell = build_notebooks.make_notebook(path, "solutions", get).cells[3]
     assert cell.source.splitlines()[1] == "def helper(x):"
+
+
+# --- what is added -----------------------------------------------------------------------------------------
+
+COSTS = {"00_sample": {"tiny": {"seconds": 13.4, "gigabytes": 0.84}, "real": {"seconds": 0.4, "gigabytes": 2.0},
+                       "exercises": {"00.double": {"seconds": 2.6, "gigabytes": 0.8}}}}
+README = "| | lesson | cost |\n|---|---|---|\n| 00 | [A sample](notebooks/00_sample.ipynb) | |\n| 01 | other | old |\n"
+
+
+def test_the_costs_are_written_without_running_a_lesson_again(course, monkeypatch):
+    (course / "lessons" / "costs.json").write_text(json.dumps(COSTS))
+    (course / "README.md").write_text(README)
+    outputs = [c.get("outputs") for c in read(course, "solutions").cells]
+    monkeypatch.setattr(build_notebooks, "run_notebook", lambda *a: pytest.fail("executed"))
+    assert main(course, "--check") == 1
+    assert main(course) == 0 and main(course, "--check") == 0
+    for folder in ("notebooks", "solutions"):
+        assert "**It costs** 15 s, 0.8 GB of memory (under 1 s, 2.0 GB with SmolLM2)" in read(course, folder).cells[0].source
+    stub = next(c for c in read(course, "notebooks").cells if "@exercise" in c.source)
+    assert "its check takes 3 s, 0.8 GB" in stub.source.splitlines()[0]
+    assert [c.get("outputs") for c in read(course, "solutions").cells] == outputs
+    assert "| [A sample](notebooks/00_sample.ipynb) | 15 s, 0.8 GB |" in (course / "README.md").read_text()
+    assert "| 01 | other | old |" in (course / "README.md").read_text()
+
+
+def test_no_badge_and_no_address_without_a_published_address(built):
+    for folder in ("notebooks", "solutions"):
+        text = "".join(c.source for c in read(built, folder).cells)
+        assert "colab.research" not in text and 'SOURCE = ""' in text
+
+
+def test_one_setting_fills_every_badge_and_the_setup_cell(course, monkeypatch):
+    (course / "README.md").write_text(README)
+    (course / "pyproject.toml").write_text('[project]\nname = "x"\n[project.urls]\nSource = "https://github.com/a/b.git"\n')
+    monkeypatch.setattr(build_notebooks, "run_notebook", lambda *a: pytest.fail("executed"))
+    assert main(course) == 0 and main(course, "--check") == 0
+    title, setup = read(course, "notebooks").cells[:2]
+    address = "https://colab.research.google.com/github/a/b/blob/main/notebooks/00_sample.ipynb"
+    assert title.source.startswith(f"# A sample lesson\n\n[![Open in Colab]") and f"]({address})" in title.source
+    assert 'SOURCE = "git+https://github.com/a/b.git"' in setup.source
+    assert "colab.research" not in "".join(c.source for c in read(course, "solutions").cells)
+    assert f".ipynb) [![Open in Colab]" in (course / "README.md").read_text()
+    assert main(course, "--source", "") == 0  # and none again when it is not set
+    assert (course / "README.md").read_text() == README
+
+
+def test_a_lesson_without_a_title_is_refused(tmp_path):
+    path = tmp_path / "03_bad.py"
+    path.write_text("# %%\nx = 1\n")
+    with pytest.raises(build_notebooks.BuildError, match="whose first line is its title"):
+        build_notebooks.make_notebook(path, "notebooks", get)

@@ -1,14 +1,19 @@
 """Build notebooks/ (exercises open) and solutions/ (worked, executed) from lessons/NN_name.py.
 
-    python tools/build_notebooks.py             build what is stale; execute a solution when its cells changed
+    python tools/build_notebooks.py             build what is stale; execute a solution when its code changed
     python tools/build_notebooks.py --execute   execute every solution again
     python tools/build_notebooks.py --check     build nothing; list what is stale and exit with status 1
+    python tools/build_notebooks.py --source URL   say where the course is published (else: pyproject's Source URL)
 
 A lesson is a percent script. A cell that holds one function under `@exercise("NN.name")`, ending in
 `raise NotImplementedError`, is an exercise: notebooks/ keep it as it is, solutions/ get the source of the
 exercise's own reference, so no solution is written twice. Cells tagged `exercise-only` or `solution-only` go
 to one of the two. Both notebooks share cell ids (a hash of the lesson's cell), and a build is the same bytes
 every time, outputs aside.
+
+Three things are added: after the title the setup cell (tools/setup_cell.ipy), the measured costs (tools/costs.py), and,
+when the published address is one on GitHub, a badge that opens the notebook in Colab. The costs and the badges also go
+into the README's table of lessons.
 """
 
 from __future__ import annotations
@@ -19,13 +24,16 @@ import builtins
 import copy
 import hashlib
 import inspect
+import json
 import os
 import re
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import costs
 import jupytext
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
@@ -37,6 +45,8 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 MAX_BYTES = 1_500_000  # a stored notebook, outputs included
+SETUP = Path(__file__).resolve().parent / "setup_cell.ipy"
+BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/%s)"
 ONLY_IN = {"exercise-only": "notebooks", "solution-only": "solutions"}
 
 
@@ -67,10 +77,7 @@ def exercise_in(source: str) -> tuple[str, ast.FunctionDef] | None:
 
 def worked_cell(exercise_id: str, stub: ast.FunctionDef, get: Callable) -> str:
     """The solution's cell: the reference's source under the stub's name and decorator."""
-    try:
-        reference = inspect.unwrap(get(exercise_id).reference)
-    except (LookupError, ValueError) as error:
-        raise BuildError(f"unknown exercise {exercise_id!r}: {error}") from error
+    reference = inspect.unwrap(_known(exercise_id, get).reference)
     if not inspect.isfunction(reference) or reference.__name__ == "<lambda>":
         raise BuildError(f"the reference of {exercise_id} must be written as a function (def)")
     function = ast.parse(source := textwrap.dedent(inspect.getsource(reference)).rstrip()).body[0]
@@ -80,6 +87,13 @@ def worked_cell(exercise_id: str, stub: ast.FunctionDef, get: Callable) -> str:
     lines, at = source.split("\n"), function.lineno - 1
     lines[at] = re.sub(rf"\bdef {function.name}\b", f"def {stub.name}", lines[at], count=1)
     return "\n".join([f'@exercise("{exercise_id}")', *lines])
+
+
+def _known(exercise_id: str, get: Callable):
+    try:
+        return get(exercise_id)
+    except (LookupError, ValueError) as error:
+        raise BuildError(f"unknown exercise {exercise_id!r}: {error}") from error
 
 
 def _parameters(function: ast.FunctionDef) -> list[str]:
@@ -105,13 +119,17 @@ def _names(source: str) -> tuple[set[str], set[str]]:
 
 # ------------------------------------------------------------------------------------------------- building
 
-def make_notebook(path: Path, folder: str, get: Callable) -> NotebookNode:
+def make_notebook(path: Path, folder: str, get: Callable, published: str = "") -> NotebookNode:
     """The notebook of one lesson for `folder` ("notebooks" or "solutions"), without outputs.
+
+    Args:
+        published: the address of the course's repository, or "" when it has none.
 
     Raises BuildError for an exercise cell that is not as it must be, an unknown exercise, or a reference that
     uses a name which the lesson has neither imported nor defined by then.
     """
     cells, seen, known = [], {}, set(dir(builtins)) | {"display", "get_ipython"}
+    measured = costs.read(path.parent.parent)
     for number, cell in enumerate(jupytext.read(path, fmt="py:percent").cells, 1):
         tags = sorted(cell.metadata.get("tags", []))
         if any(ONLY_IN.get(tag, folder) != folder for tag in tags):
@@ -119,7 +137,7 @@ def make_notebook(path: Path, folder: str, get: Callable) -> NotebookNode:
         source = cell.source
         if cell.cell_type == "code":
             try:
-                source = _code(source, folder, get, known)
+                source = _code(source, folder, get, known, lambda id: costs.exercise_label(measured, path.stem, id))
             except (BuildError, SyntaxError) as error:
                 first = cell.source.strip().partition("\n")[0]
                 raise BuildError(f"{path.name}, cell {number} ({first!r}): {error}") from error
@@ -130,14 +148,41 @@ def make_notebook(path: Path, folder: str, get: Callable) -> NotebookNode:
         if tags:
             new.metadata["tags"] = tags
         cells.append(new)
+    extras = (badge(published, path.stem) if folder == "notebooks" else "", costs.lesson_label(measured, path.stem))
+    _add_to_title(cells[0], extras)
+    cells.insert(1, _setup_cell(published))
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=copy.deepcopy(METADATA))
     nbformat.validate(notebook)
     return notebook
 
 
-def _code(source: str, folder: str, get: Callable, known: set[str]) -> str:
+def badge(published: str, lesson: str) -> str:
+    """Markdown that opens an exercise notebook in Colab; empty unless the course is on GitHub."""
+    on_github = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", published)
+    return BADGE % f"github/{on_github[1]}/blob/main/notebooks/{lesson}.ipynb" if on_github else ""
+
+
+def _add_to_title(cell: NotebookNode, extras: tuple[str, ...]) -> None:
+    """Put the texts under the heading of the first cell."""
+    heading, _, rest = cell.source.partition("\n")
+    if cell.cell_type != "markdown" or not heading.startswith("# "):
+        raise BuildError("a lesson begins with a Markdown cell whose first line is its title (`# NN · …`)")
+    cell.source = "\n\n".join([heading, *filter(None, extras), rest.strip()]).strip()
+
+
+def _setup_cell(published: str) -> NotebookNode:
+    where = f"git+{published}" if published.startswith("https://") else published
+    source = SETUP.read_text(encoding="utf-8").rstrip().replace('SOURCE = ""', f"SOURCE = {json.dumps(where)}")
+    return nbformat.v4.new_code_cell(source, id="setup", metadata={"cellView": "form", "tags": ["setup"]})
+
+
+def _code(source: str, folder: str, get: Callable, known: set[str], label: Callable[[str], str]) -> str:
     """A code cell's source in `folder`; adds what it defines to `known`."""
     found = exercise_in(source)
+    if found and folder == "notebooks":
+        item = _known(found[0], get)
+        facts = [f"about {item.minutes} minutes", f"difficulty {item.difficulty} of 3", label(found[0])]
+        source = f"# {' · '.join(filter(None, facts))}\n{source}"
     if found and folder == "solutions":
         source = worked_cell(*found, get)
         used, defined = _names(source)
@@ -165,18 +210,18 @@ def lesson_sources(root: Path) -> list[Path]:
     return sorted((root / "lessons").glob("[0-9][0-9]_*.py"))
 
 
-def build(root: Path, get: Callable, *, execute: bool = False, only: str = "") -> list[Path]:
-    """Write every stale notebook whose name starts with `only`; returns what was written."""
+def build(root: Path, get: Callable, *, execute: bool = False, only: str = "", published: str = "") -> list[Path]:
+    """Write every stale notebook whose name starts with `only`, and the README; returns what was written."""
     written = []
     for path in lesson_sources(root):
         if not path.stem.startswith(only):
             continue
         for folder in ("notebooks", "solutions"):
-            notebook, target = make_notebook(path, folder, get), root / folder / f"{path.stem}.ipynb"
+            notebook, target = make_notebook(path, folder, get, published), root / folder / f"{path.stem}.ipynb"
             worked = folder == "solutions"
             if not (worked and execute) and not problems_of(target, notebook, worked):
                 continue
-            if worked:
+            if worked and (execute or not take_outputs(notebook, target)):
                 print(f"executing {target.relative_to(root)} …", flush=True)
                 run_notebook(notebook)
                 notebook.metadata = nbformat.from_dict(copy.deepcopy(METADATA))  # drop the Python version
@@ -185,7 +230,36 @@ def build(root: Path, get: Callable, *, execute: bool = False, only: str = "") -
             partial.write_text(dumps(notebook), encoding="utf-8")
             os.replace(partial, target)
             written.append(target)
+    readme = root / "README.md"
+    if readme.exists() and (text := _readme(root, published)) != readme.read_text(encoding="utf-8"):
+        readme.write_text(text, encoding="utf-8")
+        written.append(readme)
     return written
+
+
+def take_outputs(notebook: NotebookNode, target: Path) -> bool:
+    """Give `notebook` the outputs of the stored one, if that was executed well and has the same code cells."""
+    if not target.exists():
+        return False
+    stored = nbformat.read(target, as_version=4)
+    if problems_of(target, stored, worked=True):
+        return False
+    old, new = ([c for c in n.cells if c.cell_type == "code"] for n in (stored, notebook))
+    if [(c.id, c.id == "setup" or c.source) for c in old] != [(c.id, c.id == "setup" or c.source) for c in new]:
+        return False
+    for cell, before in zip(new, old, strict=True):
+        cell.outputs, cell.execution_count = before.outputs, before.execution_count
+    return True
+
+
+def _readme(root: Path, published: str) -> str:
+    """The README as it must be: the costs and the badges in its table of lessons."""
+    text = costs.with_costs((root / "README.md").read_text(encoding="utf-8"), costs.read(root))
+
+    def linked(match: re.Match) -> str:
+        return " ".join(filter(None, [match[1], badge(published, match[2])]))
+
+    return re.sub(r"(\]\(notebooks/([\w]+)\.ipynb\))(?: \[!\[Open in Colab\]\([^)]*\)\]\([^)]*\))?", linked, text)
 
 
 # ------------------------------------------------------------------------------------------------- checking
@@ -210,17 +284,26 @@ def problems_of(target: Path, expected: NotebookNode, worked: bool) -> list[str]
     return problems
 
 
-def check(root: Path, get: Callable) -> list[str]:
+def check(root: Path, get: Callable, published: str = "") -> list[str]:
     """One line per problem of the stored notebooks, without executing anything."""
     lines, expected = [], set()
     for path in lesson_sources(root):
         for folder in ("notebooks", "solutions"):
             target = root / folder / f"{path.stem}.ipynb"
             expected.add(target)
-            found = problems_of(target, make_notebook(path, folder, get), folder == "solutions")
+            found = problems_of(target, make_notebook(path, folder, get, published), folder == "solutions")
             lines += [f"{target.relative_to(root)}: {problem}" for problem in found]
     stored = {p for folder in ("notebooks", "solutions") for p in (root / folder).glob("*.ipynb")}
+    if (readme := root / "README.md").exists() and _readme(root, published) != readme.read_text(encoding="utf-8"):
+        lines.append("README.md: its table of lessons is stale")
     return lines + [f"{p.relative_to(root)}: no lesson of this name" for p in sorted(stored - expected)]
+
+
+def published_at(root: Path) -> str:
+    """The Source URL of the project under `root`; "" when it states none."""
+    path = root / "pyproject.toml"
+    project = tomllib.loads(path.read_text(encoding="utf-8"))["project"] if path.exists() else {}
+    return project.get("urls", {}).get("Source", "")
 
 
 def main(argv: list[str] | None = None, get: Callable | None = None) -> int:
@@ -229,16 +312,18 @@ def main(argv: list[str] | None = None, get: Callable | None = None) -> int:
     parser.add_argument("only", nargs="?", default="", help="the start of a lesson's name, for example 01")
     parser.add_argument("--check", action="store_true", help="list what is stale; build nothing")
     parser.add_argument("--execute", action="store_true", help="execute every solution again")
+    parser.add_argument("--source", help="where the course is published, for the badges and for Colab's installation")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent)
     args = parser.parse_args(argv)
     if get is None:
         from course_utils.exercises import get
     try:
+        published = published_at(args.root) if args.source is None else args.source
         if args.check:
-            lines = check(args.root, get)
+            lines = check(args.root, get, published)
             print("\n".join([*lines, "run: make notebooks"]) if lines else "up to date")
             return int(bool(lines))
-        for target in build(args.root, get, execute=args.execute, only=args.only):
+        for target in build(args.root, get, execute=args.execute, only=args.only, published=published):
             print(f"wrote {target.relative_to(args.root)} ({target.stat().st_size / 1e3:.0f} kB)")
         return 0
     except (BuildError, LessonError) as error:

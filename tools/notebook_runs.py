@@ -30,13 +30,15 @@ def course_environment(folder: Path) -> dict[str, str]:
 
 
 def run_notebook(
-    notebook: NotebookNode, env: dict[str, str] | None = None, on_cell: Callable[[], None] | None = None
+    notebook: NotebookNode, env: dict[str, str] | None = None, on_cell: Callable[[], None] | None = None,
+    on_kernel: Callable[[int], None] | None = None,
 ) -> NotebookNode:
     """Execute `notebook` in place and return it.
 
     Args:
         env: variables for the kernel, on top of this process's own and of `course_environment`.
         on_cell: called after each code cell.
+        on_kernel: called with the number of the kernel's process before the first cell.
 
     Raises:
         LessonError: at the first cell that raises, dies or takes longer than CELL_SECONDS; the outputs up to
@@ -46,6 +48,8 @@ def run_notebook(
     at = {"cell": code[0] if code else 0}
 
     def started(cell, cell_index):
+        if on_kernel and cell_index == code[0]:
+            on_kernel(client.km.provisioner.pid)
         at["cell"] = cell_index
 
     def executed(cell, cell_index, execute_reply):

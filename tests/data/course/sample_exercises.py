@@ -18,7 +18,7 @@ EXERCISES = {"00.double": times_two, "00.helper": from_a_helper, "00.lambda": la
 def get(id):
     if id not in EXERCISES:
         raise ValueError(f"there is no exercise {id!r}")
-    return SimpleNamespace(reference=EXERCISES[id])
+    return SimpleNamespace(reference=EXERCISES[id], minutes=5, difficulty=1)
 
 
 def exercise(id):
