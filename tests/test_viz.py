@@ -38,8 +38,13 @@ def shown(monkeypatch):
 def test_widget_is_small_and_has_tokens_escaped_and_numbers_rounded():
     widget = viz.attention_patterns(TOKENS, PATTERN[None] + 1e-6)
     assert len(widget.html) < 2000
-    assert props(widget)["tokens"] == ["&lt;bos&gt;", "the", "cat", "&lt;/script&gt;"]
+    assert props(widget)["tokens"] == ["&lt;bos&gt;&nbsp;", "the&nbsp;", "cat&nbsp;", "&lt;/script&gt;&nbsp;"]
     assert props(widget)["attention"][0][2] == [0.3333, 0.3333, 0.3333, 0.0]
+
+
+def test_tokens_that_bring_their_own_spaces_get_none():
+    widget = viz.attention_patterns(["<bos>", " the", " cat", "s"], PATTERN[None])
+    assert props(widget)["tokens"] == ["&lt;bos&gt;", " the", " cat", "s"]
 
 
 def test_widget_does_not_depend_on_noise_below_the_digits_kept():
