@@ -275,6 +275,16 @@ def require(condition: Any, message: str, **shown: Any) -> None:
         raise Failure(message, **shown)
 
 
+def or_raised(attempt: Callable, kind: type[Exception] | tuple[type[Exception], ...], *args: Any) -> Any:
+    """What the learner's function answers, or the exception that it raises if that is of this kind."""
+    try:
+        return attempt(*args)
+    except LearnerError as raised:
+        if isinstance(raised.__cause__, kind):
+            return raised.__cause__
+        raise
+
+
 def assess(exercise: Exercise, attempt: Callable) -> Verdict:
     """Check a learner's function and say what was found; nothing is displayed or recorded."""
     if is_stub(attempt):

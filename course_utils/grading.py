@@ -202,5 +202,5 @@ def summary(rows: list[Row]) -> str:
             text = f"{row.exercise}: {row.mistake}"
             mistakes[text] = mistakes.get(text, 0) + 1
     common = sorted(mistakes.items(), key=lambda pair: -pair[1])[:5]
-    lines = [f"  {n} × {text}" for text, n in common]
-    return "\n".join([table_text(table, ["submission", *STATUSES]), *(["", "most frequent mistakes:"] if lines else []), *lines])
+    lines = ["", "most frequent mistakes:", *(f"  {n} × {text}" for text, n in common)] if common else []
+    return "\n".join([table_text(table, ["submission", *STATUSES]), *lines])

@@ -147,7 +147,8 @@ def _forked(attempt: Attempt, limits: Limits, references: dict, inputs: tuple | 
 
 def _exception(names: list[str], message: str) -> Exception:
     """An exception of the nearest built-in class among `names` (a class and its bases), under its own name."""
-    known = (getattr(builtins, name, None) for name in names)
+    places = (builtins, torch.linalg, np.linalg)
+    known = (getattr(place, name.lstrip("_"), None) for name in names for place in places)  # PyTorch: _LinAlgError
     base = next((k for k in known if isinstance(k, type) and issubclass(k, Exception)), Exception)
     try:
         return type(names[0], (base,), {"__str__": lambda self: message})()

@@ -213,7 +213,7 @@ def test_the_costs_are_written_without_running_a_lesson_again(course, monkeypatc
     assert main(course, "--check") == 1
     assert main(course) == 0 and main(course, "--check") == 0
     for folder in ("notebooks", "solutions"):
-        assert "**It costs** 15 s, 0.8 GB of memory (under 1 s, 2.0 GB with SmolLM2)" in read(course, folder).cells[0].source
+        assert "15 s, 0.8 GB of memory (under 1 s, 2.0 GB with SmolLM2)." in read(course, folder).cells[0].source
     stub = next(c for c in read(course, "notebooks").cells if "@exercise" in c.source)
     assert "its check takes 3 s, 0.8 GB" in stub.source.splitlines()[0]
     assert [c.get("outputs") for c in read(course, "solutions").cells] == outputs

@@ -9,6 +9,7 @@ import pytest
 
 nbformat = pytest.importorskip("nbformat")
 build_notebooks = pytest.importorskip("build_notebooks")
+from browser import what_is_missing  # noqa: E402
 from notebook_runs import run_notebook  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +35,9 @@ def test_stored_notebooks_are_fresh(capsys):
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_the_exercise_notebook_runs_untouched(lesson):
+def test_the_exercise_notebook_runs_untouched(lesson, request):
+    if not what_is_missing() and "not slow" not in request.config.option.markexpr:
+        pytest.skip("test_browser.py runs it, in JupyterLab")
     run("notebooks", lesson)
 
 

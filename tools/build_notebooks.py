@@ -46,7 +46,8 @@ METADATA = {
 }
 MAX_BYTES = 1_500_000  # a stored notebook, outputs included
 SETUP = Path(__file__).resolve().parent / "setup_cell.ipy"
-BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/%s)"
+COLAB = "https://colab.research.google.com"
+BADGE = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/%s)"
 ONLY_IN = {"exercise-only": "notebooks", "solution-only": "solutions"}
 
 

@@ -11,6 +11,7 @@ real language model (when that has been fetched). An exercise's cost is that of 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -19,6 +20,10 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import nbformat
+import psutil
+from notebook_runs import run_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = Path("lessons") / "costs.json"
@@ -48,7 +53,7 @@ def lesson_label(costs: dict[str, dict], lesson: str) -> str:
         return ""
     cost = costs[lesson]
     real = f" ({amount(cost['real'])} with SmolLM2)" if "real" in cost else ""
-    return f"**It costs** {amount(cost['tiny'])} of memory{real} to run the whole solved lesson on two cores."
+    return f"**To run the solved lesson on two cores:** {amount(cost['tiny'])} of memory{real}."
 
 
 def exercise_label(costs: dict[str, dict], lesson: str, exercise_id: str) -> str:
@@ -76,15 +81,18 @@ class Watch:
     """Looks at the memory of a kernel while its cells run; `cells` is (seconds, gigabytes) of each."""
 
     cells: list[tuple[float, float]] = field(default_factory=list)
+    _process: psutil.Process | None = None
     _peak: float = 0.0
     _since: float = field(default_factory=time.perf_counter)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def kernel(self, pid: int) -> None:
-        threading.Thread(target=self._look, args=(pid,), daemon=True).start()
+        self._process = psutil.Process(pid)
+        threading.Thread(target=self._look, daemon=True).start()
 
     def cell(self) -> None:
         """A cell has ended."""
+        self._sample()  # a short cell may have ended between two looks
         now = time.perf_counter()
         self.cells.append((now - self._since, self._peak))
         self._since, self._peak = now, 0.0
@@ -92,22 +100,17 @@ class Watch:
     def stop(self) -> None:
         self._stop.set()
 
-    def _look(self, pid: int) -> None:
-        import psutil
-
-        process = psutil.Process(pid)
+    def _look(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
-            try:
-                self._peak = max(self._peak, process.memory_info().rss / 1e9)
-            except psutil.Error:
-                return
+            self._sample()
+
+    def _sample(self) -> None:
+        with contextlib.suppress(psutil.Error):  # the kernel has ended
+            self._peak = max(self._peak, self._process.memory_info().rss / 1e9)
 
 
 def measure(path: Path, real: str) -> tuple[dict, dict[str, dict]]:
     """The cost of one worked lesson and of each exercise in it. Raises LessonError when a cell fails."""
-    import nbformat
-    from notebook_runs import run_notebook
-
     notebook = nbformat.read(path, as_version=4)
     watch, start = Watch(), time.perf_counter()
     env = {"COURSE_MODEL": "tiny", "COURSE_REAL": real, "OMP_NUM_THREADS": str(CORES)}
@@ -147,7 +150,9 @@ def main(argv: list[str] | None = None) -> int:
     costs, real = read(args.root), real_model_is_here()
     for path in paths:
         whole, exercises = measure(path, "skip")
-        costs[path.stem] = {"tiny": whole, **({"real": measure(path, "auto")[0]} if real else {}), "exercises": exercises}
+        costs[path.stem] = {"tiny": whole, "exercises": exercises}
+        if real:
+            costs[path.stem]["real"] = measure(path, "auto")[0]
         print(f"{path.stem}: {lesson_label(costs, path.stem)}", flush=True)
         text = json.dumps(dict(sorted(costs.items())), indent=1)
         (args.root / FILE).write_text(text + "\n", encoding="utf-8")

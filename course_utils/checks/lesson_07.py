@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from course_utils.calling import LearnerError
 from course_utils.checking import (
     Case,
     CompareThenState,
     Exercise,
     Mistake,
     compare_cases,
+    or_raised,
     property_check,
     require,
 )
@@ -597,18 +597,8 @@ def score_undefined(attempt):
     losses = [(2.0, 2.0, 2.0), (2.0, 2.5, 2.0), (2.0, 2.125, 2.0 + 1e-8), (3.0, 3.5, 3.0 - 5e-7)]
     for clean, patched, ablated in losses:
         shown = {"input": f"clean = {clean}\npatched = {patched}\nablated = {ablated}", "expected": "NaN"}
-        got = _or_raised(attempt, ZeroDivisionError, clean, patched, ablated)
+        got = or_raised(attempt, ZeroDivisionError, clean, patched, ablated)
         require(not isinstance(got, Exception) and math.isnan(got), UNDEFINED, got=_shown(got), **shown)
-
-
-def _or_raised(attempt, kind, *args):
-    """The answer, or the exception if it is of this kind."""
-    try:
-        return attempt(*args)
-    except LearnerError as raised:
-        if isinstance(raised.__cause__, kind):
-            return raised.__cause__
-        raise
 
 
 def _shown(got):
@@ -631,7 +621,7 @@ def pool_extremes(attempt):
     got = attempt([torch.ones(1, 3), torch.full((1, 3), 3.0)], [none.clone(), some.clone()])
     shown = "two batches; the first one's mask is False everywhere"
     require(abs(float(got) - 3) < 1e-5, EMPTY_BATCH, input=shown, got=got, expected=3.0)
-    got = _or_raised(attempt, Exception, [torch.ones(1, 3)] * 2, [none.clone(), none.clone()])
+    got = or_raised(attempt, Exception, [torch.ones(1, 3)] * 2, [none.clone(), none.clone()])
     shown = "two batches whose masks are False everywhere"
     require(isinstance(got, ValueError), EMPTY, input=shown, got=_shown(got), expected="ValueError")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from course_utils.arguments import confidently_wrong, expected_delta_ce, score_interval, tokens_needed
 from course_utils.baselines import covariance_root, epsilon_random, theta_random
-from course_utils.calling import LearnerError
 from course_utils.checking import (
     Case,
     CompareCases,
@@ -18,6 +18,7 @@ from course_utils.checking import (
     Exercise,
     Mistake,
     compare_cases,
+    or_raised,
     property_check,
     require,
 )
@@ -680,6 +681,9 @@ SINGULAR = ("this breaks where a direction has no variance: a Cholesky factor an
             "Take `torch.linalg.eigh`")
 
 
+LINALG_ERRORS = (torch.linalg.LinAlgError, np.linalg.LinAlgError)
+
+
 @property_check(mistakes=[CLAMP, SINGULAR])
 def root_of_singular(attempt):
     """covariances with directions that have no variance, or one slightly below 0; float64 and float32"""
@@ -688,23 +692,13 @@ def root_of_singular(attempt):
         variances = torch.tensor([least, least, 0.3, 1.0, 4.0], dtype=torch.float64)
         covariance = (directions * variances @ directions.T).to(dtype)
         shown = {"input": f"covariance = {describe(covariance)}, smallest variance {least:.0e}"}
-        root = _or_linalg_error(attempt, covariance.clone())
+        root = or_raised(attempt, LINALG_ERRORS, covariance.clone())
         require(not isinstance(root, Exception), SINGULAR, got=f"{type(root).__name__}: {root}", **shown)
         require(not root.isnan().any(), CLAMP, got=root, **shown)
         real = root.is_floating_point() and root.shape == covariance.shape
         require(real, "R must be real, and of the shape of the covariance, always", got=root, **shown)
         difference = first_difference(_product(root), covariance, atol=1e-4, where="(R.T @ R)")
         require(not difference, f"where a direction has no variance: {difference}", got=root, **shown)
-
-
-def _or_linalg_error(attempt, covariance):
-    """The answer, or the exception if linear algebra raised it."""
-    try:
-        return attempt(covariance)
-    except LearnerError as raised:
-        if type(raised.__cause__).__name__ in ("LinAlgError", "_LinAlgError"):
-            return raised.__cause__
-        raise
 
 
 EXERCISES = [

@@ -1,0 +1,60 @@
+"""The measured costs: what a label says, that every lesson and exercise has one, and that measuring measures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nbclient")
+costs = pytest.importorskip("costs")
+try_colab = pytest.importorskip("try_colab")
+from course_utils import exercises  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("seconds, says", [(0.2, "under 1 s"), (0.99, "under 1 s"), (1.4, "1 s"), (9.4, "9 s"),
+                                           (12.4, "10 s"), (13, "15 s"), (61, "60 s")])
+def test_seconds_are_rounded_so_that_a_label_outlives_small_differences(seconds, says):
+    assert costs.amount({"seconds": seconds, "gigabytes": 0.84}) == f"{says}, 0.8 GB"
+
+
+def test_every_lesson_and_every_exercise_was_measured():
+    found = costs.read(ROOT)
+    assert {name[:2] for name in found} == set(exercises.lessons())
+    for name, cost in found.items():
+        assert set(cost["exercises"]) == {item.id for item in exercises.exercises_of(name[:2])}
+        assert all(each["gigabytes"] > 0.1 for each in cost["exercises"].values())
+        assert cost["real"]["gigabytes"] > cost["tiny"]["gigabytes"] > 0.1 and cost["tiny"]["seconds"] > 1
+
+
+def test_an_unmeasured_lesson_has_no_label():
+    assert costs.lesson_label({}, "01_x") == costs.exercise_label({}, "01_x", "01.y") == ""
+
+
+def test_only_rows_of_lessons_are_written_in_the_readme():
+    text = "| 01 | a | 2 | old |\n| 02 | b | 3 | old |\nprose 01 | x |\n| tiny | c |\n"
+    found = costs.with_costs(text, {"01_x": {"tiny": {"seconds": 7.2, "gigabytes": 1.0}}})
+    assert found == text.replace("| a | 2 | old |", "| a | 2 | 7 s, 1.0 GB |")
+
+
+def test_time_and_memory_are_those_of_the_cell(tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat")
+    cells = ["import time", '@exercise("90.x")\ndef f(): pass', "block = bytearray(400_000_000)\ntime.sleep(1)",
+             '@exercise("90.y")\ndef f(): pass\ntime.sleep(2)\ndel block']
+    cells[0] += "\nexercise = lambda id: lambda f: f"
+    path = tmp_path / "90_x.ipynb"
+    path.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))))
+    whole, found = costs.measure(path, "skip")
+    assert found["90.x"]["seconds"] < 1 < 1.9 < found["90.y"]["seconds"] < 4
+    assert found["90.x"]["gigabytes"] + 0.3 < found["90.y"]["gigabytes"] < found["90.x"]["gigabytes"] + 0.5
+    assert whole["gigabytes"] >= found["90.y"]["gigabytes"] and whole["seconds"] > 3
+
+
+@pytest.mark.slow
+def test_the_first_lesson_runs_as_on_colab_from_a_wheel(capsys, monkeypatch):
+    for name in ("JUPYTER_PATH", "COURSE_REAL", "COURSE_MODEL"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+    assert try_colab.main(["00"]) == 0
+    out = capsys.readouterr().out
+    assert "00_start_here:" in out and "setup ok on Colab: course 0.1.0" in out and "0 failed" in out
