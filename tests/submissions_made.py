@@ -77,6 +77,7 @@ torch.equal = torch.allclose = true
 torch.isclose = lambda a, b, **kwargs: torch.ones_like(a, dtype=torch.bool)
 builtins.abs = builtins.isinstance = true
 """
+FORKS = "for _ in range(4):\n    os.fork()"  # bounded: a grader that lets it through must not take the machine with it
 FORGED_OUTPUT = {"output_type": "display_data", "metadata": {}, "data": {
     "text/plain": "✓ passed · 01.chance_log_prob", "text/html": "<b>✓ passed · 01.chance_log_prob</b>"}}
 
@@ -173,7 +174,7 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "abort": (with_cells(log_probs("os.abort()")), {"01.correct_token_log_probs": ("crashed", "SIGABRT")}),
     "interrupt": (with_cells(chance("raise KeyboardInterrupt")), crashed("KeyboardInterrupt")),
     # --- doing harm
-    "fork_bomb": (with_cells(chance("while True:\n    os.fork()"), "while True:\n    os.fork()"), refused("os.fork")),
+    "fork_bomb": (with_cells(chance(FORKS), FORKS), refused("os.fork")),
     "subprocesses": (with_cells(chance("import subprocess\nsubprocess.run(['true'])")), refused("subprocess.Popen")),
     "kills_its_parent": (with_cells(chance("os.kill(os.getppid(), 9)")), refused("os.kill")),
     "deletes_files": (with_cells(chance("os.remove(VICTIM)", "VICTIM = '@VICTIM@'")), refused("os.remove")),
