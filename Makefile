@@ -64,13 +64,13 @@ course: $(READY)
 book: $(MORE_READY)
 	@$(PY) tools/build_book.py
 
-wheel: $(READY)
+wheel:
 	@rm -rf build/lib build/bdist*
-	@$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@"$(PYTHON)" -m pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
 # Everything that a room without internet installs, to be served from build/room (docs/workshop.md).
-room: wheel
+room: $(READY) wheel
 	@mkdir -p build/room/packages
 	@cp -r dist/*.whl build/room/packages
 	@cp requirements.lock build/room

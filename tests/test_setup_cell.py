@@ -24,17 +24,19 @@ class Session:
             monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
         if not colab:
             monkeypatch.delitem(sys.modules, "google.colab")
-        self.have_course(have_course)
+        self.have_course, self.pip_works, real = have_course, True, importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: (
+            None if name == "course_utils" and not self.have_course else real(name, *rest)))
 
-    def have_course(self, have: bool) -> None:
-        real = importlib.util.find_spec
-        self.patch.setattr(importlib.util, "find_spec",
-                           lambda name, *rest: None if name == "course_utils" and not have else real(name, *rest))
+    def pip(self, line: str) -> None:
+        """Noted down; "installed" unless it was told to fail."""
+        self.installed.append(line)
+        self.have_course = self.pip_works
 
     def run(self, source: str = "") -> str:
         """Run the cell; return what it printed. What it raises is raised."""
         shell = InteractiveShell()
-        shell.register_magic_function(self.installed.append, "line", "pip")
+        shell.register_magic_function(self.pip, "line", "pip")
         shell.run_cell(SETUP.replace('SOURCE = ""', f'SOURCE = "{source}"')).raise_error()
         return self.capsys.readouterr().out
 
@@ -61,7 +63,7 @@ def test_on_a_computer_with_the_course_it_installs_nothing(session):
 
 def test_on_a_computer_without_the_course_it_says_what_to_do(session):
     here = session(colab=False, have_course=False)
-    with pytest.raises(ModuleNotFoundError, match="choose the kernel .* or run `pip install -e .`"):
+    with pytest.raises(ModuleNotFoundError, match="choose the kernel .* or install it in this one"):
         here.run()
     assert here.installed == []
 
@@ -84,6 +86,16 @@ def test_on_colab_without_an_address_it_takes_the_newest_uploaded_wheel(session,
     there = session(colab=True, have_course=False)
     assert "setup ok" in there.run()
     assert there.installed == ["install -q faithful_circuits-0.2.0-py3-none-any.whl"]
+
+
+def test_on_colab_a_failed_installation_is_said(session, tmp_path):
+    (tmp_path / "faithful_circuits-0.1.0-py3-none-any (1).whl").touch()  # a name that pip refuses
+    there = session(colab=True, have_course=False)
+    with pytest.raises(FileNotFoundError, match="upload the course's wheel"):
+        there.run()
+    there.pip_works = False
+    with pytest.raises(RuntimeError, match="the installation failed"):
+        there.run("git+https://example.org/course")
 
 
 def test_on_colab_without_an_address_or_a_wheel_it_asks_for_one(session):
