@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields
 from multiprocessing.connection import Connection
@@ -196,11 +197,6 @@ def summary(rows: list[Row]) -> str:
         line = counts.setdefault(row.submission, dict.fromkeys(STATUSES, 0))
         line[row.status] += 1
     table = [[name, *(str(n) if n else "·" for n in line.values())] for name, line in counts.items()]
-    mistakes: dict[str, int] = {}
-    for row in rows:
-        if row.mistake:
-            text = f"{row.exercise}: {row.mistake}"
-            mistakes[text] = mistakes.get(text, 0) + 1
-    common = sorted(mistakes.items(), key=lambda pair: -pair[1])[:5]
+    common = Counter(f"{row.exercise}: {row.mistake}" for row in rows if row.mistake).most_common(5)
     lines = ["", "most frequent mistakes:", *(f"  {n} × {text}" for text, n in common)] if common else []
     return "\n".join([table_text(table, ["submission", *STATUSES]), *lines])

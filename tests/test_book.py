@@ -14,6 +14,7 @@ import pytest
 nbformat = pytest.importorskip("nbformat")
 
 import build_book  # noqa: E402
+from browser import find_chromium  # noqa: E402
 from build_book import ROOT, BookError, broken_links, read_lessons, remote_loads, rewrite_links  # noqa: E402
 
 LESSONS = {"00": "00_start_here", "03": "03_ablations"}
@@ -214,8 +215,7 @@ def test_a_warning_of_sphinx_stops_the_build_and_is_shown(tmp_path):
 def browser(book):
     """Chromium, from the system or from Playwright."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need Playwright")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next((found for found in map(shutil.which, names) if found), None)
+    program = find_chromium()
     with playwright.sync_playwright() as running:
         if not program and not Path(running.chromium.executable_path).exists():
             pytest.skip("the browser tests need Chromium")

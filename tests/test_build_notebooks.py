@@ -234,10 +234,10 @@ def test_one_setting_fills_every_badge_and_the_setup_cell(course, monkeypatch):
     assert main(course) == 0 and main(course, "--check") == 0
     title, setup = read(course, "notebooks").cells[:2]
     address = "https://colab.research.google.com/github/a/b/blob/main/notebooks/00_sample.ipynb"
-    assert title.source.startswith(f"# A sample lesson\n\n[![Open in Colab]") and f"]({address})" in title.source
+    assert title.source.startswith("# A sample lesson\n\n[![Open in Colab]") and f"]({address})" in title.source
     assert 'SOURCE = "git+https://github.com/a/b.git"' in setup.source
     assert "colab.research" not in "".join(c.source for c in read(course, "solutions").cells)
-    assert f".ipynb) [![Open in Colab]" in (course / "README.md").read_text()
+    assert ".ipynb) [![Open in Colab]" in (course / "README.md").read_text()
     assert main(course, "--source", "") == 0  # and none again when it is not set
     assert (course / "README.md").read_text() == README
 

@@ -1,6 +1,5 @@
 """The measured costs: what a label says, that every lesson and exercise has one, and that measuring measures."""
 
-import json
 from pathlib import Path
 
 import pytest

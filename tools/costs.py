@@ -23,7 +23,7 @@ from pathlib import Path
 
 import nbformat
 import psutil
-from notebook_runs import run_notebook
+from notebook_runs import run_notebook, stored_lessons
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = Path("lessons") / "costs.json"
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("only", nargs="?", default="", help="the start of a lesson's name, for example 06")
     parser.add_argument("--root", type=Path, default=ROOT)
     args = parser.parse_args(argv)
-    paths = [p for p in sorted((args.root / "solutions").glob("[0-9][0-9]_*.ipynb")) if p.stem.startswith(args.only)]
+    paths = stored_lessons(args.root / "solutions", args.only)
     if not paths:
         print(f"error: there is no worked lesson {args.only}*", file=sys.stderr)
         return 1

@@ -18,6 +18,11 @@ class LessonError(Exception):
     """A cell of a lesson failed; the message names the cell and what it raised."""
 
 
+def stored_lessons(folder: Path, only: str = "") -> list[Path]:
+    """The notebooks of the lessons in `folder`, in order, whose names start with `only`."""
+    return [path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if path.stem.startswith(only)]
+
+
 def course_environment(folder: Path) -> dict[str, str]:
     """The variables under which the stored outputs are made; everything personal points into `folder`."""
     return {

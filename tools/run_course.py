@@ -21,7 +21,7 @@ from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
-from notebook_runs import LessonError, run_notebook
+from notebook_runs import LessonError, run_notebook, stored_lessons
 from tqdm import tqdm
 
 from course_utils.report import passed
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT)
     args = parser.parse_args(argv)
     folder = args.root / "solutions"
-    paths = [p for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if p.stem.startswith(args.only)]
+    paths = stored_lessons(folder, args.only)
     if not paths:
         print(f"error: no worked lesson {args.only}* in {folder}; run `make notebooks`", file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import nbformat
 from build_notebooks import SETUP
-from notebook_runs import LessonError, run_notebook
+from notebook_runs import LessonError, run_notebook, stored_lessons
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = "import torch, numpy; print(torch.__version__, numpy.__version__)"
@@ -66,12 +66,12 @@ def make_it_colab(python: Path) -> None:
         subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "faithful-circuits"], check=True)
 
 
-def run(lesson: Path, python: Path, source: str, env: dict[str, str]) -> str:
-    """Run one notebook with that interpreter; returns what its setup cell printed. Raises LessonError."""
+def run(lesson: Path, source: str) -> str:
+    """Run one notebook with the course at `source`; returns what its setup cell printed. Raises LessonError."""
     notebook = nbformat.read(lesson, as_version=4)
     setup = next(cell for cell in notebook.cells if cell.id == "setup")
     setup.source = SETUP.read_text(encoding="utf-8").replace('SOURCE = ""', f"SOURCE = {source!r}")
-    run_notebook(notebook, env)
+    run_notebook(notebook)
     return "".join(output.get("text", "") for output in setup.outputs)
 
 
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("only", nargs="?", default="", help="the start of a lesson's name, for example 00")
     parser.add_argument("--python", type=Path, help="the interpreter of an environment made for this; it is changed")
     args = parser.parse_args(argv)
-    lessons = [p for p in sorted((ROOT / "notebooks").glob("*.ipynb")) if p.stem.startswith(args.only)]
+    lessons = stored_lessons(ROOT / "notebooks", args.only)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = make_wheel(folder / "wheel").as_uri()
@@ -101,16 +101,16 @@ def main(argv: list[str] | None = None) -> int:
         make_it_colab(python)
         os.environ.update(kernel_of(python, folder / "jupyter"), COURSE_REAL="skip", COURSE_MODEL="tiny")
         before = versions(python)
-        failed = [lesson.stem for lesson in lessons if not _tried(lesson, python, source)]
+        failed = [lesson.stem for lesson in lessons if not _tried(lesson, source)]
         after = versions(python)
     print(f"torch and numpy before {before}, after {after}; {len(lessons)} notebooks, {len(failed)} failed {failed}")
     return int(bool(failed) or before != after or not lessons)
 
 
-def _tried(lesson: Path, python: Path, source: str) -> bool:
+def _tried(lesson: Path, source: str) -> bool:
     start = time.perf_counter()
     try:
-        said = run(lesson, python, source, {})
+        said = run(lesson, source)
     except LessonError as error:
         print(f"{lesson.stem}: FAILED {error}", flush=True)
         return False
