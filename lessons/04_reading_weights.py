@@ -168,8 +168,7 @@ for token in sample:
 # %%
 @exercise("04.top_k_accuracy")
 def top_k_accuracy(
-    matrix: FactoredMatrix | Float[Tensor, "vocab vocab"], k: int = 1, *, best: str = "key",
-    tokens: Int[Tensor, "some"] | None = None
+    matrix: FactoredMatrix, k: int = 1, *, best: str = "key", tokens: Int[Tensor, "some"] | None = None
 ) -> float:
     """Share of tokens whose own entry (the diagonal) is among the k largest of its row, or of its column.
 

@@ -6,7 +6,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from course_utils.checking import Case, Exercise, Mistake, compare_cases
+from course_utils.checking import (
+    Case,
+    CompareThenState,
+    Exercise,
+    Mistake,
+    compare_cases,
+    or_raised,
+    property_check,
+    require,
+)
 from course_utils.checks.shared import planted_model, random_model, random_tokens, repeated_distinct
 from course_utils.heads import (
     duplicate_token_scores,
@@ -80,6 +89,8 @@ def formation_cases() -> list[Case]:
         Case(steps, torch.tensor([0.01, 0.6, 0.9, 0.8]), label="forms"),
         Case(steps, torch.tensor([0.01, 0.5, 0.3, 0.9]), label="dips"),
         Case(steps, torch.tensor([0.01, 0.1, 0.2, 0.7]), 0.15, label="another threshold"),
+        Case(steps, torch.tensor([0.7, 0.1, 0.2, 0.9]), label="is there from the start"),
+        Case(steps, torch.tensor([0.01, 0.1, 0.2, 0.7]), label="forms at the very end"),
     ]
 
 
@@ -317,6 +328,18 @@ FORMATION_MISTAKES = [
     ),
 ]
 
+NEVER = "there is no such step if no score reaches the threshold: return None"
+
+
+@property_check(mistakes=[NEVER], none_is_fine=True)
+def never_formed(attempt):
+    """None where no score reaches the threshold"""
+    steps, scores = [0, 100, 200], torch.tensor([0.1, 0.4, 0.3])
+    answer = or_raised(attempt, (IndexError, StopIteration, ValueError, RuntimeError), steps, scores.clone())
+    shown = f"{type(answer).__name__}: {answer}" if isinstance(answer, Exception) else answer
+    require(answer is None, NEVER, input=f"steps = {steps}\nscores = {scores.tolist()}", got=shown)
+
+
 
 EXERCISES = [
     Exercise(
@@ -402,7 +425,7 @@ EXERCISES = [
         id="02.formation_step",
         title="When did it form?",
         reference=formation_step,
-        check=compare_cases(formation_cases, FORMATION_MISTAKES),
+        check=CompareThenState(compare_cases(formation_cases, FORMATION_MISTAKES), never_formed),
         hints=(
             "Go through steps and scores together, in order.",
             "Stop at the first score that is at least the threshold; if there is none, return None.",

@@ -137,7 +137,7 @@ def dead_cases() -> list[Case]:
 
 
 def strongest_cases() -> list[Case]:
-    few = (drawn(6, 5, seed=1).abs() - 0.3).relu()
+    few = 0.2 * (drawn(6, 5, seed=1).abs() - 0.3).relu()                # active, and far below 1
     few[[1, 4]] = 0                                                     # nowhere active in these
     clustered = drawn(8, 6, seed=2).relu()
     clustered[2] += 2                                                   # the largest of all are in one sequence

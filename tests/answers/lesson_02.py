@@ -321,6 +321,15 @@ def last_crossing(steps, scores, threshold=0.5):
     return steps[below[-1] + 1]
 
 
+def first_of_all(steps, scores, threshold=0.5):
+    return next(step for step, score in zip(steps, scores.tolist()) if score >= threshold)
+
+
+def first_by_argmax(steps, scores, threshold=0.5):
+    """argmax of "has reached" is 0 where nothing has."""
+    return steps[int((scores >= threshold).int().argmax())]
+
+
 def formation_by_loop(steps, scores, threshold=0.5):
     for step, score in zip(steps, scores.tolist()):
         if score >= threshold:
@@ -466,6 +475,8 @@ ANSWERS = {
             Wrong(fixed_threshold, says="the threshold is ignored"),
             Wrong(strictly_above),
             Wrong(last_crossing),
+            Wrong(first_of_all, says="return None"),
+            Wrong(first_by_argmax, says="return None"),
         ],
         accept=[formation_by_loop, formation_by_tensor],
     ),
