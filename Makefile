@@ -118,5 +118,6 @@ test: $(MORE_READY) $(PEERS_READY) real-model
 	@$(PY) $(PYTEST) -m "not hub and not peers and not matrix" --ignore tests/test_lessons_without_jupyter.py tests
 
 clean:
-	rm -rf build .venv .venv-peers *.egg-info .pytest_cache .hypothesis
+	rm -rf build/book build/html build/room build/lib build/bdist* build/measured.jsonl dist
+	rm -rf .venv .venv-peers *.egg-info .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,7 +18,6 @@ from pathlib import Path
 
 PACKAGE = "faithful-circuits"
 OK, NOTE, PROBLEM = "ok", "note", "problem"
-NEEDED_MB = 400         # free space that SmolLM2 needs while it is unpacked
 HUB_SECONDS = 4
 
 
@@ -138,23 +137,27 @@ def check_jupyter() -> Finding:
 def check_cache() -> Finding:
     """The folder for downloaded models can be written and has room."""
     from course_utils.paths import cache_dir
+    from course_utils.smollm2 import NEED_MB
 
-    return _folder("cache folder", cache_dir(), NEEDED_MB, "COURSE_CACHE")
+    return _place("cache folder", cache_dir(), NEED_MB, "COURSE_CACHE")
 
 
 def check_progress() -> Finding:
     """The file of passed exercises can be written."""
     from course_utils.paths import progress_file
 
-    return _folder("progress file", progress_file(), 1, "COURSE_PROGRESS")
+    return _place("progress file", progress_file(), 1, "COURSE_PROGRESS", is_file=True)
 
 
-def _folder(name: str, path: Path, needed_mb: int, variable: str) -> Finding:
-    """Whether something can be written at this path, which need not exist yet."""
+def _place(name: str, path: Path, needed_mb: int, variable: str, is_file: bool = False) -> Finding:
+    """Whether a folder, or a file, can be written at this path, which need not exist yet."""
     there = next(parent for parent in (path, *path.parents) if parent.exists())
+    if there.is_dir() == (is_file and there == path):               # a file where a folder is needed, or the reverse
+        kind = "folder" if there.is_dir() else "file"
+        return Finding(name, NOTE, f"{path}: {there} is a {kind}", f"set {variable} to another place")
     if not os.access(there, os.W_OK):
         return Finding(name, NOTE, f"{path}: {there} is not writable", f"set {variable} to a place that is")
-    free = shutil.disk_usage(there).free / 1e6
+    free = shutil.disk_usage(there).free / 2**20
     if free < needed_mb:
         return Finding(name, NOTE, f"{path}: {free:.0f} MB free", f"make room for {needed_mb} MB, or set {variable}")
     return Finding(name, OK, f"{path}, {free / 1000:.0f} GB free")

@@ -129,7 +129,12 @@ def solution(id: str) -> None:
 
 
 def progress_table(lesson: str | None = None) -> tuple[list[list[str]], list[str], str]:
-    """Rows, header, closing line: each exercise (of one lesson), its status, attempts, last mistake."""
+    """Rows, header, closing line: each exercise (of one lesson), its status, attempts, last mistake.
+
+    Raises ValueError that lists the lessons if there is none of this number.
+    """
+    if lesson is not None and lesson not in lessons():
+        raise ValueError(f"there is no lesson {lesson!r}; there are {', '.join(lessons())}")
     standings = progress_store.standings(progress_store.read())
     items = [item for number in ([lesson] if lesson else lessons()) for item in exercises_of(number)]
     rows = []
@@ -177,5 +182,5 @@ def _quantity(value: Any, unit: str) -> str:
     if isinstance(value, str):
         return value
     number = float(value)
-    text = f"{number:.0f}" if abs(number) >= 1000 or number == int(number) else f"{number:.3g}"
+    text = f"{number:.0f}" if abs(number) >= 1000 or number.is_integer() else f"{number:.3g}"
     return f"{text.replace('-', '−')} {unit}".rstrip()

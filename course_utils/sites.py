@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -99,10 +100,9 @@ def activations_in_batches(
 
     for batch in tqdm(tokens.split(batch_size), desc="activations", delay=1, disable=bars_are_off()):
         seen: list[Tensor] = []
-        try:
+        with contextlib.suppress(Enough):
             model.run_with_hooks(batch, return_type=None, fwd_hooks=[(site.hook_name, keep)])
-        except Enough:
-            yield site.flat(seen[0])
+        yield site.flat(seen[0])
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ from course_utils.exercises import exercise, hint, predict, progress, reveal, so
 from course_utils.language import StoryLanguage
 from course_utils.models import MODELS, load_model, load_real_model
 from course_utils.report import measured
+from course_utils.story_grammar import PLACES
 from course_utils.viz import attention_patterns, plot_attention, plot_by_position, plot_next_tokens
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here; print(MODELS) lists them
@@ -50,9 +51,9 @@ MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here; prin
 # random tokens that repeat. `training/train_tiny.py` makes it again from nothing.
 #
 # The model arrives wrapped in TransformerLens's `TransformerBridge`, which gives every activation a name.
-# Two changes have been made to the weights that alter no prediction: the scale of each LayerNorm has been
-# multiplied into the weights that follow it, and the weights that write into the residual stream have had
-# their mean removed.
+# Some changes have been made to the weights that alter no probability. Each LayerNorm's scale and shift are
+# folded into the weights that follow it; the weights that write into the residual stream, and the
+# unembedding, have had their mean removed; and the biases of the values are moved into the output's bias.
 
 # %%
 model = load_model(MODEL)
@@ -99,10 +100,12 @@ def top_tokens(model: TransformerBridge, text: str, k: int = 5) -> list[tuple[st
 # %%
 for word, prob in top_tokens(model, prompt, k=5):
     print(f"{word!r:15} {prob:.4f}")
+if MODEL == "tiny":
+    print(f"the truth: one of {len(PLACES)} places, {1 / len(PLACES):.4f} each")
 
 # %% [markdown]
-# If you are on `tiny`: many places, all about equally likely. That is not the model being unsure of itself.
-# As you will see below, it is the right answer.
+# If you are on `tiny`: many places, all about equally likely. That is not the model being unsure of itself:
+# the program that writes the stories draws this place by lot, as you will see below.
 #
 # ## 3 · Looking inside
 #
@@ -151,8 +154,7 @@ attention_patterns(words, torch.stack(patterns))
 # d_head]`.
 #
 # Use `model.run_with_hooks(tokens, fwd_hooks=[(name, function)])`. It removes the hooks afterwards. A hook
-# that stays on changes every later run, silently; it is the commonest mistake in this trade, and the check
-# looks for it.
+# that stays on changes every later run, silently. It is an easy mistake, and the check looks for it.
 
 # %%
 @exercise("00.without_head")
@@ -178,6 +180,8 @@ for head, change in enumerate(changes):
 reveal("00.largest_change", max(changes))
 
 # %% [markdown]
+# In `tiny` a change of 0.006 looks like nothing. But the likeliest word has a probability of only 0.017.
+#
 # ## 5 · A known truth
 #
 # For natural text nobody knows the true probability of the next word, so nobody can say how far a model is
@@ -243,8 +247,14 @@ plot_by_position({"entropy of the truth (the floor)": sample.entropy.mean(0),
 # %% [markdown]
 # The two lines all but coincide, except at the right edge. In training, rows were 128 tokens long, and the
 # logits at the last position had no next token to be compared with: nobody ever taught the model to predict
-# from there. A plot by position shows at once what a mean hides, and measures in later lessons leave the
-# last position out.
+# from there. That one position of 128 makes more than a third of the KL above:
+
+# %%
+print(f"KL at the last position {kl[:, -1].mean():.2f} nats; mean without it {kl[:, :-1].mean():.3f}")
+
+# %% [markdown]
+# A plot by position shows at once what a mean hides, and measures in later lessons leave the last position
+# out. (`measured`, in some cells, shows nothing here: it notes a number for the table that `make course` prints.)
 
 # %% [markdown]
 # ## 6 · Does it hold in a real language model?

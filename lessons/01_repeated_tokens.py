@@ -152,6 +152,9 @@ first, boundary, inner = split_halves(log_probs, SEQ_LEN)
 print(f"first copy {first:.3f} nats | boundary token {boundary:.3f} | rest of the second copy {inner:.3f}")
 
 # %% [markdown]
+# So the boundary token of `tiny` lies between the honest bet (−2.64) and the best one under its training (−0.83),
+# nearer the bold one.
+#
 # The article reports the mean over *all* n tokens of the second copy, boundary included. How much does that
 # one token weigh?
 
@@ -171,8 +174,8 @@ reveal("01.second_half", second)
 # %% [markdown]
 # The same arithmetic on numbers published for GPT-2 small: TransformerLens's main demo stores a loss of
 # 0.399 nats on the second copy, and 0.183 without the boundary token. If both are means over copies of 50
-# tokens, the boundary token alone must have had the loss below: less than 2 % of the tokens, more than half
-# of the reported loss.
+# tokens, the boundary token alone must have had the loss below: one token in fifty, and more than half of the
+# reported loss.
 
 # %%
 loss_with, loss_without = 0.399, 0.183              # quoted: stored in TransformerLens Main_Demo
@@ -204,7 +207,7 @@ print(f"accuracy: first copy {correct[:, :SEQ_LEN].mean():.3f}, second copy {cor
 
 # %% [markdown]
 # Mind the boundary here too. For a model that does not hedge it is a miss, and accuracy cannot pass 49/50 =
-# 0.98. For one that does, "it begins again" is the best guess *everywhere* in the first copy (any other
+# 0.98. For one that does, "it begins again" is the best guess nearly *everywhere* in the first copy (any other
 # token is one in a thousand), and it comes true exactly once. That is why a second-half accuracy above 0.98
 # is no mistake, and no clairvoyance either.
 #
@@ -242,6 +245,8 @@ plot_by_position(
     ylabel="mean log-probability (nats)", x=torch.tensor(lengths), xlabel="tokens in one copy")
 
 # %% [markdown]
+# In `tiny` it does: three tokens are enough.
+#
 # ## 7 · Beside the published numbers
 #
 # The article gives, for GPT-2 small, −13.898 and −0.644 nats and accuracies of 0.0 and 0.93. These are
@@ -260,8 +265,9 @@ for name, ours, published in rows:
 
 # %% [markdown]
 # Compare each first copy with *its* chance level: a larger vocabulary makes chance lower (−10.82 nats for
-# GPT-2's 50,257 tokens). What makes a model do worse than chance there is confidence: trained on text, it
-# expects words that random tokens do not bring.
+# GPT-2's 50,257 tokens). What makes a model do worse than chance there is confidence. Trained on text, it
+# expects words that random tokens do not bring. `tiny` pays for its hedge, too: what it bets on "it begins
+# again" is missing elsewhere.
 #
 # ## 8 · Does it hold in a real language model?
 
@@ -286,8 +292,9 @@ if real_model is not None:
         title="SmolLM2-135M on repeated random tokens"))
 
 # %% [markdown]
-# The jump is there, in a model that nobody trained on repeated noise: it comes from reading text. Note the
-# standard error: with four sequences, the second digit of such a number means little.
+# The rise is there, in a model that nobody trained on repeated noise: it comes from reading text. It is no
+# jump: some ten tokens pass before the model makes much use of the repeat. Note the standard error: with four
+# sequences, the second digit of such a number means little.
 #
 # ## What this does not show
 #

@@ -78,7 +78,9 @@ def second_copy_loss(
 logits = model(tokens)
 unshifted = F.cross_entropy(logits[:, SEQ_LEN:-1].flatten(0, 1), tokens[:, SEQ_LEN:-1].flatten())
 clean_loss = second_copy_loss(logits, tokens, SEQ_LEN)
-print(f"second copy: {clean_loss:.3f} nats; the same without the shift: {unshifted:.3f} nats")
+first = F.cross_entropy(logits[:, 1:SEQ_LEN].flatten(0, 1), tokens[:, 1:SEQ_LEN].flatten())
+print(f"second copy: {clean_loss:.3f} nats; the same without the shift: {unshifted:.3f} nats "
+      f"(in the first copy {first:.3f})")
 
 # %% [markdown]
 # A model that has understood repetition is sure of the *next* token, so it gives the present one almost no
@@ -182,28 +184,30 @@ for layer, row in zip(LAYERS, sweep):
     print(f"layer {layer:2}: mean of single patches {row.mean():7.4f} nats, all at once {everywhere:7.3f}")
 
 # %% [markdown]
-# In `tiny`, a twentieth of a nat per position in the last layer looks harmless on the colour scale. It is
-# nearly three nats of damage at each patched token, divided by fifty.
+# In `tiny`, a twentieth of a nat per position in the last layer is a small number. It is nearly three nats of
+# damage at each patched token, divided by fifty.
 #
 # ### What is special about the first token?
 #
 # The article sees an effect only at "the first token". Its loop starts at position seq_len, which is the *last
-# token of the first copy*, and patches it with the output of position 0: the MLP output of BOS. (And it never
-# reaches the last token.) `as_published=True` uses exactly that range.
+# token of the first copy*, and patches it with the output of position 0: the MLP output of BOS. (It never reaches
+# the last token, which does no harm: nothing is predicted from there.) `as_published=True` uses exactly that range.
 
 # %%
 published = mlp_patch_sweep(model, one, SEQ_LEN, layers=LAYERS, as_published=True)
 for layer, theirs, ours in zip(LAYERS, published, sweep):
     output = cache[mlp_out(layer)].norm(dim=-1)                         # [batch, pos]
     print(f"layer {layer:2}: column 0 {theirs[0]:6.3f} nats, column 1 {theirs[1]:6.3f}; "
-          f"‖MLP output‖ at BOS {output[:, 0].mean():6.1f}, elsewhere {output[:, 1:].mean():5.1f}")
+          f"‖MLP output‖ at BOS {output[:, 0].mean():6.1f}, just after it {output[:, 1].mean():5.1f}, "
+          f"later {output[:, 2:].mean():5.1f}")
 assert torch.allclose(published[:, 1:], sweep[:, :-1], atol=1e-5)
 
 # %% [markdown]
 # The article's first column is no token of the second copy at all. It gives the first copy's last token the MLP
 # output of BOS, a vector unlike any other and several times as large. Whatever effect there is in that column
-# is about BOS. From there on both ranges agree, shifted by one. (Column 1 is the boundary token. `tiny` has a
-# second, real effect there: it is the one place where nothing says yet that a repeat has begun.)
+# is about BOS. From there on both ranges agree, shifted by one. (Column 1 is the boundary token. What `tiny` shows
+# there in layer 0 is about the source again: the first token of all, just after BOS, has an MLP output that is
+# unlike later ones, too.)
 #
 # So the experiment is right as an experiment, and "MLPs do not matter" does not follow from it.
 #
@@ -242,12 +246,14 @@ reveal("03.worst_mlp", LAYERS[by_kind["mean"].argmax()])
 in_bars = {kind: {f"MLP {layer}": float(value) for layer, value in zip(LAYERS, values)}
            for kind, values in by_kind.items()}
 patched = {f"MLP {layer}": float(row.mean()) for layer, row in zip(LAYERS, sweep)}
-plot_bars({"patched, mean of positions": patched, **in_bars}, "change of the loss (nats)", title=f"{MODEL}: the same MLPs, four questions")
+plot_bars({"patched, mean of positions": patched, **in_bars}, "change of the loss (nats)",
+          title=f"{MODEL}: the same MLPs, four questions")
 
 # %% [markdown]
-# The three kinds do not agree with each other either, and they need not: they ask different questions. What
-# they have in common is the verdict on `tiny`: its MLPs of layers 0 to 2 are dispensable *for this task*, the
-# last one is not. The patching experiment could not tell the two groups apart by eye.
+# (The patches are those of one sequence, the ablations those of ten.) The three kinds do not agree with each other
+# either, and they need not: they ask different questions. What they have in common is the verdict on `tiny`: its
+# MLPs of layers 0 to 2 are dispensable *for this task*, the last one is not. Patching had pointed at the same
+# layer, but with a number that is easy to dismiss.
 
 # %%
 measured("median change, one MLP position patched", sweep.abs().median(), unit="nats",
@@ -289,26 +295,29 @@ plot_head_scores(head_scores, f"{MODEL}: mean ablation of each head (rows are la
                  unit="change of the loss (nats)", diverging=True)
 
 # %% [markdown]
-# In `tiny` two heads of layer 0 carry everything. One is the previous-token head. The other scores low on all
-# of lesson 02's stripes: it looks at the token *itself* (lesson 05 finds out what for). And the induction
-# heads, without which there should be no induction? Each of them can go, and almost nothing happens.
+# In `tiny` two heads of layer 0 stand out: without either, the second copy is lost. One is the previous-token
+# head. The other scores low on all of lesson 02's stripes: it looks at the token *itself* (lesson 04 shows it,
+# lesson 05 finds out what for). And the induction heads, without which there should be no induction? Each of
+# them can go, and almost nothing happens.
 #
 # There are several of them. Take them away together, one after the other:
 
 # %%
-ranked = [head for head, score in top_heads(induction, 4) if score > 0.3]
-gone = []
-for layer, head in ranked:
-    gone.append((layer, head))
-
+def loss_without(heads):
+    """`second_copy_loss` when the z of all these heads is replaced by its mean."""
     def remove(z, hook):
-        heads = [head for layer, head in gone if layer == hook.layer()]
-        z[:, :, heads] = ablate(z[:, :, heads], "mean")
+        own = [head for layer, head in heads if layer == hook.layer()]
+        z[:, :, own] = ablate(z[:, :, own], "mean")
         return z
 
-    hooks = [(hook_z(layer), remove) for layer in {layer for layer, _ in gone}]
-    loss = second_copy_loss(model.run_with_hooks(tokens, fwd_hooks=hooks), tokens, SEQ_LEN)
-    print(f"without {', '.join(f'{layer}.{head}' for layer, head in gone)}: {loss:.3f} nats")
+    hooks = [(hook_z(layer), remove) for layer in {layer for layer, _ in heads}]
+    return second_copy_loss(model.run_with_hooks(tokens, fwd_hooks=hooks), tokens, SEQ_LEN)
+
+
+strongest = [head for head, score in top_heads(induction, 4) if score > 0.3]     # no head that is none
+for count in range(1, len(strongest) + 1):
+    names = ", ".join(f"{layer}.{head}" for layer, head in strongest[:count])
+    print(f"without {names}: {loss_without(strongest[:count]):.3f} nats")
 
 # %% [markdown]
 # Any one is dispensable, because the others do the same. The effect of an ablation says what the rest of the
@@ -408,7 +417,7 @@ plot_bars({"direct": {part: inner[part] for part in largest}}, "added to the rig
 # %% [markdown]
 # In `tiny` the induction heads and the last MLP say the right token aloud; the previous-token head, without
 # which nothing works, says nothing: it talks to other heads, not to the output. And each induction head adds
-# some three units to the right logit, though each can go without a loss. Direct attribution counts what is
+# some three units to the right logit, though each can go almost without a loss. Direct attribution counts what is
 # *said*, ablation what is *missed*. Neither replaces the other.
 #
 # ## 7 · Which question was it?
@@ -441,9 +450,9 @@ if real_model is not None:
     measured("SmolLM2: first MLP, change by mean ablation", real_mean[0], unit="nats", at_least=3)
 
 # %% [markdown]
-# Here is the article's conclusion at its most wrong. The first MLP of SmolLM2 puts out the same vector for the
-# same token in both copies, so that patching one with the other does nothing; take its output away, and the
-# model loses everything. The experiment compared a thing with itself.
+# Here the experiment fails most clearly. The first MLP of SmolLM2 puts out nearly the same vector for the same
+# token in both copies, so that patching one with the other does next to nothing; put the mean in its place, and
+# the loss rises by more than ten nats. The experiment compared a thing with itself.
 
 # %%
 if real_model is not None:
@@ -457,8 +466,8 @@ if real_model is not None:
     measured("SmolLM2: best previous-token head ablated", real_heads.max(), unit="nats")
 
 # %% [markdown]
-# The previous-token head is as indispensable as in `tiny`; the best induction head, with fewer equals beside
-# it, is missed too.
+# Without the previous-token head the second copy suffers badly, as in `tiny`. The best induction head is missed
+# too, although lesson 02 found four more with scores above 0.5.
 #
 # ## What this does not show
 #
@@ -478,10 +487,10 @@ if real_model is not None:
 # - A gradient ranks candidates; saturation hides the largest effects from it.
 # - Direct attribution sees who speaks to the output, not who speaks to other parts.
 #
-# Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), the patching experiment; Neel Nanda,
-# "Attribution patching" (2023); Wang et al., "Interpretability in the Wild" (2022), resample ablation and
-# back-up heads; nostalgebraist, "interpreting GPT: the logit lens" (2020), for reading the residual stream
-# through the unembedding; the ablation of all heads instead of one: SAELens pull request 163.
+# Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), the patching experiment; Neel Nanda, "Attribution
+# patching" (2023); Chan et al., "Causal Scrubbing" (2022), resample ablation; Wang et al., "Interpretability in
+# the Wild" (2022), back-up heads; nostalgebraist, "interpreting GPT: the logit lens" (2020), for reading the
+# residual stream through the unembedding; the ablation of all heads instead of one: SAELens pull request 163.
 #
 # Next: **04 · Reading weights**, where we read from a head's matrices what it looks for and what it copies.
 

@@ -33,7 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils import circuits
 from course_utils.charts import plot_bars
-from course_utils.circuits import (composition_scores, effective_embedding, full_OV_circuit, full_QK_circuit,
+from course_utils.circuits import (composition_scores, effective_embedding,
                                    head_weights, normalize, rotate, top_k_accuracy)
 from course_utils.clean_run import CleanRun
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
@@ -92,8 +92,8 @@ print(f"random matrices of the same shape: {min(by_chance):.3f} to {max(by_chanc
       f"1/√d_model = {d_model ** -0.5:.3f}")
 
 # %% [markdown]
-# A score means something only beside that baseline, and beside the other heads. `composition_scores(model, "K")` has
-# it for all pairs; here are all heads that could read the previous-token head, through their keys.
+# A score means something only beside that baseline, and beside the other heads. `composition_scores(model, "K")`
+# has it for all pairs; here are all heads that could read the previous-token head, through their keys.
 
 # %%
 K_scores = composition_scores(model, "K")
@@ -101,7 +101,7 @@ plot_head_scores(K_scores[previous], f"{MODEL}: K-composition with {name(previou
                  unit="composition score")
 
 # %% [markdown]
-# The induction heads stand out, but not by far: about twice the chance level in `tiny`. The score weighs all
+# The induction heads stand out, but not by far: less than twice the chance level in `tiny`. The score weighs all
 # directions alike, those that carry tokens and those that are never used. So ask about tokens.
 #
 # ## 2 · The circuit of two heads
@@ -110,12 +110,12 @@ plot_head_scores(K_scores[previous], f"{MODEL}: K-composition with {name(previou
 # sides of that score:
 #
 # - **query**: W_E W_Q of the induction head;
-# - **key**: the token one position earlier goes through W_V and W_O of the previous-token head, and there W_K of the
-#   induction head reads it: W_E W_V W_O W_K.
+# - **key**: the token one position earlier goes through W_V and W_O of the previous-token head, and there W_K of
+#   the induction head reads it: W_E W_V W_O W_K.
 #
-# Their product is the **K-composition full circuit**, [queries × keys]. The signature is the article's. (Its code takes
-# W_E and W_Q from a global variable `gpt2_small` and the rest from its argument: call that with another model, and it
-# mixes the two.)
+# Their product is the **K-composition full circuit**, [queries × keys]. The signature is the article's. (Its code
+# takes W_E and W_Q from a global variable `gpt2_small` and the rest from its argument: call that with another
+# model, and it mixes the two.)
 
 # %%
 @exercise("05.K_comp_full_circuit")
@@ -158,22 +158,26 @@ print(f"{name(previous)} → {name(induction)}: best key {best_key:.3f}, best qu
       f"chance {1 / vocab:.5f}")
 
 # %% [markdown]
-# Say which direction you mean. "Best key for each query" asks whether the head would look at the right place. "Best
-# query for each key" asks whether a key is asked for by the right token. The article gives one number for GPT-2 small,
-# 0.2283 (*quoted*), and does not say which.
+# Say which direction you mean. "Best key for each query" asks whether the head would look at the right place.
+# "Best query for each key" asks whether a key is asked for by the right token. The article gives one number for
+# GPT-2 small, 0.2283 (*quoted*), and does not say which.
 #
 # ## 3 · Compared with what?
 #
 # Chance is 1 / vocabulary, but is it the right comparison? *Any* two heads might match a token with itself to some
 # degree, since both sides begin with the same W_E. A control group answers: random pairs of heads, without those
-# that the claim is about.
+# that the claim is about. (`tiny` has just 40 such pairs, so these are all of them.) A harder control keeps the
+# induction heads and changes the sender: the *other* heads of the previous-token head's layer.
 
 # %%
 @exercise("05.random_head_pairs")
 def random_head_pairs(
     n_layers: int, n_heads: int, n_pairs: int, *, exclude: Sequence[tuple[int, int]] = (), seed: int = 0
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Different pairs ((layer, head), (later layer, head)), drawn alike from all without excluded heads."""
+    """Different pairs ((layer, head), (later layer, head)), none with an excluded head.
+
+    Each such pair is equally likely. The same seed gives the same pairs, another seed others.
+    """
     raise NotImplementedError
 
 
@@ -185,6 +189,10 @@ some = None if vocab < 5000 else subset[:300]
 control = torch.tensor([top_k_accuracy(K_comp_full_circuit(model, a[0], b[0], a[1], b[1]), tokens=some)
                         for a, b in pairs])
 print(f"{len(pairs)} random pairs: median {control.median():.4f}, highest {control.max():.4f}")
+senders = [(previous[0], head) for head in range(model.cfg.n_heads) if head != previous[1]]
+harder = [top_k_accuracy(K_comp_full_circuit(model, a[0], b[0], a[1], b[1]), tokens=some)
+          for a in senders for b in {induction, *strong} if a[0] < b[0]]
+print(f"other heads of layer {previous[0]} into the induction heads: highest {max(harder, default=0):.4f}")
 floor = max(control.median().item(), 1 / vocab)         # a median of 0 would make any ratio infinite
 plot_bars({"best key": {f"{name(previous)} → {name(induction)}": best_key,
                         "highest of 40 random pairs": control.max().item(),
@@ -201,16 +209,17 @@ measured("K-composition over the median random pair", best_key / floor, unit="ti
 # %% [markdown]
 # ## 4 · What the circuit leaves out
 #
-# The plain circuit is made of four matrices and W_E. The model does more. Put the rest back, one thing at a time:
+# The plain circuit is made of four matrices and W_E. The model does more. Put the rest back, piece by piece:
 #
-# - **norm**: each head divides its input by a scale. With tokens alone we know that scale for the query's token and for
-#   the token that the previous-token head reads. (The scale where the keys are read depends on everything else at that
-#   position; it stays out.)
-# - **b_Q**: the query's bias. It adds the *same* amount, b_Q · key, to every query's score with a key. So it can change
-#   which key is best for a query, but never which query is best for a key. (b_K does the opposite.)
+# - **norm**: each head divides its input by a scale. With tokens alone we know that scale for the query's token
+#   and for the token that the previous-token head reads. (The scale where the keys are read depends on everything
+#   else at that position; it stays out.)
+# - **b_Q**: the query's bias. It adds the *same* amount, b_Q · key, to every query's score with a key. So it can
+#   change which key is best for a query, but never which query is best for a key. (b_K does the opposite.)
 # - **W_pos**: the token's position is in the residual stream too.
 # - **MLP 0**: the effective embedding of lesson 04.
-# - **the head of layer 0 that looks at its own position**: lesson 04 found one in `tiny`, and wondered who listens to it.
+# - **the head of layer 0 that looks at its own position**: lesson 04 found one in `tiny`, and wondered who
+#   listens to it.
 #
 # **Predict:** in `tiny`, which of these changes "best key" most?
 
@@ -223,8 +232,10 @@ to_itself = cache["blocks.0.attn.hook_pattern"].diagonal(0, -2, -1)[..., 1:].mea
 own = int(to_itself.argmax())
 print(f"the head of layer 0 that looks most at its own position: 0.{own} ({to_itself[own]:.2f})")
 W_E = model.W_E
-variants = {"as published": {}, "norm": {"layer_norm": True}, "b_Q": {"query_bias": True},
-            "norm and b_Q": {"layer_norm": True, "query_bias": True}}
+normed = circuits.normalize(model, W_E)
+variants = {"as published": {}, "norm on the query's side": {"query_embedding": normed},
+            "norm on the key's side": {"key_embedding": normed}, "norm": {"layer_norm": True},
+            "b_Q": {"query_bias": True}, "norm and b_Q": {"layer_norm": True, "query_bias": True}}
 if hasattr(model, "pos_embed"):
     there = W_E + model.pos_embed.weight[20]
     variants["W_pos of position 20, norm"] = {
@@ -248,13 +259,15 @@ for label, options in variants.items():
 changes = {label: abs(value - best_key) for label, value in found["best key"].items()}
 reveal("05.largest_change", max(changes, key=changes.get))
 plot_bars(found, "share of tokens",
-          title=f"{MODEL}: {name(previous)} → {name(induction)}, one switch at a time")
+          title=f"{MODEL}: {name(previous)} → {name(induction)}, what is put back")
 
 # %% [markdown]
-# Read the pairs of bars. b_Q moves the best key and leaves the best query exactly where it was. The norm on the key's
-# side helps the best query: loud tokens no longer win every column. And in `tiny` the first MLP ruins the circuit, as
-# lesson 04 foretold: a vector that is never in the residual stream is no stand-in for a token. With head 0.3 in front
-# of it, it is harmless again, and head 0.3 alone is better than W_E: *this* is what the induction head's query reads.
+# Read the pairs of bars. b_Q moves the best key and leaves the best query exactly where it was. The norm on the
+# query's side helps the best query: a long query no longer wins a column by its length alone. The norm on the
+# key's side does the same for the best key. (Compare those that have more than a norm with the bar "norm".) And
+# in `tiny` the first MLP ruins the circuit, as lesson 04 foretold: a vector that is never in the residual stream
+# is no stand-in for a token. With head 0.3 in front of it, it is harmless again, and head 0.3 alone is better
+# than W_E: *this* is what the induction head's query reads.
 #
 # None of the versions is "the" circuit. Report which one you computed.
 #
@@ -285,14 +298,17 @@ queries = head_reading(model, layer, head, "q", clean.residuals[layer])
 assert torch.allclose(queries, clean.activations[f"blocks.{layer}.attn.hook_q"][:, :, head], atol=1e-4)
 
 # %% [markdown]
-# `path_patching` computes such readings from the clean residual stream with the sender's output replaced by its mean,
-# puts them into the receivers, lets the model run on, and gives three losses: clean, with the path patched, and with
-# the sender ablated altogether.
+# `path_patching` computes such readings from the clean residual stream with the sender's output replaced by its
+# mean, puts them into the receivers, lets the model run on, and gives three losses: clean, with the path patched,
+# and with the sender ablated altogether.
 
 # %%
 @exercise("05.share_of_effect")
 def share_of_effect(clean: float, path: float, total: float) -> float:
-    """How much of a sender's effect goes through one path, from the three losses: 0 none of it, 1 all of it."""
+    """How much of a sender's effect goes through one path, from the three losses: 0 none of it, 1 all of it.
+
+    A path can do more than the whole, or the opposite: then it is above 1, or below 0.
+    """
     raise NotImplementedError
 
 
@@ -305,8 +321,8 @@ for into in "kqv":
           f"ablated {effect.total:.2f}: share {share:.3f}")
 
 # %% [markdown]
-# In the planted circuit all of the effect goes through the keys, as built. In the trained model the receivers are all
-# its strong induction heads together (lesson 03: one alone is covered by the others).
+# In the planted circuit all of the effect goes through the keys, as built. In the trained model the receivers are
+# all its strong induction heads together (lesson 03: one alone is covered by the others).
 #
 # **Predict:** which share of the previous-token head's effect goes through their keys?
 
@@ -335,10 +351,11 @@ measured("previous-token head's effect through induction keys", through_keys, un
          at_least=0.8 if MODEL == "tiny" else None)
 
 # %% [markdown]
-# In `tiny` nearly all of what the previous-token head does, it does through the induction heads' keys: K-composition,
-# confirmed. And the riddle of head 0.3 is solved: the induction heads read the *present* token from it, in their queries
-# (what to look for) and in their values (what to copy). That is Q- and V-composition. The textbook circuit has two heads;
-# this one needs a third, and the shares of its two paths sum to more than 1, because breaking either is enough.
+# In `tiny` nearly all of what the previous-token head does, it does through the induction heads' keys:
+# K-composition, confirmed. And the riddle of head 0.3 is solved: the induction heads read the *present* token
+# from it, in their queries (what to look for) and in their values (what to copy). That is Q- and V-composition.
+# The textbook circuit has two heads; this one needs a third, and the shares of its two paths sum to more than 1,
+# because breaking either alone does most of the harm.
 #
 # ## 6 · Does it hold in a real language model?
 
@@ -367,10 +384,10 @@ if real_model is not None:
     measured("SmolLM2: K-composition with MLP 0, best key", keys, unit="share", at_least=0.01)
 
 # %% [markdown]
-# In a real model of 30 layers the circuit made of bare embeddings still finds the right token about a hundred times more
-# often than chance, and the first MLP, which spoiled it in `tiny`, makes it several times better: here it *is* part of the
-# embedding. Yet nineteen tokens of twenty are missed. Sixteen layers lie between the embedding and the previous-token
-# head, and no circuit of weights sees what they do. Path patching does not mind:
+# In a real model of 30 layers the circuit made of bare embeddings still finds the right token about a hundred
+# times more often than chance, and the first MLP, which spoiled it in `tiny`, makes it several times better: here
+# it *is* part of the embedding. Yet nineteen tokens of twenty are missed. Sixteen layers lie between the
+# embedding and the previous-token head, and no circuit of weights sees what they do. Path patching does not mind:
 
 # %%
 if real_model is not None:
@@ -384,9 +401,9 @@ if real_model is not None:
                      at_least=0.5)
 
 # %% [markdown]
-# Most of the effect goes through the keys of this one head and the two that share its keys (grouped-query attention:
-# heads of a group cannot be patched one by one). The weights gave a hint of a few per cent; the running model says it
-# plainly. Low top-1 accuracy did not mean that the circuit was not there.
+# Most of the effect goes through the keys of this one head and the two that share its keys (grouped-query
+# attention: heads of a group cannot be patched one by one). The weights gave a hint of a few per cent; the
+# running model says it plainly. Low top-1 accuracy did not mean that the circuit was not there.
 #
 # SmolLM2's positions are rotary: the circuit above is the score of a query and a key *at the same position*. With
 # `distance=d` the query is turned as far as a key d positions back calls for:
@@ -411,16 +428,18 @@ if real_model is not None:
 # ## Summary
 #
 # - Composition scores compare subspaces; hold them against random matrices and other heads.
-# - The full circuit compares tokens: report both directions, the control group, and which embedding, norm and bias you
-#   used.
-# - b_Q changes the best key only; norms change both; the effective embedding helps or hurts, depending on the model.
+# - The full circuit compares tokens: report both directions, the control group, and which embedding, norm and
+#   bias you used.
+# - b_Q changes the best key only; norms change both; the effective embedding helps or hurts, depending on the
+#   model.
 # - Weights say what could happen. Path patching says what does.
 #
-# Sources: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021): composition; Shuyang Xiang, "How to
-# Interpret GPT2-Small" (2024): the full circuit and the quoted 0.2283; Wang et al., "Interpretability in the Wild" (2022)
-# and Goldowsky-Dill et al., "Localizing Model Behavior with Path Patching" (2023).
+# Sources: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021): composition; Shuyang Xiang,
+# "How to Interpret GPT2-Small" (2024): the full circuit and the quoted 0.2283; Wang et al., "Interpretability in
+# the Wild" (2022) and Goldowsky-Dill et al., "Localizing Model Behavior with Path Patching" (2023).
 #
-# Next: **06 · Sparse autoencoders**, where we stop asking about heads and ask what is written in the residual stream.
+# Next: **06 · Sparse autoencoders**, where we stop asking about heads and ask what is written in the residual
+# stream.
 
 # %% tags=["exercise-only"]
 progress("05")

@@ -11,7 +11,7 @@
 #
 # **The question.** Lessons 02 to 05 took a model apart by its heads. But what is *in* the residual stream that
 # the heads read? A vector of 256 numbers must carry the present word, who acts, whether a quotation is open,
-# and a few hundred other things: far more facts than it has axes. If each fact has a direction of its own, and
+# and much more: more facts, perhaps, than it has axes. If each fact has a direction of its own, and
 # few facts hold at once, then a **sparse autoencoder** (SAE) can find the directions: it writes every
 # activation as a sum of few entries of a large dictionary.
 #
@@ -67,7 +67,7 @@ print(f"mean norm at BOS {norms[0]:.1f}, at position 1 {norms[1]:.1f}, later {no
 # %% [markdown]
 # In most models the activation at BOS is unlike all others, often larger by far: it is where heads park the
 # attention they have no use for. One such vector in every sequence would take up latents and spoil every mean.
-# So BOS is left out of training and measuring, in this course as in most of the field.
+# So BOS is left out of training and measuring, in this course as in much of the field.
 #
 # ## 1 · The autoencoder
 #
@@ -92,7 +92,8 @@ def encode(
 
 # %% [markdown]
 # What should training ask for? A small error, and few latents. "Few" cannot be differentiated, so the oldest
-# recipe (Bricken et al., 2023) takes the next best thing and makes the *sum* of the latents costly, the **L1 penalty**:
+# recipe (Bricken et al., 2023) takes the next best thing and makes the *sum* of the latents costly, the **L1
+# penalty**:
 #
 #     loss = mean over tokens of ( ‖x̂ − x‖² + sparsity · Σ_i |f_i| )
 #
@@ -120,7 +121,7 @@ def sae_loss(
 # float64, so that you see the numbers that we saw: rounding errors of float32 grow with every step.)
 
 # %%
-def train(sparsity, steps, batch=512, lr=2e-3):
+def train(sparsity, steps, batch=256, lr=2e-3):
     """A ReLU autoencoder, and for each step the error as a share of ‖x‖² and the number of active latents."""
     sae = SparseAutoencoder(model.cfg.d_model, D_SAE, "relu", hook_name=HOOK).double()
     scale = activations.pow(2).mean().sqrt()                        # so that one learning rate fits every model
@@ -163,7 +164,7 @@ measured("SAE trained live: explained variance", mine.explained_variance, unit="
 #
 # ## 3 · A dial, not a number
 #
-# Every autoencoder can have a smaller error with more latents. So none of the two numbers means anything alone.
+# Every autoencoder can have a smaller error with more latents. So neither of the two numbers means anything alone.
 # Turn the dial, and compare autoencoders by the *curve*.
 #
 # **Predict before you look:** the penalty asks for small latents. Will the reconstructions come out too long,
@@ -184,8 +185,8 @@ for sparsity in (0.5, 1.0, 4.0):
 
 # %% [markdown]
 # Too short: an L1 penalty pushes on every latent that is on, also on those that are right. This **shrinkage** is
-# the price of L1, and the other kinds below exist to avoid it. (The last column is E‖x̂‖² / E[x·x̂], which would
-# be 1 for the best possible length.)
+# the price of L1, and the other kinds below exist to avoid it. (Any imperfect reconstruction is a little short. The
+# last column, E‖x̂‖² / E[x·x̂], allows for that: it would be 1 for the best possible length.)
 #
 # ## 4 · Raw or normalised inputs?
 #
@@ -247,8 +248,9 @@ if "relu-normalized-2" in saes:
 
 # %% [markdown]
 # There is the difference. Trained on raw activations, an autoencoder spends its latents where errors are
-# expensive: short activations come out worst. With rescaled inputs the error is shared out more evenly, at the
-# cost of the long ones. Which of the two you want depends on what you want to know.
+# expensive: short activations come out worst (with both, but more so here). With rescaled inputs the error is
+# shared out more evenly, at the cost of the long ones. Which of the two you want depends on what you want to
+# know.
 #
 # ## 5 · Three more ways to be sparse
 #
@@ -266,9 +268,9 @@ def top_k(pre: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]
 
 
 # %% [markdown]
-# **JumpReLU** (Rajamanoharan et al., 2024): each latent has a threshold θ of its own. At or below it the latent is
-# 0; above it, it keeps its value, *all* of it. The number of active latents is penalised directly; its gradient is 0
-# almost everywhere, so training uses an estimate, which `course_utils.sae.JumpReLU` writes out.
+# **JumpReLU** (Rajamanoharan et al., 2024): each latent has a threshold θ of its own. At or below it the latent
+# is 0; above it, it keeps its value, *all* of it. The number of active latents is penalised directly; its
+# gradient is 0 almost everywhere, so training uses an estimate, which `course_utils.sae.JumpReLU` writes out.
 
 # %%
 @exercise("06.jump_relu")
@@ -319,8 +321,8 @@ plot_points({name: (each.l0, each.explained_variance) for name, each in reports.
 # %% [markdown]
 # Now the picture can be read, because it has both numbers. In `tiny`: the two ReLU kinds shrink, the three others
 # do not (third column of the table). JumpReLU explains as much as ReLU with a third fewer latents, and Gated
-# explains more than ReLU with fewer. TopK explains most, with most latents: it lies on another part of the
-# trade, not above it. Yours saw a twentieth of the training that the others had.
+# explains more than ReLU with fewer. TopK explains most, with most latents: whether it lies above
+# the others' curves, too, one point of each cannot say. Yours saw a fortieth of the training that the others had.
 #
 # ## 6 · Dead latents
 #
@@ -359,7 +361,7 @@ def starved(revive):
     sae = SparseAutoencoder(model.cfg.d_model, D_SAE, "topk", k=16, hook_name=HOOK).double()
     with torch.no_grad():
         sae.W_enc[:, ::2] *= 0.01                                   # too small ever to be among the largest
-    config = TrainingConfig(D_SAE, "topk", k=16, steps=STEPS // 2, batch=512, warm_up=20, dead_after=20,
+    config = TrainingConfig(D_SAE, "topk", k=16, steps=STEPS // 2, batch=256, warm_up=20, dead_after=20,
                             revive=revive)
     return [row["dead"] for row in fit(sae, activations, config).training_log]
 
@@ -473,11 +475,12 @@ plot_bars({"a direction, by regression": by_direction, "the best latent": streng
           title=f"{MODEL}: does one number know the fact?")
 
 # %% [markdown]
-# For `tiny` this is sobering, and worth more than a nice picture. The stream *knows* nearly everything we asked:
-# for most questions one direction reads it off. The dictionary gives the present word a latent of its own. But
-# for "a woman acts" or "inside a quotation" the best of its latents is no better than the best *axis*. Such facts hold at many positions, with many words, and the autoencoder has
-# cut them up among the latents of those words. A perfect reconstruction from latents that each look sensible is
-# no proof that the facts one cares about have latents.
+# For `tiny` this is sobering, and worth more than a nice picture. For about half of the questions one direction
+# of the stream reads the answer off nearly perfectly, for the others clearly better than luck. The dictionary has
+# a latent that is strongest at "She". But for most questions, "inside a quotation" among them, the best of its
+# latents is worse than the best *axis*. Our guess: such facts hold with many words, and are spread over many
+# latents. A perfect reconstruction from latents that each look sensible is no proof that the facts one cares
+# about have latents.
 #
 # The latent with the best score, on its dashboard:
 
@@ -510,8 +513,8 @@ if real_model is not None:
         display(latent_dashboard(real_model, real_sae, real_latents, real_tokens, latent, k=4))
 
 # %% [markdown]
-# In a real model, too, the latents that are easiest to name are about the token at hand: a line break, a
-# capital, a number; "human", "man" and "People" share one. Look at the weak places before you believe a name.
+# In a real model we could ask only about the token at hand: some latents tell a line break or a capital nearly
+# perfectly; "human", "man" and "People" share one. Look at the weak places before you believe a name.
 #
 # ## What this does not show
 #

@@ -14,8 +14,8 @@
 # activation's place, let the model go on, and compare the two predictions.
 #
 # There are a dozen numbers for "compare", and libraries that call theirs by the same name disagree. You will
-# write the important ones yourself, test them on autoencoders whose value is known beforehand, reproduce what
-# two evaluators in wide use would have said, and see which number each mistake fools.
+# write the important ones yourself, test them on autoencoders whose value is known beforehand, follow the rules of
+# two evaluators in wide use, and see which number each mistake fools.
 #
 # **You need:** lesson 06.
 
@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from course_utils.charts import plot_bars, plot_curves, plot_histogram
+from course_utils.charts import plot_histogram
 from course_utils.clean_run import CleanRun
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.faithfulness import (SAEBENCH, SAELENS, bootstrap_interval, cross_entropy_by_position,
@@ -58,8 +58,8 @@ print(f"tokens {tuple(tokens.shape)}")
 # %% [markdown]
 # ## 1 · The downstream pass
 #
-# A forum thread that this lesson follows wrote the patched pass down as "replace h by ĥ at every later layer",
-# and went from the last layer straight to the softmax. Here is what happens:
+# A forum thread that this lesson follows wrote the patched pass down with ĥ at every later layer, and without the
+# final norm. Here is what happens:
 #
 #     h_ℓ        the residual stream where the autoencoder sits, from the clean tokens
 #     ĥ_ℓ        decode(encode(h_ℓ)), but at BOS h_ℓ itself
@@ -144,8 +144,8 @@ plot_histogram(delta.clamp(-1, 1), "ΔCE of one token (nats; the ends collect wh
                bins=60)
 
 # %% [markdown]
-# A good share of the tokens is predicted *better*, by accident: where the clean model was confident of another
-# token, any blur helps. The mean is a small number left over from large ones of both signs.
+# Nearly half of the tokens are predicted *better*: a small change moves the probability of the token that came up
+# almost as often as down. The mean is a small number left over from larger ones of both signs.
 #
 # ## 4 · KL
 #
@@ -219,9 +219,8 @@ measured("reconstruction score of the shipped autoencoder", report.reconstructio
          at_least=0.95 if MODEL == "tiny" else None)
 
 # %% [markdown]
-# The landmark is far away, as bad as guessing, so most of the scale is a region where no autoencoder ever
-# is, and everything interesting happens in its last few percent. How little a score says, we see when we give it
-# autoencoders that we know to be bad.
+# The landmark is far away, nearly as bad as guessing, so any autoencoder that is of use lies in the last few
+# percent of the scale. How little a score says, we see when we give it autoencoders that we know to be bad.
 #
 # ## 6 · Autoencoders whose value is known
 #
@@ -304,6 +303,8 @@ for layer in (LAYER - 1, LAYER, LAYER + 1):
 table(elsewhere, ["reconstruction_score", "kl", "explained_variance", "cosine", "l0"])
 
 # %% [markdown]
+# In `tiny`, too, a wrong layer can keep a score that looks good, one layer up: with many times the KL.
+#
 # ## 8 · One mean
 #
 # An evaluation goes through many batches, and every batch has positions that do not count: BOS, padding. The
@@ -368,7 +369,7 @@ report.to_frame().round(4)
 #
 # ## 10 · Explained variance, right and wrong
 #
-# Of all numbers in that table this one has been got wrong most often. The definition is the share of the
+# This number of the table has been got wrong in several libraries. The definition is the share of the
 # *variance*, which is measured about the mean:
 #
 #     1 − E‖x̂ − x‖² / E‖x − E x‖²
@@ -403,19 +404,19 @@ print(f"the same error everywhere:   right {explained_variance(x, shifted):.4f},
 
 # %% [markdown]
 # - *About zero*: the mean activation is not zero, and its square is no variance. An autoencoder that always
-#   answers the mean gets credit for it (in `tiny` a fifth of ‖x‖²). (SAELens had a form of this until pull request 665; a user saw 0.98 where
-#   the truth was 0.78.)
+#   answers the mean gets credit for it (in `tiny` a fifth of ‖x‖²). (SAELens had a form of this until pull
+#   request 665; a user saw 0.98 where the truth was 0.78.)
 # - *Mean of ratios*: tokens whose activation happens to lie near the mean get enormous weight. (Older SAELens,
 #   still reported as "legacy".)
-# - *SAEBench's* denominator subtracts the square of a mean of squares, divided by the width: a number with the
-#   wrong unit. Where activations are large it can even turn negative.
+# - *SAEBench's* denominator subtracts (E‖x‖² / d)², the square of a mean of squares: a number with the wrong
+#   unit. Where activations are large it can even turn negative.
 # - *Forgives a shift*: measures the variance of the error, so a constant error is free. (dictionary_learning.)
 #
 # ## 11 · Conventions
 #
 # Even with right formulas evaluators differ in which positions are patched and which are counted. The course's
-# rule is one mask for all. The other two can be asked for, and then give the other libraries' numbers to many
-# digits (that is tested against SAELens itself):
+# rule is one mask for all. The other two can be asked for. SAELens's then gives its numbers to many digits (that is
+# tested against SAELens itself); SAEBench's follows its source.
 
 # %%
 conventions = {"the course": report}
@@ -425,7 +426,8 @@ table(conventions, ["reconstruction_score", "ce_sae", "ce_zero", "kl", "kl_score
 
 # %% [markdown]
 # - **SAELens** leaves BOS alone in the autoencoder's pass, but its zero ablation wipes out BOS too: numerator and
-#   denominator belong to different experiments. Its KL counts the last position and its cross-entropy cannot.
+#   denominator belong to different experiments. Its KL counts the last position and its cross-entropy cannot. (The
+#   last position of `tiny` was never trained: that one can raise a mean of 127 by half.)
 # - **SAEBench** puts the reconstruction also in BOS's place, unless told otherwise. How much that costs depends
 #   on whether the autoencoder ever saw a BOS: a difference of the *training* appears as one of faithfulness.
 #
@@ -437,6 +439,9 @@ table(conventions, ["reconstruction_score", "ce_sae", "ce_zero", "kl", "kl_score
 plot_by_position({"KL(p‖q)": report.kl_by_position[1:-1], "ΔCE": report.delta_ce_by_position[1:-1]}, "nats",
                  x=torch.arange(1, LENGTH - 1), title=f"{MODEL}: faithfulness by position")
 
+# %% [markdown]
+# No trend; single positions stand out, and ΔCE jumps about the KL. And layer by layer:
+
 # %%
 by_layer = {name: evaluate_sae(model, load_shipped_sae(MODEL, name), tokens, everything=False, resamples=0)
             for name in shipped_saes(MODEL) if name.startswith("topk")}
@@ -444,8 +449,8 @@ if len(by_layer) > 1:
     display(table(by_layer, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "ce_zero"]))
 
 # %% [markdown]
-# The same k at every layer, and other numbers in every column: the score's landmark `ce_zero` moves, too. A
-# score at one layer and a score at another have different units.
+# The same k at every layer. Two layers can have the same score and KLs that differ by half, for the score's
+# landmark `ce_zero` moves, too: a score at one layer and a score at another have different units.
 #
 # ## 13 · Does it hold in a real language model?
 
@@ -464,8 +469,7 @@ if real_model is not None:
 
 # %% [markdown]
 # A score of 0.96 and 81 % of the variance sound nearly perfect. The KL says a third of a nat for every token, a
-# tenth of the model's whole cross-entropy: a loss that would take a model much training to win back. This is the usual case in
-# real models, and the reason why the score alone should not be believed. (ΔCE and KL agree here within their
+# tenth of the model's whole cross-entropy. The score alone did not say so. (ΔCE and KL agree here within their
 # intervals. That is no accident: this text was written by SmolLM2 itself. See lesson 08.)
 #
 # On GPT-2 small with a published autoencoder the same call works wherever the Hugging Face hub answers. The

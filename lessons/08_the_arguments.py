@@ -14,7 +14,7 @@
 # what matters, and is its landmark too noisy? Which differences are interesting and which are noise? And how much
 # harm would *any* error of this size do?
 #
-# Each section here is one of those arguments: the two positions, a prediction of yours, something to derive or to
+# Most sections here are one of those arguments: the two positions, a prediction of yours, something to derive or to
 # find, and then the measurement. Our model has what those discussions lacked: a text whose true next-word
 # distribution is known.
 #
@@ -54,6 +54,9 @@ N, LENGTH = (160, 128) if MODEL == "tiny" else (6, min(64, model.cfg.n_ctx))
 print(f"{MODEL}: {sae}")
 
 # %% [markdown]
+# (`patched_logits(model, sae, tokens)` below is the course's: it gives the logits of both passes, clean and
+# patched.)
+#
 # ## 1 · "ΔCE is the KL"
 #
 # An author who had reported ΔCE wished that it had been the KL divergence. *They are the same*, a commenter
@@ -178,12 +181,12 @@ if MODEL == "tiny":
     measured("measured minus predicted, in standard errors", left / error, at_least=-3, at_most=3)
 
 # %% [markdown]
-# The KL books the education as damage, three times as large as the gain in ΔCE. That is no fault: the KL asks *how much the model was
-# changed*, ΔCE *what it cost on this text*. The commenter's "the same" is right where the model's own
-# distribution makes the text, and nowhere else. The last two rows are the identity at work: what we measured from
-# labels is what the truth predicts.
+# The KL books the education as damage, three times as large as the gain in ΔCE. That is no fault: the KL asks
+# *how much the model was changed*, ΔCE *what it cost on this text*. The commenter's "the same" is right where the
+# model's own distribution makes the text, and elsewhere only by accident. The last two rows are the identity at
+# work: what we measured from labels is what the truth predicts.
 #
-# ## 2 · "Then I take the one that needs fewer tokens"
+# ## 2 · Which one needs fewer tokens?
 #
 # ΔCE looks at one token of each position, the KL at all. So ΔCE must be noisier: even on the model's own text,
 # where both have the same mean. How many tokens does it need? At a position, with t drawn from p, ΔCE has the
@@ -228,7 +231,8 @@ plot_histogram(means, "mean ΔCE of one draw (nats)", "draws", title="the same p
 
 # %% [markdown]
 # For small KL the variance is about twice the KL, so the number of tokens grows as the autoencoder gets *better*.
-# The KL needs no draw at all. Whoever compares two good autoencoders by ΔCE on a few thousand tokens compares luck.
+# The KL needs no draw of the next token; only the choice of texts remains. Whoever compares two good autoencoders
+# by ΔCE on a few thousand tokens compares much luck.
 #
 # ## 3 · "For the two to be equal, this would have to hold"
 #
@@ -255,15 +259,15 @@ print("a perfect patch, q = p")
 sides(P, p, p)
 
 # %% [markdown]
-# The sceptic was right: neither holds. The ratio cannot even be true for a perfect patch, where it reads 1 = 0. And
-# both have their arguments reversed: a cross-entropy on data B is D(B‖·), not D(·‖B). Corrected, the *difference* is
-# exactly the expected ΔCE; and that is D(C‖A) only in the case of section 1.
+# The sceptic was right: neither holds. The ratio cannot even be true for a perfect patch, where it reads 1 = 0.
+# And both have their arguments reversed: a cross-entropy on data B is D(B‖·), not D(·‖B). Corrected, the
+# *difference* is exactly the expected ΔCE; and that is D(C‖A) in general only in the case of section 1.
 #
-# ## 4 · "The score is too noisy; show the loss"
+# ## 4 · Is the score too noisy?
 #
-# About the reconstruction score, (L_zero − L_sae) / (L_zero − L_clean), the same thread disagreed twice. *It is not
-# clear that dividing by zero-ablation makes sense; nats lost would be better.* And: *just show L_sae, since L_zero is
-# very noisy*, against: *L_sae is not informative, it depends on the batch; the score is good as it is.*
+# About the reconstruction score, (L_zero − L_sae) / (L_zero − L_clean), the same thread disagreed twice. *It is
+# not clear that dividing by zero-ablation makes sense; nats lost would be better.* And: *just show L_sae, since
+# L_zero is very noisy*, against: *L_sae is not informative, it depends on the batch; the score is good as it is.*
 #
 # The first is algebra. With D = L_zero − L_clean the score is 1 − ΔCE / D: the *same* number as ΔCE, on another
 # scale, as long as D is the same. But D belongs to the layer and to the text:
@@ -352,17 +356,18 @@ for i in (*order[:2].tolist(), int(order[N // 2])):
     print(f"  KL {by_text[i]:.4f}: {model.tokenizer.decode(written[i, 1:14])!r}")
 
 # %% [markdown]
-# In `tiny` the worst texts are no stories. One part of its training was random words that repeat (lesson 01), so now
-# and then it writes such a text itself; and the autoencoder, which saw only stories, fails on them. The mean was made
-# by a few sequences, and the interval (the ± above) said so. Lesson 09 is about this failure.
+# In `tiny` the worst texts are no stories. One part of its training was random words that repeat (lesson 01), so
+# now and then it writes such a text itself; and the autoencoder, which saw only stories, fails on them. The mean
+# was made by a few sequences, and the interval (the ± above) said so. Lesson 09 is about this failure.
 #
 # ## 5 · "Only some differences are interesting"
 #
-# Below a post on reconstruction errors: *Faithful reconstructions should keep all probabilities, but loss compares
-# only that of the true next token.* Against: *if the model gave the right token more than the reconstruction does,
-# that is interesting; differences on other random tokens may be noise. But cases where the model is confidently wrong
-# and the reconstruction changes in which way: those we might want to explain.* And: *KL is a good compromise, it
-# ignores what the model thinks unlikely, unlike something cursed such as a distance of log-probabilities.*
+# Below a post on reconstruction errors: *Faithful reconstructions should keep all probabilities, but loss
+# compares only that of the true next token.* Against: *if the model gave the right token more than the
+# reconstruction does, that is interesting; differences on other random tokens may be noise. But cases where the
+# model is confidently wrong and the reconstruction changes in which way: those we might want to explain.* And:
+# *KL is a good compromise, it ignores what the model thinks unlikely, unlike something cursed such as a distance
+# of log-probabilities.*
 #
 # First the confidently wrong.
 
@@ -391,11 +396,13 @@ for name, where in groups.items():
 # %%
 if reads_stories(model):
     sample = StoryLanguage(5).sample(len(text), LENGTH)             # the same text, now with its truth
-    truth = sample.true_log_probs[:, 1:-1].exp()
-    favourite = p_logits[:, 1:-1].argmax(-1)
-    print(f"where the model was confident and wrong, the truth gave its favourite "
-          f"{truth.gather(2, favourite[..., None])[..., 0][wrong].mean():.2f} and the token that came "
-          f"{truth.gather(2, sample.tokens[:, 2:, None])[..., 0][wrong].mean():.2f}")
+    favourite, came = p_logits[:, 1:-1].argmax(-1), sample.tokens[:, 2:]
+    print("where the model was confident and wrong: mean probability of its favourite, and of the token that came")
+    for name, log_probs in {"truth": sample.true_log_probs, "model": log_softmax(p_logits),
+                            "patched": log_softmax(q_logits)}.items():
+        probs = log_probs[:, 1:-1].exp()[wrong]                     # [confident and wrong, vocab]
+        means = (probs.gather(1, token[wrong][:, None]).mean() for token in (favourite, came))
+        print(f"{name:8}" + "".join(f"{mean:8.2f}" for mean in means))
 
 # %%
 worst = torch.where(wrong, kl, -1.0).flatten().topk(min(4, int(wrong.sum()))).indices.tolist()
@@ -409,10 +416,11 @@ for row, position in (divmod(index, kl.shape[1]) for index in worst):
 
 # %% [markdown]
 # A few tokens carry a good part of the KL, and here the two metrics part, token by token. Where the patch takes
-# belief away from a wrong favourite, ΔCE is often far below 0: a gain. The KL books the same change as damage. (In the mean
-# the gains are paid for by tokens where the belief went elsewhere.) And mind the word *wrong*: in the stories we can
-# ask the truth. It was nearly undecided there, and the model was not: a real error of the model, and the
-# autoencoder does not share it. Whether an explanation of the model should share it, that is the argument.
+# belief away from a wrong favourite, ΔCE is mostly below 0, and now and then far below: a gain. The KL books the
+# same change as damage. (In the mean the gains are paid for by tokens where the belief went elsewhere.) And mind
+# the word *wrong*: in the stories we can ask the truth. It was nearly undecided there, and the model somewhat too
+# sure. In the worst cases above the autoencoder does not share that error; over all of these tokens it does.
+# Whether an explanation of the model should share it, that is the argument.
 #
 # Now the compromise. Each token's share of a KL can be written so that none is negative, p ln(p/q) − p + q. How
 # much of it comes from tokens that the model thinks unlikely, and how much of a squared log-probability distance?
@@ -429,10 +437,10 @@ print(f"tokens below 1 %: {unlikely.float().mean():.1%} of the vocabulary; "
 # The cursed metric is about the vocabulary's tail and nothing else. The KL is not: but it does not ignore the tail
 # either.
 #
-# ## 6 · "Compared with what?"
+# ## 6 · Compared with what?
 #
-# *This motivates having good baselines to determine what this noise floor should be*, the thread ends. Gurnee (2024)
-# had put one there: replace the activation by a **random point at the same distance**. In GPT-2 small the
+# *This motivates having good baselines to determine what this noise floor should be*, the thread ends. Gurnee
+# (2024) had put one there: replace the activation by a **random point at the same distance**. In GPT-2 small the
 # reconstruction did about 2 to 4.5 times the harm (quoted): "pathological errors". Write that baseline:
 
 # %%
@@ -448,8 +456,8 @@ def epsilon_random(
 
 
 # %% [markdown]
-# One may object: x̂ is also *shorter* than x and lies at an angle, which a random point does not share. So turn x̂
-# about x: keep its part along x, and give the rest a random direction.
+# One may object: x̂ is also *shorter* than x, and the random point is longer. So turn x̂ about x: keep its part
+# along x, and give the rest a random direction.
 
 # %%
 @exercise("08.theta_random")
@@ -523,9 +531,10 @@ plot_bars({kind.replace("_", "-"): {name: each.ratio[kind] for name, each in flo
 
 # %% [markdown]
 # Both sides are right, each about its own baseline. Against directions at random every one of our reconstructions
-# does two to five times the harm: an autoencoder's error does not point just anywhere. Against errors that vary as
-# activations do, most of them do less harm, and none clearly more. In other words: *most directions do not matter to the model; the error lies among
-# those that do, because that is where the activations are.*
+# does about two to four and a half times the harm: an autoencoder's error does not point just anywhere. Against
+# errors that vary as activations do, several of them clearly do less harm, and none clearly more. One reading of
+# both: *most directions do not matter to the model; the error lies among those that do, because that is where the
+# activations are.*
 #
 # `norm_only` is nearly 0: that x̂ is too short does not explain the harm. `norm_corrected` repairs nothing either.
 #
@@ -543,11 +552,14 @@ plot_by_position(curves, "KL (nats)", x=torch.arange(len(curves["sae"])), xlabel
                  title=f"{MODEL}: one position patched")
 
 # %% [markdown]
+# Most of the harm stays at the patched position. (Do not compare the two curves: this is one position of the
+# texts, and at another one their order is reversed.)
+#
 # ## 7 · The floor that others can only guess
 #
 # What KL is too small to care about? Here the stories have an answer: the model itself is not perfect. Its own
-# distance from the truth, KL(P‖p), is a unit for the distance that the autoencoder adds. And the coarsest number
-# format in which people run such models gives another.
+# distance from the truth, KL(P‖p), is a unit for the distance that the autoencoder adds. And bfloat16, the coarse
+# number format in which many models are run, gives another.
 
 # %%
 if reads_stories(model):
@@ -586,12 +598,12 @@ if real_model is not None:
     measured("SmolLM2: SAE / covariance-matched", real_floor.ratio["covariance_random"])
 
 # %% [markdown]
-# The first argument, decided in a real model: on its own text ΔCE and KL agree; on stories, which it did not write,
-# **ΔCE is less than half of the KL**. The rest term says how: the patch takes its probability mostly from tokens that
-# the model had overrated, P below p. Whoever had reported ΔCE only would have called the same autoencoder twice as
-# good.
+# The first argument, decided in a real model: on its own text ΔCE and KL agree; on stories, which it did not
+# write, **ΔCE is about half of the KL**. The rest term is negative: on the whole the patch lowers tokens that the
+# model had overrated, or raises ones that it had underrated. Whoever had reported ΔCE only would have called the
+# same autoencoder twice as good.
 #
-# The baselines are closer together than in `tiny`, and here the reconstruction does about half as much harm again as
+# The baselines are closer together than in `tiny`, and here the reconstruction does about two thirds more harm than
 # either. Which of the two papers you side with depends on the model and the dictionary: measure your own.
 #
 # ## 9 · So which would you report?
@@ -600,17 +612,18 @@ if real_model is not None:
 #
 # 1. **KL(p‖q)**, in nats per token, on stated text, with an interval from sequences: what changed. It needs no
 #    labels and few tokens (1, 2).
-# 2. **ΔCE** beside it, on text that matters to you: what it cost. Both signs are possible (1). Say how many tokens (2).
+# 2. **ΔCE** beside it, on text that matters to you: what it cost. Both signs are possible (1). Say how many
+#    tokens (2).
 # 3. The **score** only with its D and its layer; never to compare layers (4).
 # 4. **Not the losses alone**: their noise is the text's (4).
 # 5. The distribution over texts, not only the mean (4), and some of the worst cases to look at (5).
-# 6. The **ratio to a baseline**, and which: ε-random flatters nobody, the covariance-matched one is the fair question (6).
+# 6. The **ratio to a baseline**, and which: random directions, or errors that vary as activations do (6).
 # 7. A unit: the model's own error where it is known, the cost of the number format everywhere (7).
 #
 # ## What this does not show
 #
-# - Which *latents* are at fault, or whether the error could be predicted from x (Engels et al. 2024 find that most of
-#   it can).
+# - Which *latents* are at fault, or whether the error could be predicted from x (Engels et al. 2024 find that
+#   most of it can).
 # - That a low KL means the model computes in the same way. Lesson 09 asks a circuit.
 # - What training directly on the KL would do (Braun et al. 2024).
 #
@@ -619,13 +632,13 @@ if real_model is not None:
 # - E[ΔCE] = KL(P‖q) − KL(P‖p). It is KL(p‖q) on the model's own text; elsewhere a rest remains, of either sign.
 # - From labels a KL of k nats is known to a tenth only after about 200 / k tokens.
 # - The score is ΔCE on another scale. L_zero is not what is noisy.
-# - Confidently wrong tokens are where KL and ΔCE part.
+# - A few confidently wrong tokens carry a good part of the KL; there ΔCE has both signs.
 # - An error is pathological or not *against a baseline*.
 #
-# Sources: Gurnee, "SAE reconstruction errors are (empirically) pathological" (2024), and the comments below it; Lee and
-# Heimersheim, arXiv 2410.12555; Engels et al., arXiv 2410.14670; Braun et al., arXiv 2405.12241. The threads of
-# sections 1, 3 and 4 are comments below posts on autoencoders of 2024; we give their positions in our own words, apart
-# from the short quotations.
+# Sources: Gurnee, "SAE reconstruction errors are (empirically) pathological" (2024), and the comments below it;
+# Lee and Heimersheim, arXiv 2410.12555; Engels et al., arXiv 2410.14670; Braun et al., arXiv 2405.12241. The
+# threads of sections 1, 3 and 4 are comments below posts on autoencoders of 2024; we give their positions in our
+# own words, apart from the short quotations.
 #
 # Next: **09 · The capstone**: does the autoencoder keep the circuit?
 

@@ -7,7 +7,7 @@ import pytest
 
 matplotlib.use("Agg")
 os.environ.update(COURSE_BARS="off", COURSE_VIZ="compact")
-for name in ("COURSE_MODEL", "COURSE_REPORT"):  # the defaults, whatever the shell says
+for name in ("COURSE_MODEL", "COURSE_REAL", "COURSE_REPORT"):  # the defaults, whatever the shell says
     os.environ.pop(name, None)
 
 

@@ -1,6 +1,7 @@
 """Small models for tests, made once: random ones of both attention kinds, the planted circuit, and `tiny`."""
 
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,6 +57,28 @@ def smollm2():
     if not models.is_cached("smollm2-135m"):
         pytest.skip("smollm2-135m is not in the cache")
     return models.load_model("smollm2-135m")
+
+
+def hub_cache(folder: Path) -> dict[str, str]:
+    """A Hugging Face cache of two small models, random weights, under names that the course knows: {kind: name}."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    words = ["<bos>", *(f"t{i}" for i in range(1, 600))]
+    common = {"vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(3)
+    found = {
+        "gpt2": GPT2LMHeadModel(GPT2Config(n_positions=256, n_embd=64, n_layer=4, n_head=4, **common)),
+        "HuggingFaceTB/SmolLM2-135M": LlamaForCausalLM(LlamaConfig(
+            hidden_size=96, intermediate_size=128, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
+            max_position_embeddings=256, tie_word_embeddings=True, **common)),
+    }
+    for repo, model in found.items():
+        place = folder / f"models--{repo.replace('/', '--')}"
+        for part in (model, word_tokenizer(words, "<bos>")):
+            part.save_pretrained(place / "snapshots" / "abc")
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("abc")
+    return {"gpt2": "gpt2-small", "llama": "HuggingFaceTB/SmolLM2-135M"}
 
 
 RANDOM = {"multi_head": multi_head, "grouped_query": grouped_query}

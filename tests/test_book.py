@@ -14,7 +14,7 @@ import pytest
 nbformat = pytest.importorskip("nbformat")
 
 import build_book  # noqa: E402
-from browser import find_chromium  # noqa: E402
+from browser import FLAGS, find_chromium, what_is_missing  # noqa: E402
 from build_book import ROOT, BookError, broken_links, read_lessons, remote_loads, rewrite_links  # noqa: E402
 
 LESSONS = {"00": "00_start_here", "03": "03_ablations"}
@@ -131,7 +131,8 @@ def test_what_a_page_or_a_style_sheet_would_load_is_found_and_links_are_not(tmp_
 
 def needs_tools() -> None:
     if missing := build_book.missing_packages():
-        pytest.skip(f"the book needs {', '.join(missing)}: pip install -e .[book]")
+        refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        refuse(f"the book needs {', '.join(missing)}: pip install -e .[book]")
 
 
 @pytest.fixture(scope="module")
@@ -213,16 +214,12 @@ def test_a_warning_of_sphinx_stops_the_build_and_is_shown(tmp_path):
 
 @pytest.fixture(scope="module")
 def browser(book):
-    """Chromium, from the system or from Playwright."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need Playwright")
-    program = find_chromium()
-    with playwright.sync_playwright() as running:
-        if not program and not Path(running.chromium.executable_path).exists():
-            pytest.skip("the browser tests need Chromium")
-        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
-        chromium = running.chromium.launch(executable_path=program, args=options)
-        yield chromium
-        chromium.close()
+    if reason := what_is_missing():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as running:
+        yield running.chromium.launch(executable_path=find_chromium(), args=FLAGS)
 
 
 @pytest.fixture(params=WIDTHS)

@@ -144,3 +144,13 @@ def test_the_command_prints_one_screen_and_says_whether_it_is_well(capsys, monke
     assert main(["doctor", "--offline"]) == 1
     shown = capsys.readouterr().out
     assert "PROBLEM  a thing" in shown and "→ mend it" in shown and "1 problem:" in shown
+
+
+@pytest.mark.parametrize("variable, place", [("COURSE_CACHE", "file"), ("COURSE_CACHE", "file/below"),
+                                             ("COURSE_PROGRESS", "folder"), ("COURSE_PROGRESS", "file/progress.jsonl")])
+def test_a_file_where_a_folder_is_needed_or_the_reverse(tmp_path, monkeypatch, variable, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setenv(variable, str(tmp_path / place))
+    finding = (doctor.check_cache if variable == "COURSE_CACHE" else doctor.check_progress)()
+    assert finding.status == NOTE and f"is a {place.split('/')[0]}" in finding.found

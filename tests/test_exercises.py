@@ -393,6 +393,12 @@ def test_progress_shows_status_attempts_and_the_last_mistake(capsys):
     assert "passed  4" in shown and "log-probabilities" not in shown  # no mistake stands beside "passed"
 
 
+@pytest.mark.parametrize("lesson", ["9", 90, "nothing"])
+def test_progress_of_an_unknown_lesson(lesson):
+    with pytest.raises(ValueError, match="there is no lesson .*; there are 90"):
+        exercises.progress(lesson)
+
+
 def test_progress_at_a_terminal(capsys):
     from course_utils.__main__ import main
 
@@ -415,6 +421,7 @@ def test_fetching_an_unknown_model_is_one_message(capsys):
     (None, torch.tensor(12.0), "nats", "Measured 12 nats. (You had made no prediction.)"),
     (1000, 1234.5, "tokens", "You said 1000 tokens; measured 1234 tokens."),
     (1e-3, math.inf, "nats", "You said 0.001 nats; measured inf nats."),
+    (0.5, math.nan, "", "You said 0.5; measured nan."),
 ])
 def test_predictions(guess, measured, unit, text, capsys):
     exercises.predict("01.second_half", guess, unit)

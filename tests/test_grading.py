@@ -1,4 +1,4 @@
-"""Grading: forty-odd submissions, honest and hostile, must each get the verdict that they deserve."""
+"""Grading: some fifty submissions, honest and hostile, must each get the verdict that they deserve."""
 
 import csv
 import importlib
@@ -28,10 +28,16 @@ LIMITS = Limits(seconds=15, gigabytes=4)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """As in the grader's own process, which forks: it must have no threads of PyTorch's."""
+    """As in the grader's own process, which forks: it must have no threads of PyTorch's.
+
+    `grade` sets environment variables for good, as a command may: no later test must see them.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in grading.ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield
     torch.set_num_threads(before)
 
 

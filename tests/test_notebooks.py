@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import small_models
+
 nbformat = pytest.importorskip("nbformat")
 build_notebooks = pytest.importorskip("build_notebooks")
 from browser import what_is_missing  # noqa: E402
@@ -41,12 +43,25 @@ def test_the_exercise_notebook_runs_untouched(lesson, request):
     run("notebooks", lesson)
 
 
-LARGER = ("smollm2-135m", "gpt2-small-random")
-PAIRS = [pytest.param(lesson, model, marks=[] if (i + j) % 2 == 0 else pytest.mark.matrix)  # each lesson on one of them
-         for i, lesson in enumerate(LESSONS) for j, model in enumerate(LARGER)]
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A Hugging Face cache with a small GPT-2 and a small Llama."""
+    folder = tmp_path_factory.mktemp("hub")
+    return folder, small_models.hub_cache(folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lesson, model", PAIRS)
-def test_the_worked_notebook_runs_on_other_models(lesson, model):
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_the_worked_notebook_runs_on_small_models_of_the_hub(lesson, kind, hub):
+    """Learned positions and LayerNorm, or rotary positions, grouped queries and RMSNorm."""
+    folder, names = hub
+    run("solutions", lesson, COURSE_MODEL=names[kind], HF_HUB_CACHE=str(folder), HF_HUB_OFFLINE="1")
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.parametrize("model", ["smollm2-135m", "gpt2-small-random"])
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_the_worked_notebook_runs_on_larger_models(lesson, model):
     run("solutions", lesson, COURSE_MODEL=model)

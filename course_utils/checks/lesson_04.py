@@ -375,7 +375,7 @@ EXERCISES = [
         reference=positional_pattern,
         check=compare_cases(position_cases, POSITION_MISTAKES, keeps_inputs=True),
         hints=(
-            "Stand each position for by a vector x[p], then do what attention does: queries, keys, scores, mask, "
+            "Let a vector x[p] stand for each position, then do what attention does: queries, keys, scores, mask, "
             "softmax.",
             "x = (W_pos[:n] + mean W_E) / root mean square, which is sqrt((‖x‖² + the summed variance of W_E) "
             "/ d_model).",

@@ -588,17 +588,18 @@ def _agrees(attempt, p, q, message):
     require(same, message, input=shown, got=got, expected=expected)
 
 
-UNDEFINED = "where the ablation costs nothing the score is not defined: NaN, not infinity, 0, 1 or an error"
+UNDEFINED = "where the ablation costs nothing the score is not defined: NaN, not infinity, 0, 1, None or an error"
 
 
-@property_check(mistakes=[UNDEFINED])
+@property_check(mistakes=[UNDEFINED], none_is_fine=True)
 def score_undefined(attempt):
     """NaN where the ablation costs less than 1e-6 nats, of either sign"""
     losses = [(2.0, 2.0, 2.0), (2.0, 2.5, 2.0), (2.0, 2.125, 2.0 + 1e-8), (3.0, 3.5, 3.0 - 5e-7)]
     for clean, patched, ablated in losses:
         shown = {"input": f"clean = {clean}\npatched = {patched}\nablated = {ablated}", "expected": "NaN"}
         got = or_raised(attempt, ZeroDivisionError, clean, patched, ablated)
-        require(not isinstance(got, Exception) and math.isnan(got), UNDEFINED, got=_shown(got), **shown)
+        is_nan = got is not None and not isinstance(got, Exception) and math.isnan(got)
+        require(is_nan, UNDEFINED, got=str(_shown(got)), **shown)
 
 
 def _shown(got):

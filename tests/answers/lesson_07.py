@@ -692,6 +692,7 @@ ANSWERS = {
             Wrong(divides_tensors_anyway, says="the score is not defined"),
             Wrong(with_epsilon, says="the score is not defined"),
             Wrong(zero_where_undefined, says="the score is not defined"),
+            Wrong(none_where_undefined, says="the score is not defined"),
             Wrong(only_exact_zero, says="the score is not defined"),
             Wrong(score(f"max(0.0, {RIGHT_SCORE})")),
             Wrong(score(f"min(1.0, {RIGHT_SCORE})")),
