@@ -15,7 +15,15 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks import ablations, circuits, gpt2_shape, saes  # noqa: F401  (importing a module registers its benchmarks)
+from benchmarks import (  # noqa: F401  (importing a module registers its benchmarks)
+    ablations,
+    circuits,
+    gpt2_shape,
+    growth,
+    heads,
+    lessons,
+    saes,
+)
 from benchmarks.registry import BENCHMARKS, as_markdown, select
 from course_utils.model_files import bars_are_off
 
@@ -23,9 +31,10 @@ from course_utils.model_files import bars_are_off
 def heading(arguments: Sequence[str]) -> str:
     """What a reader needs in order to compare: the command, the date, the machine and the versions."""
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformer-lens"))
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (f"# Benchmarks\n\n`python -m benchmarks {' '.join(arguments)}`, {datetime.date.today()}\n\n"
             f"Python {platform.python_version()}, {versions}; {platform.system()} {platform.machine()}, "
-            f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads.\n")
+            f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads{gpu}.\n")
 
 
 def section(name: str, quick: bool) -> str:

@@ -50,7 +50,7 @@ def compare_sweeps(name: str, layers: list[int], seq_len: int, rounds: int, want
 @benchmark("sweep-tiny")
 def sweep_tiny(quick: bool = False) -> list[Row]:
     """How many times as long the naive double loop takes as `mlp_patch_sweep`, on the shipped model."""
-    return compare_sweeps("tiny", [0, 1, 2, 3], 6 if quick else 50, 1 if quick else 5, wanted=10)
+    return compare_sweeps("tiny", [0, 1, 2, 3], 6 if quick else 50, 1 if quick else 9, wanted=12)
 
 
 @benchmark("sweep-smollm2")
@@ -58,4 +58,4 @@ def sweep_smollm2(quick: bool = False) -> list[Row]:
     """The same on a real language model, four of its 30 layers."""
     if not is_cached("smollm2-135m"):
         return [row("skipped: smollm2-135m is not fetched (python -m course_utils fetch smollm2-135m)", "")]
-    return compare_sweeps("smollm2-135m", [0, 10, 20, 29], 3 if quick else 50, 1 if quick else 2, wanted=5)
+    return compare_sweeps("smollm2-135m", [0, 10, 20, 29], 3 if quick else 50, 1 if quick else 2, wanted=6)

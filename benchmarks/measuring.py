@@ -45,16 +45,21 @@ def in_turn(first: Callable[[], Any], second: Callable[[], Any], rounds: int, de
     """Time first, second, first, second, … so that both meet the same other load."""
     times = InTurn()
     for _ in tqdm(range(rounds), desc=desc, leave=False, disable=bars_are_off()):
-        (seconds_1, result_1), (seconds_2, result_2) = _timed(first), _timed(second)
+        (seconds_1, result_1), (seconds_2, result_2) = timed(first), timed(second)
         times.first.append(seconds_1)
         times.second.append(seconds_2)
         times.results = result_1, result_2
     return times
 
 
-def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of one call, until a GPU has finished too, and what it returned."""
+    torch = sys.modules.get("torch")                            # a call that imports nothing has no GPU to wait for
+    wait = torch.cuda.synchronize if torch and torch.cuda.is_available() else lambda: None
+    wait()
     start = time.perf_counter()
     result = call()
+    wait()
     return time.perf_counter() - start, result
 
 
@@ -113,7 +118,7 @@ def cost_of(call: Callable[[], Any]) -> Cost:
     """Seconds and memory of one call in this process."""
     memory = HighestMemory()
     memory.start()
-    seconds, result = _timed(call)
+    seconds, result = timed(call)
     memory.look()                                               # while `result` is still there
     memory.over.set()
     memory.join()

@@ -12,7 +12,7 @@ import torch
 from benchmarks.measuring import alone, in_turn
 from benchmarks.registry import Row, benchmark, row
 from course_utils.faithfulness import SAELENS, evaluate_sae
-from course_utils.models import is_cached, load_model
+from course_utils.models import best_device, is_cached, load_model
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_training import Training, TrainingConfig
 from course_utils.shipped_saes import middle_layer
@@ -92,7 +92,7 @@ def evaluate(quick: bool = False) -> list[Row]:
     difference = max(abs(theirs[each] - ours[each]) / abs(theirs[each]) for each in ours)
     costs = [alone(f"benchmarks.saes:{prepare}", name, sequences) for prepare in ("prepare_theirs", "prepare_ours")]
     return [
-        row(f"run_evals / evaluate_sae: {name}, middle layer, {sequences} × {LENGTH} tokens", str(times), ">= 2", times.ratio >= 2),
+        row(f"run_evals / evaluate_sae: {name}, middle layer, {sequences} × {LENGTH} tokens", str(times), ">= 2.5", times.ratio >= 2.5),
         row("largest relative difference of a metric", f"{difference:.1e}", "<= 1e-4", difference <= 1e-4),
         row("extra memory: run_evals, evaluate_sae", f"{costs[0].extra:.2f} GB, {costs[1].extra:.2f} GB", "not more",
             costs[1].extra <= costs[0].extra),
@@ -109,10 +109,12 @@ def their_trainer(kind: str, d_in: int, d_sae: int, k: int, batch: int, steps: i
     from sae_lens.training.sae_trainer import SAETrainer
 
     if kind == "topk":
-        sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k))
+        sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k, device=str(best_device())))
     else:
-        sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, l1_coefficient=1.0))
-    config = SAETrainerConfig(total_training_samples=batch * steps, train_batch_size_samples=batch, lr=1e-3, lr_end=1e-4)
+        sae = StandardTrainingSAE(StandardTrainingSAEConfig(
+            d_in=d_in, d_sae=d_sae, l1_coefficient=1.0, device=str(best_device())))
+    config = SAETrainerConfig(total_training_samples=batch * steps, train_batch_size_samples=batch, lr=1e-3, lr_end=1e-4,
+                              device=str(best_device()))
     return SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
 
 
@@ -127,12 +129,12 @@ def training(quick: bool = False) -> list[Row]:
     rows = []
     for kind in ("relu", "topk"):
         config = TrainingConfig(d_sae, kind, k=k if kind == "topk" else None, batch=batch, steps=10 * steps)
-        ours = Training(SparseAutoencoder(d_in, d_sae, kind, k=config.k), activations, config)
+        ours = Training(SparseAutoencoder(d_in, d_sae, kind, k=config.k).to(best_device()), activations, config)
         theirs = their_trainer(kind, d_in, d_sae, k, batch, 10 * steps)
 
         def their_steps(trainer=theirs) -> None:
             for x in activations.split(batch):
-                trainer.step(x)
+                trainer.step(x.to(best_device()))
                 trainer.n_training_steps += 1
 
         def our_steps(run=ours) -> None:
@@ -141,6 +143,6 @@ def training(quick: bool = False) -> list[Row]:
 
         times = in_turn(their_steps, our_steps, 1 if quick else 4, kind)
         rows.append(row(f"SAELens's trainer / ours: {kind}, {d_in} -> {d_sae}, batch {batch}, {steps} steps",
-                        str(times), ">= 1", times.ratio >= 1))
+                        str(times), ">= 1.2", times.ratio >= 1.2))
         rows.append(row(f"our tokens per second, {kind}", f"{batch * steps / sorted(times.second)[len(times.second) // 2]:,.0f}"))
     return rows

@@ -80,7 +80,7 @@ def stripe_scores(
 ) -> Float[Tensor, "layer head"]:
     """Mean over batch and entries of a stripe of every head's attention pattern.
 
-    A hook reads each pattern as the model computes it, so no pattern is stored and no layer is run for nothing.
+    A hook reads each pattern as the model computes it, so that none is stored.
     """
     scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     for rows in tokens.split(ROWS_AT_A_TIME):

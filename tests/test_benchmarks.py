@@ -6,7 +6,7 @@ import pytest
 import small_models
 import torch
 
-from benchmarks import ablations, gpt2_shape, measuring
+from benchmarks import ablations, gpt2_shape, growth, measuring
 from benchmarks.__main__ import main
 from benchmarks.measuring import InTurn, alone, in_turn
 from benchmarks.registry import BENCHMARKS, as_markdown, row, select
@@ -93,7 +93,7 @@ def test_one_benchmark_from_the_command_to_the_file(tmp_path, capsys):
     assert all(line in printed for line in text.splitlines() if line)
 
 
-@pytest.mark.parametrize("name", [pytest.param("top-k", marks=pytest.mark.slow), "composition"])
+@pytest.mark.parametrize("name", [pytest.param("top-k", marks=pytest.mark.slow), "composition", "detect-head"])
 def test_the_others_run_and_find_no_difference(name):
     rows = BENCHMARKS[name](quick=True)
     assert all(each["Met"] == "yes" for each in rows if "difference" in each["What"] or "memory" in each["What"])
@@ -112,6 +112,35 @@ def test_the_naive_loop_makes_one_full_pass_for_each_entry():
         handle.remove()
     assert len(passes) == 1 + len(layers) * 6
     torch.testing.assert_close(naive, mlp_patch_sweep(model, tokens, 6, layers=layers), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 2])
+def test_the_exponent_of_a_power_is_found(power):
+    sizes = [10, 20, 40, 80]
+    assert growth.exponent(sizes, [3e-3 * size**power for size in sizes]) == pytest.approx(power)
+
+
+def test_the_fastest_of_several_rounds_counts_and_calls_take_turns(monkeypatch):
+    clock, calls, left = [0.0], [], {"a": [5, 2, 9], "b": [4, 4, 1]}
+
+    def call(name):
+        calls.append(name)
+        clock[0] += left[name].pop(0)
+
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
+    assert growth.fastest([lambda: call("a"), lambda: call("b")], rounds=3) == [2, 1]
+    assert calls == ["a", "b"] * 3
+
+
+def test_everything_that_should_grow_does_over_eight_times_its_size():
+    asked = {growth.LENGTH, growth.VOCABULARY, growth.LAYER, growth.SEQUENCE, growth.WIDTH}
+    assert {what for what, _, _ in growth.GROWING.values()} == asked
+    assert all(max(sizes) >= 8 * min(sizes) for _, sizes, _ in growth.GROWING.values())
+
+
+@pytest.mark.parametrize("name", growth.GROWING)
+def test_every_call_that_grows_can_be_prepared_and_made(name):
+    growth.prepare(name, str(min(growth.GROWING[name][1])))()
 
 
 def test_smollm2_is_skipped_with_a_line_when_it_is_not_there(monkeypatch):
