@@ -1,15 +1,17 @@
 # Two commands do everything, on a machine with only Python 3.11, make and git:
 #   make course   run every worked lesson, print what was measured, write the lessons as pages
 #   make test     run every test, in both environments
-# The rest: make lab, book, wheel, room, quick, matrix, bench, notebooks, costs, clean.
+# The rest: make lab, book, wheel, room, quick, matrix, flakes, bench, notebooks, costs, clean.
 #
 # Variables: PYTHON=python3.12      the interpreter (3.11 to 3.13)
 #            TORCH_INDEX=<address>  a pip index to take torch from, for example one with CPU builds
 #            JOBS=2                 test processes
 #            REAL=1                 make course with the sections on a real language model
+#            RUNS=20                make flakes: how often the fast tests run, each time in another order
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 JOBS ?= 2
+RUNS ?= 20
 VENV := .venv
 PEERS := .venv-peers
 PY := $(VENV)/bin/python
@@ -26,7 +28,7 @@ PEERS_READY := $(PEERS)/.ready
 STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help course book wheel room costs test quick matrix peers lab bench notebooks real-model clean
+.PHONY: help course book wheel room costs test quick matrix flakes peers lab bench notebooks real-model clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -101,16 +103,22 @@ real-model: $(READY)
 # --- tests ----------------------------------------------------------------------------------------------------
 
 # One thread for each process: the processes are as many as the cores.
-test quick matrix: export OMP_NUM_THREADS = 1
+test quick matrix flakes: export OMP_NUM_THREADS = 1
 # Memory that a tensor gives back is kept for the next one: fetching it anew each time costs a tenth of the time.
-test quick matrix: export MALLOC_MMAP_THRESHOLD_ = 1073741824
-test quick matrix: export MALLOC_TRIM_THRESHOLD_ = 1073741824
+test quick matrix flakes: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+test quick matrix flakes: export MALLOC_TRIM_THRESHOLD_ = 1073741824
 
 quick: $(READY)
 	@$(PY) $(PYTEST) -m "not slow and not hub and not peers" tests
 
 matrix: $(READY) real-model
 	@$(PY) $(PYTEST) tests/test_notebooks.py
+
+flakes: $(MORE_READY)
+	@for seed in $$(seq $(RUNS)); do \
+	    $(PY) $(PYTEST) --durations=0 --durations-min=60 -q -m "not slow and not hub and not peers" \
+	        --random-order --random-order-bucket=global --random-order-seed=$$seed tests || exit 1; \
+	done
 
 test: $(MORE_READY) $(PEERS_READY) real-model
 	$(STEP) "1 of 3: the unit tests with TransformerLens 3.9.0, and the comparisons with SAELens"

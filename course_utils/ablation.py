@@ -285,10 +285,10 @@ def check_layers(model: TransformerBridge, layers: Sequence[int] | None) -> list
     return layers
 
 
-def some_layers(model: TransformerBridge, most: int = 6) -> list[int]:
-    """All layers of a model that has at most `most` of them; else four, spread over its depth, first and last among them."""
+def some_layers(model: TransformerBridge) -> list[int]:
+    """All layers of a model that has at most six; else four, spread over its depth, first and last among them."""
     n_layers = model.cfg.n_layers
-    return list(range(n_layers)) if n_layers <= most else [round(i * (n_layers - 1) / 3) for i in range(4)]
+    return list(range(n_layers)) if n_layers <= 6 else [round(i * (n_layers - 1) / 3) for i in range(4)]
 
 
 def check_mlps(model: TransformerBridge) -> None:

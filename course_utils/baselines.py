@@ -275,8 +275,7 @@ class TrueFloor:
 @torch.no_grad()
 def true_noise_floor(
     model: TransformerBridge, sae: HasEncodeDecode, sample: Sample, *, hook_name: str | None = None,
-    head: int | None = None, mask: Bool[Tensor, "n pos"] | None = None, batch_size: int = 8, resamples: int = 200,
-    seed: int = 0, force: bool = False,
+    mask: Bool[Tensor, "n pos"] | None = None, batch_size: int = 8, resamples: int = 200, seed: int = 0,
 ) -> TrueFloor:
     """The autoencoder's harm beside the model's own distance from the truth, where the truth is known.
 
@@ -287,7 +286,7 @@ def true_noise_floor(
     """
     if sample.true_log_probs is None or sample.true_log_probs.shape[-1] != model.cfg.d_vocab:
         raise ValueError("the sample needs its truth (truth=True), for the model's own vocabulary")
-    site, mask = site_of(model, sae, hook_name, head, force), checked_mask(model, sample.tokens, mask)
+    site, mask = site_of(model, sae, hook_name), checked_mask(model, sample.tokens, mask)
     counts, pooled = counted_positions(mask), Pooled(len(sample.tokens), resamples, seed)
     for rows in tqdm(torch.arange(len(sample.tokens)).split(batch_size), desc="batches", delay=1, disable=bars_are_off()):
         tokens = sample.tokens[rows].to(model.cfg.device)

@@ -55,17 +55,14 @@ def is_stub(function: Callable) -> bool:
     return all(const in (None, ..., function.__doc__) for const in code.co_consts)
 
 
-def call(
-    attempt: Callable, args: tuple = (), kwargs: dict | None = None, *, leaves_no_hooks: bool = True,
-    none_is_fine: bool = False,
-) -> Any:
+def call(attempt: Callable, args: tuple = (), kwargs: dict | None = None, *, none_is_fine: bool = False) -> Any:
     """Call the learner's function on its arguments.
 
     Raises NotYet for a stub, LearnerError for any other exception, and Failure when it leaves hooks on a
     model (they are removed first, so that they cannot change a later call).
     """
     kwargs = kwargs or {}
-    before = hooks_on((*args, *kwargs.values())) if leaves_no_hooks else []
+    before = hooks_on((*args, *kwargs.values()))
     try:
         with own_randomness():
             answer = attempt(*args, **kwargs)
@@ -95,11 +92,10 @@ def weights_kept(values: Iterable[Any]):
     """Put back what is done inside to the weights of the models among the values, then raise Failure for it."""
     models = [value for value in values if isinstance(value, torch.nn.Module)]
     kept = [(weight, weight.detach().clone()) for model in models for weight in model.parameters()]
-    changed = []
     try:
         yield
     finally:
-        changed += [(weight, copy) for weight, copy in kept if not torch.equal(weight, copy)]
+        changed = [(weight, copy) for weight, copy in kept if not torch.equal(weight, copy)]
         with torch.no_grad():
             for weight, copy in changed:
                 weight.copy_(copy)

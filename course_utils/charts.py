@@ -5,16 +5,14 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from course_utils.viz import LINE_STYLES, OKABE_ITO, WIDTH, _array, _axes, _finish
+from course_utils.viz import LINE_STYLES, OKABE_ITO, WIDTH, _array, _new_axes
 
 
 def plot_scatter(
-    x: Float[ndarray, "..."], y: Float[ndarray, "..."], xlabel: str, ylabel: str, *, title: str = "",
-    ax: Axes | None = None,
+    x: Float[ndarray, "..."], y: Float[ndarray, "..."], xlabel: str, ylabel: str, *, title: str = ""
 ) -> Figure:
     """Points with the line y = x: how far one number stands for another.
 
@@ -28,24 +26,21 @@ def plot_scatter(
     xs, ys = _array(x), _array(y)
     if xs.shape != ys.shape or not xs.size:
         raise ValueError(f"x has shape {xs.shape} and y {ys.shape}; they must be equal, with at least one point")
-    ax, is_new = _axes(ax, 4.2)
+    ax = _new_axes(4.2)
     low, high = min(xs.min(), ys.min()), max(xs.max(), ys.max())
     ax.plot([low, high], [low, high], color="0.4", linestyle=":", linewidth=1.2, label="equal")
     ax.scatter(xs, ys, s=14, color=OKABE_ITO[0], alpha=0.7)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=9)
-    return _finish(ax, is_new)
+    return ax.figure
 
 
-def plot_bars(
-    values: dict[str, dict[str, float]], xlabel: str, *, title: str = "", log: bool = False, ax: Axes | None = None
-) -> Figure:
+def plot_bars(values: dict[str, dict[str, float]], xlabel: str, *, title: str = "") -> Figure:
     """Horizontal bars: one row per name, one colour per series. `values` is {series: {name: number}}.
 
     Args:
         xlabel: what the numbers are, with the unit.
-        log: a logarithmic axis, for numbers above 0 of very different size.
 
     Raises:
         ValueError: when there is nothing to draw or the series have not the same names.
@@ -53,7 +48,7 @@ def plot_bars(
     names = list(next(iter(values.values()), {}))
     if not names or any(list(series) != names for series in values.values()):
         raise ValueError("values must be {series: {name: number}} with the same names, in the same order, in every series")
-    ax, is_new = _axes(ax, 1.2 + 0.3 * (len(values) > 1) + 0.2 * len(names) * max(1, 0.6 * len(values)))
+    ax = _new_axes(1.2 + 0.3 * (len(values) > 1) + 0.2 * len(names) * max(1, 0.6 * len(values)))
     height = 0.8 / len(values)
     for i, (label, series) in enumerate(values.items()):
         at = [row + (i - (len(values) - 1) / 2) * height for row in range(len(names))]
@@ -62,24 +57,20 @@ def plot_bars(
     ax.invert_yaxis()
     ax.axvline(0, color="0.4", linewidth=0.8)
     ax.set(xlabel=xlabel, title=title)
-    if log:
-        ax.set_xscale("log")
     ax.grid(axis="x", alpha=0.3)
     if len(values) > 1:
-        where = {"loc": "outside lower center"} if is_new else {}
-        (ax.figure if is_new else ax).legend(fontsize=9, ncols=len(values), **where)
-    return _finish(ax, is_new)
+        ax.figure.legend(fontsize=9, ncols=len(values), loc="outside lower center")
+    return ax.figure
 
 
 def plot_curves(
     panels: list[tuple[str, Float[ndarray, "x"] | dict[str, Float[ndarray, "x"]]]], *, xlabel: str,
-    x: Float[ndarray, "x"] | None = None, title: str = "", log: bool = False,
+    x: Float[ndarray, "x"] | None = None, title: str = "",
 ) -> Figure:
     """Curves over one axis, a panel for each quantity: [(label of the y axis, one curve or {name: curve})].
 
     Args:
         x: where the numbers stand; 0, 1, 2, … when not given.
-        log: logarithmic y axes.
 
     Raises:
         ValueError: when there is no panel, or a curve has not one number for each x.
@@ -87,6 +78,7 @@ def plot_curves(
     if not panels:
         raise ValueError("panels must hold at least one (label, curves)")
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0), layout="constrained", squeeze=False)
+    plt.close(figure)
     for ax, (ylabel, curves) in zip(axes[0], panels):
         curves = curves if isinstance(curves, dict) else {"": curves}
         for i, (name, curve) in enumerate(curves.items()):
@@ -95,16 +87,16 @@ def plot_curves(
             if ys.shape != xs.shape:
                 raise ValueError(f"{name or ylabel!r} has shape {ys.shape}; x has shape {xs.shape}")
             ax.plot(xs, ys, label=name, color=OKABE_ITO[i % len(OKABE_ITO)], linestyle=LINE_STYLES[i % len(LINE_STYLES)])
-        ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+        ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.grid(alpha=0.3)
         if len(curves) > 1:
             ax.legend(fontsize=9)
     figure.suptitle(title)
-    return _finish(axes[0][0], True)
+    return figure
 
 
 def plot_histogram(
-    values: Float[ndarray, "n"], xlabel: str, what: str, *, bins: int = 40, title: str = "", ax: Axes | None = None
+    values: Float[ndarray, "n"], xlabel: str, what: str, *, bins: int = 40, title: str = ""
 ) -> Figure:
     """How many of the values lie where; `what` they are ("latents") is the label of the y axis.
 
@@ -114,16 +106,16 @@ def plot_histogram(
     numbers = _array(values)
     if not numbers.size:
         raise ValueError("there is nothing to count: values is empty")
-    ax, is_new = _axes(ax, 2.8)
+    ax = _new_axes(2.8)
     ax.hist(numbers.flatten(), bins=bins, color=OKABE_ITO[0])
     ax.set(xlabel=xlabel, ylabel=f"number of {what}", title=title)
     ax.grid(alpha=0.3)
-    return _finish(ax, is_new)
+    return ax.figure
 
 
 def plot_points(
     points: dict[str, tuple[float, float]], xlabel: str, ylabel: str, *, line: list[tuple[float, float]] | None = None,
-    line_label: str = "", title: str = "", ax: Axes | None = None,
+    line_label: str = "", title: str = "",
 ) -> Figure:
     """Named points over a logarithmic x axis, and a line of others to compare them with. Lower left to upper right is
     a trade; what lies above and to the left of another point is better than it.
@@ -133,7 +125,7 @@ def plot_points(
     """
     if not points:
         raise ValueError("points is empty; it must hold at least one {name: (x, y)}")
-    ax, is_new = _axes(ax, 3.6)
+    ax = _new_axes(3.6)
     if line:
         ax.plot(*zip(*sorted(line)), color="0.5", linestyle="--", marker=".", label=line_label)
     for i, (name, (x, y)) in enumerate(points.items()):
@@ -141,4 +133,4 @@ def plot_points(
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log")
     ax.legend(fontsize=9, loc="best")
     ax.grid(alpha=0.3)
-    return _finish(ax, is_new)
+    return ax.figure

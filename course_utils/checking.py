@@ -20,8 +20,6 @@ from typing import Any
 from course_utils.calling import Failure, LearnerError, NotYet, call, file_of, is_stub, weights_kept
 from course_utils.comparing import clone, describe, first_difference, without_addresses
 
-Check = Callable[[Callable, Callable], None]
-
 
 @dataclass(frozen=True)
 class Exercise:
@@ -72,21 +70,17 @@ class Case:
         return "\n".join(f"{name} = {describe(value)}" for name, value in named.items())
 
 
-@dataclass(frozen=True)
 class Mistake:
     """A mistake that is recognised and named.
 
-    Give either the wrong `function` (recognised when the learner's answers equal its answers in every case),
+    Give either wrong `functions` (recognised when the learner's answers equal those of one of them in every case),
     or a `predicate(got, expected) -> bool` (recognised when it holds in every case that is wrong).
     """
 
-    message: str
-    function: Callable | None = None
-    predicate: Callable[[Any, Any], bool] | None = None
-
-    def __post_init__(self) -> None:
-        if (self.function is None) == (self.predicate is None):
-            raise ValueError(f"mistake {self.message!r}: give a function or a predicate, one of the two")
+    def __init__(self, message: str, *functions: Callable, predicate: Callable[[Any, Any], bool] | None = None) -> None:
+        if bool(functions) == bool(predicate):
+            raise ValueError(f"mistake {message!r}: give functions or a predicate, one of the two")
+        self.message, self.functions, self.predicate = message, functions, predicate
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,6 @@ class CompareCases:
     mistakes: tuple[Mistake, ...]
     options: dict[str, Any]
     keeps_inputs: bool
-    leaves_no_hooks: bool
     _prepared: tuple[list[Case], list[Any]] | None = field(default=None, repr=False)
 
     @property
@@ -159,7 +152,7 @@ class CompareCases:
     def _run(self, function: Callable, case: Case) -> Any:
         args, kwargs = case.inputs()
         with weights_kept((*args, *kwargs.values()) if self.keeps_inputs else ()):
-            answer = call(function, args, kwargs, leaves_no_hooks=self.leaves_no_hooks)
+            answer = call(function, args, kwargs)
         if self.keeps_inputs and first_difference(list(args), list(case.args), exact_dtype=True):
             raise Failure("it changes its input: work on a copy (`.clone()`)", input=case.describe(function))
         return answer
@@ -170,33 +163,36 @@ class CompareCases:
     def _name(self, cases: list[Case], got: list[Any], expected: list[Any]) -> str | None:
         """The message of the first mistake that explains the answers."""
         wrong = [(a, b) for a, b in zip(got, expected) if self._difference(a, b)]
+
+        def answers_like(function: Callable) -> bool:
+            return all(not self._difference(a, self._run(function, case)) for a, case in zip(got, cases))
+
+        def holds(predicate: Callable[[Any, Any], bool]) -> bool:
+            return all(predicate(a, b) for a, b in wrong)
+
         for mistake in self.mistakes:
-            try:
-                if mistake.predicate and all(mistake.predicate(a, b) for a, b in wrong):
-                    return mistake.message
-                if mistake.function and all(
-                    not self._difference(a, self._run(mistake.function, case)) for a, case in zip(got, cases)
-                ):
-                    return mistake.message
-            except Exception:  # a mistake that does not apply to this answer (another type, another shape)
-                continue
+            for test, of in [(answers_like, each) for each in mistake.functions] or [(holds, mistake.predicate)]:
+                try:
+                    if test(of):
+                        return mistake.message
+                except Exception:  # it does not apply to this answer (another type, another shape)
+                    continue
         return None
 
 
 def compare_cases(
-    cases: Callable[[], Sequence[Case]], mistakes: Sequence[Mistake] = (), *, atol: float = 1e-5,
-    rtol: float = 1e-4, loose_scalars: bool = False, exact_dtype: bool = False, keeps_inputs: bool = False,
-    leaves_no_hooks: bool = True,
+    cases: Callable[[], Sequence[Case]], mistakes: Sequence[Mistake] = (), *, atol: float = 1e-5, rtol: float = 1e-4,
+    loose_scalars: bool = False, keeps_inputs: bool = False, kind: type[CompareCases] = CompareCases,
 ) -> CompareCases:
     """A check that runs the learner's function and the reference on the same inputs.
 
     `cases` is a function without arguments, called once, at the first check: load models there.
-    `atol`, `rtol`, `loose_scalars`, `exact_dtype` are those of `comparing.first_difference`.
+    `atol`, `rtol`, `loose_scalars` are those of `comparing.first_difference`.
     `keeps_inputs`: refuse a function that changes its arguments in place (a model's weights are put back).
-    `leaves_no_hooks`: refuse a function that leaves hooks on a model (they are removed in any case).
+    `kind`: a subclass that compares in another way.
     """
-    options = {"atol": atol, "rtol": rtol, "loose_scalars": loose_scalars, "exact_dtype": exact_dtype}
-    return CompareCases(cases, tuple(mistakes), options, keeps_inputs, leaves_no_hooks)
+    options = {"atol": atol, "rtol": rtol, "loose_scalars": loose_scalars}
+    return kind(cases, tuple(mistakes), options, keeps_inputs)
 
 
 @dataclass(frozen=True)
@@ -205,7 +201,6 @@ class PropertyCheck:
 
     states: Callable[[Callable], None]
     messages: tuple[str, ...]
-    leaves_no_hooks: bool = True
     none_is_fine: bool = False
 
     def __call__(self, attempt: Callable, reference: Callable) -> None:
@@ -214,8 +209,7 @@ class PropertyCheck:
         def guarded(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
-            return call(
-                attempt, args, kwargs, leaves_no_hooks=self.leaves_no_hooks, none_is_fine=self.none_is_fine)
+            return call(attempt, args, kwargs, none_is_fine=self.none_is_fine)
 
         try:
             self.states(guarded)
@@ -235,7 +229,7 @@ class PropertyCheck:
 
 
 def property_check(
-    mistakes: Sequence[str] = (), *, leaves_no_hooks: bool = True, none_is_fine: bool = False
+    mistakes: Sequence[str] = (), *, none_is_fine: bool = False
 ) -> Callable[[Callable[[Callable], None]], PropertyCheck]:
     """Decorator: turn a function that states what must be true of the answers into a check.
 
@@ -243,7 +237,7 @@ def property_check(
     easily through `require`. A message that is in `mistakes` counts as a named mistake. The docstring is what
     the card of a passed exercise says was tried. `none_is_fine`: returning None is an answer, not a stub.
     """
-    return lambda states: PropertyCheck(states, tuple(mistakes), leaves_no_hooks, none_is_fine)
+    return lambda states: PropertyCheck(states, tuple(mistakes), none_is_fine)
 
 
 @dataclass(frozen=True)
@@ -252,10 +246,6 @@ class CompareThenState:
 
     compare: CompareCases
     then: PropertyCheck
-
-    @property
-    def mistakes(self) -> tuple[Mistake, ...]:
-        return self.compare.mistakes
 
     @property
     def messages(self) -> tuple[str, ...]:

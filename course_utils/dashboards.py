@@ -101,7 +101,7 @@ def latent_dashboard(
     (through the unembedding, the layers above left out).
     Args:
         latents: of `latent_activations`, for these tokens.
-        k: how many of its strongest places to show; as many again of middling and of low strength.
+        k: how many of its strongest places to show; three weaker ones follow, if it is active at more than 30 places.
         note: a line to print below the title.
     Raises:
         ValueError: if there is no such latent, or latents and tokens do not belong together.

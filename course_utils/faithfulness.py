@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -303,14 +303,13 @@ def evaluate_sae(
 
 @torch.no_grad()
 def patched_logits(
-    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "batch pos"], *, hook_name: str | None = None,
-    head: int | None = None, force: bool = False,
+    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "batch pos"], *, hook_name: str | None = None
 ) -> tuple[Float[Tensor, "batch pos vocab"], Float[Tensor, "batch pos vocab"]]:
     """Logits of the model, and with the reconstruction in the activation's place at every position but the first.
 
     All of them at once: for a few rows. Raises ValueError as `evaluate_sae` does.
     """
-    site = site_of(model, sae, hook_name, head, force)
+    site = site_of(model, sae, hook_name)
     clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens, site)
     final = site.continue_with(clean, torch.cat([x[:, :1], x_hat[:, 1:]], dim=1))
     return clean.logits(clean.residuals[-1]), clean.logits(final)
@@ -346,15 +345,9 @@ def reconstruct(
     return latents, x_hat.reshape(x.shape).to(x)
 
 
-def weight_metrics(sae) -> dict[str, Float[Tensor, "d_sae"]]:
-    """What run_evals of SAELens says of the weights alone: each latent's encoder norm and bias, and the cosine between
-    its encoder column and its decoder row."""
-    found = {"encoder_norm": sae.W_enc.norm(dim=0),
-             "encoder_decoder_cosine_sim": torch.nn.functional.cosine_similarity(sae.W_enc.T, sae.W_dec, dim=1)}
-    return found | ({"encoder_bias": sae.b_enc} if getattr(sae, "b_enc", None) is not None else {})
-
-
-def site_of(model: TransformerBridge, sae: object, hook_name: str | None, head: int | None, force: bool) -> Site:
+def site_of(
+    model: TransformerBridge, sae: object, hook_name: str | None = None, head: int | None = None, force: bool = False
+) -> Site:
     """Where the autoencoder goes. Raises ValueError as `evaluate_sae` does."""
     metadata = getattr(getattr(sae, "cfg", None), "metadata", None)             # SAELens
     trained_at = getattr(sae, "hook_name", None) or getattr(metadata, "hook_name", None)

@@ -92,12 +92,9 @@ WOMEN = frozenset(grammar.WOMEN)
 NAMES = grammar.WOMEN + grammar.MEN
 
 
-def _set(**values: Callable[[str], object]) -> Callable[[Story, str], None]:
-    """An update that stores the word: `_set(topic=str)` does `story.topic = word`."""
-    def update(story: Story, word: str) -> None:
-        for key, make in values.items():
-            setattr(story, key, make(word))
-    return update
+def _set(name: str) -> Callable[[Story, str], None]:
+    """An update that stores the word: `_set("topic")` does `story.topic = word`."""
+    return lambda story, word: setattr(story, name, word)
 
 
 def _nothing(story: Story, word: str) -> None:
@@ -218,7 +215,7 @@ SLOTS: dict[str, tuple[Callable[[Story], list[str]], Callable[[Story, str], None
     "They": (_words(["They"]), _plural),
     "they": (_words(["they"]), _plural),
     # jobs
-    "job": (_words(grammar.JOBS), _set(job=str)),
+    "job": (_words(grammar.JOBS), _set("job")),
     "hisjob": (lambda story: [job for job in grammar.JOBS if job not in _jobs(story)], _set_job),
     "worker": (lambda story: _jobs(story), _pick_worker),
     # places
@@ -232,11 +229,11 @@ SLOTS: dict[str, tuple[Callable[[Story], list[str]], Callable[[Story, str], None
     # things
     "thing": (_new_things, _new_thing),
     "any": (_new_things, _nothing),
-    "held": (_held, _set(topic=str)),
+    "held": (_held, _set("topic")),
     "drop": (_held, Story.drop),
     "handed": (_held, lambda story, thing: story.take(thing, story.listener)),
-    "theirs": (_all_held, _set(topic=str)),
-    "lying": (lambda story: list(story.lies), _set(topic=str)),
+    "theirs": (_all_held, _set("topic")),
+    "lying": (lambda story: list(story.lies), _set("topic")),
     "again": (lambda story: [thing for thing, place in story.lies.items() if place == story.here], Story.take),
     "itslook": (lambda story: [story.look[story.topic]], _nothing),
     # food
@@ -244,9 +241,9 @@ SLOTS: dict[str, tuple[Callable[[Story], list[str]], Callable[[Story, str], None
     "like": (_words(grammar.FOODS), _set_like),
     "liked": (lambda story: [story.actor.likes], _nothing),
     # the rest
-    "mood": (lambda story: [mood for mood in grammar.MOODS if mood != story.mood], _set(mood=str)),
-    "colour": (_words(grammar.COLOURS), _set(adjective=str)),
-    "quality": (_words(grammar.QUALITIES), _set(adjective=str)),
+    "mood": (lambda story: [mood for mood in grammar.MOODS if mood != story.mood], _set("mood")),
+    "colour": (_words(grammar.COLOURS), _set("adjective")),
+    "quality": (_words(grammar.QUALITIES), _set("adjective")),
     "how": (_words(grammar.MANNERS), _nothing),
     "weather": (_words(grammar.WEATHERS), _nothing),
     "beast": (_words(grammar.BEASTS), _singular),
@@ -333,6 +330,13 @@ def _without_doors(node: Node) -> Node:
     return bare
 
 
+def templates(text: str) -> Iterator[tuple[float, str]]:
+    """The weight and the template in each line of a text of `story_grammar`."""
+    for line in filter(None, text.strip().splitlines()):
+        weight, template = line.split(maxsplit=1)
+        yield float(weight), template
+
+
 def expand(template: str) -> list[list[str]]:
     """`"a (b|c) d"` -> `[["a", "b", "d"], ["a", "c", "d"]]`."""
     choices = [part.split("|") for part in re.findall(r"\(([^)]*)\)", template)]
@@ -345,15 +349,13 @@ def expand(template: str) -> list[list[str]]:
 def grammar_trie() -> Node:
     """All templates in one trie; once a story is late, about a quarter of its sentences close it."""
     root = Node()
-    middles = sum(float(line.split(maxsplit=1)[0]) for line in grammar.MIDDLES.strip().splitlines() if line)
-    closings = sum(float(line.split(maxsplit=1)[0]) for line in grammar.CLOSINGS.strip().splitlines() if line)
+    middles, closings = (sum(weight for weight, _ in templates(text)) for text in (grammar.MIDDLES, grammar.CLOSINGS))
     for text, guard, scale in ((grammar.OPENINGS, "?start", 1.0), (grammar.MIDDLES, "?going", 1.0),
                                (grammar.CLOSINGS, "?late", 0.3 * middles / closings)):
-        for line in filter(None, text.strip().splitlines()):
-            weight, template = line.split(maxsplit=1)
+        for weight, template in templates(text):
             variants = expand(template)
             for symbols in variants:
-                root.add([guard, *symbols], scale * float(weight) / len(variants))
+                root.add([guard, *symbols], scale * weight / len(variants))
     return root
 
 
@@ -433,8 +435,8 @@ def vocabulary() -> tuple[str, ...]:
     lists = [value for name, value in vars(grammar).items() if name.isupper() and isinstance(value, list)]
     words = set(itertools.chain(*lists)) | {"She", "He", "she", "he", "her", "his", "herself", "himself"}
     for text in (grammar.OPENINGS, grammar.MIDDLES, grammar.CLOSINGS):
-        for line in filter(None, text.strip().splitlines()):
-            for symbols in expand(line.split(maxsplit=1)[1]):
+        for _, template in templates(text):
+            for symbols in expand(template):
                 words |= {symbol for symbol in symbols if symbol[0] not in "{?" or symbol == "?"}
     return (BOS, UNK, *sorted(words | {"They", "they"}))
 

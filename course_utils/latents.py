@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def latent_activations(
-    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *, hook_name: str | None = None,
-    batch_size: int = 32,
+    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *, batch_size: int = 32
 ) -> Float[Tensor, "n pos d_sae"]:
     """Every latent at every position; 0 at the first (BOS), which an autoencoder of this course never sees."""
-    site = site_of(model, sae, hook_name, None, force=False)
+    site = site_of(model, sae)
     latents = torch.cat([reconstruct(sae, x, site)[0].cpu()
                          for x in activations_in_batches(model, site, tokens, batch_size)])
     latents[:, 0] = 0
@@ -85,15 +84,13 @@ def best_latents(
     return pd.DataFrame(rows).set_index("label")
 
 
-def linear_direction(
-    x: Float[Tensor, "m d"], labels: Bool[Tensor, "m"], ridge: float = 1e-2
-) -> Float[Tensor, "d"]:
+def linear_direction(x: Float[Tensor, "m d"], labels: Bool[Tensor, "m"]) -> Float[Tensor, "d"]:
     """The direction on which labelled activations differ most from the others, relative to the spread within.
 
     Linear regression of the label on the activation, with a little ridge for directions that hardly vary.
     """
     centred, wanted = x - x.mean(dim=0), labels.float() - labels.float().mean()
-    covariance = centred.T @ centred / len(x) + ridge * torch.eye(x.shape[1], device=x.device)
+    covariance = centred.T @ centred / len(x) + 1e-2 * torch.eye(x.shape[1], device=x.device)
     return torch.linalg.solve(covariance, centred.T @ wanted / len(x))
 
 

@@ -119,5 +119,10 @@ def check_paths(model: TransformerBridge, sender: Head, receivers: Sequence[Head
     if too_early or not receivers:
         raise ValueError(f"receivers must be heads in layers after the sender's ({sender[0]}): "
                          + (f"{', '.join(too_early)} cannot read it" if too_early else "none was given"))
+    check_into(into)
+
+
+def check_into(into: str) -> None:
+    """Raise ValueError unless `into` names inputs of a head."""
     if not into or set(into) - set("qkv"):
         raise ValueError(f'into is {into!r}; it must be "q", "k", "v" or several of them')

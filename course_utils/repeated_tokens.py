@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.models import bos_token_id
+from course_utils.pooling import mean_and_error
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -64,7 +65,7 @@ class RepeatedTokenReport:
     Attributes:
         tokens: Int[batch, 1 + 2 * seq_len].
         log_probs: Float[batch, 2 * seq_len], nats; entry j scores tokens[:, j + 1].
-        correct: Bool[batch, 2 * seq_len]; whether the most likely token was the one that came.
+        correct: Float[batch, 2 * seq_len]; 1 where the most likely token was the one that came, else 0.
 
     Nothing before the second copy's first token says that a repeat begins: a model can only hedge. As in
     Xiang (2024), `second_half_*` counts that boundary token; `inner_*` leaves it out.
@@ -112,10 +113,7 @@ class RepeatedTokenReport:
     @property
     def standard_error(self) -> float:
         """Standard error of second_half_log_prob over sequences, nats (NaN for a single sequence)."""
-        by_sequence = self.log_probs[:, self.seq_len:].mean(dim=1)
-        if len(by_sequence) == 1:
-            return float("nan")
-        return (by_sequence.std() / len(by_sequence) ** 0.5).item()
+        return mean_and_error(self.log_probs[:, self.seq_len:])[1] if len(self.log_probs) > 1 else float("nan")
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from course_utils.pooling import interval, resample
 from course_utils.repeated_tokens import check_repeated_length, generate_repeated_tokens, repeated_token_report
 from course_utils.splicing import circuit_score, residual_site, spliced
 from course_utils.text import sample_text
-from course_utils.viz import OKABE_ITO, _axes, _finish
+from course_utils.viz import OKABE_ITO, _new_axes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ class ReportCard:
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """The shares, 0 to 1, with their intervals: text above, circuit below."""
-        ax, is_new = _axes(ax, 2.8)
+        ax = ax or _new_axes(2.8)
         for i, name in enumerate(SHARES):
             value, low, high, _ = self.rows[name]
             ax.barh(i, max(0.0, value), color=OKABE_ITO[1 if "circuit" in name or "repeats" in name else 0])
@@ -54,7 +54,7 @@ class ReportCard:
         ax.invert_yaxis()
         ax.set(xlim=(0, 1.15), xlabel="share (1 is perfect)", title=self.title)
         ax.grid(axis="x", alpha=0.3)
-        return _finish(ax, is_new)
+        return ax.figure
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 from course_utils.faithfulness import HasEncodeDecode, reconstruct, run_and_reconstruct, site_of
 from course_utils.heads import check_repeated
 from course_utils.latents import auc
-from course_utils.path_patching import Head, new_readings
+from course_utils.path_patching import Head, check_into, new_readings
 from course_utils.repeated_tokens import ROWS_AT_A_TIME, correct_token_log_probs
 from course_utils.sites import Site
 
@@ -101,15 +101,14 @@ def log_probs_reading(
     site = residual_site(model, sae)
     if too_low := [f"{layer}.{head}" for layer, head in heads if layer < site.enters]:
         raise ValueError(f"heads {', '.join(too_low)} lie below the autoencoder at {site.hook_name}: they do not read it")
-    if not into or set(into) - set("qkv"):
-        raise ValueError(f'into is {into!r}; it must be "q", "k", "v" or several of them')
+    check_into(into)
     found = []
     for rows in tokens.split(ROWS_AT_A_TIME):
         clean, x, _, x_hat = run_and_reconstruct(model, sae, rows, site)
-        new, patches = torch.cat([x[:, :1], x_hat[:, 1:]], dim=1), []
-        for layer, head in heads:
-            there = clean.continue_from(site.enters, new, stop=layer)
-            patches += new_readings(clean, there - clean.residuals[layer], (layer, head), into)
+        new = torch.cat([x[:, :1], x_hat[:, 1:]], dim=1)
+        there = {layer: clean.continue_from(site.enters, new, stop=layer) for layer in {layer for layer, _ in heads}}
+        patches = [patch for layer, head in heads
+                   for patch in new_readings(clean, there[layer] - clean.residuals[layer], (layer, head), into)]
         with model.hooks(fwd_hooks=patches):
             found.append(correct_token_log_probs(model(rows), rows))
     return torch.cat(found)
@@ -147,7 +146,7 @@ def same_token_auc(
 
 def residual_site(model: TransformerBridge, sae: object) -> Site:
     """Where the autoencoder goes. Raises ValueError as `spliced` does."""
-    site = site_of(model, sae, None, None, force=False)
+    site = site_of(model, sae)
     if not site.is_residual:
         raise ValueError(f"{site.hook_name} is not the residual stream: something would pass the autoencoder by")
     return site

@@ -96,15 +96,12 @@ def _widget_mode() -> str:
     return mode
 
 
-def attention_patterns(
-    tokens: list[str], attention: Float[np.ndarray, "head query key"], *, digits: int = 4
-) -> Widget:
+def attention_patterns(tokens: list[str], attention: Float[np.ndarray, "head query key"]) -> Widget:
     """Interactive attention patterns of several heads over one sequence.
 
     Args:
         tokens: one string per position, shown as they are (`<bos>` too).
         attention: attention probabilities, [head, query, key], tensor or array.
-        digits: decimals kept. Four are more than the eye needs, and make the stored output small and stable.
 
     Raises:
         ValueError: when the shape is not [head, len(tokens), len(tokens)].
@@ -115,23 +112,17 @@ def attention_patterns(
         raise ValueError(f"attention has shape {values.shape}; {n} tokens need [head, {n}, {n}]")
     gap = "" if any(" " in token for token in tokens) else "&nbsp;"  # words that bring no space of their own
     shown = [html.escape(token, quote=False) + gap for token in tokens]  # this element inserts tokens as HTML
-    return Widget("AttentionPatterns", tokens=shown, attention=np.round(values, digits).tolist())
+    rounded = np.round(values, 4)  # more than the eye needs; and the stored output is small and stable
+    return Widget("AttentionPatterns", tokens=shown, attention=rounded.tolist())
 
 
 # --------------------------------------------------------------------------------------------------- static
 
-def _axes(ax: Axes | None, height: float) -> tuple[Axes, bool]:
-    """The given axes, or those of a new figure of notebook width; and whether they are new."""
-    if ax is not None:
-        return ax, False
-    return plt.subplots(figsize=(WIDTH, height), layout="constrained")[1], True
-
-
-def _finish(ax: Axes, is_new: bool) -> Figure:
-    """Close a figure that was made here, so that the notebook does not show it a second time."""
-    if is_new:
-        plt.close(ax.figure)
-    return ax.figure
+def _new_axes(height: float) -> Axes:
+    """The axes of a new figure of notebook width, closed at once: the notebook must not show it a second time."""
+    figure, ax = plt.subplots(figsize=(WIDTH, height), layout="constrained")
+    plt.close(figure)
+    return ax
 
 
 def _ticks(length: int) -> range:
@@ -164,7 +155,7 @@ def plot_attention(
     values, n = _array(pattern), len(tokens)
     if values.shape != (n, n):
         raise ValueError(f"pattern has shape {values.shape}; {n} tokens need [{n}, {n}]")
-    ax, is_new = _axes(ax, 6.2)
+    ax = ax or _new_axes(6.2)
     image = ax.imshow(values, cmap="viridis", vmin=0, vmax=1)
     labels = [str(token).replace("$", r"\$") for token in tokens]  # a lone $ would start a formula
     size = 9 if n <= 20 else 7
@@ -172,7 +163,7 @@ def plot_attention(
     ax.set_yticks(_ticks(n), [labels[i] for i in _ticks(n)], fontsize=size)
     ax.set(xlabel="key: the position looked at", ylabel="query: the position that looks", title=title)
     ax.figure.colorbar(image, ax=ax, label="attention probability", shrink=0.8)
-    return _finish(ax, is_new)
+    return ax.figure
 
 
 def plot_head_scores(
@@ -205,7 +196,7 @@ def plot_head_scores(
     if not vmax > 0:
         raise ValueError(f"vmax is {vmax}; the colour scale needs a positive upper end")
     layers, heads = values.shape
-    ax, is_new = _axes(ax, min(8.0, 1.8 + 0.42 * layers))
+    ax = ax or _new_axes(min(8.0, 1.8 + 0.42 * layers))
     colours = {"cmap": "PuOr", "vmin": -vmax} if diverging else {"cmap": "viridis", "vmin": 0}
     image = ax.imshow(values, vmax=vmax, aspect="auto", **colours)
     ax.set_xticks(_ticks(heads))
@@ -214,7 +205,7 @@ def plot_head_scores(
     ax.figure.colorbar(image, ax=ax, label=unit)
     if values.size <= MAX_ANNOTATED:
         _annotate(ax, image, values)
-    return _finish(ax, is_new)
+    return ax.figure
 
 
 def plot_by_position(
@@ -222,7 +213,6 @@ def plot_by_position(
     ylabel: str,
     *,
     boundary: float | None = None,
-    boundary_label: str = "second copy starts",
     x: Float[np.ndarray, "pos"] | None = None,
     xlabel: str = "position in the sequence",
     title: str = "",
@@ -233,7 +223,7 @@ def plot_by_position(
     Args:
         values: {label: one number per position}; each line has its own colour and its own dashes.
         ylabel: what is drawn, with its unit, for example "log-probability (nats)".
-        boundary: x of a dotted vertical line, named boundary_label.
+        boundary: x of a dotted vertical line, where the second copy starts.
         x: the positions; 0, 1, 2, … when not given.
 
     Raises:
@@ -241,7 +231,7 @@ def plot_by_position(
     """
     if not values:
         raise ValueError("values is empty; it must hold at least one {label: numbers}")
-    ax, is_new = _axes(ax, 3.4)
+    ax = ax or _new_axes(3.4)
     for i, (label, line) in enumerate(values.items()):
         line = _array(line)
         at = np.arange(line.size) if x is None else _array(x)
@@ -250,20 +240,19 @@ def plot_by_position(
         style = {"color": OKABE_ITO[i % len(OKABE_ITO)], "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
         ax.plot(at, line, label=label, linewidth=1.6, **style)
     if boundary is not None:
-        ax.axvline(boundary, color="0.4", linestyle=":", linewidth=1.2, label=boundary_label)
+        ax.axvline(boundary, color="0.4", linestyle=":", linewidth=1.2, label="second copy starts")
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.3)
     ax.set_title(title)
     if len(values) > 1 or boundary is not None:
         ax.legend(fontsize=9, framealpha=0.9)
-    return _finish(ax, is_new)
+    return ax.figure
 
 
 def plot_next_tokens(
-    distributions: dict[str, Float[np.ndarray, "vocab"]], vocabulary: Sequence[str], *, k: int = 10, title: str = "",
-    ax: Axes | None = None
+    distributions: dict[str, Float[np.ndarray, "vocab"]], vocabulary: Sequence[str], *, title: str = ""
 ) -> Figure:
-    """The k likeliest next tokens of the first distribution, as bars beside those of the others.
+    """The ten likeliest next tokens of the first distribution, as bars beside those of the others.
 
     Args:
         distributions: {label: one probability per token}.
@@ -276,8 +265,8 @@ def plot_next_tokens(
     if not values or any(probs.shape != (len(vocabulary), ) for probs in values.values()):
         raise ValueError(f"each distribution needs {len(vocabulary)} probabilities, one per token; "
                          f"got {({label: probs.shape for label, probs in values.items()})}")
-    shown = np.argsort(-next(iter(values.values())), kind="stable")[:k]
-    ax, is_new = _axes(ax, 1.4 + 0.28 * k)
+    shown = np.argsort(-next(iter(values.values())), kind="stable")[:10]
+    ax = _new_axes(4.2)
     height = 0.8 / len(values)
     for i, (label, probs) in enumerate(values.items()):
         at = np.arange(len(shown)) + (i - (len(values) - 1) / 2) * height
@@ -288,4 +277,4 @@ def plot_next_tokens(
     ax.set_title(title, fontsize=10)
     ax.grid(axis="x", alpha=0.3)
     ax.legend(fontsize=9)
-    return _finish(ax, is_new)
+    return ax.figure

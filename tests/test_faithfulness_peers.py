@@ -15,7 +15,7 @@ from sae_lens.training.activation_scaler import ActivationScaler  # noqa: E402
 from sae_lens.training.activations_store import ActivationsStore  # noqa: E402
 from sae_lens.util import get_special_token_ids  # noqa: E402
 
-from course_utils.faithfulness import COURSE, SAELENS, Convention, evaluate_sae, weight_metrics  # noqa: E402
+from course_utils.faithfulness import COURSE, SAELENS, Convention, evaluate_sae  # noqa: E402
 from course_utils.language import StoryLanguage  # noqa: E402
 from course_utils.sae import KINDS, SparseAutoencoder  # noqa: E402
 
@@ -71,6 +71,14 @@ def their_mask(model, tokens):
     for special in get_special_token_ids(model.tokenizer):
         mask &= tokens != special
     return mask
+
+
+def weight_metrics(sae):
+    """What run_evals of SAELens says of the weights alone: each latent's encoder norm and bias, and the cosine between
+    its encoder column and its decoder row."""
+    found = {"encoder_norm": sae.W_enc.norm(dim=0),
+             "encoder_decoder_cosine_sim": torch.nn.functional.cosine_similarity(sae.W_enc.T, sae.W_dec, dim=1)}
+    return found | ({"encoder_bias": sae.b_enc} if getattr(sae, "b_enc", None) is not None else {})
 
 
 def compare(model, sae, theirs, tokens, head=None):

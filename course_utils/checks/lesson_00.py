@@ -213,9 +213,6 @@ KL_MISTAKES = [
     Mistake(
         "this is KL(model ‖ truth): the weights must be the truth's probabilities",
         lambda truth, logits: (logits.softmax(-1) * (logits.log_softmax(-1) - truth)).sum(-1),
-    ),
-    Mistake(
-        "this is KL(model ‖ truth): the weights must be the truth's probabilities",
         lambda truth, logits: (
             (logits.softmax(-1) * (logits.log_softmax(-1) - truth)).nan_to_num(posinf=0.0).sum(-1)
         ),

@@ -154,9 +154,6 @@ LOG_PROB_MISTAKES = [
     Mistake(
         "not shifted: logits at position j predict token j + 1, so compare logits[:, :-1] with tokens[:, 1:]",
         _unshifted,
-    ),
-    Mistake(
-        "not shifted: logits at position j predict token j + 1, so compare logits[:, :-1] with tokens[:, 1:]",
         lambda logits, tokens: logits.log_softmax(-1).gather(-1, tokens[..., None])[:, 1:, 0],
     ),
     Mistake(
@@ -189,9 +186,6 @@ TOP1_MISTAKES = [
     Mistake(
         "not shifted: logits at position j predict token j + 1",
         lambda logits, tokens: (logits[:, :-1].argmax(-1) == tokens[:, :-1]).float(),
-    ),
-    Mistake(
-        "not shifted: logits at position j predict token j + 1",
         lambda logits, tokens: (logits[:, 1:].argmax(-1) == tokens[:, 1:]).float(),
     ),
     Mistake("averaged or summed: keep one number per token", predicate=_is_one_number),

@@ -16,7 +16,7 @@ from course_utils.checking import (
     property_check,
     require,
 )
-from course_utils.checks.shared import planted_model, random_model, random_tokens, repeated_distinct
+from course_utils.checks.shared import planted_model, random_model, random_tokens, repeated_distinct, shown
 from course_utils.heads import (
     duplicate_token_scores,
     induction_scores,
@@ -162,12 +162,10 @@ def _summed(score):
 
         return scores
 
-    return [
-        Mistake(
-            "summed over positions or rows: take the mean, so that a perfect head scores 1", times(*which)
-        )
-        for which in ((0, 1), (1, 0), (1, 1))
-    ]
+    return Mistake(
+        "summed over positions or rows: take the mean, so that a perfect head scores 1",
+        times(0, 1), times(1, 0), times(1, 1),
+    )
 
 
 PREVIOUS_MISTAKES = [
@@ -182,16 +180,13 @@ PREVIOUS_MISTAKES = [
     Mistake("two tokens back: the token just before is the diagonal at offset -1", _stripe(lambda n: -2)),
     _first_row(previous_token_scores),
     BOTH_SHAPES,
-    *_summed(previous_token_scores),
+    _summed(previous_token_scores),
 ]
 
 INDUCTION_MISTAKES = [
-    *(
-        Mistake(
-            "these are duplicate-token scores (offset −seq_len): induction looks one token further, at 1 − seq_len",
-            _stripe(lambda n: -n, first=first),
-        )
-        for first in (0, 1, 2)
+    Mistake(
+        "these are duplicate-token scores (offset −seq_len): induction looks one token further, at 1 − seq_len",
+        *(_stripe(lambda n: -n, first=first) for first in (0, 1, 2)),
     ),
     Mistake(
         "shifted by one: the stripe starts at 1 − seq_len, not at −1 − seq_len", _stripe(lambda n: -n - 1)
@@ -212,23 +207,20 @@ INDUCTION_MISTAKES = [
     ),
     _first_row(induction_scores),
     BOTH_SHAPES,
-    *_summed(induction_scores),
+    _summed(induction_scores),
 ]
 
 DUPLICATE_MISTAKES = [
-    *(
-        Mistake(
-            "these are induction scores (offset 1 − seq_len): the same token's first occurrence is at −seq_len",
-            _stripe(lambda n: 1 - n, first=first),
-        )
-        for first in (0, 1, 2)
+    Mistake(
+        "these are induction scores (offset 1 − seq_len): the same token's first occurrence is at −seq_len",
+        *(_stripe(lambda n: 1 - n, first=first) for first in (0, 1, 2)),
     ),
     Mistake(
         "the first entry of this diagonal (query seq_len) looks at BOS: leave it out", _stripe(lambda n: -n)
     ),
     _first_row(duplicate_token_scores),
     BOTH_SHAPES,
-    *_summed(duplicate_token_scores),
+    _summed(duplicate_token_scores),
 ]
 
 TOP_MISTAKES = [
@@ -298,9 +290,6 @@ TARGET_MISTAKES = [
     Mistake(
         "queries and keys are swapped: rows are queries",
         lambda tokens: _with_future(tokens).transpose(1, 2).triu(),
-    ),
-    Mistake(
-        "queries and keys are swapped: rows are queries",
         lambda tokens: _with_future(tokens).transpose(1, 2).tril(),
     ),
 ]
@@ -336,9 +325,7 @@ def never_formed(attempt):
     """None where no score reaches the threshold"""
     steps, scores = [0, 100, 200], torch.tensor([0.1, 0.4, 0.3])
     answer = or_raised(attempt, (IndexError, StopIteration, ValueError, RuntimeError), steps, scores.clone())
-    shown = f"{type(answer).__name__}: {answer}" if isinstance(answer, Exception) else answer
-    require(answer is None, NEVER, input=f"steps = {steps}\nscores = {scores.tolist()}", got=shown)
-
+    require(answer is None, NEVER, input=f"steps = {steps}\nscores = {scores.tolist()}", got=shown(answer))
 
 
 EXERCISES = [

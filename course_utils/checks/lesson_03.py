@@ -123,14 +123,11 @@ def _cross_entropy(logits, targets):
 
 
 LOSS_MISTAKES = [
-    *(
-        Mistake(
-            "logits and tokens are cut at the same places: the logits at position j are about token j + 1",
-            lambda logits, tokens, n, first=first, last=last: _cross_entropy(
-                logits[:, n + first : last], tokens[:, n + first : last]
-            ),
-        )
-        for first, last in ((0, None), (1, None), (0, -1))
+    Mistake(
+        "logits and tokens are cut at the same places: the logits at position j are about token j + 1",
+        lambda logits, tokens, n: _cross_entropy(logits[:, n:], tokens[:, n:]),
+        lambda logits, tokens, n: _cross_entropy(logits[:, n + 1 :], tokens[:, n + 1 :]),
+        lambda logits, tokens, n: _cross_entropy(logits[:, n:-1], tokens[:, n:-1]),
     ),
     Mistake(
         "this is the loss of all tokens: the second copy's begin at position seq_len + 1",
@@ -156,9 +153,6 @@ LOSS_MISTAKES = [
     Mistake(
         "summed over tokens: take the mean",
         lambda logits, tokens, n: second_copy_loss(logits, tokens, n) * n * len(tokens),
-    ),
-    Mistake(
-        "summed over tokens: take the mean",
         lambda logits, tokens, n: second_copy_loss(logits, tokens, n) * n,
     ),
 ]
@@ -237,10 +231,8 @@ SWEEP_MISTAKES = [
     Mistake("rows are positions here: the answer is [layer, seq_len]",
             lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=layers).T),
     Mistake("these are layers 0, 1, 2 …: rows are the layers asked for, in their order",
-            lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=range(len(layers)))),
-    Mistake("these are layers 0, 1, 2 …: rows are the layers asked for, in their order",
-            lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n)),
-    Mistake("these are layers 0, 1, 2 …: rows are the layers asked for, in their order",
+            lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=range(len(layers))),
+            lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n),
             lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=sorted(layers))),
     Mistake("this is the change of the loss of all tokens: only those of the second copy count (`second_copy_loss`)",
             lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=layers) / 2),
@@ -302,10 +294,7 @@ ABLATE_MISTAKES = [
     Mistake("the mean is one number: keep the last axes, take the mean over batch and positions only",
             _other(lambda rest, kind: rest.mean().expand_as(rest) if kind == "mean" else _right(rest, kind))),
     Mistake("this takes another position of the same sequence: resample from another sequence, same position",
-            _resampled(-1, 1)),
-    Mistake("this takes another position of the same sequence: resample from another sequence, same position",
-            _resampled(1, 1)),
-    Mistake("this takes another position of the same sequence: resample from another sequence, same position",
+            _resampled(-1, 1), _resampled(1, 1),
             lambda activation, kind: torch.cat([activation[:, :1], activation.roll(1, dims=1)[:, 1:]], dim=1)
             if kind == "resample" else ablate(activation, kind)),
     Mistake("this is the sequence before: take the next one, and for the last the first", _resampled(1, 0)),
@@ -335,20 +324,15 @@ HEAD_MISTAKES = [
             _heads_removed(lambda head, n_heads: ...)),
     Mistake("all the other heads are ablated, and the one in question is kept",
             _heads_removed(lambda head, n_heads: np.s_[:, :, [other for other in range(n_heads) if other != head]])),
-    *(
-        Mistake("`kind` is ignored: it is an argument", _always(kind)) for kind in ("mean", "zero")
-    ),
-    *(
-        Mistake("`kind` is ignored and position 0 is replaced too: `ablate` with `kind` sees to both",
-                _heads_removed(lambda head, n_heads: np.s_[:, :, head], lambda z, _, kind=kind: _with_bos(z, kind)))
-        for kind in ("zero", "mean")
-    ),
+    Mistake("`kind` is ignored: it is an argument", _always("mean"), _always("zero")),
+    Mistake("`kind` is ignored and position 0 is replaced too: `ablate` with `kind` sees to both",
+            _heads_removed(lambda head, n_heads: np.s_[:, :, head], lambda z, _: _with_bos(z, "zero")),
+            _heads_removed(lambda head, n_heads: np.s_[:, :, head], lambda z, _: _with_bos(z, "mean"))),
     Mistake("position 0 is replaced too: BOS keeps its own activation (`ablate` sees to that)",
             _heads_removed(lambda head, n_heads: np.s_[:, :, head], _with_bos)),
-    *(
-        Mistake("the head is the third axis: z is [batch, pos, head, d_head]", _heads_removed(which))
-        for which in (lambda head, n_heads: np.s_[:, head], lambda head, n_heads: np.s_[..., head])
-    ),
+    Mistake("the head is the third axis: z is [batch, pos, head, d_head]",
+            _heads_removed(lambda head, n_heads: np.s_[:, head]),
+            _heads_removed(lambda head, n_heads: np.s_[..., head])),
     Mistake("heads of other layers are ablated too: hook one layer only",
             _heads_removed(lambda head, n_heads: np.s_[:, :, head], name=lambda layer: lambda name: "hook_z" in name)),
     Mistake("this is the loss without ablation: does the hook return the changed z?",
@@ -391,10 +375,8 @@ ATTRIBUTION_MISTAKES = [
     Mistake("the gradient is taken in the first copy: it must be at the patched position",
             _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, 1:n + 1]).sum((0, 2)))),
     Mistake("averaged over rows or components: the loss is a mean already; sum over both",
-            _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, n + 1:]).mean((0, 2)))),
-    Mistake("averaged over rows or components: the loss is a mean already; sum over both",
-            _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, n + 1:]).sum(2).mean(0))),
-    Mistake("averaged over rows or components: the loss is a mean already; sum over both",
+            _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, n + 1:]).mean((0, 2))),
+            _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, n + 1:]).sum(2).mean(0)),
             _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, n + 1:]).mean(2).sum(0))),
     Mistake("positions are one too early: the second copy begins at seq_len + 1",
             _attributed(lambda old, slope, n: ((old[:, :n] - old[:, n:-1]) * slope[:, n:-1]).sum((0, 2)))),
@@ -421,8 +403,7 @@ CONTRIBUTION_MISTAKES = [
     Mistake("component and token are both shifted: the component at position j adds to the logit of token j + 1",
             _contribution(positions=slice(1, None))),
     Mistake("these are logits of all tokens: keep that of the token that came",
-            lambda component, scale, W_U, tokens: component / scale @ W_U),
-    Mistake("these are logits of all tokens: keep that of the token that came",
+            lambda component, scale, W_U, tokens: component / scale @ W_U,
             lambda component, scale, W_U, tokens: (component / scale @ W_U)[:, :-1]),
     Mistake("the sum over d_model is missing: a logit is one number",
             lambda component, scale, W_U, tokens: (component / scale)[:, :-1] * W_U.T[tokens[:, 1:]]),

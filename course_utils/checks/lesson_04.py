@@ -99,8 +99,6 @@ GROUP_MISTAKES = [
             lambda head, n_heads, n_kv: head % (n_heads // n_kv)),
 ]
 
-SHIFT = "the shift meets the scaled weights: it is added after the gain, so it meets W itself"
-
 
 def _shift_meets_folded(W, b, gain, shift):
     folded, _ = fold_layer_norm(W, b, gain, shift)
@@ -118,8 +116,8 @@ FOLD_MISTAKES = [
             lambda W, b, gain, shift: (fold_layer_norm(W, b, gain, shift)[0], shift @ W)),
     Mistake("the shift is lost: b' = shift W + b",
             lambda W, b, gain, shift: (fold_layer_norm(W, b, gain, shift)[0], b)),
-    Mistake(SHIFT, lambda W, b, gain, shift: (fold_layer_norm(W, b, gain, shift)[0], shift @ (gain[:, None] * W) + b)),
-    Mistake(SHIFT, _shift_meets_folded),
+    Mistake("the shift meets the scaled weights: it is added after the gain, so it meets W itself", _shift_meets_folded,
+            lambda W, b, gain, shift: (fold_layer_norm(W, b, gain, shift)[0], shift @ (gain[:, None] * W) + b)),
     Mistake("the gain is left out", lambda W, b, gain, shift: (W - W.mean(0), shift @ W + b)),
 ]
 
@@ -129,34 +127,31 @@ def _OV(build):
     return lambda model, layer, head, *, embedding=None: build(model.W_E, head_weights(model, layer, head), model.W_U)
 
 
-WRONG_GROUPS = (lambda head, n_kv: head % n_kv, lambda head, n_kv: min(head, n_kv - 1))
+def _wrong_groups(build):
+    """The mistake of a circuit whose own weights are right but whose key and value head is chosen wrongly."""
 
+    def with_group(choose):
+        def wrong(model, layer, head, **options):
+            attn, weights = model.blocks[layer].attn, head_weights(model, layer, head)
+            own = choose(head, len(attn.W_K))
+            return build(model, weights | {"K": attn.W_K[own], "V": attn.W_V[own]})
 
-def _with_group(choose, build):
-    """A circuit whose own weights are right but whose key and value head is chosen wrongly."""
+        return wrong
 
-    def wrong(model, layer, head, **options):
-        attn, weights = model.blocks[layer].attn, head_weights(model, layer, head)
-        own = choose(head, len(attn.W_K))
-        return build(model, weights | {"K": attn.W_K[own], "V": attn.W_V[own]})
+    return Mistake("the key or value head is the wrong one under grouped-query attention: see `key_value_head`",
+                   with_group(lambda head, n_kv: head % n_kv), with_group(lambda head, n_kv: min(head, n_kv - 1)))
 
-    return wrong
-
-
-GROUPS = "the key or value head is the wrong one under grouped-query attention: see `key_value_head`"
 
 OV_MISTAKES = [
     Mistake("transposed: rows are the token attended to, columns the token whose logit is raised",
             lambda model, layer, head, **_: full_OV_circuit(model, layer, head).T),
-    *(Mistake(GROUPS, _with_group(wrong, lambda model, w: FactoredMatrix(model.W_E @ w["V"], w["O"] @ model.W_U)))
-      for wrong in WRONG_GROUPS),
+    _wrong_groups(lambda model, w: FactoredMatrix(model.W_E @ w["V"], w["O"] @ model.W_U)),
     Mistake("W_V W_O is transposed in the middle: vectors are rows here, so W_V comes first, then W_O",
             _OV(lambda W_E, w, W_U: FactoredMatrix(W_E @ w["O"].T, w["V"].T @ W_U))),
     Mistake("W_E stands at the end too: what is written is read by the unembedding W_U",
             _OV(lambda W_E, w, W_U: FactoredMatrix(W_E @ w["V"], w["O"] @ W_E.T))),
     Mistake("this uses W_Q or W_K: what a head copies goes through W_V and W_O",
-            _OV(lambda W_E, w, W_U: FactoredMatrix(W_E @ w["K"], w["O"] @ W_U))),
-    Mistake("this uses W_Q or W_K: what a head copies goes through W_V and W_O",
+            _OV(lambda W_E, w, W_U: FactoredMatrix(W_E @ w["K"], w["O"] @ W_U)),
             _OV(lambda W_E, w, W_U: FactoredMatrix(W_E @ w["Q"], w["O"] @ W_U))),
 ]
 
@@ -168,8 +163,7 @@ def _QK(build):
 QK_MISTAKES = [
     Mistake("queries and keys are swapped: rows are the query's token",
             lambda model, layer, head, **_: full_QK_circuit(model, layer, head).T),
-    *(Mistake(GROUPS, _with_group(wrong, lambda model, w: FactoredMatrix(model.W_E @ w["Q"], (model.W_E @ w["K"]).T)))
-      for wrong in WRONG_GROUPS),
+    _wrong_groups(lambda model, w: FactoredMatrix(model.W_E @ w["Q"], (model.W_E @ w["K"]).T)),
     Mistake("divided by sqrt(d_head): the circuit is the bare product here, as in TransformerLens",
             _QK(lambda W_E, w: FactoredMatrix(W_E @ w["Q"] / w["Q"].shape[1] ** 0.5, (W_E @ w["K"]).T))),
     Mistake("both sides use W_Q", _QK(lambda W_E, w: FactoredMatrix(W_E @ w["Q"], (W_E @ w["Q"]).T))),
@@ -228,8 +222,7 @@ COPYING_MISTAKES = [
     Mistake("this is the share of eigenvalues with a positive real part: weigh them by size",
             _eigenvalues(lambda e: (e.real > 0).double().mean())),
     Mistake("`eigvalsh` is for symmetric matrices, which this is not: `torch.linalg.eigvals`",
-            lambda circuit: _share(torch.linalg.eigvalsh(circuit.B @ circuit.A))),
-    Mistake("`eigvalsh` is for symmetric matrices, which this is not: `torch.linalg.eigvals`",
+            lambda circuit: _share(torch.linalg.eigvalsh(circuit.B @ circuit.A)),
             lambda circuit: _share(torch.linalg.eigvalsh(circuit.AB))),
     Mistake("this is 1 whatever the circuit. Singular values and sizes are never negative: eigenvalues can be",
             predicate=lambda got, expected: abs(got - 1) < 1e-6),

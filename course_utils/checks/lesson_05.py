@@ -60,18 +60,16 @@ def share_cases() -> list[Case]:
 
 # --- known mistakes ------------------------------------------------------------------------------------------------
 
-TRANSPOSED = "one of the two is transposed in the product: vectors are rows, so it is first @ second as they are"
-
 PAIR_MISTAKES = [
     Mistake("the other order: `first` writes, `second` reads, so the product is first @ second",
             lambda first, second: composition_score(second, first)),
-    Mistake(TRANSPOSED, lambda first, second: composition_score(first.T, second)),
-    Mistake(TRANSPOSED, lambda first, second: composition_score(first, second.T)),
+    Mistake("one of the two is transposed in the product: vectors are rows, so it is first @ second as they are",
+            lambda first, second: composition_score(first.T, second),
+            lambda first, second: composition_score(first, second.T)),
     Mistake("this is the norm of the product: divide by both norms, or large weights win",
             lambda first, second: (first @ second).norm().item()),
     Mistake("divided by one norm only: divide by both",
-            lambda first, second: ((first @ second).norm() / first.norm()).item()),
-    Mistake("divided by one norm only: divide by both",
+            lambda first, second: ((first @ second).norm() / first.norm()).item(),
             lambda first, second: ((first @ second).norm() / second.norm()).item()),
     Mistake("divided by the sum of the norms: the norm of a product is at most their product",
             lambda first, second: ((first @ second).norm() / (first.norm() + second.norm())).item()),
@@ -107,12 +105,11 @@ def _of_another_vocabulary(got, expected):
     return got.AB.ndim == 2 and got.AB.shape != expected.AB.shape
 
 
-NO_EMBEDDING = "W_E is missing: rows and columns are tokens, so both sides begin with the embedding"
 CIRCUIT_MISTAKES = [
-    *(Mistake(NO_EMBEDDING, _built(build)) for build in (
-        lambda E, prev, ind: FactoredMatrix(ind["Q"], (prev["V"] @ prev["O"] @ ind["K"]).T),
-        lambda E, prev, ind: FactoredMatrix(E @ ind["Q"], (prev["V"] @ prev["O"] @ ind["K"]).T),
-        lambda E, prev, ind: FactoredMatrix(ind["Q"], (E @ prev["V"] @ prev["O"] @ ind["K"]).T))),
+    Mistake("W_E is missing: rows and columns are tokens, so both sides begin with the embedding",
+            _built(lambda E, prev, ind: FactoredMatrix(ind["Q"], (prev["V"] @ prev["O"] @ ind["K"]).T)),
+            _built(lambda E, prev, ind: FactoredMatrix(E @ ind["Q"], (prev["V"] @ prev["O"] @ ind["K"]).T)),
+            _built(lambda E, prev, ind: FactoredMatrix(ind["Q"], (E @ prev["V"] @ prev["O"] @ ind["K"]).T))),
     Mistake(
         "this reads a model that is not its argument (another size of vocabulary comes out): use the `model` passed "
         "in. The article's code has the same slip",
@@ -120,10 +117,10 @@ CIRCUIT_MISTAKES = [
     ),
     Mistake("transposed: rows are the query's token, columns the key's",
             lambda *args, **_: K_comp_full_circuit(*args).T),
-    *(Mistake("the key or value head is the wrong one under grouped-query attention: use `head_weights`",
-              _wrong_groups(choose, which))
-      for choose in (lambda head, n_kv: head % n_kv, lambda head, n_kv: min(head, n_kv - 1))
-      for which in ("VK", "V", "K")),
+    Mistake("the key or value head is the wrong one under grouped-query attention: use `head_weights`", *(
+        _wrong_groups(choose, which)
+        for choose in (lambda head, n_kv: head % n_kv, lambda head, n_kv: min(head, n_kv - 1))
+        for which in ("VK", "V", "K"))),
     Mistake("V and O are the induction head's own: what the key says was written by the previous-token head",
             _built(lambda E, prev, ind: FactoredMatrix(E @ ind["Q"], (E @ ind["V"] @ ind["O"] @ ind["K"]).T))),
     Mistake("the previous-token head is not in it: this is the induction head's plain QK circuit",
@@ -185,9 +182,10 @@ SHARE_MISTAKES = [
             lambda clean, path, total: (total - clean) / (path - clean) if path != clean else 0.0),
     Mistake("this is the path's effect in nats: divide by the total effect",
             lambda clean, path, total: path - clean),
-    *(Mistake("a share above 1 is cut off, or one below 0: effects interact, so let it stand",
-              lambda clean, path, total, low=low, high=high: min(high, max(low, (path - clean) / (total - clean))))
-      for low, high in ((0.0, 1.0), (0.0, 9.0), (-9.0, 1.0))),
+    Mistake("a share above 1 is cut off, or one below 0: effects interact, so let it stand",
+            lambda clean, path, total: min(1.0, max(0.0, (path - clean) / (total - clean))),
+            lambda clean, path, total: max(0.0, (path - clean) / (total - clean)),
+            lambda clean, path, total: min(1.0, (path - clean) / (total - clean))),
     Mistake("the sign is lost: a path whose patch lowers the loss has a share below 0",
             lambda clean, path, total: abs(path - clean) / abs(total - clean)),
 ]

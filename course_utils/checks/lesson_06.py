@@ -176,16 +176,13 @@ def _loss(error=lambda e: e.pow(2).sum(1).mean(), penalty=lambda f: f.abs().sum(
     return lambda x, x_hat, latents, sparsity: error(x_hat - x) + sparsity * penalty(latents)
 
 
-TWICE = "divided by the number of tokens twice: `mean` has done it once"
-TOO_MANY_MEANS = "averaged over components or latents too: sum over those, take the mean over tokens only"
-LOSS_SUMMED = "summed over tokens: take the mean"
-
 LOSS_MISTAKES = [
-    Mistake(TWICE, _loss(error=lambda e: e.pow(2).sum(1).mean() / len(e))),
-    Mistake(TWICE, lambda x, x_hat, latents, sparsity: sae_loss(x, x_hat, latents, sparsity) / len(x)),
-    Mistake(TOO_MANY_MEANS, _loss(error=lambda e: e.pow(2).mean())),
-    Mistake(TOO_MANY_MEANS, _loss(penalty=lambda f: f.abs().mean())),
-    Mistake(TOO_MANY_MEANS, _loss(lambda e: e.pow(2).mean(), lambda f: f.abs().mean())),
+    Mistake("divided by the number of tokens twice: `mean` has done it once",
+            _loss(error=lambda e: e.pow(2).sum(1).mean() / len(e)),
+            lambda x, x_hat, latents, sparsity: sae_loss(x, x_hat, latents, sparsity) / len(x)),
+    Mistake("averaged over components or latents too: sum over those, take the mean over tokens only",
+            _loss(error=lambda e: e.pow(2).mean()), _loss(penalty=lambda f: f.abs().mean()),
+            _loss(lambda e: e.pow(2).mean(), lambda f: f.abs().mean())),
     Mistake("this is the norm of the error: the loss has its square",
             _loss(error=lambda e: e.norm(dim=1).mean())),
     Mistake("this is the sum of |error|: square each component instead",
@@ -196,9 +193,8 @@ LOSS_MISTAKES = [
             _loss(penalty=lambda f: (f != 0).float().sum(1).mean())),
     Mistake("the latents are squared: the penalty is the sum of |f|",
             _loss(penalty=lambda f: f.pow(2).sum(1).mean())),
-    Mistake(LOSS_SUMMED, _loss(lambda e: e.pow(2).sum(), lambda f: f.abs().sum())),
-    Mistake(LOSS_SUMMED, _loss(error=lambda e: e.pow(2).sum())),
-    Mistake(LOSS_SUMMED, _loss(penalty=lambda f: f.abs().sum())),
+    Mistake("summed over tokens: take the mean", _loss(lambda e: e.pow(2).sum(), lambda f: f.abs().sum()),
+            _loss(error=lambda e: e.pow(2).sum()), _loss(penalty=lambda f: f.abs().sum())),
     Mistake("`sparsity` is left out: it multiplies the sum of |f|",
             lambda x, x_hat, latents, sparsity: sae_loss(x, x_hat, latents, 1.0)),
     Mistake("the penalty is left out", _loss(penalty=lambda f: 0.0)),
@@ -223,29 +219,25 @@ def _layer_norm(biased):
     return reconstruct
 
 
-UNSCALED = "the autoencoder sees x as it is: divide each x by ‖x‖ / √d_in first"
-OWN_SCALE = "one scale for all tokens: each is rescaled by its own norm"
-OVER_TOKENS = "the norm is taken over tokens: it is that of each x, over its components (dim=1)"
-MEAN_TOO = "the mean is taken off too: that is layer norm, and here only the norm changes"
-
 RESCALE_MISTAKES = [
     Mistake("the answer is still scaled, and x is not: multiply by the scale that you divided by",
             lambda x, autoencoder: autoencoder(x / _norm(x) * x.shape[1] ** 0.5)),
-    Mistake(UNSCALED, lambda x, autoencoder: autoencoder(x)),
-    Mistake(UNSCALED, lambda x, autoencoder: autoencoder(x) * _norm(x) / x.shape[1] ** 0.5),
+    Mistake("the autoencoder sees x as it is: divide each x by ‖x‖ / √d_in first",
+            lambda x, autoencoder: autoencoder(x),
+            lambda x, autoencoder: autoencoder(x) * _norm(x) / x.shape[1] ** 0.5),
     Mistake("rescaled to norm 1: the autoencoder was made for norm √d_in", _scaled(_norm)),
     Mistake("the wrong way round: divide by the scale first and multiply at the end",
             _scaled(lambda x: x.shape[1] ** 0.5 / _norm(x))),
-    Mistake(OWN_SCALE, _scaled(lambda x: x.pow(2).mean().sqrt())),
-    Mistake(OWN_SCALE, _scaled(lambda x: _norm(x).mean() / x.shape[1] ** 0.5)),
-    Mistake(OWN_SCALE, _scaled(lambda x: x.norm() / x.shape[1] ** 0.5)),
-    Mistake(OVER_TOKENS, _scaled(lambda x: x.norm(dim=0) / x.shape[1] ** 0.5)),
-    Mistake(OVER_TOKENS, _scaled(lambda x: x.norm(dim=0) / len(x) ** 0.5)),
+    Mistake("one scale for all tokens: each is rescaled by its own norm", _scaled(lambda x: x.pow(2).mean().sqrt()),
+            _scaled(lambda x: _norm(x).mean() / x.shape[1] ** 0.5), _scaled(lambda x: x.norm() / x.shape[1] ** 0.5)),
+    Mistake("the norm is taken over tokens: it is that of each x, over its components (dim=1)",
+            _scaled(lambda x: x.norm(dim=0) / x.shape[1] ** 0.5), _scaled(lambda x: x.norm(dim=0) / len(x) ** 0.5)),
     Mistake("the reconstruction is stretched to the norm of x, which hides that it was too long or too short: "
             "multiply by the scale that you divided by",
             lambda x, autoencoder: torch.nn.functional.normalize(
                 autoencoder(x / _norm(x) * x.shape[1] ** 0.5), dim=1) * _norm(x)),
-    *(Mistake(MEAN_TOO, _layer_norm(biased)) for biased in (True, False)),
+    Mistake("the mean is taken off too: that is layer norm, and here only the norm changes",
+            _layer_norm(True), _layer_norm(False)),
 ]
 
 
@@ -283,17 +275,15 @@ def _kept_if(condition):
     return lambda pre, k: pre.relu() * condition(pre, pre.topk(k, dim=-1).values[..., -1:])
 
 
-AXIS = "the k largest are sought along another axis: each row has its own k, along the last axis"
-OF_ALL = "these are the largest of the whole tensor: each row has its own k"
-BY_SIZE = "chosen by size, without the sign: a large negative entry is not among the k largest"
-
 TOP_K_MISTAKES = [
     Mistake("negative entries are kept: of the k largest only the positive ones stay",
             _scattered(_itself, values=_itself)),
-    *(Mistake(AXIS, _scattered(_itself, dim=dim)) for dim in (0, 1, -2)),
-    Mistake(OF_ALL, _of_all),
-    Mistake(OF_ALL, lambda pre, k: _of_all(pre, k * pre[..., 0].numel())),
-    *(Mistake(BY_SIZE, _scattered(torch.abs, values=values)) for values in (_itself, torch.relu, torch.abs)),
+    Mistake("the k largest are sought along another axis: each row has its own k, along the last axis",
+            *(_scattered(_itself, dim=dim) for dim in (0, 1, -2))),
+    Mistake("these are the largest of the whole tensor: each row has its own k",
+            _of_all, lambda pre, k: _of_all(pre, k * pre[..., 0].numel())),
+    Mistake("chosen by size, without the sign: a large negative entry is not among the k largest",
+            *(_scattered(torch.abs, values=values) for values in (_itself, torch.relu, torch.abs))),
     Mistake("entries equal to the k-th largest are all kept: no more than k may be",
             _kept_if(lambda pre, kth: pre >= kth)),
     Mistake("the k-th largest itself is lost", _kept_if(lambda pre, kth: pre > kth)),
@@ -302,8 +292,6 @@ TOP_K_MISTAKES = [
     Mistake("these are the k values alone: put each back in its place, with 0 elsewhere",
             predicate=lambda got, expected: got.ndim == expected.ndim and got.shape[-1] < expected.shape[-1]),
 ]
-
-ONE_THRESHOLD = "one threshold for all: each latent has its own"
 
 JUMP_MISTAKES = [
     Mistake("the threshold is subtracted: what exceeds it keeps its whole value",
@@ -318,8 +306,8 @@ JUMP_MISTAKES = [
             lambda pre, threshold: torch.maximum(pre, threshold)),
     Mistake("the wrong side is kept: what exceeds the threshold stays",
             lambda pre, threshold: pre * (pre < threshold)),
-    Mistake(ONE_THRESHOLD, lambda pre, threshold: pre * (pre > threshold.mean())),
-    Mistake(ONE_THRESHOLD, lambda pre, threshold: pre * (pre > threshold[0])),
+    Mistake("one threshold for all: each latent has its own",
+            lambda pre, threshold: pre * (pre > threshold.mean()), lambda pre, threshold: pre * (pre > threshold[0])),
 ]
 
 
@@ -327,17 +315,16 @@ def _gated(gate=lambda pre, b_gate: pre + b_gate > 0, magnitude=lambda pre, b, r
     return lambda pre, b_gate, b_mag, r_mag: gate(pre, b_gate) * magnitude(pre, b_mag, r_mag)
 
 
-SMOOTH = "the gate is not 0 or 1: it is 1 where pre + b_gate is above 0, else 0"
-NO_GATE = "there is no gate of its own: it is 1 where pre + b_gate > 0, whatever the magnitude"
-
 GATED_MISTAKES = [
     Mistake("b_gate stands in both: the magnitude has the bias b_mag",
             lambda pre, b_gate, b_mag, r_mag: gated(pre, b_gate, b_gate, r_mag)),
-    Mistake(NO_GATE, _gated(gate=lambda pre, b_gate: 1)),
+    Mistake("there is no gate of its own: it is 1 where pre + b_gate > 0, whatever the magnitude",
+            _gated(gate=lambda pre, b_gate: 1)),
     Mistake("b_mag stands in both: the gate has the bias b_gate",
             lambda pre, b_gate, b_mag, r_mag: gated(pre, b_mag, b_mag, r_mag)),
-    *(Mistake(SMOOTH, _gated(gate=lambda pre, b_gate, smooth=smooth: smooth(pre + b_gate)))
-      for smooth in (torch.sigmoid, torch.relu)),
+    Mistake("the gate is not 0 or 1: it is 1 where pre + b_gate is above 0, else 0",
+            _gated(gate=lambda pre, b_gate: (pre + b_gate).sigmoid()),
+            _gated(gate=lambda pre, b_gate: (pre + b_gate).relu())),
     Mistake("a gate exactly at 0 is open: pre + b_gate must be above 0",
             _gated(gate=lambda pre, b_gate: pre + b_gate >= 0)),
     Mistake("the exponential is forgotten: the scale is exp(r_mag)",
@@ -418,16 +405,14 @@ def _pairs(rule):
     return lambda latents, labels: rule(latents[labels][:, None], latents[~labels][None]).float().mean((0, 1))
 
 
-TURNED = "an AUC below ½ is turned round: let it stand, 0 is perfect upside down"
-BINARY = "only whether the latent is active counts here: compare how large it is"
-
 AUC_MISTAKES = [
     Mistake("a tie counts as lost: it counts half", _pairs(lambda yes, no: yes > no)),
     Mistake("a tie counts as won: it counts half", _pairs(lambda yes, no: yes >= no)),
     Mistake("turned round: it asks how often a labelled position has the larger value",
             lambda latents, labels: auc(latents, ~labels)),
-    Mistake(BINARY, lambda latents, labels: auc((latents > 0).float(), labels)),
-    Mistake(BINARY, lambda latents, labels: auc((latents != 0).float(), labels)),
+    Mistake("only whether the latent is active counts here: compare how large it is",
+            lambda latents, labels: auc((latents > 0).float(), labels),
+            lambda latents, labels: auc((latents != 0).float(), labels)),
     Mistake("this is the accuracy of one threshold, 0: compare pairs of positions instead",
             lambda latents, labels: ((latents > 0) == labels[:, None]).float().mean(0)),
     Mistake("this is a difference of means: count the pairs in which the labelled one is larger",
@@ -436,7 +421,8 @@ AUC_MISTAKES = [
             lambda latents, labels: _won(latents[labels][:, None], latents[None]).mean((0, 1))),
     Mistake("this is the number of pairs: divide by how many there are",
             lambda latents, labels: auc(latents, labels) * labels.sum() * (~labels).sum()),
-    Mistake(TURNED, lambda latents, labels: (auc(latents, labels) - 0.5).abs() + 0.5),
+    Mistake("an AUC below ½ is turned round: let it stand, 0 is perfect upside down",
+            lambda latents, labels: (auc(latents, labels) - 0.5).abs() + 0.5),
     Mistake("equal values get different ranks: each should have the mean of their ranks",
             lambda latents, labels: _by_ranks(latents.argsort(dim=0).argsort(dim=0) + 1.0, labels)),
 ]
@@ -450,8 +436,6 @@ def _by_ranks(ranks, labels):
     yes, no = int(labels.sum()), int((~labels).sum())
     return (ranks[labels].sum(dim=0) - yes * (yes + 1) / 2) / (yes * no)
 
-
-_top_k_check = compare_cases(top_k_cases, TOP_K_MISTAKES, keeps_inputs=True)
 
 EXERCISES = [
     Exercise(
@@ -497,7 +481,7 @@ EXERCISES = [
         id="06.top_k",
         title="The k largest",
         reference=top_k,
-        check=AnyOfEqual(_top_k_check.cases, _top_k_check.mistakes, _top_k_check.options, True, True),
+        check=compare_cases(top_k_cases, TOP_K_MISTAKES, keeps_inputs=True, kind=AnyOfEqual),
         hints=(
             "`values, indices = pre.topk(k, dim=-1)` finds them in each row.",
             "Start from `torch.zeros_like(pre)`, and put `values.relu()` in the places `indices`.",

@@ -20,7 +20,7 @@ from course_utils.checking import (
     property_check,
     require,
 )
-from course_utils.checks.shared import drawn, grouped_query_model, random_logits, random_model, random_tokens
+from course_utils.checks.shared import drawn, grouped_query_model, random_logits, random_model, random_tokens, shown
 from course_utils.comparing import describe
 from course_utils.faithfulness import cross_entropy_by_position, delta_cross_entropy, pooled_mean
 
@@ -221,11 +221,9 @@ PATCH_MISTAKES = [
             _patched(lambda old, reconstruct: reconstruct(old), _this_and_later)),
     Mistake("the reconstruction is added to the activation: it takes its place",
             _patched(lambda old, reconstruct: _but_bos(old, old + reconstruct(old)))),
-    *(
-        Mistake("the error x̂ − x is put in: put in the reconstruction x̂ itself",
-                _patched(lambda old, reconstruct, sign=sign: _but_bos(old, sign * (reconstruct(old) - old))))
-        for sign in (1, -1)
-    ),
+    Mistake("the error x̂ − x is put in: put in the reconstruction x̂ itself",
+            _patched(lambda old, reconstruct: _but_bos(old, reconstruct(old) - old)),
+            _patched(lambda old, reconstruct: _but_bos(old, old - reconstruct(old)))),
     Mistake("the error is added with the wrong sign: x̂ is x + (x̂ − x)",
             _patched(lambda old, reconstruct: _but_bos(old, 2 * old - reconstruct(old)))),
     Mistake("only the first row of the batch is patched: positions are the second axis, `[:, 1:]`",
@@ -238,11 +236,8 @@ PATCH_MISTAKES = [
             "of the run with the hook?", lambda model, tokens, hook_name, reconstruct: model(tokens)),
     Mistake("the final norm is left out: it stands between the last layer and the unembedding",
             _without_final_norm),
-    *(
-        Mistake("these are probabilities or their logarithms: return the logits",
-                lambda *args, change=change: change(patched_logits(*args)))
-        for change in (lambda logits: logits.softmax(-1), lambda logits: logits.log_softmax(-1))
-    ),
+    Mistake("these are probabilities or their logarithms: return the logits",
+            lambda *args: patched_logits(*args).softmax(-1), lambda *args: patched_logits(*args).log_softmax(-1)),
 ]
 
 
@@ -263,10 +258,9 @@ IN_BITS = "these are bits: take the natural logarithm for nats"
 ENTROPY_MISTAKES = [
     Mistake("the sign is lost: a cross-entropy is minus the mean log-probability",
             lambda logits, tokens: _came(logits, tokens).mean(0)),
-    *(
-        Mistake(NOT_SHIFTED, lambda logits, tokens, cut=cut: -_there(logits, tokens).mean(0)[cut])
-        for cut in (slice(None), slice(None, -1), slice(1, None))
-    ),
+    Mistake(NOT_SHIFTED, lambda logits, tokens: -_there(logits, tokens).mean(0),
+            lambda logits, tokens: -_there(logits, tokens).mean(0)[:-1],
+            lambda logits, tokens: -_there(logits, tokens).mean(0)[1:]),
     Mistake(TOO_LATE, lambda logits, tokens: -_came(logits.flip(1), tokens.flip(1)).mean(0).flip(0)),
     Mistake("this is a mean over positions, one number for each row: take the mean over the batch",
             lambda logits, tokens: -_came(logits, tokens).mean(1)),
@@ -288,27 +282,18 @@ ENTROPY_MISTAKES = [
 DELTA_MISTAKES = [
     Mistake("the sign is turned: ln p − ln q, so that harm is positive",
             lambda p, q, t: _came(q, t) - _came(p, t)),
-    *(
-        Mistake(NOT_SHIFTED, lambda p, q, t, cut=cut: (_there(p, t) - _there(q, t))[:, cut])
-        for cut in (slice(None), slice(None, -1), slice(1, None))
-    ),
+    Mistake(NOT_SHIFTED, lambda p, q, t: _there(p, t) - _there(q, t),
+            lambda p, q, t: (_there(p, t) - _there(q, t))[:, :-1],
+            lambda p, q, t: (_there(p, t) - _there(q, t))[:, 1:]),
     Mistake(TOO_LATE, lambda p, q, t: (_came(p.flip(1), t.flip(1)) - _came(q.flip(1), t.flip(1))).flip(1)),
-    *(
-        Mistake("this is about the model's favourite token: ask about the token that came",
-                lambda p, q, t, end=end: (p.log_softmax(-1) - q.log_softmax(-1)).gather(
-                    2, p.argmax(-1, keepdim=True))[:, :end, 0])
-        for end in (None, -1)
-    ),
-    *(
-        Mistake("this is a mean: keep rows and positions apart",
-                lambda p, q, t, dim=dim: (_came(p, t) - _came(q, t)).mean(dim))
-        for dim in (None, 0, 1)
-    ),
-    *(
-        Mistake("all tokens of the vocabulary are here: keep the one that came (`gather`)",
-                lambda p, q, t, end=end: (p.log_softmax(-1) - q.log_softmax(-1))[:, :end])
-        for end in (None, -1)
-    ),
+    Mistake("this is about the model's favourite token: ask about the token that came",
+            lambda p, q, t: _there(p, p.argmax(-1)) - _there(q, p.argmax(-1)),
+            lambda p, q, t: (_there(p, p.argmax(-1)) - _there(q, p.argmax(-1)))[:, :-1]),
+    Mistake("this is a mean: keep rows and positions apart",
+            *(lambda p, q, t, dim=dim: (_came(p, t) - _came(q, t)).mean(dim) for dim in (None, 0, 1))),
+    Mistake("all tokens of the vocabulary are here: keep the one that came (`gather`)",
+            lambda p, q, t: p.log_softmax(-1) - q.log_softmax(-1),
+            lambda p, q, t: (p.log_softmax(-1) - q.log_softmax(-1))[:, :-1]),
     Mistake("this is a difference of logits: log_softmax makes log-probabilities of them",
             lambda p, q, t: (p - q)[:, :-1].gather(2, t[:, 1:, None])[..., 0]),
     Mistake("this is a difference of probabilities: take their logarithms first",
@@ -318,11 +303,8 @@ DELTA_MISTAKES = [
     Mistake("the size alone: ΔCE has both signs", lambda p, q, t: (_came(p, t) - _came(q, t)).abs()),
     Mistake("each difference is weighted by p: that belongs to the KL; here the token that came counts once",
             lambda p, q, t: _came(p, t).exp() * (_came(p, t) - _came(q, t))),
-    *(
-        Mistake("this is the KL: it asks about all tokens, ΔCE about the one that came",
-                lambda p, q, t, end=end: kl_divergence(p, q)[:, :end])
-        for end in (None, -1)
-    ),
+    Mistake("this is the KL: it asks about all tokens, ΔCE about the one that came",
+            lambda p, q, t: kl_divergence(p, q), lambda p, q, t: kl_divergence(p, q)[:, :-1]),
     Mistake(IN_BITS, lambda p, q, t: (_came(p, t) - _came(q, t)) / math.log(2)),
 ]
 
@@ -346,8 +328,7 @@ KL_MISTAKES = [
     Mistake("this is the other direction, KL(q‖p): p gives the weights (`F.kl_div` takes ln q first, then p)",
             lambda p, q: kl_divergence(q, p)),
     Mistake("the first argument of `F.kl_div` must be log-probabilities: ln q, then p",
-            _summed(lambda log_p, log_q: log_p.exp() * (log_p - log_q.exp()))),
-    Mistake("the first argument of `F.kl_div` must be log-probabilities: ln q, then p",
+            _summed(lambda log_p, log_q: log_p.exp() * (log_p - log_q.exp())),
             _summed(lambda log_p, log_q: log_q.exp() * (log_q - log_p.exp()))),
     Mistake("this is a mean over the vocabulary: p gives the weights already, so take the sum",
             lambda p, q: kl_divergence(p, q) / p.shape[-1]),
@@ -355,10 +336,7 @@ KL_MISTAKES = [
     Mistake("the logarithm of p is left out: this is the cross-entropy −Σ p ln q",
             _summed(lambda log_p, log_q: -log_p.exp() * log_q)),
     Mistake("every token counts alike: weigh it by p", _summed(lambda log_p, log_q: log_p - log_q)),
-    *(
-        Mistake("this is about p's favourite token alone: all tokens count", _at_favourite(weigh))
-        for weigh in (True, False)
-    ),
+    Mistake("this is about p's favourite token alone: all tokens count", _at_favourite(True), _at_favourite(False)),
     Mistake("this is a difference of logits, weighted: log_softmax makes log-probabilities of them",
             lambda p, q: (p.softmax(-1) * (p - q)).sum(-1)),
     Mistake("this is the Jensen-Shannon divergence: compare p with q itself",
@@ -381,34 +359,23 @@ SCORE_MISTAKES = [
             lambda clean, patched, ablated: (patched - clean) / (ablated - clean)),
     Mistake("numerator and denominator are swapped",
             lambda clean, patched, ablated: (ablated - clean) / (ablated - patched)),
-    *(
-        Mistake("divided by a loss: divide by what the ablation costs, L_ablated − L_clean", wrong)
-        for wrong in (
+    Mistake("divided by a loss: divide by what the ablation costs, L_ablated − L_clean",
             lambda clean, patched, ablated: (ablated - patched) / clean,
-            lambda clean, patched, ablated: (ablated - patched) / ablated,          # also 1 − patched / ablated
-        )
-    ),
-    *(
-        Mistake("this is a ratio of losses: the score is a ratio of two differences, from L_ablated", wrong)
-        for wrong in (
+            lambda clean, patched, ablated: (ablated - patched) / ablated),         # also 1 − patched / ablated
+    Mistake("this is a ratio of losses: the score is a ratio of two differences, from L_ablated",
             lambda clean, patched, ablated: clean / patched,
             lambda clean, patched, ablated: patched / ablated,
             lambda clean, patched, ablated: 1 - (patched - clean) / clean,
             lambda clean, patched, ablated: 1 - patched / clean,
-            lambda clean, patched, ablated: 1 - (patched - clean) / ablated,
-        )
-    ),
+            lambda clean, patched, ablated: 1 - (patched - clean) / ablated),
     Mistake("the sign is turned: both differences start from L_ablated",
             lambda clean, patched, ablated: (patched - ablated) / (ablated - clean)),
     Mistake("clipped: below 0 is worse than the ablation and above 1 is better than clean, and both happen",
             lambda clean, patched, ablated: min(1.0, max(0.0, (ablated - patched) / (ablated - clean)))),
-    *(
-        Mistake("the size of a difference is taken: its sign counts", wrong) for wrong in (
+    Mistake("the size of a difference is taken: its sign counts",
             lambda clean, patched, ablated: abs((ablated - patched) / (ablated - clean)),
             lambda clean, patched, ablated: (ablated - patched) / abs(ablated - clean),
-            lambda clean, patched, ablated: 1 - abs(patched - clean) / abs(ablated - clean),
-        )
-    ),
+            lambda clean, patched, ablated: 1 - abs(patched - clean) / abs(ablated - clean)),
     Mistake("this is NaN where the ablation helps: the score is undefined only where the cost is near 0",
             predicate=lambda got, expected: expected > 1 and math.isnan(got)),
     Mistake("this is in per cent: 1 is perfect",
@@ -431,11 +398,8 @@ POOL_MISTAKES = [
             lambda values, masks: sum(v[m].sum() for v, m in zip(values, masks))),
     Mistake("divided by the number of batches: divide by the number of counted positions",
             lambda values, masks: sum(v[m].sum() for v, m in zip(values, masks)) / len(values)),
-    *(
-        Mistake("this is one batch only: pool all of them",
-                lambda values, masks, i=i: values[i][masks[i]].mean())
-        for i in (0, -1)
-    ),
+    Mistake("this is one batch only: pool all of them",
+            lambda values, masks: values[0][masks[0]].mean(), lambda values, masks: values[-1][masks[-1]].mean()),
 ]
 
 
@@ -479,21 +443,15 @@ def _sequence_means(values, mask):
     return (values * mask).sum(1) / mask.sum(1)
 
 
-NORMAL = "this is the mean ± 1.96 standard errors: take quantiles of the resampled means"
-
 BOOTSTRAP_MISTAKES = [
     Mistake("tokens are drawn: `draws` names sequences, and a sequence brings all its counted tokens",
             _drawn_tokens),
     Mistake("this takes means of the sequences' means: pool the tokens, so that long sequences weigh more",
             _resampled(lambda values, mask: _sequence_means(values, mask).mean())),
     Mistake("a sequence that is drawn twice must count twice: here it counts once", _drawn_as_sets),
-    *(
-        Mistake(NORMAL, wrong) for wrong in (
-            _two_standard_errors,
+    Mistake("this is the mean ± 1.96 standard errors: take quantiles of the resampled means", _two_standard_errors,
             _predicted_from(lambda values, mask: values[mask].std() / mask.sum() ** 0.5),
-            _predicted_from(lambda values, mask: _sequence_means(values, mask).std() / len(values) ** 0.5),
-        )
-    ),
+            _predicted_from(lambda values, mask: _sequence_means(values, mask).std() / len(values) ** 0.5)),
     Mistake("these are the 5 % and 95 % quantiles: the middle 95 % leaves 2.5 % at each end",
             _resampled(_pool, 0.05, 0.95)),
     Mistake("these are the smallest and the largest resampled mean: leave out 2.5 % at each end",
@@ -540,14 +498,10 @@ VARIANCE_MISTAKES = [
             lambda x, x_hat: 1 - explained_variance(x, x_hat)),
     Mistake("the error is divided by the number of tokens twice: `mean` has done it already",
             _one_minus(lambda x, x_hat, error, spread: error.mean() / len(x) / spread.mean())),
-    *(
-        Mistake("numerator and denominator are averaged differently: treat both alike", _one_minus(ratio))
-        for ratio in (
-            lambda x, x_hat, error, spread: (x_hat - x).pow(2).mean() / spread.mean(),
-            lambda x, x_hat, error, spread: error.mean() / (x - x.mean(0)).pow(2).mean(),
-            lambda x, x_hat, error, spread: error.sum() / spread.mean(),
-        )
-    ),
+    Mistake("numerator and denominator are averaged differently: treat both alike",
+            _one_minus(lambda x, x_hat, error, spread: (x_hat - x).pow(2).mean() / spread.mean()),
+            _one_minus(lambda x, x_hat, error, spread: error.mean() / (x - x.mean(0)).pow(2).mean()),
+            _one_minus(lambda x, x_hat, error, spread: error.sum() / spread.mean())),
     Mistake("`var` divides by n − 1: for means over tokens `var(dim=0, unbiased=False)`",
             _one_minus(lambda x, x_hat, error, spread: error.mean() / x.var(0).sum())),
     Mistake("lengths instead of their squares",
@@ -584,8 +538,8 @@ def kl_extremes(attempt):
 def _agrees(attempt, p, q, message):
     got, expected = attempt(p.clone(), q.clone()), kl_divergence(p, q)
     same = torch.allclose(torch.as_tensor(got).to(expected), expected, atol=1e-4, rtol=1e-3)
-    shown = f"p_logits = {describe(p)}\nq_logits = {describe(q)}"
-    require(same, message, input=shown, got=got, expected=expected)
+    inputs = f"p_logits = {describe(p)}\nq_logits = {describe(q)}"
+    require(same, message, input=inputs, got=got, expected=expected)
 
 
 UNDEFINED = "where the ablation costs nothing the score is not defined: NaN, not infinity, 0, 1, None or an error"
@@ -596,14 +550,10 @@ def score_undefined(attempt):
     """NaN where the ablation costs less than 1e-6 nats, of either sign"""
     losses = [(2.0, 2.0, 2.0), (2.0, 2.5, 2.0), (2.0, 2.125, 2.0 + 1e-8), (3.0, 3.5, 3.0 - 5e-7)]
     for clean, patched, ablated in losses:
-        shown = {"input": f"clean = {clean}\npatched = {patched}\nablated = {ablated}", "expected": "NaN"}
+        case = {"input": f"clean = {clean}\npatched = {patched}\nablated = {ablated}", "expected": "NaN"}
         got = or_raised(attempt, ZeroDivisionError, clean, patched, ablated)
         is_nan = got is not None and not isinstance(got, Exception) and math.isnan(got)
-        require(is_nan, UNDEFINED, got=str(_shown(got)), **shown)
-
-
-def _shown(got):
-    return f"{type(got).__name__}: {got}" if isinstance(got, Exception) else got
+        require(is_nan, UNDEFINED, got=str(shown(got)), **case)
 
 
 MULTIPLIED = "a value that is not counted spoils the mean: NaN times False is NaN. Choose with `values[mask]`"
@@ -617,14 +567,14 @@ def pool_extremes(attempt):
     some, none = torch.tensor([[False, True, True]]), torch.zeros(1, 3, dtype=torch.bool)
     values = torch.tensor([[torch.nan, 1.0, 2.0]]), torch.tensor([[torch.inf, 5.0, 3.0]])
     got = attempt([value.clone() for value in values], [some, some.clone()])
-    shown = f"values = {[value.tolist() for value in values]}\nmasks = {[some.tolist()] * 2}"
-    require(abs(float(got) - 2.75) < 1e-5, MULTIPLIED, input=shown, got=got, expected=2.75)
+    case = f"values = {[value.tolist() for value in values]}\nmasks = {[some.tolist()] * 2}"
+    require(abs(float(got) - 2.75) < 1e-5, MULTIPLIED, input=case, got=got, expected=2.75)
     got = attempt([torch.ones(1, 3), torch.full((1, 3), 3.0)], [none.clone(), some.clone()])
-    shown = "two batches; the first one's mask is False everywhere"
-    require(abs(float(got) - 3) < 1e-5, EMPTY_BATCH, input=shown, got=got, expected=3.0)
+    case = "two batches; the first one's mask is False everywhere"
+    require(abs(float(got) - 3) < 1e-5, EMPTY_BATCH, input=case, got=got, expected=3.0)
     got = or_raised(attempt, Exception, [torch.ones(1, 3)] * 2, [none.clone(), none.clone()])
-    shown = "two batches whose masks are False everywhere"
-    require(isinstance(got, ValueError), EMPTY, input=shown, got=_shown(got), expected="ValueError")
+    case = "two batches whose masks are False everywhere"
+    require(isinstance(got, ValueError), EMPTY, input=case, got=shown(got), expected="ValueError")
 
 
 EXERCISES = [

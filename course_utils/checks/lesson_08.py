@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from course_utils.checking import (
     property_check,
     require,
 )
-from course_utils.checks.shared import drawn, random_logits, random_tokens
+from course_utils.checks.shared import drawn, random_logits, random_tokens, shown
 from course_utils.comparing import describe, first_difference
 from course_utils.faithfulness import kl_divergence
 
@@ -129,17 +128,13 @@ def _at_favourite(of, weigh):
     return expectation
 
 
-IN_BITS = "these are bits: take the natural logarithm for nats"
-
 EXPECTED_MISTAKES = [
     Mistake("weighted by p, the model's opinion: this is KL(p‖q), the slip of the thread. The weight is P, "
             "true_log_probs.exp()", lambda truth, p, q: kl_divergence(p, q)),
     Mistake("weighted by q: the weight is P, true_log_probs.exp()",
             _weighted(lambda truth, p, q: q.exp() * (p - q))),
     Mistake("every token counts alike: weigh it by P, true_log_probs.exp()",
-            _weighted(lambda truth, p, q: p - q)),
-    Mistake("every token counts alike: weigh it by P, true_log_probs.exp()",
-            _weighted(lambda truth, p, q: (p - q) / p.shape[-1])),
+            _weighted(lambda truth, p, q: p - q), _weighted(lambda truth, p, q: (p - q) / p.shape[-1])),
     Mistake("this is a mean over the vocabulary: P gives the weights already, so take the sum",
             _weighted(lambda truth, p, q: truth.exp() * (p - q) / p.shape[-1])),
     Mistake("the sign is turned: ln p − ln q, so that harm is positive",
@@ -160,13 +155,12 @@ EXPECTED_MISTAKES = [
             lambda truth, p, q: (truth.exp() * (p - q)).sum(-1)),
     Mistake("this is a difference of probabilities: take their logarithms first",
             _weighted(lambda truth, p, q: truth.exp() * (p.exp() - q.exp()))),
-    *(
-        Mistake("this is about the most likely token alone: all that could have come count", _at_favourite(of, weigh))
-        for of in "Pp" for weigh in (True, False)
-    ),
+    Mistake("this is about the most likely token alone: all that could have come count",
+            *(_at_favourite(of, weigh) for of in "Pp" for weigh in (True, False))),
     Mistake("the size of each difference is taken: a token's ΔCE has both signs",
             _weighted(lambda truth, p, q: truth.exp() * (p - q).abs())),
-    Mistake(IN_BITS, _weighted(lambda truth, p, q: truth.exp() * (p - q) / math.log(2))),
+    Mistake("these are bits: take the natural logarithm for nats",
+            _weighted(lambda truth, p, q: truth.exp() * (p - q) / math.log(2))),
     Mistake("these are the terms: sum them over the vocabulary",
             lambda truth, p, q: truth.exp() * (p.log_softmax(-1) - q.log_softmax(-1))),
     Mistake("this is one number: keep the positions, sum over the last axis only",
@@ -201,9 +195,6 @@ def _favourites(p, r):
     return r.gather(1, p.argmax(-1, keepdim=True))[:, 0]
 
 
-NO_ROOT = "this has a standard deviation where the variance belongs: n = variance / (precision · KL)²"
-NOT_P = "every token counts alike in this variance: weigh the squares by p"
-
 NEEDED_MISTAKES = [
     Mistake("precision is not squared: the standard error falls with √n, so n = variance / (precision · KL)²",
             _needed(lambda p, r, kl, variance, precision: variance.mean() / (precision * kl.mean() ** 2))),
@@ -211,56 +202,40 @@ NEEDED_MISTAKES = [
             _needed(lambda p, r, kl, variance, precision: variance.mean() / (precision ** 2 * kl.mean()))),
     Mistake("nothing is squared below: n = variance / (precision · KL)²",
             _needed(lambda p, r, kl, variance, precision: variance.mean() / (precision * kl.mean()))),
-    *(
-        Mistake(NO_ROOT, _needed(count)) for count in (
-            lambda p, r, kl, variance, precision: variance.mean() ** 0.5 / (precision * kl.mean()) ** 2,
-            lambda p, r, kl, variance, precision: variance.sqrt().mean() / (precision * kl.mean()) ** 2,
-            lambda p, r, kl, variance, precision: variance.mean() ** 0.5 / (precision * kl.mean()),
-            lambda p, r, kl, variance, precision: variance.sqrt().mean() / (precision * kl.mean()),
-        )
-    ),
+    Mistake("this has a standard deviation where the variance belongs: n = variance / (precision · KL)²",
+            _needed(lambda p, r, kl, variance, precision: variance.mean() ** 0.5 / (precision * kl.mean()) ** 2),
+            _needed(lambda p, r, kl, variance, precision: variance.sqrt().mean() / (precision * kl.mean()) ** 2),
+            _needed(lambda p, r, kl, variance, precision: variance.mean() ** 0.5 / (precision * kl.mean())),
+            _needed(lambda p, r, kl, variance, precision: variance.sqrt().mean() / (precision * kl.mean()))),
     Mistake("this takes the mean of the standard deviations: take the mean of the variances",
             _needed(lambda p, r, kl, variance, precision: (variance.sqrt().mean() / (precision * kl.mean())) ** 2)),
     Mistake("this is the rule of thumb: it holds for a small KL only. Compute the variance",
             _needed(lambda p, r, kl, variance, precision: 2 / (kl.mean() * precision ** 2))),
-    *(
-        Mistake(NOT_P, _with_variance(variance)) for variance in (
-            lambda p, r, kl: ((r - kl[:, None]) ** 2).mean(-1),
-            lambda p, r, kl: ((r - kl[:, None]) ** 2).sum(-1),
-            lambda p, r, kl: r.var(-1),
-            lambda p, r, kl: r.var(-1, unbiased=False),
-        )
-    ),
+    Mistake("every token counts alike in this variance: weigh the squares by p",
+            _with_variance(lambda p, r, kl: ((r - kl[:, None]) ** 2).mean(-1)),
+            _with_variance(lambda p, r, kl: ((r - kl[:, None]) ** 2).sum(-1)),
+            _with_variance(lambda p, r, kl: r.var(-1)), _with_variance(lambda p, r, kl: r.var(-1, unbiased=False))),
     Mistake("this is the mean square of ln(p / q), not its variance: take the KL off first",
             _with_variance(lambda p, r, kl: (p * r ** 2).sum(-1))),
     Mistake("this takes one mean KL off at all positions: each position's variance is about its own KL",
             _with_variance(lambda p, r, kl: (p * (r - kl.mean()) ** 2).sum(-1))),
     Mistake("this is the variance of the terms p ln(p / q): that of ln(p / q) is Σ p (ln(p / q) − KL)²",
             _with_variance(lambda p, r, kl: (p * r).var(-1))),
-    *(
-        Mistake("this is how the KL differs from position to position: take the variance over tokens, at each "
-                "position", _with_variance(lambda p, r, kl, unbiased=unbiased: kl.var(unbiased=unbiased)))
-        for unbiased in (True, False)
-    ),
-    *(
-        Mistake("this is about the model's favourite tokens: any token may be drawn, each as often as p says", wrong)
-        for wrong in (
+    Mistake("this is how the KL differs from position to position: take the variance over tokens, at each position",
+            _with_variance(lambda p, r, kl: kl.var()), _with_variance(lambda p, r, kl: kl.var(unbiased=False))),
+    Mistake("this is about the model's favourite tokens: any token may be drawn, each as often as p says",
             _with_variance(lambda p, r, kl: _favourites(p, r).var()),
             _needed(lambda p, r, kl, variance, precision:
-                    _favourites(p, r).var() / (precision * _favourites(p, r).mean()) ** 2),
-        )
-    ),
+                    _favourites(p, r).var() / (precision * _favourites(p, r).mean()) ** 2)),
     Mistake("this is a mean of the positions' ratios: take both means first, then one ratio",
             _needed(lambda p, r, kl, variance, precision: (variance / (precision * kl) ** 2).mean())),
     Mistake("this squares each KL and takes the mean: take the mean KL first, then its square",
             _needed(lambda p, r, kl, variance, precision: variance.mean() / (precision ** 2 * (kl ** 2).mean()))),
     Mistake("these are sums over positions: take means",
             _needed(lambda p, r, kl, variance, precision: variance.sum() / (precision * kl.sum()) ** 2)),
-    *(
-        Mistake("precision is not used", _needed(lambda p, r, kl, variance, precision, fixed=fixed:
-                                                 variance.mean() / (fixed * kl.mean()) ** 2))
-        for fixed in (1, 0.1)
-    ),
+    Mistake("precision is not used",
+            _needed(lambda p, r, kl, variance, precision: variance.mean() / kl.mean() ** 2),
+            _needed(lambda p, r, kl, variance, precision: variance.mean() / (0.1 * kl.mean()) ** 2)),
     Mistake("precision is a share of the KL: the standard error should be precision · KL",
             _needed(lambda p, r, kl, variance, precision: variance.mean() / precision ** 2)),
     Mistake("p and q have changed places: tokens are drawn from p",
@@ -318,10 +293,6 @@ def _far_too_wide(got, expected):
     return high - low > 3 * (expected[1] - expected[0])
 
 
-NORMAL = "this is a mean ± 1.96 standard errors: take quantiles of the resampled scores"
-WHOLE = "one of the two differences is that of all sequences: take both from the resample"
-OTHER_QUANTITY = "this is not the score but another quantity: (L_zero − L_sae) / (L_zero − L_clean)"
-
 INTERVAL_MISTAKES = [
     Mistake("this takes means of the sequences' scores: take the three means of a resample, then one ratio",
             _resampled(lambda clean, sae, zero: ((zero - sae) / (zero - clean)).mean())),
@@ -330,28 +301,22 @@ INTERVAL_MISTAKES = [
     Mistake("these are the smallest and the largest resampled score: leave out 2.5 % at each end",
             _resampled(_score, 0.0, 1.0)),
     Mistake("low and high are swapped", _resampled(_score, 0.975, 0.025)),
-    *(
-        Mistake(NORMAL, wrong) for wrong in (
-            _two_standard_errors,
+    Mistake("this is a mean ± 1.96 standard errors: take quantiles of the resampled scores", _two_standard_errors,
             _predicted(lambda clean, sae, zero, each: each.mean()),
-            _predicted(lambda clean, sae, zero, each: _score(clean, sae, zero)),
-        )
-    ),
+            _predicted(lambda clean, sae, zero, each: _score(clean, sae, zero))),
     Mistake("the draws are not used: these are quantiles of the sequences' own scores", _not_drawn),
     Mistake("this is 1 − score, ΔCE / (L_zero − L_clean): the numerator is L_zero − L_sae",
             _resampled(lambda clean, sae, zero: 1 - _score(clean, sae, zero))),
     Mistake("numerator and denominator are swapped",
             _resampled(lambda clean, sae, zero: 1 / _score(clean, sae, zero))),
-    *(
-        Mistake(OTHER_QUANTITY, _resampled(statistic)) for statistic in (
-            lambda clean, sae, zero: (sae - clean).mean(),
-            lambda clean, sae, zero: sae.mean(),
-            lambda clean, sae, zero: clean.mean() / sae.mean(),
-            lambda clean, sae, zero: (zero - sae).mean() / zero.mean(),
-            lambda clean, sae, zero: (zero - sae).mean(),
-        )
-    ),
-    *(Mistake(WHOLE, wrong) for wrong in (_whole_below, _whole_above)),
+    Mistake("this is not the score but another quantity: (L_zero − L_sae) / (L_zero − L_clean)",
+            _resampled(lambda clean, sae, zero: (sae - clean).mean()),
+            _resampled(lambda clean, sae, zero: sae.mean()),
+            _resampled(lambda clean, sae, zero: clean.mean() / sae.mean()),
+            _resampled(lambda clean, sae, zero: (zero - sae).mean() / zero.mean()),
+            _resampled(lambda clean, sae, zero: (zero - sae).mean())),
+    Mistake("one of the two differences is that of all sequences: take both from the resample",
+            _whole_below, _whole_above),
     Mistake("a sequence that is drawn twice must count twice: here it counts once",
             _resampled(_score, rows=lambda row: row.unique())),
     Mistake("a score may be above 1, when the patch helps: do not clip it",
@@ -389,14 +354,9 @@ def _about_the_token(decide):
     return answer
 
 
-ABOUT_FAVOURITE = "this asks about the token that came: ask whether the model's favourite has more than `confidence`"
-
 CONFIDENT_MISTAKES = [
-    *(
-        Mistake("these are about the tokens that are there: the logits at position j are about token j + 1",
-                _compared(_both, at, at))
-        for at in (slice(None), slice(None, -1), slice(1, None))
-    ),
+    Mistake("these are about the tokens that are there: the logits at position j are about token j + 1",
+            *(_compared(_both, at, at) for at in (slice(None), slice(None, -1), slice(1, None)))),
     Mistake("shifted the wrong way: the logits at position j are about token j + 1, not j − 1",
             _compared(_both, slice(1, None), slice(None, -1))),
     Mistake("this is where the model was wrong: it must also give its favourite more than `confidence`",
@@ -414,13 +374,10 @@ CONFIDENT_MISTAKES = [
     Mistake("one of the two is enough here: both must hold (`&`)",
             _compared(lambda probability, favourite, token, confidence:
                       (probability > confidence) | (favourite != token))),
-    *(
-        Mistake(ABOUT_FAVOURITE, _about_the_token(decide)) for decide in (
-            lambda probability, confidence: probability < confidence,
-            lambda probability, confidence: probability < 1 - confidence,
-            lambda probability, confidence: probability > confidence,
-        )
-    ),
+    Mistake("this asks about the token that came: ask whether the model's favourite has more than `confidence`",
+            _about_the_token(lambda probability, confidence: probability < confidence),
+            _about_the_token(lambda probability, confidence: probability < 1 - confidence),
+            _about_the_token(lambda probability, confidence: probability > confidence)),
     Mistake("logits are compared with `confidence`: softmax makes probabilities of them", _of_all(lambda x: x)),
     Mistake("no token is ever above `confidence` here: take probabilities, not their logarithms",
             predicate=lambda got, expected: got.shape == expected.shape and not got.any()),
@@ -435,6 +392,10 @@ def _unit(x, dim=-1):
     return x / (x.norm() if dim is None else x.norm(dim=dim, keepdim=True))
 
 
+def _length(x):
+    return x.norm(dim=-1, keepdim=True)
+
+
 def _moved(distance, start=lambda x, x_hat: x, direction=lambda x, x_hat, noise: _unit(noise)):
     """A wrong ε-random point: start + distance · direction."""
     return lambda x, x_hat, noise: start(x, x_hat) + distance(x, x_hat) * direction(x, x_hat, noise)
@@ -444,45 +405,31 @@ def _distance(x, x_hat):
     return (x_hat - x).norm(dim=-1, keepdim=True)
 
 
-WRONG_AXIS = "a length is taken over the wrong axis: each vector's own is `norm(dim=-1, keepdim=True)`"
-WRONG_LENGTH = "this goes as far as a vector is long: the distance is that from x to x_hat, ‖x̂ − x‖"
-ALL_AT_ONCE = "a length is that of the whole tensor: each position has its own, `norm(dim=-1, keepdim=True)`"
-
 EPSILON_MISTAKES = [
     Mistake("the noise keeps its own length: divide it by `noise.norm(dim=-1, keepdim=True)`",
             _moved(_distance, direction=lambda x, x_hat, noise: noise)),
     Mistake("this adds the noise as it is: give it the length ‖x̂ − x‖", lambda x, x_hat, noise: x + noise),
     Mistake("every point is at distance 1: multiply the direction by ‖x̂ − x‖", _moved(lambda x, x_hat: 1)),
     Mistake("this is the squared distance: take its root", _moved(lambda x, x_hat: _distance(x, x_hat) ** 2)),
-    *(
-        Mistake(ALL_AT_ONCE, wrong) for wrong in (
+    Mistake("a length is that of the whole tensor: each position has its own, `norm(dim=-1, keepdim=True)`",
             _moved(lambda x, x_hat: (x_hat - x).norm()),
             _moved(_distance, direction=lambda x, x_hat, noise: _unit(noise, None)),
-            _moved(lambda x, x_hat: (x_hat - x).norm(), direction=lambda x, x_hat, noise: _unit(noise, None)),
-        )
-    ),
+            _moved(lambda x, x_hat: (x_hat - x).norm(), direction=lambda x, x_hat, noise: _unit(noise, None))),
     Mistake("this is the mean distance everywhere: each position has its own",
             _moved(lambda x, x_hat: _distance(x, x_hat).mean())),
-    *(
-        Mistake(WRONG_AXIS, wrong) for wrong in (
+    Mistake("a length is taken over the wrong axis: each vector's own is `norm(dim=-1, keepdim=True)`",
             _moved(_distance, direction=lambda x, x_hat, noise: _unit(noise, 0)),
             _moved(lambda x, x_hat: (x_hat - x).norm(dim=0, keepdim=True)),
             _moved(lambda x, x_hat: (x_hat - x).norm(dim=0, keepdim=True),
-                   direction=lambda x, x_hat, noise: _unit(noise, 0)),
-        )
-    ),
+                   direction=lambda x, x_hat, noise: _unit(noise, 0))),
     Mistake("this starts from x_hat: the distance is from x, so start there",
             _moved(_distance, lambda x, x_hat: x_hat)),
     Mistake("this is the error alone: add it to x", _moved(_distance, lambda x, x_hat: 0)),
     Mistake("this is x_hat itself: only the distance is kept, the direction is that of the noise",
             lambda x, x_hat, noise: x_hat),
-    *(
-        Mistake(WRONG_LENGTH, _moved(distance)) for distance in (
-            lambda x, x_hat: x_hat.norm(dim=-1, keepdim=True),
-            lambda x, x_hat: x.norm(dim=-1, keepdim=True),
-            lambda x, x_hat: (x_hat.norm(dim=-1, keepdim=True) - x.norm(dim=-1, keepdim=True)).abs(),
-        )
-    ),
+    Mistake("this goes as far as a vector is long: the distance is that from x to x_hat, ‖x̂ − x‖",
+            _moved(lambda x, x_hat: _length(x_hat)), _moved(lambda x, x_hat: _length(x)),
+            _moved(lambda x, x_hat: (_length(x_hat) - _length(x)).abs())),
     Mistake("this goes against the noise: add the error, do not subtract it",
             _moved(lambda x, x_hat: -_distance(x, x_hat))),
     Mistake("the noise is taken for a point (noise − x): it is the direction itself",
@@ -500,10 +447,6 @@ def _turned(point):
     return theta
 
 
-def _length(x):
-    return x.norm(dim=-1, keepdim=True)
-
-
 def _across_x_hat(x, x_hat, noise):
     return noise - (noise * _unit(x_hat)).sum(-1, keepdim=True) * _unit(x_hat)
 
@@ -514,8 +457,6 @@ def _sum_over_everything(x, x_hat, noise):
     along, across = (x_hat * unit).sum() * unit, noise - (noise * unit).sum() * unit
     return along + (x_hat - along).norm() * _unit(across, None)
 
-
-NOT_UNIT = "x is not of length 1: the part of v along x is (v · x) x / ‖x‖²"
 
 THETA_MISTAKES = [
     Mistake("the noise still has a part along x: take it off, so that only what is across x is left",
@@ -532,27 +473,22 @@ THETA_MISTAKES = [
             _turned(lambda x, x_hat, noise, along, rest, across: along + _length(x_hat - x) * _unit(across))),
     Mistake("‖x̂‖ is not the length of the part across x: take the part along x off first",
             _turned(lambda x, x_hat, noise, along, rest, across: along + _length(x_hat) * _unit(across))),
-    *(
-        Mistake("the part along x is x itself here: keep x_hat's part, (x̂ · x) x / ‖x‖²", wrong) for wrong in (
+    Mistake("the part along x is x itself here: keep x_hat's part, (x̂ · x) x / ‖x‖²",
             _turned(lambda x, x_hat, noise, along, rest, across: x + _length(rest) * _unit(across)),
-            _turned(lambda x, x_hat, noise, along, rest, across: x + _length(x_hat - x) * _unit(across)),
-        )
-    ),
+            _turned(lambda x, x_hat, noise, along, rest, across: x + _length(x_hat - x) * _unit(across))),
     Mistake("the sign of the part along x is lost: x_hat may point away from x, at more than 90 degrees",
             _turned(lambda x, x_hat, noise, along, rest, across:
                     _length(along) * _unit(x) + _length(rest) * _unit(across))),
     Mistake("the part across x keeps the noise's length: divide by its length, then multiply by that of x_hat's part",
-            _turned(lambda x, x_hat, noise, along, rest, across: along + _length(rest) * across)),
-    Mistake("the part across x keeps the noise's length: divide by its length, then multiply by that of x_hat's part",
+            _turned(lambda x, x_hat, noise, along, rest, across: along + _length(rest) * across),
             _turned(lambda x, x_hat, noise, along, rest, across: along + across)),
     Mistake("divided by the length of all the noise: take its part along x off first, then divide by what is left",
             _turned(lambda x, x_hat, noise, along, rest, across: along + _length(rest) * across / _length(noise))),
-    *(
-        Mistake(NOT_UNIT, _turned(lambda x, x_hat, noise, along, rest, across, power=power:
-                                  along * _length(x) ** power + _length(x_hat - along * _length(x) ** power)
-                                  * _unit(noise - (noise - across) * _length(x) ** power)))
-        for power in (1, 2)
-    ),
+    Mistake("x is not of length 1: the part of v along x is (v · x) x / ‖x‖²", *(
+        _turned(lambda x, x_hat, noise, along, rest, across, power=power:
+                along * _length(x) ** power + _length(x_hat - along * _length(x) ** power)
+                * _unit(noise - (noise - across) * _length(x) ** power))
+        for power in (1, 2))),
     Mistake("the whole tensor is taken for one vector: each position has its own, sum over the last axis",
             _sum_over_everything),
     Mistake("this is x_hat itself: its part across x gets the direction of the noise", lambda x, x_hat, noise: x_hat),
@@ -607,7 +543,6 @@ ROOT_MISTAKES = [
 ]
 
 
-@dataclass(eq=False)
 class CompareProducts(CompareCases):
     """Compares R.T @ R: a covariance has many roots, and each of them is right."""
 
@@ -640,8 +575,8 @@ def impossible_tokens(attempt):
 def _agrees(attempt, truth, p, q, message):
     got, expected = attempt(truth.clone(), p.clone(), q.clone()), expected_delta_ce(truth, p, q)
     same = torch.allclose(torch.as_tensor(got).to(expected), expected, atol=1e-4, rtol=1e-3)
-    shown = f"true_log_probs = {describe(truth)}\np_logits = {describe(p)}\nq_logits = {describe(q)}"
-    require(same, message, input=shown, got=got, expected=expected)
+    inputs = f"true_log_probs = {describe(truth)}\np_logits = {describe(p)}\nq_logits = {describe(q)}"
+    require(same, message, input=inputs, got=got, expected=expected)
 
 
 THREE = "return three distributions, in this order: (P, p, q)"
@@ -664,23 +599,21 @@ def is_counter_example(attempt):
     answer = attempt()
     require(hasattr(answer, "__len__") and len(answer) == 3, THREE, got=answer)
     P, p, q = found = [torch.as_tensor(each, dtype=torch.float64).detach() for each in answer]
-    shown = {"got": f"P = {describe(P)}\np = {describe(p)}\nq = {describe(q)}"}
-    require(all(each.ndim == 1 and len(each) == len(P) >= 2 for each in found), SAME_TOKENS, **shown)
-    require(all(bool((each > 0).all()) for each in found), ABOVE_0, **shown)
-    require(all(abs(each.sum() - 1) < 1e-4 for each in found), SUM_1, **shown)
-    require(not torch.allclose(p, q, atol=1e-6), UNCHANGED, **shown)
-    require(not torch.allclose(P, p, atol=1e-6), OWN_TEXT, **shown)
+    card = {"got": f"P = {describe(P)}\np = {describe(p)}\nq = {describe(q)}"}
+    require(all(each.ndim == 1 and len(each) == len(P) >= 2 for each in found), SAME_TOKENS, **card)
+    require(all(bool((each > 0).all()) for each in found), ABOVE_0, **card)
+    require(all(abs(each.sum() - 1) < 1e-4 for each in found), SUM_1, **card)
+    require(not torch.allclose(p, q, atol=1e-6), UNCHANGED, **card)
+    require(not torch.allclose(P, p, atol=1e-6), OWN_TEXT, **card)
     harm = expected_delta_ce(P.log(), p.log(), q.log()).item()
-    shown["expected"] = f"E[ΔCE] below −0.01 nats; here it is {harm:.4f}"
-    require(harm < 0, NO_NEARER, **shown)
-    require(harm < -0.01, TOO_LITTLE, **shown)
+    card["expected"] = f"E[ΔCE] below −0.01 nats; here it is {harm:.4f}"
+    require(harm < 0, NO_NEARER, **card)
+    require(harm < -0.01, TOO_LITTLE, **card)
 
 
 CLAMP = "a variance is slightly below 0 by rounding, and its root is NaN: make it 0 first, `variances.clamp_min(0)`"
 SINGULAR = ("this breaks where a direction has no variance: a Cholesky factor and an inverse need variances above 0. "
             "Take `torch.linalg.eigh`")
-
-
 LINALG_ERRORS = (torch.linalg.LinAlgError, np.linalg.LinAlgError)
 
 
@@ -691,14 +624,14 @@ def root_of_singular(attempt):
     for least, dtype in ((-1e-9, torch.float64), (0.0, torch.float64), (-1e-6, torch.float32), (0.0, torch.float32)):
         variances = torch.tensor([least, least, 0.3, 1.0, 4.0], dtype=torch.float64)
         covariance = (directions * variances @ directions.T).to(dtype)
-        shown = {"input": f"covariance = {describe(covariance)}, smallest variance {least:.0e}"}
         root = or_raised(attempt, LINALG_ERRORS, covariance.clone())
-        require(not isinstance(root, Exception), SINGULAR, got=f"{type(root).__name__}: {root}", **shown)
-        require(not root.isnan().any(), CLAMP, got=root, **shown)
+        case = {"input": f"covariance = {describe(covariance)}, smallest variance {least:.0e}", "got": shown(root)}
+        require(not isinstance(root, Exception), SINGULAR, **case)
+        require(not root.isnan().any(), CLAMP, **case)
         real = root.is_floating_point() and root.shape == covariance.shape
-        require(real, "R must be real, and of the shape of the covariance, always", got=root, **shown)
+        require(real, "R must be real, and of the shape of the covariance, always", **case)
         difference = first_difference(_product(root), covariance, atol=1e-4, where="(R.T @ R)")
-        require(not difference, f"where a direction has no variance: {difference}", got=root, **shown)
+        require(not difference, f"where a direction has no variance: {difference}", **case)
 
 
 EXERCISES = [
@@ -804,8 +737,8 @@ EXERCISES = [
         title="Noise that varies as activations do",
         reference=covariance_root,
         check=CompareThenState(
-            CompareProducts(root_cases, tuple(ROOT_MISTAKES), {"atol": 1e-4, "rtol": 1e-4}, keeps_inputs=True,
-                            leaves_no_hooks=True), root_of_singular),
+            compare_cases(root_cases, ROOT_MISTAKES, keeps_inputs=True, atol=1e-4, kind=CompareProducts),
+            root_of_singular),
         hints=(
             "In the basis of its directions a covariance is diagonal: there the root is the root of each variance.",
             "`variances, directions = torch.linalg.eigh(covariance)`; the directions are the columns. "

@@ -103,18 +103,16 @@ def _by_sequence(clean, changed):
     return float((gains[1] / gains[0]).mean())
 
 
-BOUNDARY = "the second copy's first token is counted, which nobody can foresee: the second copy begins at column n + 1"
-NO_FIRST = "this compares the second copies alone: a gain is the second copy's mean minus the first copy's"
-ONE_FIRST = "one model's first copy is used for both: each model's gain is measured from its own first copy"
-DIFFERENCE = "this is a difference of gains: a share is the changed model's gain divided by the clean one's"
-
 SCORE_MISTAKES = [
-    Mistake(BOUNDARY, _gains(_share, second=slice(0, 0))),
-    *(Mistake(NO_FIRST, _of_halves(lambda c1, c2, x1, x2: x2 / c2, start)) for start in (0, 1)),
-    Mistake(ONE_FIRST, _of_halves(lambda c1, c2, x1, x2: (x2 - c1) / (c2 - c1))),
-    Mistake(ONE_FIRST, _of_halves(lambda c1, c2, x1, x2: (x2 - x1) / (c2 - x1))),
-    Mistake(DIFFERENCE, _gains(lambda clean, changed: clean - changed)),
-    Mistake(DIFFERENCE, _gains(lambda clean, changed: changed - clean)),
+    Mistake("the second copy's first token is counted, which nobody can foresee: the second copy begins at column "
+            "n + 1", _gains(_share, second=slice(0, 0))),
+    Mistake("this compares the second copies alone: a gain is the second copy's mean minus the first copy's",
+            *(_of_halves(lambda c1, c2, x1, x2: x2 / c2, start) for start in (0, 1))),
+    Mistake("one model's first copy is used for both: each model's gain is measured from its own first copy",
+            _of_halves(lambda c1, c2, x1, x2: (x2 - c1) / (c2 - c1)),
+            _of_halves(lambda c1, c2, x1, x2: (x2 - x1) / (c2 - x1))),
+    Mistake("this is a difference of gains: a share is the changed model's gain divided by the clean one's",
+            _gains(lambda clean, changed: clean - changed), _gains(lambda clean, changed: changed - clean)),
     Mistake("the ratio is upside down: the changed model's gain divided by the clean one's",
             _gains(lambda clean, changed: clean / changed)),
     Mistake("this is the share that is lost, not the one that is left",
@@ -131,9 +129,10 @@ SCORE_MISTAKES = [
             _gains(_share, of=torch.exp)),
     Mistake("this is the mean of the sequences' ratios: take means over all sequences first, then one ratio",
             _by_sequence),
-    *(Mistake("clipped: a share may be below 0 (worse on the repeat than before) and above 1",
-              _gains(lambda clean, changed, ends=ends: (changed / clean).clamp(*ends)))
-      for ends in ((0, 1), (0, None), (None, 1))),
+    Mistake("clipped: a share may be below 0 (worse on the repeat than before) and above 1",
+            _gains(lambda clean, changed: (changed / clean).clamp(0, 1)),
+            _gains(lambda clean, changed: (changed / clean).clamp(min=0)),
+            _gains(lambda clean, changed: (changed / clean).clamp(max=1))),
     Mistake("this is NaN, a mean over nothing: slice columns, `[:, …]`, and n is half of them, `clean.shape[1] // 2`",
             predicate=lambda got, expected: bool(got != got)),
 ]
@@ -151,19 +150,15 @@ def _shifted(by, dims=1, new=False):
     return answer
 
 
-WRAPPED = "`roll` goes round: the first position has no previous token and is always False, whatever comes last"
-
 AFTER_MISTAKES = [
     Mistake("this is True at the token itself: ask for the one before, `tokens[:, :-1]` for the positions 1 and later",
             lambda tokens, token: tokens == token),
-    Mistake("this asks for the next token: the previous one stands at position j − 1", _shifted(-1)),
-    Mistake("this asks for the next token: the previous one stands at position j − 1", _shifted(-1, new=None)),
-    Mistake(WRAPPED, _shifted(1, new=None)),
-    Mistake(WRAPPED, lambda tokens, token: tokens.roll(1) == token),
+    Mistake("this asks for the next token: the previous one stands at position j − 1",
+            _shifted(-1), _shifted(-1, new=None)),
+    Mistake("`roll` goes round: the first position has no previous token and is always False, whatever comes last",
+            _shifted(1, new=None), lambda tokens, token: tokens.roll(1) == token),
     Mistake("this looks at the row above: the previous token is in the same row, along dim=1",
-            _shifted(1, 0)),
-    Mistake("this looks at the row above: the previous token is in the same row, along dim=1",
-            _shifted(1, 0, None)),
+            _shifted(1, 0), _shifted(1, 0, None)),
     Mistake("the first position was given the id 0 for its previous token, and 0 is a token too: it must be False",
             lambda tokens, token: torch.nn.functional.pad(tokens, (1, 0))[:, :-1] == token),
     Mistake("this is True at all later positions: only the one just after the token is asked for",
@@ -202,10 +197,6 @@ def _won(tie):
     return own
 
 
-NOT_PAIRS = "weighed by a number of positions: weigh each token's AUC by its pairs, labelled × others"
-FEW = "tokens with few pairs are left out: they count too, with their few pairs"
-TIES = "a tie counts ½: neither lost nor won"
-
 AUC_MISTAKES = [
     Mistake("this is the plain AUC: positions with different present tokens are compared. Take one token at a time",
             lambda latents, labels, present: auc(latents, labels)),
@@ -213,17 +204,18 @@ AUC_MISTAKES = [
             _mixed),
     Mistake("every token counts alike: weigh its AUC by its number of pairs, labelled × others",
             _pooled(lambda yes, no: 1)),
-    *(Mistake(NOT_PAIRS, _pooled(weight)) for weight in (
-        lambda yes, no: yes + no, lambda yes, no: yes, lambda yes, no: no, lambda yes, no: min(yes, no))),
-    *(Mistake(FEW, _pooled(lambda yes, no, few=few: (yes * no >= few) * yes * no)) for few in (2, 3, 4, 5, 6, 10)),
-    *(Mistake(FEW, _pooled(lambda yes, no, few=few: (min(yes, no) >= few) * yes * no)) for few in (2, 3)),
+    Mistake("weighed by a number of positions: weigh each token's AUC by its pairs, labelled × others",
+            _pooled(lambda yes, no: yes + no), _pooled(lambda yes, no: yes), _pooled(lambda yes, no: no), _pooled(min)),
+    Mistake("tokens with few pairs are left out: they count too, with their few pairs",
+            *(_pooled(lambda yes, no, few=few: (yes * no >= few) * yes * no) for few in (2, 3, 4, 5, 6, 10)),
+            *(_pooled(lambda yes, no, few=few: (min(yes, no) >= few) * yes * no) for few in (2, 3))),
     Mistake("this is NaN: a token that stands at labelled positions only, or at others only, has no pair: leave it out",
             predicate=lambda got, expected: bool(got.isnan().any())),
     Mistake("this is 1 − AUC: the labelled position's latent should be the larger one",
             lambda latents, labels, present: 1 - same_token_auc(latents, labels, present)),
     Mistake("this is the number of pairs that are won: divide by the number of all pairs",
             lambda latents, labels, present: same_token_auc(latents, labels, present) * _pairs(labels, present)),
-    *(Mistake(TIES, _pooled(lambda yes, no: yes * no, _won(tie))) for tie in (0, 1)),
+    Mistake("a tie counts ½: neither lost nor won", *(_pooled(lambda yes, no: yes * no, _won(tie)) for tie in (0, 1))),
 ]
 
 
@@ -247,8 +239,6 @@ def _projected(x, latents, W_dec, which):
     return x
 
 
-ONE = "only one of the latents is taken out: `which` may name several"
-
 REMOVE_MISTAKES = [
     Mistake("this keeps only these latents and takes the others out: it is the other way round",
             lambda x, latents, W_dec, which: x - (latents @ W_dec - _part(latents, W_dec, which))),
@@ -261,8 +251,9 @@ REMOVE_MISTAKES = [
             _minus(lambda latents, W_dec, which: W_dec[which].sum(0))),
     Mistake("this takes out all of x along these directions: only what the latents add, activation × direction",
             _projected),
-    Mistake(ONE, _minus(lambda latents, W_dec, which: _part(latents, W_dec, which[:1]))),
-    Mistake(ONE, _minus(lambda latents, W_dec, which: _part(latents, W_dec, which[-1:]))),
+    Mistake("only one of the latents is taken out: `which` may name several",
+            _minus(lambda latents, W_dec, which: _part(latents, W_dec, which[:1])),
+            _minus(lambda latents, W_dec, which: _part(latents, W_dec, which[-1:]))),
     Mistake("this is the mean of their parts: take the sum",
             _minus(lambda latents, W_dec, which: _part(latents, W_dec, which) / len(which))),
     Mistake("each latent is multiplied by the sum of all directions: each has its own, `W_dec[i]`",

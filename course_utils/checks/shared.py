@@ -16,6 +16,11 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def shown(answer: object) -> object:
+    """The answer, or what was raised in its place as "Type: message"."""
+    return f"{type(answer).__name__}: {answer}" if isinstance(answer, Exception) else answer
+
+
 @lru_cache
 def random_model():
     """A random GPT-2 with 3 layers of 2 heads and 40 tokens: nothing in it is what a learner's numbers are."""
@@ -95,4 +100,4 @@ def repeated_distinct(batch: int, seq_len: int, vocab: int = 20, seed: int = 0) 
 
 def random_logits(batch: int, length: int, vocab: int, seed: int = 0) -> torch.Tensor:
     """Float[batch, length, vocab], spread over a few nats."""
-    return 3 * torch.randn(batch, length, vocab, generator=torch.Generator().manual_seed(seed))
+    return 3 * drawn(batch, length, vocab, seed=seed)

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from answers import Answers, Wrong
 
-from course_utils.latents import auc as auc_of_the_course
-
 # --- 06.encode ------------------------------------------------------------------------------------------------
 
 ENCODE = """
@@ -788,6 +786,6 @@ ANSWERS = {
             Wrong(pairs("(won + tied / 2).mean((0, 1), keepdim=True)")),
         ],
         accept=[pairs(), pairs("(won.double() + 0.5 * tied).mean((0, 1))"), auc_pair_by_pair,
-                area_under_the_curve, by_the_sign, AUC_EINOPS, by_mean_ranks, auc_of_the_course],
+                area_under_the_curve, by_the_sign, AUC_EINOPS, by_mean_ranks],
     ),
 }

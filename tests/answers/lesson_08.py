@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from answers import Answers, Wrong
 
-from course_utils import arguments, baselines, faithfulness
+from course_utils import faithfulness
 
 # --- 08.expected_delta_ce -------------------------------------------------------------------------------------
 
@@ -554,8 +554,7 @@ ANSWERS = {
             Wrong(expected("(P * (log_p - log_q)).sum(-1).tolist()"), says="was expected"),
         ],
         accept=[
-            expected("(P * (log_p - log_q)).sum(-1)"), arguments.expected_delta_ce, expected_by_loops,
-            as_a_difference_of_distances,
+            expected("(P * (log_p - log_q)).sum(-1)"), expected_by_loops, as_a_difference_of_distances,
             expected_by_cross_entropies, expected_in_numpy, EXPECTED_EINSUM,
             expected("kl(log_p, log_q) + ((P - p) * (log_p - log_q)).sum(-1)"),
             expected("F.kl_div(log_q, P, reduction='none').sum(-1) - F.kl_div(log_p, P, reduction='none').sum(-1)"),
@@ -642,9 +641,7 @@ ANSWERS = {
             Wrong(needed("(precision * kl) ** 2 / variance")),
             Wrong(needed("float('nan')")),
         ],
-        accept=[
-            needed(RIGHT_NEEDED), arguments.tokens_needed, needed_by_loops, needed_by_moments, needed_in_numpy,
-        ],
+        accept=[needed(RIGHT_NEEDED), needed_by_loops, needed_by_moments, needed_in_numpy],
     ),
     "08.score_interval": Answers(
         reject=[
@@ -691,7 +688,7 @@ ANSWERS = {
         ],
         accept=[
             scores(), scores("(z - s).sum() / (z - c).sum()"), scores("1 - (s - c).mean() / (z - c).mean()"),
-            whole_sample(), interval_by_counts, interval_in_numpy, interval_by_sorting, arguments.score_interval,
+            whole_sample(), interval_by_counts, interval_in_numpy, interval_by_sorting,
         ],
     ),
     "08.confidently_wrong": Answers(
@@ -726,7 +723,7 @@ ANSWERS = {
         ],
         accept=[
             confident(), confident("(sure >= confidence) & ~(best == came)"), confident_by_loops, confident_in_logs,
-            confident_without_the_token, confident_in_numpy, arguments.confidently_wrong,
+            confident_without_the_token, confident_in_numpy,
             confident("torch.logical_and(best != came, sure > confidence)"),
         ],
     ),
@@ -764,7 +761,7 @@ ANSWERS = {
         accept=[
             epsilon("x + distance * unit"), epsilon("x + noise * (distance / noise.norm(dim=-1, keepdim=True))"),
             epsilon("x + error.pow(2).sum(-1, keepdim=True).sqrt() * F.normalize(noise, dim=-1)"),
-            epsilon_by_loops, epsilon_in_numpy, EPSILON_EINSUM, baselines.epsilon_random,
+            epsilon_by_loops, epsilon_in_numpy, EPSILON_EINSUM,
         ],
     ),
     "08.theta_random": Answers(
@@ -799,7 +796,7 @@ ANSWERS = {
         ],
         accept=[
             theta("right"), theta("along + (length(x_hat) ** 2 - length(along) ** 2).sqrt() * unit"), theta_by_angle,
-            theta_by_loops, theta_in_numpy, THETA_EINSUM, baselines.theta_random,
+            theta_by_loops, theta_in_numpy, THETA_EINSUM,
         ],
     ),
     "08.covariance_root": Answers(
@@ -842,7 +839,7 @@ ANSWERS = {
             root("torch.linalg.qr(torch.ones(d, d).to(variances) + torch.eye(d).to(variances))[0] "
                  f"@ ({RIGHT_ROOT})"),
             root(RIGHT_ROOT, variances="variances.sqrt().nan_to_num() ** 2"),
-            cholesky_where_possible, by_svd, newton, root_in_numpy, ROOT_EINSUM, baselines.covariance_root,
+            cholesky_where_possible, by_svd, newton, root_in_numpy, ROOT_EINSUM,
         ],
     ),
 }

@@ -352,7 +352,6 @@ ANSWERS = {
         accept=[
             score(), score("(first(changed) - second(changed)) / (first(clean) - second(clean))"),
             score("1 - (gain(clean) - gain(changed)) / gain(clean)"), score_by_loops, score_in_numpy, SCORE_EINOPS,
-            splicing.circuit_score,
         ],
     ),
     "09.after_token": Answers(
@@ -380,7 +379,7 @@ ANSWERS = {
             after("torch.nn.functional.pad(tokens[:, :-1] == token, (1, 0))"),
             after("torch.cat([torch.zeros(len(tokens), 1, dtype=torch.bool), tokens[:, :-1] == token], dim=1)"),
             after("torch.nn.functional.pad(tokens, (1, 0), value=-1)[:, :-1] == token"),
-            after_by_loops, after_by_roll, after_by_index, after_in_numpy, splicing.after_token,
+            after_by_loops, after_by_roll, after_by_index, after_in_numpy,
         ],
     ),
     "09.same_token_auc": Answers(
@@ -416,7 +415,7 @@ ANSWERS = {
         ],
         accept=[
             grouped(), grouped("yes * no / 7"), pairs(), auc_pair_by_pair, auc_with_a_caught_error, auc_by_mean_ranks,
-            SAME_EINSUM, splicing.same_token_auc,
+            SAME_EINSUM,
         ],
     ),
     "09.remove_latents": Answers(
@@ -449,7 +448,7 @@ ANSWERS = {
         accept=[
             removed("x - part"), removed("x - decoded + zeroed @ W_dec"), removed("zeroed @ W_dec + (x - decoded)"),
             removed("x - (latents[..., which, None] * W_dec[which]).sum(-2)"), removed_by_loops, removed_by_a_mask,
-            removed_in_numpy, REMOVED_EINSUM, splicing.remove_latents,
+            removed_in_numpy, REMOVED_EINSUM,
         ],
     ),
 }
