@@ -117,7 +117,7 @@ matrix: $(READY) real-model
 flakes: $(MORE_READY)
 	@for seed in $$(seq $(RUNS)); do \
 	    $(PY) $(PYTEST) --durations=0 --durations-min=60 -q -m "not slow and not hub and not peers" \
-	        --random-order --random-order-bucket=global --random-order-seed=$$seed tests || exit 1; \
+	        --random-order --random-order-seed=$$seed tests || exit 1; \
 	done
 
 test: $(MORE_READY) $(PEERS_READY) real-model

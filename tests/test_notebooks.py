@@ -36,10 +36,10 @@ def test_stored_notebooks_are_fresh(capsys):
     assert status == 0, capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not what_is_missing(), reason="test_browser.py runs it, in JupyterLab")
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_the_exercise_notebook_runs_untouched(lesson, request):
-    if not what_is_missing() and "not slow" not in request.config.option.markexpr:
-        pytest.skip("test_browser.py runs it, in JupyterLab")
+def test_the_exercise_notebook_runs_untouched(lesson):
     run("notebooks", lesson)
 
 
