@@ -68,7 +68,7 @@ def grade(folder: Path, out: Path, limits: Limits = Limits()) -> list[Row]:
         writer = csv.writer(file)
         writer.writerow(field.name for field in fields(Row))
         for path in tqdm(paths, desc="grading", unit="notebook", disable=None):
-            for row in rows_of(path, str(path.relative_to(folder)), limits):
+            for row in map(_legible, rows_of(path, str(path.relative_to(folder)), limits)):
                 writer.writerow(map(_safe_cell, astuple(row)))
                 file.flush()
                 rows.append(row)
@@ -87,6 +87,12 @@ def _notebooks(folder: Path, out: Path) -> list[Path]:
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK) or out.is_dir():
         raise CannotGrade(f"{out} cannot be written: name a file in a folder that exists")
     return found
+
+
+def _legible(row: Row) -> Row:
+    """The row with characters that neither a file nor a terminal can take (half of a surrogate pair) spelled out."""
+    return Row(*(value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+                 for value in astuple(row)))
 
 
 def _safe_cell(value: object) -> object:

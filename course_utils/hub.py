@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from course_utils.files import read_json
 from course_utils.model_files import DamagedModelFile, ModelUnavailable, explain_disk_errors, quiet
 
 HUB_IDS = {"gpt2-small": "gpt2"}  # our names for models of the hub
@@ -29,11 +30,17 @@ def hub_id(name: str) -> str:
 
 
 def in_cache(repo: str) -> bool:
-    """Whether the local Hugging Face cache has this model's config and some safetensors weights."""
+    """Whether the local Hugging Face cache has this model's config, a tokenizer, and safetensors weights, all parts."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, "config.json")
-    return isinstance(config, str) and any(Path(config).parent.glob("*.safetensors"))
+    if not isinstance(config, str):
+        return False
+    folder, parts = Path(config).parent, ["model.safetensors"]
+    if (index := folder / "model.safetensors.index.json").exists():
+        parts = read_json(index)["weight_map"].values()
+    tokenizer = any(path for pattern in ("tokenizer.*", "vocab.*", "*.model") for path in folder.glob(pattern))
+    return tokenizer and all((folder / part).is_file() for part in parts)
 
 
 def load(name: str, works_now: str = "") -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from course_utils.files import read_tensors
 from course_utils.model_files import DamagedModelFile, quiet
 
 if TYPE_CHECKING:
@@ -13,14 +14,30 @@ if TYPE_CHECKING:
 
 
 def from_folder(folder: Path, weights_file: str) -> tuple[Any, Any]:
-    """A model and tokenizer from checked local files (config, tokenizer, safetensors), no network."""
+    """A model and tokenizer from local files (config, tokenizer, safetensors), no network.
+
+    Raises DamagedModelFile if no model can be made from them.
+    """
+    try:
+        return _from_folder(folder, weights_file)
+    except DamagedModelFile:
+        raise
+    except Exception as error:  # transformers and tokenizers raise many kinds for files that they cannot use
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise DamagedModelFile(f"{folder} holds no model that can be loaded ({weights_file}): {reason}") from error
+
+
+def _from_folder(folder: Path, weights_file: str) -> tuple[Any, Any]:
     import torch
     import transformers
-    from safetensors.torch import load_file
     from tokenizers import Tokenizer
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    weights = {key: value.float() for key, value in load_file(folder / weights_file).items()}
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    stored, _ = read_tensors(folder / weights_file)
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    if layers > len(stored) or heads < 1 or not all(value.is_floating_point() for value in stored.values()):
+        raise DamagedModelFile(f"{folder / weights_file} does not fit its config.json: {layers} layers, {heads} heads")
+    weights = {key: value.float() for key, value in stored.items()}
     architecture = getattr(transformers, (config.architectures or ["GPT2LMHeadModel"])[0])
     with quiet():
         model, report = architecture.from_pretrained(

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 HASHES = "hashes.json"
+FILE_NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)  # of a file in a model folder
 PARTIAL_PREFIX = ".partial-"
 STALE_AFTER_SECONDS = 6 * 3600
 DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -60,11 +62,16 @@ def read_hashes(folder: Path) -> dict[str, str]:
     """The `hashes.json` of a model folder. Raises DamagedModelFile if it is absent or unreadable."""
     try:
         hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedModelFile(f"{folder / HASHES} is missing or unreadable ({error}).") from error
-    if not isinstance(hashes, dict):
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedModelFile(f"{folder / HASHES} is missing or unreadable ({str(error)[:200]}).") from error
+    if not isinstance(hashes, dict) or not all(FILE_NAME.fullmatch(n) and is_sha256(h) for n, h in hashes.items()):
         raise DamagedModelFile(f"{folder / HASHES} should map file names to sha256 hashes.")
     return hashes
+
+
+def is_sha256(value: object) -> bool:
+    """Whether this is a sha256 as a file of hashes has it: 64 hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def write_hashes(folder: Path) -> None:
@@ -150,17 +157,19 @@ def replace_folder(new: Path, final: Path) -> None:
     if final.exists():  # a folder with files in it cannot be renamed over: move it aside first
         aside = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=final.parent))
         os.replace(final, aside / final.name)
-        os.replace(new, final)
         shutil.rmtree(aside, ignore_errors=True)
-    else:
+    try:
         os.replace(new, final)
+    except OSError:
+        if not is_intact(final):  # else the other process was the faster one, since we looked
+            raise
 
 
 def _remove_stale_partials(parent: Path) -> None:
     """Delete what a killed run left behind; younger folders may belong to a run still going on."""
     for path in parent.glob(f"{PARTIAL_PREFIX}*"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE_AFTER_SECONDS:
+            if abs(time.time() - path.stat().st_mtime) > STALE_AFTER_SECONDS:     # a clock may have been put back
                 shutil.rmtree(path, ignore_errors=True)
 
 

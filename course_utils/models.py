@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 TINY_FOLDER = Path(__file__).parent / "weights" / "tiny"
-STEP_FILE = re.compile(r"step-(\d+)\.safetensors")
+STEP_FILE = re.compile(r"step-(\d{1,12})\.safetensors")
 RANDOM_SEED = 0
 NEEDS_PIP = "  needs only pip: python -m course_utils fetch smollm2-135m\n"
 

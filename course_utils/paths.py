@@ -1,7 +1,7 @@
-"""Where the course keeps its files: one cache folder and one progress file.
+"""Where the course keeps its files: one cache folder and one progress file; and how to write one safely.
 
 Both are folders of the operating system's own choosing unless the environment variables
-`COURSE_CACHE` (a folder) and `COURSE_PROGRESS` (a file) say otherwise. Nothing is created here.
+`COURSE_CACHE` (a folder) and `COURSE_PROGRESS` (a file) say otherwise; asking for a place creates nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+
+from course_utils.files import whole_file
 
 FOLDER_NAME = "faithful-circuits"
 
@@ -23,6 +25,15 @@ def progress_file() -> Path:
     """The file of attempts and passes: `COURSE_PROGRESS`, else one in the user's data folder."""
     chosen = os.environ.get("COURSE_PROGRESS")
     return Path(chosen).expanduser() if chosen else _user_folder("data") / FOLDER_NAME / "progress.jsonl"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file under another name, then give it its own: a kill in between leaves what was there.
+
+    Raises OSError, which names the file; what was there stays.
+    """
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _user_folder(kind: str) -> Path:

@@ -42,10 +42,11 @@ def read(path: Path | None = None) -> list[dict]:
     for line in content.split(b"\n"):
         try:
             entry = json.loads(line)
-        except (ValueError, RecursionError):
+            texts = entry["id"], entry["verdict"], entry.get("mistake") or ""
+            "".join(texts).encode()                                 # texts they must be, and such as can be shown
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             continue
-        if isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("id", "verdict")):
-            entries.append(entry)
+        entries.append(entry)
     return entries
 
 

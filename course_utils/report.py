@@ -10,6 +10,9 @@ import json
 import math
 import os
 import sys
+from pathlib import Path
+
+TEXTS, NUMBERS = ("name", "unit", "published"), ("value", "at_least", "at_most")  # the entries of a row
 
 
 def measured(
@@ -57,10 +60,35 @@ def passed(row: dict) -> bool:
     return math.isfinite(row["value"]) and low <= row["value"] <= high
 
 
+def read(path: str | Path) -> list[dict]:
+    """The rows of a report.
+
+    Raises:
+        OSError: when there is none.
+        ValueError: when one of its lines is not what `measured` writes.
+    """
+    rows = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            texts = [row[name] for name in TEXTS if (name, row[name]) != ("published", None)]
+            numbers = [row[name] for name in NUMBERS if name == "value" or row[name] is not None]
+            if len(row) > 6 or {*map(type, texts)} != {str} or not {*map(type, numbers)} <= {int, float}:
+                raise ValueError("its entries are of other kinds")
+            "".join(texts).encode(), sum(map(float, numbers))           # such as can be shown
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} is not what measured() writes: {str(error)[:200]}") from error
+        rows.append(row)
+    return rows
+
+
 def main(path: str) -> int:
-    """Print the rows of a report that are outside their bounds; 1 if there are any, or no row at all."""
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+    """Print the rows of a report that are outside their bounds; 1 if there are any, or no row, or no report."""
+    try:
+        rows = read(path)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}")
+        return 1
     broken = [row for row in rows if not passed(row)]
     for row in broken:
         print(f"{row['name']}: {row['value']:.6g} {row['unit']}, bounds {row['at_least']} to {row['at_most']}")

@@ -8,18 +8,17 @@ penalty fit everywhere; at the end that number is multiplied back into the weigh
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from course_utils.files import check_checkpoint, claim_folder, damaged, read_tensors, whole_file
 from course_utils.model_files import bars_are_off
 from course_utils.sae import SparseAutoencoder, Step
 from course_utils.sites import Site, collect_activations
@@ -27,8 +26,9 @@ from course_utils.sites import Site, collect_activations
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-STATE, SETTINGS = "state.safetensors", "settings.json"
+STATE = "state.safetensors"
 LOG_EVERY = 50  # steps
+LOGGED = {"step", "mse", "l0", "dead"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def train_sae(
             weights it would have had.
     Raises:
         ValueError: if the place or the configuration is wrong, there are fewer activations than one batch, one of them
-            is not finite, or the folder holds a run with other settings.
+            is not finite, or the folder holds a run with other settings or a damaged file.
+        OSError: if a checkpoint cannot be written; the one before stays.
     """
     sae = SparseAutoencoder(
         Site(model, hook_name, head).width, config.d_sae, config.kind, k=config.k, normalize=config.normalize,
@@ -144,7 +145,7 @@ class Training:
         left = (config.steps - self.step) / max(1.0, config.decay * config.steps)
         self.optimizer.param_groups[0]["lr"] = config.lr * growth * min(1.0, left)
         x = sae.normalized(x)
-        pre = sae.pre_activations(x)
+        pre = pre_activations(sae, x)
         latents = sae.activate(pre)
         error = latents @ sae.W_dec + sae.b_dec - x
         mse = error.pow(2).sum(dim=1).mean()
@@ -184,13 +185,9 @@ class Training:
     def _claim(self) -> None:
         """Note the settings in the folder. Raises ValueError if it holds a run with others."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / SETTINGS
-        mine = {**asdict(self.config), "activations": list(self.activations.shape), "scale": f"{self.scale:.5g}",
-                "model": self.sae.model_name, "hook": self.sae.hook_name, "head": self.sae.head}
-        if file.exists() and (theirs := json.loads(file.read_text(encoding="utf-8"))) != mine:
-            differ = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
-            raise ValueError(f"{self.folder} holds a run with another {', '.join(differ)}: choose another folder")
-        file.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+        claim_folder(self.folder, {
+            **asdict(self.config), "activations": list(self.activations.shape), "scale": f"{self.scale:.5g}",
+            "model": self.sae.model_name, "hook": self.sae.hook_name, "head": self.sae.head})
 
     def save(self) -> None:
         """Write a checkpoint, then give it its name: a kill in between leaves the one before."""
@@ -198,26 +195,46 @@ class Training:
         for key, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{key}/{name}": value for name, value in moments.items()}
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(tensors, self.folder / "state.tmp", metadata={"step": str(self.step), "log": json.dumps(self.log)})
-        os.replace(self.folder / "state.tmp", self.folder / STATE)
+        with whole_file(self.folder / STATE) as partial:
+            save_file(tensors, partial, metadata={"step": str(self.step), "log": json.dumps(self.log)})
 
     def _load(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Go on from the checkpoint, if there is one. Raises ValueError if it is damaged."""
         file = self.folder / STATE
         if not file.exists():
             return
-        tensors = load_file(file, device=str(self.idle.device))
-        with safe_open(file, "pt") as opened:
-            self.step, self.log = int(opened.metadata()["step"]), json.loads(opened.metadata()["log"])
-        self.idle = tensors["idle"]
-        self.sae.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("sae/")})
+        weights = {f"sae/{name}": value for name, value in self.sae.state_dict().items()}
+        adam = {(key, name): weight if name != "step" else torch.tensor(0.0)
+                for key, weight in enumerate(self.sae.parameters()) for name in ("step", "exp_avg", "exp_avg_sq")}
+        names = {f"adam/{key}/{name}": weight for (key, name), weight in adam.items()}
+        tensors, texts = read_tensors(file)
+        check_checkpoint(file, tensors, {**weights, **names, "idle": self.idle})
+        try:
+            step, log = int(texts["step"]), json.loads(texts["log"])
+            whole = isinstance(log, list) and all(set(each) == LOGGED for each in log)
+            if not (0 < step <= self.config.steps and whole):
+                raise ValueError("its step or its log is not one of this run")
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            raise damaged(file, str(error)) from error
+        self.step, self.log, self.idle = step, log, tensors["idle"].to(self.idle.device)
+        self.sae.load_state_dict({name.removeprefix("sae/"): tensors[name] for name in weights})
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("adam/"):
-                _, key, moment = name.split("/")
-                moments.setdefault(int(key), {})[moment] = value
+        for key, name in adam:
+            moments.setdefault(key, {})[name] = tensors[f"adam/{key}/{name}"]
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def pre_activations(sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
+    """`sae.pre_activations(x)`, written as x W_enc + (b_enc − b_dec W_enc).
+
+    Only b_dec needs a gradient through the product with W_enc. Here that is a product with one row, not with the
+    whole batch: one of six large products less in each step.
+    """
+    bias = 0.0 if sae.kind == "gated" else sae.b_enc
+    if sae.subtract_b_dec:
+        bias = bias - sae.b_dec @ sae.W_enc
+    return x @ sae.W_enc + bias
 
 
 # --- the loss ----------------------------------------------------------------------------------------------------------

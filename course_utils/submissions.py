@@ -196,7 +196,11 @@ def _definition(name: str, before: int, position: int, statements: list[ast.stmt
 
 @lru_cache(maxsize=2000)
 def _table(statement: ast.stmt) -> symtable.SymbolTable:
-    return symtable.symtable(ast.unparse(statement), "<cell>", "exec")
+    """The names in a statement; none where it is no valid program or nested too deep, as its cell fails by itself."""
+    try:
+        return symtable.symtable(ast.unparse(statement), "<cell>", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return symtable.symtable("", "<cell>", "exec")
 
 
 def _defined(statement: ast.stmt) -> set[str]:

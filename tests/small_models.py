@@ -43,6 +43,24 @@ def grouped_query():
 
 
 @lru_cache
+def grouped_query_biased():
+    """As grouped_query, but three layers, biases on Q, K, V and O, and uneven norms; random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(3)
+    config = LlamaConfig(vocab_size=30, hidden_size=24, intermediate_size=16, num_hidden_layers=3,
+                         num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64,
+                         initializer_range=0.5, bos_token_id=0, eos_token_id=0, attention_bias=True)
+    model = LlamaForCausalLM(config)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            weight.data.normal_(std=0.5)
+        elif "norm" in name:
+            weight.data.uniform_(0.5, 1.5)
+    return as_bridge(model, word_tokenizer(WORDS, "<bos>"), name="grouped-biased", device="cpu")
+
+
+@lru_cache
 def planted():
     return planted_induction_model(n_tokens=30, n_ctx=64)
 
@@ -82,7 +100,7 @@ def hub_cache(folder: Path) -> dict[str, str]:
 
 
 RANDOM = {"multi_head": multi_head, "grouped_query": grouped_query}
-ALL = {**RANDOM, "planted": planted, "tiny": tiny}
+ALL = {**RANDOM, "grouped_query_biased": grouped_query_biased, "planted": planted, "tiny": tiny}
 
 
 def repeated(model, seq_len: int = 6, batch: int = 3, seed: int = 0) -> torch.Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import small_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import repeated
 
-from course_utils import heads, models
+from course_utils import heads
 from course_utils.heads import (
     best_head,
     duplicate_token_scores,
@@ -19,61 +21,24 @@ from course_utils.heads import (
     previous_token_scores,
     top_heads,
 )
-from course_utils.local_models import as_bridge, word_tokenizer
-from course_utils.planted import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, planted_induction_model
+from course_utils.planted import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD
 
-WORDS = ["<bos>", *(f"t{i}" for i in range(1, 30))]
 SEQ_LEN = 12
-
-
-@pytest.fixture(scope="module")
-def planted():
-    return planted_induction_model()
-
-
-@pytest.fixture(scope="module")
-def multi_head():
-    """Learned positions, as many keys as queries: 3 layers of 4 heads, random weights."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(1)
-    config = GPT2Config(vocab_size=30, n_positions=64, n_embd=24, n_layer=3, n_head=4, n_inner=16,
-                        initializer_range=0.5, bos_token_id=0, eos_token_id=0)
-    return as_bridge(GPT2LMHeadModel(config), word_tokenizer(WORDS, "<bos>"), name="multi-head", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def grouped_query():
-    """Rotary positions, six query heads on two key heads: 2 layers, random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(2)
-    config = LlamaConfig(vocab_size=30, hidden_size=24, intermediate_size=16, num_hidden_layers=2,
-                         num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64,
-                         initializer_range=0.5, bos_token_id=0, eos_token_id=0)
-    bridge = as_bridge(LlamaForCausalLM(config), word_tokenizer(WORDS, "<bos>"), name="grouped", device="cpu")
-    assert (bridge.cfg.n_heads, bridge.cfg.n_key_value_heads) == (6, 2)
-    return bridge
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    if not models.is_cached("tiny"):
-        pytest.skip("the weights of tiny are not here")
-    return models.load_model("tiny")
 
 
 @pytest.fixture(params=["planted", "multi_head", "grouped_query", "tiny"])
 def model(request):
-    return request.getfixturevalue(request.param)
+    return small_models.ALL[request.param]()
 
 
-def repeated(model, seq_len: int = SEQ_LEN, batch: int = 5, seed: int = 0) -> torch.Tensor:
-    """BOS and two copies of seq_len tokens, none of them BOS, none twice in a copy."""
-    rng = torch.Generator().manual_seed(seed)
-    others = model.cfg.d_vocab - 1
-    half = torch.stack([1 + torch.randperm(others, generator=rng)[:seq_len] for _ in range(batch)])
-    return torch.cat([torch.zeros(batch, 1, dtype=torch.long), half, half], dim=1)
+@pytest.fixture
+def planted():
+    return small_models.planted()
+
+
+@pytest.fixture
+def multi_head():
+    return small_models.multi_head()
 
 
 def patterns(model, tokens) -> torch.Tensor:
@@ -117,7 +82,7 @@ def test_targets_in_text_are_the_entries_that_transformer_lens_marks():
 # --- against a slow reading of the whole pattern --------------------------------------------------
 
 def test_scores_equal_a_slow_reading_of_the_patterns(model):
-    tokens, n = repeated(model), SEQ_LEN
+    tokens, n = repeated(model, SEQ_LEN), SEQ_LEN
     pattern = patterns(model, tokens).double()
     second = range(n + 1, 2 * n + 1)
 
@@ -172,7 +137,7 @@ def test_the_whole_stripe_costs_a_perfect_head_two_entries(planted):
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 64])
 def test_scores_do_not_depend_on_how_many_rows_run_at_once(model, monkeypatch, rows):
-    tokens = repeated(model, batch=9)
+    tokens = repeated(model, SEQ_LEN, batch=9)
     functions = (previous_token_scores, induction_scores_in_text, lambda *a: induction_scores(*a, SEQ_LEN),
                  lambda *a: duplicate_token_scores(*a, SEQ_LEN))
     usual = [score(model, tokens) for score in functions]
@@ -182,14 +147,14 @@ def test_scores_do_not_depend_on_how_many_rows_run_at_once(model, monkeypatch, r
 
 
 def test_a_batch_scores_the_mean_of_its_rows(model):
-    tokens = repeated(model, batch=3)
+    tokens = repeated(model, SEQ_LEN)
     for score in (previous_token_scores, lambda m, t: induction_scores(m, t, SEQ_LEN)):
         by_row = torch.stack([score(model, row[None]) for row in tokens])
         assert torch.allclose(score(model, tokens), by_row.mean(0), atol=1e-5)
 
 
 def test_no_hook_and_no_gradient_is_left_behind(model):
-    tokens = repeated(model)
+    tokens = repeated(model, SEQ_LEN)
     before = model(tokens)
     for scores in (previous_token_scores(model, tokens), induction_scores(model, tokens, SEQ_LEN),
                    duplicate_token_scores(model, tokens, SEQ_LEN), induction_scores_in_text(model, tokens)):

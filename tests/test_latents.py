@@ -1,6 +1,5 @@
-"""Latents and what they stand for: AUC, labels, dashboards, the text they are read on, and the shipped autoencoders."""
+"""Latents and what they stand for: AUC, labels, dashboards, and the shipped autoencoders."""
 
-import html
 import re
 
 import pytest
@@ -8,10 +7,9 @@ import small_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import forbidden_forward
 
 from course_utils import shipped_saes, text
-from course_utils.dashboards import latent_dashboard
+from course_utils.dashboards import Dashboard, latent_dashboard
 from course_utils.faithfulness import evaluate_sae
 from course_utils.language import StoryLanguage
 from course_utils.latents import (
@@ -26,7 +24,7 @@ from course_utils.latents import (
 )
 from course_utils.sae import SparseAutoencoder
 from course_utils.shipped_saes import load_shipped_sae, topk_sae_for
-from course_utils.text import reads_stories, sample_text
+from course_utils.text import sample_text
 
 
 def random_sae(model, kind="relu", **more):
@@ -104,33 +102,7 @@ def test_latents_of_text_are_those_of_the_activations(name):
     assert (found[:, 0] == 0).all() and not found.requires_grad
 
 
-# --- text --------------------------------------------------------------------------------------------------------------
-
-
-def test_stories_for_a_model_that_reads_them():
-    model = small_models.tiny()
-    assert reads_stories(model) and not reads_stories(small_models.multi_head())
-    assert torch.equal(sample_text(model, 3, 20, seed=4), StoryLanguage(4).sample(3, 20, truth=False).tokens)
-
-
-def test_other_models_write_what_they_believe():
-    model = small_models.multi_head()
-    before = torch.random.get_rng_state()
-    tokens = sample_text(model, 400, 3, seed=1)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert tokens.shape == (400, 3) and (tokens[:, 0] == 0).all()
-    assert torch.equal(tokens, sample_text(model, 400, 3, seed=1))
-    assert not torch.equal(tokens, sample_text(model, 400, 3, seed=2))
-    p = model(tokens[:1, :1])[0, -1].softmax(-1)
-    drawn = torch.bincount(tokens[:, 1], minlength=30) / 400
-    assert (drawn - p).abs().max() < 5 * (0.25 / 400) ** 0.5       # five standard deviations of a share
-
-
-def test_text_that_does_not_fit_is_refused():
-    model = small_models.multi_head()
-    for wrong in ({"n": 0}, {"length": 1}, {"length": 65}):
-        with forbidden_forward(model), pytest.raises(ValueError, match="length from 2 to 64"):
-            sample_text(model, **{"n": 2, "length": 8, **wrong})
+# --- labels ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -167,7 +139,7 @@ def page(model, tokens, latent=0, **more):
 def test_a_dashboard_shows_the_strongest_places_and_what_the_latent_promotes():
     model = small_models.tiny()
     tokens = sample_text(model, 20, 40, seed=1)
-    found, sae = page(model, tokens, 3, k=4, note="a <note>")
+    found, sae = page(model, tokens, 3, k=4)
     assert found.density == pytest.approx((found.values[:, 1:] > 0).float().mean().item())
     for (words, values, place), (row, position) in zip(found.contexts, top_activations(found.values, 4).tolist()):
         assert values[place] == pytest.approx(found.values[row, position].item())
@@ -176,10 +148,18 @@ def test_a_dashboard_shows_the_strongest_places_and_what_the_latent_promotes():
     assert found.promoted[0][0].strip() == model.tokenizer.decode([int(effect.argmax())])
     assert found.suppressed[0][0].strip() == model.tokenizer.decode([int(effect.argmin())])
     shown = found._repr_html_()
-    assert "a &lt;note&gt;" in shown and "<script" not in shown and len(shown) < 40_000
-    assert html.escape("<bos>") in shown or "<bos>" not in "".join(found.contexts[0][0])
+    assert "<script" not in shown and len(shown) < 40_000
     assert len(re.findall("<svg", shown)) == 1 and "color:" not in re.sub("background(-color)?:", "", shown)
     assert "makes likelier" in repr(found) and "latent 3" in repr(found)
+
+
+def test_neither_tokens_nor_the_note_are_taken_for_html():
+    context = (["<bos>", " a\n", "&lt;"], [0.0, 1.0, 2.0], 2)
+    found = Dashboard(0, torch.tensor([[0.0, 1.0, 2.0]]), [context], [("<i>", 1.0)], [("</table>", -1.0)], "a <note>")
+    shown = found._repr_html_()
+    for escaped in (">&lt;bos&gt;<", "> a↵<", ">&amp;lt;<", ">&lt;i&gt;<", ">&lt;/table&gt;<", ">a &lt;note&gt;<"):
+        assert shown.count(escaped) == 1, escaped
+    assert shown.count("</table>") == 2 and not re.search("<(bos|i|note)>", shown)
 
 
 def test_a_latent_that_is_never_active_has_a_page_too():

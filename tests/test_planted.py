@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_models import planted, repeated
 
 from course_utils.planted import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, planted_induction_model
 from course_utils.repeated_tokens import correct_token_log_probs
-
-
-def repeated(n_tokens: int, seq_len: int, batch: int = 3) -> torch.Tensor:
-    """BOS and two copies of seq_len tokens, none of them BOS, none twice in a copy."""
-    rng = torch.Generator().manual_seed(0)
-    half = torch.stack([1 + torch.randperm(n_tokens - 1, generator=rng)[:seq_len] for _ in range(batch)])
-    return torch.cat([torch.zeros(batch, 1, dtype=torch.long), half, half], dim=1)
 
 
 @torch.no_grad()
@@ -33,13 +27,14 @@ def test_the_second_copy_is_predicted_at_every_size(n_tokens, n_ctx, seq_len):
     model = planted_induction_model(n_tokens, n_ctx)
     cfg = model.cfg
     assert (cfg.d_vocab, cfg.n_ctx, cfg.n_layers, cfg.n_heads) == (n_tokens, n_ctx, 2, 2)
-    tokens = repeated(n_tokens, seq_len)
+    tokens = repeated(model, seq_len)
     assert tokens.shape[1] <= n_ctx
     assert (inner_log_probs(model, tokens) > -0.01).all()
 
 
 def test_the_first_copy_is_not():
-    model, tokens = planted_induction_model(), repeated(30, 20)
+    model = planted()
+    tokens = repeated(model, 20)
     first = correct_token_log_probs(model(tokens), tokens)[:, :20]
     assert (first < -3).all()
 
@@ -47,14 +42,16 @@ def test_the_first_copy_is_not():
 @pytest.mark.parametrize("head, destroys", [
     (PREVIOUS_TOKEN_HEAD, True), (INDUCTION_HEAD, True), ((0, 1), False), ((1, 1), False)])
 def test_silencing_either_planted_head_destroys_it_and_no_other_head_matters(head, destroys):
-    model, tokens = planted_induction_model(), repeated(30, 20)
+    model = planted()
+    tokens = repeated(model, 20)
     silenced = inner_log_probs(model, tokens, without=head)
     assert (silenced < -3).all() if destroys else (silenced > -0.01).all()
     assert (inner_log_probs(model, tokens) > -0.01).all()  # and the hook is gone
 
 
 def test_the_planted_attention_is_exact():
-    model, tokens = planted_induction_model(), repeated(30, 20)
+    model = planted()
+    tokens = repeated(model, 20)
     _, cache = model.run_with_cache(tokens)
     previous = cache["blocks.0.attn.hook_pattern"][:, 0]
     induction = cache["blocks.1.attn.hook_pattern"][:, 0]
@@ -67,7 +64,8 @@ def test_the_planted_attention_is_exact():
 
 def test_layer_norm_does_nothing_but_centre():
     """Its scale is the same for every token, whatever the residual stream holds."""
-    model, tokens = planted_induction_model(), repeated(30, 20)
+    model = planted()
+    tokens = repeated(model, 20)
     _, cache = model.run_with_cache(tokens)
     for name in ("blocks.0.ln1.hook_scale", "blocks.1.ln1.hook_scale", "ln_final.hook_scale"):
         assert cache[name].max() / cache[name].min() < 1 + 1e-5, name

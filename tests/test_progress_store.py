@@ -40,13 +40,6 @@ def test_no_file_yet(tmp_path):
     assert progress_store.read(tmp_path / "none.jsonl") == []
 
 
-def test_default_place(monkeypatch, tmp_path):
-    monkeypatch.delenv("COURSE_PROGRESS", raising=False)
-    assert progress_store.progress_file().parts[-2:] == ("faithful-circuits", "progress.jsonl")
-    monkeypatch.setenv("COURSE_PROGRESS", str(tmp_path / "here.jsonl"))
-    assert progress_store.progress_file() == tmp_path / "here.jsonl"
-
-
 @pytest.mark.parametrize("cut", [1, 5, 40])
 def test_a_truncated_last_line_costs_only_itself(tmp_path, cut):
     path = tmp_path / "progress.jsonl"
@@ -68,13 +61,15 @@ def test_lines_that_are_not_attempts_are_passed_over(tmp_path):
     assert [e["id"] for e in progress_store.read(path)] == ["01.a", "01.b"]
 
 
-def test_two_kernels_at_once(tmp_path):
+def test_four_kernels_at_once(tmp_path):
     path = tmp_path / "progress.jsonl"
-    writers = [start_writer(path, 200, name) for name in ("a", "b", "c")]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    writers = [start_writer(path, 200, name) for name in "abcd"]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0, 0]
     ids = [e["id"] for e in progress_store.read(path)]
-    for name in ("a", "b", "c"):
+    for name in "abcd":
         assert [id for id in ids if id.startswith(name)] == [f"{name}.{i}" for i in range(200)]
+    lines = path.read_bytes().split(b"\n")
+    assert lines[0] == b"" and len(lines) == 801 and all(json.loads(line)["mistake"] == "é" * 200 for line in lines[1:])
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")

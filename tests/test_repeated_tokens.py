@@ -7,6 +7,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import small_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,6 @@ from course_utils import models, repeated_tokens
 from course_utils.heads import best_head, induction_scores, previous_token_scores
 from course_utils.language import StoryLanguage
 from course_utils.local_models import as_bridge, word_tokenizer
-from course_utils.planted import planted_induction_model
 from course_utils.repeated_tokens import (
     RepeatedTokenReport,
     correct_token_log_probs,
@@ -26,9 +26,9 @@ from course_utils.repeated_tokens import (
 needs_tiny = pytest.mark.skipif(not models.is_cached("tiny"), reason="the weights of tiny are not here")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def planted():
-    return planted_induction_model()
+    return small_models.planted()
 
 
 @pytest.fixture(scope="module")
@@ -297,10 +297,7 @@ def test_tiny_s_checkpoints_show_induction_absent_forming_and_present():
 def test_smollm2_reproduces_the_known_figures():
     """4 x (50 + 50) tokens, seed 0. Head 18.6 scores 0.855 over the whole stripe, and 0.870 as the course
     counts, without the stripe's two entries in the first copy."""
-    try:
-        model = models.load_model("smollm2-135m")
-    except models.ModelUnavailable as error:
-        pytest.skip(str(error).splitlines()[0])
+    model = small_models.smollm2()
     report = repeated_token_report(model, 50, 4, seed=0)
     assert report.first_half_log_prob == pytest.approx(-14.315, abs=0.02)
     assert report.second_half_log_prob == pytest.approx(-3.435, abs=0.02)

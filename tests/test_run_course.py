@@ -79,30 +79,43 @@ GOOD = """from course_utils.report import measured
 measured('score', 0.9, at_least=0.8, published='0.91 (quoted)')"""
 
 
-@pytest.mark.parametrize("cells, status, expected", [
-    ([GOOD], 0, ["00_case", "0.9", "0.91 (quoted)", "≥ 0.8", "pass", "1 measured values, 0 failed"]),
-    ([GOOD, GOOD.replace("0.9,", "0.7,")], 1,
-     ["FAIL 00_case: score is 0.7, bound ≥ 0.8", "2 measured values, 1 failed"]),
-    ([GOOD, "x = 1\n1 / 0", "x"], 1, ["FAIL 00_case: code cell 2 ('x = 1'): ZeroDivisionError", "pass"]),
-    ([GOOD, "import os\nos._exit(1)"], 1, ["FAIL 00_case: code cell 2 ('import os'): the kernel died"]),
-    (["1"], 1, ["FAIL no lesson measured anything"]),
-])
-def test_table_and_status(tmp_path, capsys, cells, status, expected):
-    lesson(tmp_path, "00_case", *cells)
-    stored = (tmp_path / "solutions" / "00_case.ipynb").read_bytes()
-    assert run_course.main(["--root", str(tmp_path)]) == status
-    out = capsys.readouterr().out
-    assert all(text in out for text in expected), out
-    assert "make lab" in out and (tmp_path / "build" / "html" / "00_case.html").exists()
-    assert (tmp_path / "solutions" / "00_case.ipynb").read_bytes() == stored
-
-
-def test_lessons_run_on_the_embedded_model_without_the_real_sections(tmp_path, monkeypatch):
+def test_table_and_status_of_a_lesson_on_the_embedded_model_without_the_real_sections(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COURSE_MODEL", "something-else")
     monkeypatch.setenv("COURSE_REAL", "auto")
     check = "import os\nassert (os.environ['COURSE_MODEL'], os.environ['COURSE_REAL']) == ('tiny', 'skip')"
     lesson(tmp_path, "00_case", GOOD, check)
+    stored = (tmp_path / "solutions" / "00_case.ipynb").read_bytes()
     assert run_course.main(["--root", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for text in ("00_case", "0.9", "0.91 (quoted)", "≥ 0.8", "pass", "1 measured values, 0 failed", "make lab"):
+        assert text in out, out
+    assert (tmp_path / "build" / "html" / "00_case.html").exists()
+    assert (tmp_path / "solutions" / "00_case.ipynb").read_bytes() == stored
+
+
+def test_lessons_that_fail_do_not_keep_the_next_from_running(tmp_path, capsys):
+    lesson(tmp_path, "00_case", GOOD, GOOD.replace("0.9,", "0.7,"), "x = 1\n1 / 0", "x")
+    lesson(tmp_path, "01_case", GOOD, "import os\nos._exit(1)")
+    assert run_course.main(["--root", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    for text in ("FAIL 00_case: score is 0.7, bound ≥ 0.8", "FAIL 00_case: code cell 3 ('x = 1'): ZeroDivisionError",
+                 "FAIL 01_case: code cell 2 ('import os'): the kernel died", "pass", "3 measured values, 3 failed"):
+        assert text in out, out
+    assert {page.stem for page in (tmp_path / "build" / "html").iterdir()} == {"00_case", "01_case"}
+
+
+@pytest.mark.parametrize("values, error, status, expected", [
+    ([0.9], "", 0, "1 lessons, 1 measured values, 0 failed"),
+    ([0.9, 0.7], "", 1, "FAIL 00_case: x is 0.7, bound ≥ 0.8\n1 lessons, 2 measured values, 1 failed"),
+    ([0.9], "it crashed", 1, "FAIL 00_case: it crashed\n1 lessons, 1 measured values, 1 failed"),
+    ([], "", 1, "FAIL no lesson measured anything"),
+])
+def test_any_one_failure_is_enough_for_the_status(report, tmp_path, values, error, status, expected):
+    (tmp_path / "report.jsonl").touch()
+    for value in values:
+        measured("x", value, at_least=0.8)
+    text, found = run_course.summary([run_course.LessonRun("00_case", report(), error=error)])
+    assert found == status and text.startswith(expected)
 
 
 def test_no_lessons_is_an_error(tmp_path, capsys):

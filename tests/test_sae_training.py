@@ -16,9 +16,9 @@ import torch
 from small_models import forbidden_forward, repeated
 
 from course_utils import sae_training
+from course_utils.files import SETTINGS
 from course_utils.sae import BANDWIDTH, KINDS, NORMS, SparseAutoencoder
 from course_utils.sae_training import (
-    SETTINGS,
     STATE,
     Training,
     TrainingConfig,

@@ -1,4 +1,4 @@
-"""Text that a model writes itself, and the stories as English: what test_latents.py does not say of `sample_text`."""
+"""Text for a model to read: stories, what it writes itself, and the stories as English."""
 
 import re
 import types
@@ -9,12 +9,19 @@ import torch
 from small_models import forbidden_forward
 
 from course_utils.language import StoryLanguage
-from course_utils.text import own_text, stories_in_english
+from course_utils.text import own_text, reads_stories, sample_text, stories_in_english
 
 
 @pytest.fixture(params=list(small_models.RANDOM))
 def model(request):
     return small_models.RANDOM[request.param]()
+
+
+def test_a_model_that_reads_stories_gets_stories_and_others_their_own_text(model):
+    tiny = small_models.tiny()
+    assert reads_stories(tiny) and not reads_stories(model)
+    assert torch.equal(sample_text(tiny, 3, 20, seed=4), StoryLanguage(4).sample(3, 20, truth=False).tokens)
+    assert torch.equal(sample_text(model, 3, 20, seed=4), own_text(model, 3, 20, seed=4))
 
 
 def test_own_text_comes_from_its_seed_and_from_nothing_else(model):
@@ -92,7 +99,7 @@ def test_stories_in_the_tokens_of_smollm2():
     assert_prose(model.tokenizer.batch_decode(tokens[:, 1:], clean_up_tokenization_spaces=False), 128, 2)
 
 
-@pytest.mark.parametrize("write", [own_text, stories_in_english])
+@pytest.mark.parametrize("write", [sample_text, own_text, stories_in_english])
 def test_sizes_that_do_not_fit_are_refused(model, write):
     for wrong, says in (({"n": 0}, "n is 0 and length 8"), ({"n": -1}, "n is -1"), ({"length": 1}, "length 1;"),
                         ({"length": 65}, "length 65; n must be positive and length from 2 to 64")):

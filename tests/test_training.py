@@ -262,6 +262,16 @@ def test_export_writes_every_file_with_its_hash(exported, finished):
 
 
 @torch.no_grad()
+def test_an_export_that_lacks_a_checkpoint_changes_nothing(training, finished, tmp_path):
+    (tmp_path / "step-000000.safetensors").write_text("shipped")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileNotFoundError, match="step-999999.safetensors: train to the end first"):
+        training.export(finished, tmp_path, [0, 999_999])
+    assert (tmp_path / "step-000000.safetensors").read_text() == "shipped"
+    training.export(finished, tmp_path, [0])
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_the_course_loads_what_was_exported(training, exported, finished, monkeypatch):
     monkeypatch.setattr(models, "TINY_FOLDER", exported)
     assert models.checkpoint_steps("tiny") == [0, 100, 200]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from course_utils import viz
+from course_utils import charts, viz
 
 TOKENS = ["<bos>", "the", "cat", "</script>"]
 PATTERN = torch.tril(torch.ones(4, 4)) / torch.arange(1, 5)[:, None]
@@ -137,18 +137,113 @@ def test_lines_over_training_steps():
     assert list(axes.lines[0].get_xdata()) == [0, 500] and axes.get_xlabel() == "training step"
 
 
-@pytest.mark.parametrize("draw", [
-    lambda ax=None: viz.plot_attention(PATTERN, TOKENS, ax=ax),
-    lambda ax=None: viz.plot_head_scores([[0.5]], ax=ax),
-    lambda ax=None: viz.plot_by_position({"a": [1, 2]}, "nats", ax=ax),
-])
-def test_a_new_figure_is_closed_and_given_axes_are_left_open(draw):
+def test_likeliest_next_tokens_of_the_first_distribution():
+    first, second = torch.tensor([0.1, 0.2, 0.6, 0.1, *[0] * 8]), np.array([0.7, 0.1, *[0] * 9, 0.2])
+    axes = viz.plot_next_tokens({"truth": first, "model": second}, ["a", "b", "$", *"defghijkl"]).axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == [r"\$", "b", "a", *"defghij"] and axes.yaxis_inverted()
+    for series, expected in zip(axes.containers, ([0.6, 0.2, 0.1, 0.1, *[0] * 6], [0, 0.1, 0.7, *[0] * 7])):
+        assert [bar.get_width() for bar in series] == pytest.approx(expected)
+    assert [t.get_text() for t in axes.get_legend().texts] == ["truth", "model"]
+    middles = [[bar.get_y() + bar.get_height() / 2 for bar in series] for series in axes.containers]
+    assert np.mean(middles, axis=0) == pytest.approx(range(10))         # the bars of a token lie around its name
+    assert len(viz.plot_next_tokens({"one": [0.5, 0.5]}, "ab").axes[0].patches) == 2
+
+
+def test_points_against_the_diagonal():
+    axes = charts.plot_scatter(torch.tensor([1.0, 3.0]), [0.5, 2.0], "exact (nats)", "estimated (nats)").axes[0]
+    assert axes.collections[0].get_offsets().tolist() == [[1, 0.5], [3, 2]]
+    diagonal, = axes.lines
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0.5, 3]
+    assert [t.get_text() for t in axes.get_legend().texts] == ["equal"]
+
+
+def test_bars_by_name_from_the_top_a_colour_for_each_series():
+    figure = charts.plot_bars({"one": {"a": 1, "b": 2}, "two": {"a": -3, "b": 4}}, "score (nats)")
+    axes, = figure.axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b"] and axes.yaxis_inverted()
+    assert [[bar.get_width() for bar in series] for series in axes.containers] == [[1, 2], [-3, 4]]
+    colours = [{bar.get_facecolor() for bar in series} for series in axes.containers]
+    assert len(colours[0]) == len(colours[1]) == 1 and colours[0] != colours[1]
+    middles = [[bar.get_y() + bar.get_height() / 2 for bar in series] for series in axes.containers]
+    assert np.mean(middles, axis=0) == pytest.approx([0, 1])
+    assert [t.get_text() for t in figure.legends[0].texts] == ["one", "two"]
+    alone = charts.plot_bars({"one": {"a": 1, "b": 1000}}, "parameters")
+    assert not alone.legends and alone.axes[0].get_legend() is None
+
+
+def test_curves_a_panel_for_each_quantity():
+    panels = [("loss (nats)", torch.tensor([3.0, 1.0])), ("share", {"dead": [0.1, 0.2], "dense": [0.3, 0.4]})]
+    figure = charts.plot_curves(panels, xlabel="step", x=[0, 500], title="training")
+    left, right = figure.axes
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss (nats)", "share"]
+    assert {axes.get_xlabel() for axes in figure.axes} == {"step"} and figure.get_suptitle() == "training"
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in left.lines] == [([0, 500], [3, 1])]
+    dead, dense = right.lines
+    assert list(dead.get_ydata()) == [0.1, 0.2] and list(dense.get_ydata()) == [0.3, 0.4]
+    assert dead.get_color() != dense.get_color() and dead.get_linestyle() != dense.get_linestyle()
+    assert left.get_legend() is None and [t.get_text() for t in right.get_legend().texts] == ["dead", "dense"]
+    plain, = charts.plot_curves([("nats", [5.0, 6.0, 7.0])], xlabel="step").axes
+    assert list(plain.lines[0].get_xdata()) == [0, 1, 2]
+
+
+def test_every_value_is_counted_once():
+    axes = charts.plot_histogram(torch.tensor([[0.0, 1.0], [1.0, 4.0]]), "density", "latents", bins=4).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [1, 2, 0, 1]
+    assert [bar.get_x() for bar in axes.patches] == [0, 1, 2, 3]
+
+
+def test_named_points_and_the_line_to_compare_them_with():
+    points = {"topk": (8, 0.9), "relu": (30.0, 0.8)}
+    axes = charts.plot_points(points, "L0", "score", line=[(40, 0.7), (10, 0.5)], line_label="others").axes[0]
+    line, *named = axes.lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([10, 40], [0.5, 0.7])
+    assert [(*point.get_xdata(), *point.get_ydata()) for point in named] == list(points.values())
+    assert [t.get_text() for t in axes.get_legend().texts] == ["others", "topk", "relu"]
+    assert axes.get_xscale() == "log" and named[0].get_marker() != named[1].get_marker()
+    assert len(charts.plot_points(points, "L0", "score").axes[0].lines) == 2
+
+
+DRAWINGS = {  # each with the labels of its axes
+    "attention": (lambda **k: viz.plot_attention(PATTERN, TOKENS, **k),
+                  "key: the position looked at", "query: the position that looks"),
+    "head scores": (lambda **k: viz.plot_head_scores([[0.5]], columns="position", **k), "position", "layer"),
+    "by position": (lambda **k: viz.plot_by_position({"a": [1, 2]}, "loss (nats)", **k),
+                    "position in the sequence", "loss (nats)"),
+    "next tokens": (lambda **k: viz.plot_next_tokens({"a": [1.0, 0.0]}, ["x", "y"], **k),
+                    "probability of the next token", "token"),
+    "scatter": (lambda **k: charts.plot_scatter([1, 2], [3, 4], "exact (nats)", "estimated (nats)", **k),
+                "exact (nats)", "estimated (nats)"),
+    "bars": (lambda **k: charts.plot_bars({"a": {"x": 1}}, "score (nats)", **k), "score (nats)", ""),
+    "curves": (lambda **k: charts.plot_curves([("loss (nats)", [1, 2])], xlabel="step", **k), "step", "loss (nats)"),
+    "histogram": (lambda **k: charts.plot_histogram([1, 2], "density (share)", "latents", **k),
+                  "density (share)", "number of latents"),
+    "points": (lambda **k: charts.plot_points({"a": (1, 2)}, "L0", "loss (nats)", **k), "L0", "loss (nats)"),
+}
+ON_GIVEN_AXES = ["attention", "head scores", "by position"]
+
+
+def assert_labelled(figure, axes, xlabel, ylabel):
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (xlabel, ylabel)
+    assert "a title" in (axes.get_title(), figure.get_suptitle())
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_new_figure_is_labelled_and_closed(name):
+    draw, *labels = DRAWINGS[name]
     plt.close("all")
-    figure = draw()
+    figure = draw(title="a title")
     assert not plt.get_fignums(), "the notebook would show the figure a second time"
     assert figure.get_figwidth() == viz.WIDTH
+    assert_labelled(figure, figure.axes[0], *labels)
+
+
+@pytest.mark.parametrize("name", ON_GIVEN_AXES)
+def test_given_axes_are_labelled_and_left_open(name):
+    draw, *labels = DRAWINGS[name]
+    plt.close("all")
     own, axes = plt.subplots()
-    assert draw(ax=axes) is own and plt.get_fignums()
+    assert draw(title="a title", ax=axes) is own and plt.get_fignums()
+    assert_labelled(own, axes, *labels)
     plt.close("all")
 
 
@@ -159,8 +254,22 @@ def test_a_new_figure_is_closed_and_given_axes_are_left_open(draw):
     (lambda: viz.plot_head_scores([[1.0]], vmax=-1), "positive upper end"),
     (lambda: viz.plot_by_position({}, "nats"), "values is empty"),
     (lambda: viz.plot_by_position({"a": [1, 2]}, "nats", x=[1]), r"'a' has shape \(2,\)"),
+    (lambda: viz.plot_next_tokens({}, ["x", "y"]), "each distribution needs 2 probabilities"),
+    (lambda: viz.plot_next_tokens({"a": [1, 0], "b": [1]}, ["x", "y"]), r"needs 2 probabilities.*'b': \(1,\)"),
+    (lambda: viz.plot_next_tokens({"a": [[1, 0]]}, ["x", "y"]), r"'a': \(1, 2\)"),
+    (lambda: charts.plot_scatter([1, 2], [1], "nats", "nats"), r"x has shape \(2,\) and y \(1,\)"),
+    (lambda: charts.plot_scatter([1, 2], [[1, 2]], "nats", "nats"), r"\(2,\) and y \(1, 2\)"),
+    (lambda: charts.plot_scatter([], [], "nats", "nats"), "at least one point"),
+    *((lambda values=values: charts.plot_bars(values, "nats"), "the same names, in the same order") for values in (
+        {}, {"a": {}}, {"a": {"x": 1}, "b": {}}, {"a": {"x": 1, "y": 2}, "b": {"y": 2, "x": 1}})),
+    (lambda: charts.plot_curves([], xlabel="step"), "at least one"),
+    (lambda: charts.plot_curves([("nats", [1, 2])], xlabel="step", x=[1]), r"'nats' has shape \(2,\); x has .* \(1,\)"),
+    (lambda: charts.plot_curves([("nats", {"a": [1], "b": [[1]]})], xlabel="step"), r"'b' has shape \(1, 1\)"),
+    (lambda: charts.plot_histogram([], "share", "latents"), "values is empty"),
+    (lambda: charts.plot_points({}, "L0", "nats"), "points is empty"),
 ])
 def test_bad_input_says_what_would_be_right(call, message):
     plt.close("all")
     with pytest.raises(ValueError, match=message):
         call()
+    assert not plt.get_fignums(), "the notebook would show what was begun"

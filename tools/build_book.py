@@ -202,13 +202,17 @@ def checked_lessons(root: Path) -> list[Lesson]:
 def stage(root: Path, folder: Path) -> list[Lesson]:
     """Write what Sphinx is to build into `folder`, and say which lessons it has."""
     import nbformat
+    from notebook_runs import LessonError, read_notebook
 
     lessons = checked_lessons(root)
     pages = {each.number: each.page for each in lessons}
     shutil.copytree(root / "docs" / "book", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(root / "docs" / "images", folder / "images")
     for page in pages.values():
-        notebook = nbformat.read(root / "solutions" / f"{page}.ipynb", as_version=4)
+        try:
+            notebook = read_notebook(root / "solutions" / f"{page}.ipynb")
+        except LessonError as error:
+            raise BookError(str(error)) from error
         prepare_notebook(notebook, f"solutions/{page}.ipynb", pages, root)
         nbformat.write(notebook, folder / f"{page}.ipynb")
     present = {page: source for source, page in PAGES.items() if (root / source).exists()}

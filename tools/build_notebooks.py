@@ -25,7 +25,6 @@ import copy
 import hashlib
 import inspect
 import json
-import os
 import re
 import sys
 import textwrap
@@ -38,7 +37,9 @@ import jupytext
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
-from notebook_runs import LessonError, run_notebook
+from notebook_runs import LessonError, read_notebook, run_notebook
+
+from course_utils.paths import write_whole
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -227,22 +228,21 @@ def build(root: Path, get: Callable, *, execute: bool = False, only: str = "", p
                 run_notebook(notebook)
                 notebook.metadata = nbformat.from_dict(copy.deepcopy(METADATA))  # drop the Python version
             target.parent.mkdir(exist_ok=True)
-            partial = target.with_suffix(".partial")
-            partial.write_text(dumps(notebook), encoding="utf-8")
-            os.replace(partial, target)
+            write_whole(target, dumps(notebook))
             written.append(target)
     readme = root / "README.md"
     if readme.exists() and (text := _readme(root, published)) != readme.read_text(encoding="utf-8"):
-        readme.write_text(text, encoding="utf-8")
+        write_whole(readme, text)
         written.append(readme)
     return written
 
 
 def take_outputs(notebook: NotebookNode, target: Path) -> bool:
     """Give `notebook` the outputs of the stored one, if that was executed well and has the same code cells."""
-    if not target.exists():
+    try:
+        stored = read_notebook(target)
+    except LessonError:
         return False
-    stored = nbformat.read(target, as_version=4)
     if problems_of(target, stored, worked=True):
         return False
     old, new = ([c for c in n.cells if c.cell_type == "code"] for n in (stored, notebook))
@@ -269,7 +269,10 @@ def problems_of(target: Path, expected: NotebookNode, worked: bool) -> list[str]
     """What is wrong with a stored notebook; an empty list when nothing is."""
     if not target.exists():
         return ["missing"]
-    stored = nbformat.read(target, as_version=4)
+    try:
+        stored = read_notebook(target)
+    except LessonError as error:
+        return [str(error)]
     problems = [] if bare(stored) == bare(expected) else ["stale: its cells are not those of the lesson"]
     if target.stat().st_size > MAX_BYTES:
         problems.append(f"{target.stat().st_size / 1e6:.1f} MB; the limit is {MAX_BYTES / 1e6:.1f} MB")
@@ -327,7 +330,7 @@ def main(argv: list[str] | None = None, get: Callable | None = None) -> int:
         for target in build(args.root, get, execute=args.execute, only=args.only, published=published):
             print(f"wrote {target.relative_to(args.root)} ({target.stat().st_size / 1e3:.0f} kB)")
         return 0
-    except (BuildError, LessonError) as error:
+    except (BuildError, LessonError, costs.CostsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -21,9 +21,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nbformat
 import psutil
-from notebook_runs import run_notebook, stored_lessons
+from notebook_runs import read_notebook, run_notebook, stored_lessons
+
+from course_utils.files import read_json
+from course_utils.paths import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = Path("lessons") / "costs.json"
@@ -34,10 +36,24 @@ ROW = re.compile(r"^\| (\d\d) \|.*$", re.MULTILINE)  # a lesson's row in the REA
 
 # ---------------------------------------------------------------------------------------------------- labels
 
+class CostsError(Exception):
+    """The file of costs is not what this tool writes; the message names the file and the lesson."""
+
+
 def read(root: Path) -> dict[str, dict]:
-    """{lesson's file name: its costs}; nothing when none were measured."""
-    path = root / FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """{lesson's file name: its costs}; nothing when none were measured. Raises CostsError."""
+    path, lesson = root / FILE, "it"
+    if not path.exists():
+        return {}
+    try:
+        costs = read_json(path)
+        for lesson, cost in costs.items():
+            for each in (cost["tiny"], cost.get("real", cost["tiny"]), *cost["exercises"].values()):
+                amount(each)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"{lesson} is not what tools/costs.py writes ({str(error)[:200]}); measure again"
+        raise CostsError(f"{path}: {reason}") from error
+    return costs
 
 
 def amount(cost: dict) -> str:
@@ -106,12 +122,20 @@ class Watch:
 
     def _sample(self) -> None:
         with contextlib.suppress(psutil.Error):  # the kernel has ended
-            self._peak = max(self._peak, self._process.memory_info().rss / 1e9)
+            now = self._process.memory_info().rss / 1e9     # may take a while: the next cell may begin meanwhile
+            self._peak = max(self._peak, now)
 
 
 def measure(path: Path, real: str) -> tuple[dict, dict[str, dict]]:
     """The cost of one worked lesson and of each exercise in it. Raises LessonError when a cell fails."""
-    notebook = nbformat.read(path, as_version=4)
+    whole, cells = measure_cells(path, real)
+    found = ((re.search(r'^@exercise\("(.+?)"\)', source, re.MULTILINE), cost) for source, cost in cells)
+    return whole, {match[1]: cost for match, cost in found if match}
+
+
+def measure_cells(path: Path, real: str) -> tuple[dict, list[tuple[str, dict]]]:
+    """The cost of one worked lesson, and the source and cost of each of its code cells."""
+    notebook = read_notebook(path)
     watch, start = Watch(), time.perf_counter()
     env = {"COURSE_MODEL": "tiny", "COURSE_REAL": real, "OMP_NUM_THREADS": str(CORES)}
     try:
@@ -120,9 +144,7 @@ def measure(path: Path, real: str) -> tuple[dict, dict[str, dict]]:
         watch.stop()
     whole = _cost(time.perf_counter() - start, max(peak for _, peak in watch.cells))
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    found = ((re.search(r'^@exercise\("(.+?)"\)', source, re.MULTILINE), cost)
-             for source, cost in zip(code, watch.cells, strict=True))
-    return whole, {match[1]: _cost(*cost) for match, cost in found if match}
+    return whole, [(source, _cost(*cost)) for source, cost in zip(code, watch.cells, strict=True)]
 
 
 def _cost(seconds: float, gigabytes: float) -> dict[str, float]:
@@ -154,8 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         if real:
             costs[path.stem]["real"] = measure(path, "auto")[0]
         print(f"{path.stem}: {lesson_label(costs, path.stem)}", flush=True)
-        text = json.dumps(dict(sorted(costs.items())), indent=1)
-        (args.root / FILE).write_text(text + "\n", encoding="utf-8")
+        write_whole(args.root / FILE, json.dumps(dict(sorted(costs.items())), indent=1) + "\n")
     print("run `make notebooks` to write the labels")
     return 0
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
@@ -15,12 +16,22 @@ CELL_SECONDS = 600  # a cell that takes longer is stopped and counts as crashed
 
 
 class LessonError(Exception):
-    """A cell of a lesson failed; the message names the cell and what it raised."""
+    """A lesson failed: the message names the cell and what it raised, or the file that is no notebook."""
 
 
 def stored_lessons(folder: Path, only: str = "") -> list[Path]:
     """The notebooks of the lessons in `folder`, in order, whose names start with `only`."""
     return [path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if path.stem.startswith(only)]
+
+
+def read_notebook(path: Path) -> NotebookNode:
+    """A stored notebook. Raises LessonError, which names the file, if it is not one in format 4."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:  # nbformat raises many kinds for what is no notebook
+        raise LessonError(f"{path} is not a notebook: {type(error).__name__}: {str(error)[:200]}") from error
+    return notebook
 
 
 def course_environment(folder: Path) -> dict[str, str]:

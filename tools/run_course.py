@@ -10,7 +10,6 @@ measured value is outside its bounds, or no value was measured at all.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -18,12 +17,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nbformat
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
-from notebook_runs import LessonError, run_notebook, stored_lessons
+from notebook_runs import LessonError, read_notebook, run_notebook, stored_lessons
 from tqdm import tqdm
 
+from course_utils import report
 from course_utils.report import passed
 from course_utils.viz import bundle_script
 
@@ -43,19 +42,22 @@ class LessonRun:
 
 def run_lesson(path: Path, html_folder: Path, env: dict[str, str], bar: tqdm) -> LessonRun:
     """Run one solutions notebook in a fresh kernel; write its HTML, up to the crash if there is one."""
-    run, notebook = LessonRun(path.stem), nbformat.read(path, as_version=4)
+    run, notebook = LessonRun(path.stem), read_notebook(path)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.jsonl")
+        measured = Path(folder, "report.jsonl")
+        measured.touch()
         try:
-            run_notebook(notebook, {**env, "COURSE_REPORT": str(report)}, on_cell=bar.update)
+            run_notebook(notebook, {**env, "COURSE_REPORT": str(measured)}, on_cell=bar.update)
         except LessonError as error:
             run.error = str(error)
-        if report.exists():
-            run.rows = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()]
+        try:
+            run.rows = report.read(measured)
+        except ValueError as error:
+            run.error = run.error or str(error)
     run.seconds = time.perf_counter() - start
     html_folder.mkdir(parents=True, exist_ok=True)
     (html_folder / f"{path.stem}.html").write_text(to_html(notebook, path.stem), encoding="utf-8")
@@ -77,7 +79,7 @@ def to_html(notebook: NotebookNode, title: str) -> str:
 
 def run_all(paths: list[Path], html_folder: Path, env: dict[str, str]) -> list[LessonRun]:
     """Every lesson in turn, with one progress bar over all their code cells."""
-    cells = [sum(c.cell_type == "code" for c in nbformat.read(p, as_version=4).cells) for p in paths]
+    cells = [sum(c.cell_type == "code" for c in read_notebook(p).cells) for p in paths]
     runs = []
     with tqdm(total=sum(cells), unit="cell", file=sys.stderr) as bar:
         for path, end in zip(paths, [sum(cells[: i + 1]) for i in range(len(cells))], strict=True):
@@ -150,7 +152,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     html_folder = args.root / "build" / "html"
     env = {"COURSE_MODEL": "tiny", "COURSE_REAL": "auto" if os.environ.get("REAL") == "1" else "skip"}
-    runs = run_all(paths, html_folder, env)
+    try:
+        runs = run_all(paths, html_folder, env)
+    except LessonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     text, status = summary(runs)
     print(f"\n{table(table_rows(runs))}\n\n{text}\n")
     print(f"The lessons as pages: {html_folder}")

@@ -22,9 +22,8 @@ import time
 import venv
 from pathlib import Path
 
-import nbformat
 from build_notebooks import SETUP
-from notebook_runs import LessonError, run_notebook, stored_lessons
+from notebook_runs import LessonError, read_notebook, run_notebook, stored_lessons
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = "import torch, numpy; print(torch.__version__, numpy.__version__)"
@@ -68,7 +67,7 @@ def make_it_colab(python: Path) -> None:
 
 def run(lesson: Path, source: str) -> str:
     """Run one notebook with the course at `source`; returns what its setup cell printed. Raises LessonError."""
-    notebook = nbformat.read(lesson, as_version=4)
+    notebook = read_notebook(lesson)
     setup = next(cell for cell in notebook.cells if cell.id == "setup")
     setup.source = SETUP.read_text(encoding="utf-8").replace('SOURCE = ""', f"SOURCE = {source!r}")
     run_notebook(notebook)

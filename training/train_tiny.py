@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -26,11 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from course_utils.files import check_checkpoint, claim_folder, damaged, read_tensors, whole_file
 from course_utils.language import BOS, UNK, StoryLanguage, stream, vocabulary
 from course_utils.model_files import write_hashes
 
@@ -83,7 +83,7 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 
 def story_rows(config: Config, out: Path) -> np.ndarray:
-    """All training stories, made once and kept beside the checkpoints."""
+    """All training stories, made once and kept beside the checkpoints. Raises ValueError if their file is damaged."""
     file = out / "stories.npy"
     if not file.exists():
         rows = tqdm(
@@ -92,9 +92,17 @@ def story_rows(config: Config, out: Path) -> np.ndarray:
             desc="writing stories",
             unit="row",
         )
-        np.save(out / "stories.tmp.npy", np.array(list(rows), dtype=np.uint16))
-        os.replace(out / "stories.tmp.npy", file)
-    return np.load(file)
+        with whole_file(file) as partial, open(partial, "wb") as opened:
+            np.save(opened, np.array(list(rows), dtype=np.uint16))
+    try:
+        with open(file, "rb") as opened:
+            stories = np.lib.format.read_array(opened, allow_pickle=False)
+    except Exception as error:  # numpy raises many kinds for what is no array
+        raise damaged(file, str(error)) from error
+    size = (config.story_rows, config.context)
+    if stories.shape != size or stories.dtype != np.uint16 or stories.max() >= len(vocabulary()):
+        raise damaged(file, "these are not the stories of this run")
+    return stories
 
 
 def repeated_row(rng: np.random.Generator, longest: int, context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,8 +197,8 @@ def save_weights(model: GPT2LMHeadModel, file: Path) -> None:
         for name, p in model.state_dict().items()
         if name != "lm_head.weight" and not name.endswith((".attn.bias", ".attn.masked_bias"))
     }
-    save_file(weights, file.with_suffix(".tmp"))
-    os.replace(file.with_suffix(".tmp"), file)
+    with whole_file(file) as partial:
+        save_file(weights, partial)
 
 
 def save_state(model, optimisers, step: int, out: Path) -> None:
@@ -199,24 +207,27 @@ def save_state(model, optimisers, step: int, out: Path) -> None:
     for index, optimiser in enumerate(optimisers):
         for key, moments in optimiser.state_dict()["state"].items():
             tensors |= {f"opt/{index}/{key}/{name}": value for name, value in moments.items()}
-    save_file(
-        {k: v.detach().clone().contiguous() for k, v in tensors.items()},
-        out / "state.tmp",
-        metadata={"step": str(step)},
-    )
-    os.replace(out / "state.tmp", out / "state.safetensors")
+    tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    with whole_file(out / "state.safetensors") as partial:
+        save_file(tensors, partial, metadata={"step": str(step)})
 
 
 def load_state(model, optimisers, out: Path) -> int:
-    """The step to go on from; 0 if there is nothing saved."""
+    """The step to go on from; 0 if there is nothing saved. Raises ValueError if it is damaged."""
     file = out / "state.safetensors"
     if not file.exists():
         return 0
-    from safetensors import safe_open
-
-    tensors = load_file(file)
-    with safe_open(file, "pt") as opened:
-        step = int(opened.metadata()["step"])
+    tensors, texts = read_tensors(file)
+    like = {f"model/{name}": value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    for index, optimiser in enumerate(optimisers if len(tensors) > len(like) else ()):  # none before the first step
+        moments = ("momentum_buffer",) if isinstance(optimiser, torch.optim.Muon) else ("step", "exp_avg", "exp_avg_sq")
+        for key, weight in enumerate(optimiser.param_groups[0]["params"]):
+            like |= {f"opt/{index}/{key}/{name}": torch.tensor(0.0) if name == "step" else weight for name in moments}
+    check_checkpoint(file, tensors, like)
+    try:
+        step = int(texts["step"])
+    except (KeyError, ValueError) as error:
+        raise damaged(file, "it has no step") from error
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model/")}, strict=False)
     for index, optimiser in enumerate(optimisers):
         state: dict[int, dict[str, Tensor]] = {}
@@ -230,15 +241,16 @@ def load_state(model, optimisers, out: Path) -> int:
 
 def claim(config: Config, out: Path) -> None:
     """Note the settings in the folder. Raises ValueError if it holds a run with other settings."""
-    file, mine = out / "settings.json", json.loads(json.dumps(asdict(config)))
-    if file.exists() and (theirs := json.loads(file.read_text())) != mine:
-        differ = [key for key in mine if theirs.get(key) != mine[key]]
-        raise ValueError(f"{out} holds a run with another {', '.join(differ)}: choose another --out folder")
-    file.write_text(json.dumps(mine, indent=1))
+    claim_folder(out, asdict(config), word="--out folder")
 
 
 def train(config: Config, out: Path) -> GPT2LMHeadModel:
-    """Train from where the folder stands to the end. Raises ValueError as `claim` does."""
+    """Train from where the folder stands to the end.
+
+    Raises:
+        ValueError: if the folder holds a run with other settings, or a damaged file.
+        OSError: if a file cannot be written; the checkpoint before stays.
+    """
     out.mkdir(parents=True, exist_ok=True)
     claim(config, out)
     stories = story_rows(config, out)
@@ -246,6 +258,8 @@ def train(config: Config, out: Path) -> GPT2LMHeadModel:
     model = make_model(config.seed)
     optimisers = optimizers(model, config)
     first = load_state(model, optimisers, out)
+    if not 0 <= first <= config.steps:
+        raise damaged(out / "state.safetensors", f"step {first} of {config.steps}")
     bar = tqdm(
         range(first, config.steps), initial=first, total=config.steps, desc="training tiny", unit="step"
     )
@@ -289,14 +303,18 @@ def write_tokenizer(file: Path) -> None:
 
 
 def export(out: Path, target: Path, steps: list[int]) -> None:
-    """Copy the chosen checkpoints, the config and the tokenizer to `target`, with the hash of each file."""
+    """Copy the chosen checkpoints, the config and the tokenizer to `target`, with the hash of each file.
+
+    Raises FileNotFoundError, before anything is changed, if one of the checkpoints is not there.
+    """
+    files = [out / f"step-{step:06d}.safetensors" for step in steps]
+    if missing := [file.name for file in files if not file.exists()]:
+        raise FileNotFoundError(f"{out} has no {', '.join(missing)}: train to the end first")
     target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("*"):
+    for old in target.glob("step-*.safetensors"):
         old.unlink()
-    for step in steps:
-        (target / f"step-{step:06d}.safetensors").write_bytes(
-            (out / f"step-{step:06d}.safetensors").read_bytes()
-        )
+    for file in files:
+        (target / file.name).write_bytes(file.read_bytes())
     make_model(0).config.to_json_file(target / "config.json")
     write_tokenizer(target / "tokenizer.json")
     write_hashes(target)
