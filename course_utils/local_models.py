@@ -45,7 +45,7 @@ def _from_folder(folder: Path, weights_file: str) -> tuple[Any, Any]:
         )
     wrong = {*report["missing_keys"], *report["unexpected_keys"]} - {"lm_head.weight"}
     if wrong:
-        raise DamagedModelFile(f"{folder / weights_file} does not fit its config.json: {sorted(wrong)[:4]}")
+        raise DamagedModelFile(f"{folder / weights_file} does not fit its config.json: {str(sorted(wrong))[:200]}")
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     bos = "<bos>" if backend.token_to_id("<bos>") is not None else backend.id_to_token(config.bos_token_id)
     return model, _tokenizer(backend, bos)

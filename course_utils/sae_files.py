@@ -114,11 +114,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         _check_types(config, file)
     config["normalize_activations"] = config["normalize_activations"] or "none"
     if config["architecture"] not in ARCHITECTURES.values():
-        raise ValueError(f"{file}: architecture {config['architecture']!r} is not one that this course knows; it knows "
+        named = repr(config["architecture"])[:80]
+        raise ValueError(f"{file}: architecture {named} is not one that this course knows; it knows "
                          f"{', '.join(ARCHITECTURES.values())}")
     if config["normalize_activations"] not in NORMS:
-        raise ValueError(f"{file}: normalize_activations {config['normalize_activations']!r} is not supported; "
-                         f"supported are {', '.join(NORMS)}")
+        named = repr(config["normalize_activations"])[:80]
+        raise ValueError(f"{file}: normalize_activations {named} is not supported; supported are {', '.join(NORMS)}")
     if config["finetuning_scaling_factor"]:
         raise ValueError(f"{file}: a fine-tuned scaling factor is not supported")
     return config

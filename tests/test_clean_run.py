@@ -3,7 +3,6 @@
 import pytest
 import small_models
 import torch
-from circuit_models import grouped_query_biased
 from small_models import hook_count, repeated
 
 from course_utils.ablation import hook_z, mlp_out
@@ -11,12 +10,11 @@ from course_utils.clean_run import CleanRun
 
 N = 6
 LAST = 2 * N                                                        # the last position
-MODELS = {**small_models.ALL, "grouped_query_biased": grouped_query_biased}
 
 
-@pytest.fixture(params=list(MODELS))
+@pytest.fixture(params=list(small_models.ALL))
 def model(request):
-    return MODELS[request.param]()
+    return small_models.ALL[request.param]()
 
 
 def resid_pre(layer: int) -> str:

@@ -3,14 +3,13 @@
 import pytest
 import small_models
 import torch
-from circuit_models import grouped_query_biased
 from small_models import forbidden_forward, hook_count, repeated
 
 from course_utils.clean_run import CleanRun
 from course_utils.sites import POINTS, Site, activations_in_batches, collect_activations
 
 MODELS = {"multi_head": small_models.multi_head, "grouped_query": small_models.grouped_query,
-          "grouped_query_biased": grouped_query_biased, "tiny": small_models.tiny}
+          "grouped_query_biased": small_models.grouped_query_biased, "tiny": small_models.tiny}
 PLACES = [*((point, None) for point in POINTS), ("attn.hook_z", 0), ("attn.hook_z", 3)]
 
 
