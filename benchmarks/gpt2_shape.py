@@ -75,7 +75,7 @@ NO_WORK = {     # names, checks and single numbers; and what only rotary models 
     "ablation": {"replace_head", "hook_z", "mlp_out", "check_kind", "check_layers", "some_layers", "check_mlps"},
     "logit_attribution": set(),
     "circuits": {"key_value_head", "check_head", "check_rotary", "rotate", "score_by_distance"},
-    "path_patching": {"share_of_effect", "check_paths"},
+    "path_patching": {"share_of_effect", "check_paths", "check_into"},
 }
 
 
