@@ -152,7 +152,7 @@ plot_curves([("squared error / ‖x‖²", seen[:, 0]), ("active latents for eac
             xlabel="step", title=f"{MODEL}: an autoencoder learns")
 
 # %%
-mine = evaluate_sae(model, my_sae, test_tokens, everything=False)
+mine = evaluate_sae(model, my_sae, test_tokens, everything=False, resamples=0)
 print(f"on unseen text: {mine.l0:.1f} of {my_sae.d_sae} latents active, "
       f"{mine.explained_variance:.1%} of the variance explained")
 measured("SAE trained live: explained variance", mine.explained_variance, unit="share")
@@ -215,7 +215,8 @@ print(f"norms of the activations: from {norms.quantile(0.01):.1f} to {norms.quan
 names = shipped_saes(MODEL)
 saes = {name: load_shipped_sae(MODEL, name) for name in names if name.endswith(f"-{LAYER}")}
 saes["yours"] = my_sae
-reports = {name: evaluate_sae(model, sae, test_tokens) for name, sae in saes.items()}
+reports = {name: evaluate_sae(model, sae, test_tokens, everything=False, resamples=0)
+           for name, sae in saes.items()}
 
 
 def table(columns):

@@ -260,7 +260,7 @@ suspects = {
     "the mean, always": Degenerate(lambda x: mean_activation.to(x).expand_as(x)),
     "zero": Degenerate(lambda x: 0 * x),
 }
-found = {name: evaluate_sae(model, each, tokens, hook_name=HOOK, resamples=0)
+found = {name: evaluate_sae(model, each, tokens, hook_name=HOOK, everything=False, resamples=0)
          for name, each in suspects.items()}
 
 
@@ -299,7 +299,8 @@ except ValueError as error:
 elsewhere = {}
 for layer in (LAYER - 1, LAYER, LAYER + 1):
     hook = f"blocks.{layer}.hook_resid_pre"
-    elsewhere[f"layer {layer}"] = evaluate_sae(model, sae, tokens, hook_name=hook, force=True, resamples=0)
+    elsewhere[f"layer {layer}"] = evaluate_sae(model, sae, tokens, hook_name=hook, force=True,
+                                              everything=False, resamples=0)
 table(elsewhere, ["reconstruction_score", "kl", "explained_variance", "cosine", "l0"])
 
 # %% [markdown]
@@ -421,7 +422,8 @@ print(f"the same error everywhere:   right {explained_variance(x, shifted):.4f},
 # %%
 conventions = {"the course": report}
 for name, convention in (("SAELens", SAELENS), ("SAEBench", SAEBENCH)):
-    conventions[name] = evaluate_sae(model, sae, tokens, convention=convention, resamples=0)
+    conventions[name] = evaluate_sae(model, sae, tokens, convention=convention, everything=False,
+                                     resamples=0)
 table(conventions, ["reconstruction_score", "ce_sae", "ce_zero", "kl", "kl_score", "mse"])
 
 # %% [markdown]

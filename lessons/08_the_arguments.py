@@ -50,7 +50,7 @@ model = load_model(MODEL)
 LAYER = middle_layer(model)
 HOOK = f"blocks.{LAYER}.hook_resid_pre"
 sae = topk_sae_for(model)
-N, LENGTH = (160, 128) if MODEL == "tiny" else (6, min(64, model.cfg.n_ctx))
+N, LENGTH = (96, 128) if MODEL == "tiny" else (6, min(64, model.cfg.n_ctx))
 print(f"{MODEL}: {sae}")
 
 # %% [markdown]
@@ -166,7 +166,7 @@ print(f"E[ΔCE] {expected_delta_ce(P, p, q):.4f} nats, KL(p‖q) {kl_divergence(
 # %%
 if MODEL == "tiny":
     young = load_model("tiny", step=400)
-    tokens, true = stories.tokens[:96], stories.true_log_probs[:96]
+    tokens, true = stories.tokens, stories.true_log_probs
     p_logits, q_logits = young(tokens), model(tokens)
     kl = kl_divergence(p_logits, q_logits)[:, 1:-1]
     delta = delta_cross_entropy(p_logits, q_logits, tokens)[:, 1:]
@@ -519,7 +519,7 @@ RANDOM = ("epsilon_random", "theta_random", "covariance_random")
 floors = {f"topk-{LAYER}": floor}
 for name in shipped_saes(MODEL):
     if name not in floors:
-        floors[name] = noise_floor(model, load_shipped_sae(MODEL, name), text[:32], RANDOM, draws=2)
+        floors[name] = noise_floor(model, load_shipped_sae(MODEL, name), text[:20], RANDOM, draws=2)
 print("the reconstruction's KL over that of each baseline (95 %), and the baseline's spread from draw to draw")
 for name, each in floors.items():
     cells = [f"{each.ratio[kind]:5.2f} ({each.ratio_intervals[kind][0]:.2f}–{each.ratio_intervals[kind][1]:.2f})"
@@ -531,7 +531,7 @@ plot_bars({kind.replace("_", "-"): {name: each.ratio[kind] for name, each in flo
 
 # %% [markdown]
 # Both sides are right, each about its own baseline. Against directions at random every one of our reconstructions
-# does about two to four and a half times the harm: an autoencoder's error does not point just anywhere. Against
+# does two to nearly five times the harm: an autoencoder's error does not point just anywhere. Against
 # errors that vary as activations do, several of them clearly do less harm, and none clearly more. One reading of
 # both: *most directions do not matter to the model; the error lies among those that do, because that is where the
 # activations are.*
