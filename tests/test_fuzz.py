@@ -405,6 +405,9 @@ ROW = {"name": "score", "value": 0.9, "unit": "nats", "at_least": 0.8, "at_most"
 
 @fuzz
 @given(st.lists(broken_json(ROW), max_size=1), st.integers(0, 2), st.sampled_from([b"", b"", b"{"]))
+@example([as_json({**ROW, "name": "\ud800", "value": 0.1})], 1, b"")
+@example([as_json({**ROW, "value": "0.9"})], 1, b"")
+@example([as_json({**ROW, "at_most": 10**400})], 1, b"")
 def test_a_report(broken, good, end):
     with folder_with({"measured.jsonl": b"\n".join([*broken, *good * [as_json(ROW)], end])}) as folder:
         path = folder / "measured.jsonl"
@@ -460,6 +463,7 @@ def number_the_cells(notebook):
         cell.execution_count = n
 
 
+@pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning")
 @fuzz
 @given(st.data(), st.sampled_from(["notebooks", "solutions"]))
 def test_a_stored_notebook_as_the_tools_read_it(built, data, place):

@@ -70,7 +70,7 @@ def test_an_unknown_name_is_refused(capsys):
     assert "there is no exercise '90.nothing'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("lesson", exercises.lessons())
 def test_every_mutant_of_a_solution_is_rejected_or_equivalent(lesson):
     """All in this process: a pool would want the other cores, too."""

@@ -51,7 +51,7 @@ def read(root: Path) -> dict[str, dict]:
             for each in (cost["tiny"], cost.get("real", cost["tiny"]), *cost["exercises"].values()):
                 amount(each)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        reason = f"{lesson} is not what tools/costs.py writes ({str(error)[:200]}); measure again"
+        reason = f"{lesson[:80]} is not what tools/costs.py writes ({str(error)[:200]}); measure again"
         raise CostsError(f"{path}: {reason}") from error
     return costs
 
