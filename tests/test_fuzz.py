@@ -463,7 +463,7 @@ def number_the_cells(notebook):
         cell.execution_count = n
 
 
-@pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning")
+@pytest.mark.filterwarnings("ignore:Cell is missing an id")
 @fuzz
 @given(st.data(), st.sampled_from(["notebooks", "solutions"]))
 def test_a_stored_notebook_as_the_tools_read_it(built, data, place):
