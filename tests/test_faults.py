@@ -2,7 +2,7 @@
 
 Real processes and real files; the disks are real, too, where one can be mounted. A process is killed at every state
 that its folder passes through, and at random moments besides: a few by default, in the long run as many as asked for
-(100 for each test: about LONG_RUN):
+(100 for each test):
 
     COURSE_FAULTS=100 pytest tests/test_faults.py
 """

@@ -4,7 +4,7 @@ A file is either read right, or refused with the error that its reader documents
 Nothing else may be raised, and reading never changes a file. Lines of a progress file that can be read stay readable
 whatever stands between them, and a right answer in a submission is found whatever stands in the other cells.
 
-By default each test tries a few files. The long run tries as many as asked for (1000: about LONG_RUN):
+By default each test tries a few files. The long run tries as many as asked for (1000):
 
     COURSE_FUZZ=1000 pytest tests/test_fuzz.py
 """
