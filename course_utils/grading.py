@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -61,6 +62,8 @@ def grade(folder: Path, out: Path, limits: Limits = Limits()) -> list[Row]:
     paths = _notebooks(folder, out)
     os.environ.update(ENVIRONMENT)
     torch.set_num_threads(1)  # a forked process must find no threads of its parent's
+    tqdm.monitor_interval = 0  # no thread for the progress bars either
+    tqdm.set_lock(threading.RLock())  # tqdm's own is shared with forked processes, and one that is killed may hold it
     load_model("tiny")  # what this imports, the forked processes have already
     partial = out.with_name(out.name + ".partial")
     rows = []

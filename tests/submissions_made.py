@@ -166,6 +166,9 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "endless_recursion": (with_cells(chance("return chance_log_prob(d_vocab)")), crashed("RecursionError")),
     "lasting_thread": (with_cells(chance(
         f"import threading, time\nthreading.Thread(target=time.sleep, args=(10**6,)).start()\n{RIGHT}")), PASSED),
+    "takes_the_bars_lock": (with_cells(chance("import tqdm\ntqdm.tqdm.get_lock().acquire()\nwhile True:\n    pass")),
+                            {"01.chance_log_prob": ("timed out", "")}),
+    "uses_the_bars_lock": (with_cells(chance(f"import tqdm\nlist(tqdm.tqdm([1]))\n{RIGHT}")), PASSED),
     # --- leaving
     "sys_exit": (with_cells(chance("sys.exit(0)"), "sys.exit(0)"), crashed("SystemExit")),
     "os_exit": (with_cells(chance("os._exit(0)"), "os._exit(0)"), crashed("ended with status 0")),

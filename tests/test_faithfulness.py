@@ -864,7 +864,9 @@ def test_padding_needs_a_mask(where):
 @pytest.mark.parametrize("hook_name", [RESIDUAL, "blocks.1.hook_mlp_out"])
 def test_activations_that_are_not_finite(value, hook_name):
     model = small_models.multi_head()
-    tokens, before = some_tokens(model), hook_count(model)
+    tokens = some_tokens(model)
+    model.run_with_cache(tokens)
+    before = hook_count(model)
 
     def spoil(x, hook):
         x = x.clone()

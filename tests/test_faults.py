@@ -35,6 +35,7 @@ from small_training import small_script
 from test_sae_files import random_sae, same_weights
 from test_sae_training import config as sae_config
 from test_sae_training import new_sae, same, some
+from tqdm import tqdm
 
 from course_utils import exercises, hub, model_files, models, progress_store, report, smollm2
 from course_utils.model_files import check_hashes
@@ -69,6 +70,7 @@ def started(work: Callable) -> int:
         return pid
     status = 1
     try:
+        tqdm.set_lock(threading.RLock())                            # tqdm's own is shared: it must not die with us
         os.setsid()
         nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(nowhere, 1)
