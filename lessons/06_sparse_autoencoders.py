@@ -49,7 +49,7 @@ model = load_model(MODEL)
 LAYER = middle_layer(model)
 HOOK = f"blocks.{LAYER}.hook_resid_pre"             # the residual stream on its way into the middle layer
 LENGTH, D_SAE = min(128 if MODEL == "tiny" else 64, model.cfg.n_ctx), 2 * model.cfg.d_model
-TRAIN, TEST, STEPS = 1, 100, 400 if MODEL == "tiny" else 60         # seeds of the texts; steps of training
+TRAIN, TEST, STEPS = 1, 100, 300 if MODEL == "tiny" else 60         # seeds of the texts; steps of training
 train_tokens = sample_text(model, n=400 if MODEL == "tiny" else 24, length=LENGTH, seed=TRAIN)
 test_tokens = sample_text(model, n=64 if MODEL == "tiny" else 8, length=LENGTH, seed=TEST)
 activations = collect_activations(model, HOOK, train_tokens)
@@ -121,7 +121,7 @@ def sae_loss(
 # float64, so that you see the numbers that we saw: rounding errors of float32 grow with every step.)
 
 # %%
-def train(sparsity, steps, batch=256, lr=2e-3):
+def train(sparsity, steps, batch=512, lr=3e-3):
     """A ReLU autoencoder, and for each step the error as a share of ‖x‖² and the number of active latents."""
     sae = SparseAutoencoder(model.cfg.d_model, D_SAE, "relu", hook_name=HOOK).double()
     scale = activations.pow(2).mean().sqrt()                        # so that one learning rate fits every model
@@ -153,8 +153,8 @@ plot_curves([("squared error / ‖x‖²", seen[:, 0]), ("active latents for eac
 
 # %%
 mine = evaluate_sae(model, my_sae, test_tokens, everything=False, resamples=0)
-print(f"on unseen text: {mine.l0:.1f} of {my_sae.d_sae} latents active, "
-      f"{mine.explained_variance:.1%} of the variance explained")
+print(f"on unseen text: {mine.l0:.2f} of {my_sae.d_sae} latents active, "
+      f"{mine.explained_variance:.2%} of the variance explained")
 measured("SAE trained live: explained variance", mine.explained_variance, unit="share")
 
 # %% [markdown]
@@ -180,8 +180,8 @@ for sparsity in (0.5, 1.0, 4.0):
     trained, _ = train(sparsity, STEPS // 2)
     report = evaluate_sae(model, trained, test_tokens, everything=False, resamples=0)
     dial.append((report.l0, report.explained_variance))
-    print(f"sparsity {sparsity:3}: L0 {report.l0:6.1f}, explained variance {report.explained_variance:.3f}, "
-          f"‖x̂‖/‖x‖ {report.l2_ratio:.3f}, bias {report.relative_reconstruction_bias:.3f}")
+    print(f"sparsity {sparsity:3}: L0 {report.l0:6.2f}, explained variance {report.explained_variance:.4f}, "
+          f"‖x̂‖/‖x‖ {report.l2_ratio:.4f}, bias {report.relative_reconstruction_bias:.4f}")
 
 # %% [markdown]
 # Too short: an L1 penalty pushes on every latent that is on, also on those that are right. This **shrinkage** is
@@ -323,7 +323,7 @@ plot_points({name: (each.l0, each.explained_variance) for name, each in reports.
 # Now the picture can be read, because it has both numbers. In `tiny`: the two ReLU kinds shrink, the three others
 # do not (third column of the table). JumpReLU explains as much as ReLU with a third fewer latents, and Gated
 # explains more than ReLU with fewer. TopK explains most, with most latents: whether it lies above
-# the others' curves, too, one point of each cannot say. Yours saw a fortieth of the training that the others had.
+# the others' curves, too, one point of each cannot say. Yours saw less than a twentieth of the examples that they had.
 #
 # ## 6 · Dead latents
 #
