@@ -221,7 +221,7 @@ def _answer(attempt: Attempt, scope: dict, state: Tensor, args: tuple, kwargs: d
 
 
 def _confine(folder: Path, keep: int, limits: Limits) -> None:
-    """No files but in `folder`, no other open files, no processes, no network, no more memory than allowed."""
+    """Nothing written but in `folder`, no other open files, no processes, no network, not too much memory."""
     import resource
 
     os.chdir(folder)

@@ -242,8 +242,9 @@ def test_one_setting_fills_every_badge_and_the_setup_cell(course, monkeypatch):
     assert (course / "README.md").read_text() == README
 
 
-def test_a_lesson_without_a_title_is_refused(tmp_path):
+@pytest.mark.parametrize("text", ["# %%\nx = 1\n", "", "# %% [markdown]\n# A text.\n"])
+def test_a_lesson_without_a_title_is_refused(tmp_path, text):
     path = tmp_path / "03_bad.py"
-    path.write_text("# %%\nx = 1\n")
+    path.write_text(text)
     with pytest.raises(build_notebooks.BuildError, match="whose first line is its title"):
         build_notebooks.make_notebook(path, "notebooks", get)

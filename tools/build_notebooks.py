@@ -151,7 +151,7 @@ def make_notebook(path: Path, folder: str, get: Callable, published: str = "") -
             new.metadata["tags"] = tags
         cells.append(new)
     extras = (badge(published, path.stem) if folder == "notebooks" else "", costs.lesson_label(measured, path.stem))
-    _add_to_title(cells[0], extras)
+    _add_to_title(cells, extras)
     cells.insert(1, _setup_cell(published))
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=copy.deepcopy(METADATA))
     nbformat.validate(notebook)
@@ -164,12 +164,12 @@ def badge(published: str, lesson: str) -> str:
     return BADGE % f"github/{on_github[1]}/blob/main/notebooks/{lesson}.ipynb" if on_github else ""
 
 
-def _add_to_title(cell: NotebookNode, extras: tuple[str, ...]) -> None:
+def _add_to_title(cells: list[NotebookNode], extras: tuple[str, ...]) -> None:
     """Put the texts under the heading of the first cell."""
-    heading, _, rest = cell.source.partition("\n")
-    if cell.cell_type != "markdown" or not heading.startswith("# "):
+    heading, _, rest = cells[0].source.partition("\n") if cells else ("", "", "")
+    if not heading.startswith("# ") or cells[0].cell_type != "markdown":
         raise BuildError("a lesson begins with a Markdown cell whose first line is its title (`# NN · …`)")
-    cell.source = "\n\n".join([heading, *filter(None, extras), rest.strip()]).strip()
+    cells[0].source = "\n\n".join([heading, *filter(None, extras), rest.strip()]).strip()
 
 
 def _setup_cell(published: str) -> NotebookNode:

@@ -1,4 +1,7 @@
-"""Draw the pictures of the README from the shipped model: python tools/readme_pictures.py"""
+"""Draw six of the README's eight pictures from the shipped model: python tools/readme_pictures.py
+
+The other two are outputs of lesson 06, saved from a browser: facts.png is its bar chart, dashboard.png a dashboard.
+"""
 
 from __future__ import annotations
 
