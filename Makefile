@@ -18,10 +18,12 @@ PY := $(VENV)/bin/python
 PIP := -m pip --disable-pip-version-check --quiet install
 TORCH := torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PYTEST := -m pytest -n $(JOBS) --dist worksteal --durations=15
-# loadfile: the cells of a notebook stay in one process, so in one kernel
-NBVAL := --dist loadfile --nbval --nbval-current-env
+# loadfile: the cells of a notebook stay in one process, so in one kernel. The long lessons, which are the last ones,
+# begin first, so that both processes end at about the same time.
+NBVAL := --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env
+SOLUTIONS = $(shell ls -r solutions/[0-9][0-9]_*.ipynb)
 # modules whose tests know nothing of TransformerLens: once is enough for them
-ONCE := training sae_training language grading faults fuzz exercises environment doctor mutants
+ONCE := training sae_training language grading faults fuzz exercises environment doctor mutants safety benchmarks
 # the first part has tried the checks; that the solutions pass with TransformerLens 4.3.0 is seen in the second
 ENOUGH := lessons_without_jupyter exercise_answers
 READY := $(VENV)/.ready
@@ -128,7 +130,7 @@ test: $(MORE_READY) $(PEERS_READY) real-model
 	@$(PEERS)/bin/python $(PYTEST) -m "not slow and not hub and not matrix" $(ONCE:%=--ignore tests/test_%.py) tests
 	$(STEP) "2 of 3: the stored outputs of every worked lesson, computed again; measured numbers within their bounds"
 	@mkdir -p build && rm -f build/measured.jsonl
-	@COURSE_REPORT=$(CURDIR)/build/measured.jsonl $(PY) $(PYTEST) $(NBVAL) solutions
+	@COURSE_REPORT=$(CURDIR)/build/measured.jsonl $(PY) $(PYTEST) $(NBVAL) $(SOLUTIONS)
 	@$(PY) -m course_utils.report build/measured.jsonl
 	$(STEP) "3 of 3: all other tests"
 	@$(PY) $(PYTEST) -m "not hub and not peers and not matrix" $(ENOUGH:%=--ignore tests/test_%.py) tests

@@ -6,11 +6,13 @@ import re
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from course_utils.language import StoryLanguage, vocabulary
+from course_utils.model_files import bars_are_off
 from course_utils.models import TINY_FOLDER, bos_token_id
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def sample_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: 
     return own_text(model, n, length, seed)
 
 
+@torch.no_grad()
 def own_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: int = 0) -> Int[Tensor, "n length"]:
     """Text that the model writes itself: after BOS each token is drawn from its own distribution.
 
@@ -49,11 +52,24 @@ def own_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: int
         rows = load_file(SMOLLM2_TEXT)["tokens"].long()
         if n <= len(rows) and length <= rows.shape[1]:
             return rows.roll(-seed, dims=0)[:n, :length].to(model.cfg.device)
-    start = torch.full((n, 1), bos_token_id(model), device=model.cfg.device)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return model.generate(start, max_new_tokens=length - 1, do_sample=True, temperature=1.0, stop_at_eos=False,
-                              prepend_bos=False, return_type="tokens", verbose=False)
+    chance = torch.rand(n, length - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    batches = tqdm(chance.split(32), desc="writing", delay=1, disable=bars_are_off())
+    return torch.cat([_written(model, rows) for rows in batches])
+
+
+def _written(model: TransformerBridge, chance: Float[Tensor, "rows length-1"]) -> Int[Tensor, "rows length"]:
+    """After BOS, each time the token at which the summed probabilities reach the next number of `chance`.
+
+    (`torch.multinomial` would draw other tokens in another version of PyTorch.)
+    """
+    tokens, cache = [torch.full((len(chance), 1), bos_token_id(model), device=model.cfg.device)], None
+    for reach in chance.T:
+        out = model.original_model(tokens[-1], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        summed = out.logits[:, -1].cpu().double().softmax(dim=-1).cumsum(dim=-1)
+        token = torch.searchsorted(summed, reach[:, None] * summed[:, -1:])
+        tokens.append(token.to(model.cfg.device))
+    return torch.cat(tokens, dim=1)
 
 
 def stories_in_english(model: TransformerBridge, n: int, length: int, seed: int = 0) -> Int[Tensor, "n length"]:

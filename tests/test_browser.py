@@ -23,7 +23,6 @@ from course_utils import progress_store  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-SHORT, LONG = NOTEBOOKS[:6], NOTEBOOKS[6:]  # on tiny the long ones take a minute each
 HEADS = 4  # of each layer of `tiny`; the widgets show one layer
 MOST_BYTES = 800_000  # of a saved notebook with its pictures; the widgets' bundle alone is 1.3 MB
 MATHJAX = "https://cdnjs.cloudflare.com/ajax/libs/mathjax/"  # offline, formulas stay as TeX
@@ -61,10 +60,10 @@ def lab(browser, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lab_with_another_model(browser, tmp_path_factory):
-    """JupyterLab for a learner who has chosen GPT-2 (here a small one, in a local cache of the hub)."""
+def lab_with_another_model(browser, tmp_path_factory, request):
+    """JupyterLab for a learner who has chosen a GPT-2 or a Llama (here small ones, in a local cache of the hub)."""
     cache = tmp_path_factory.mktemp("hub")
-    model = small_models.hub_cache(cache)["gpt2"]
+    model = small_models.hub_cache(cache)[request.param]
     with Lab(tmp_path_factory.mktemp("lab"), COURSE_MODEL=model, HF_HUB_CACHE=str(cache)) as server:
         yield server
 
@@ -129,16 +128,19 @@ def assert_runs_to_its_end(browser, lab, tmp_path, lesson):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lesson", [*SHORT, *(pytest.param(each, marks=pytest.mark.matrix) for each in LONG)])
-def test_the_untouched_exercise_notebook_runs_to_its_end(browser, lab, tmp_path, lesson):
-    assert_runs_to_its_end(browser, lab, tmp_path, lesson)
+@pytest.mark.parametrize("lab_with_another_model, lesson", [
+    (("gpt2", "llama")[number % 2], lesson) for number, lesson in enumerate(NOTEBOOKS)
+], indirect=["lab_with_another_model"])
+def test_the_untouched_exercise_notebook_runs_to_its_end(browser, lab_with_another_model, tmp_path, lesson):
+    """Learned positions and LayerNorm, or rotary positions, grouped queries and RMSNorm."""
+    assert_runs_to_its_end(browser, lab_with_another_model, tmp_path, lesson)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lesson", LONG)
-def test_the_untouched_exercise_notebook_runs_to_its_end_on_a_small_model(
-        browser, lab_with_another_model, tmp_path, lesson):
-    assert_runs_to_its_end(browser, lab_with_another_model, tmp_path, lesson)
+@pytest.mark.matrix
+@pytest.mark.parametrize("lesson", NOTEBOOKS)
+def test_the_untouched_exercise_notebook_runs_to_its_end_on_tiny(browser, lab, tmp_path, lesson):
+    assert_runs_to_its_end(browser, lab, tmp_path, lesson)
 
 
 @pytest.mark.parametrize("lesson", ["00_start_here", "02_induction_heads"])

@@ -50,12 +50,10 @@ def hub(tmp_path_factory):
     return folder, small_models.hub_cache(folder)
 
 
-PAIRS = [pytest.param(lesson, kind, marks=[] if (i + j) % 2 == 0 else pytest.mark.matrix)  # each lesson on one of them
-         for i, lesson in enumerate(LESSONS) for j, kind in enumerate(("gpt2", "llama"))]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("lesson, kind", PAIRS)
+@pytest.mark.matrix
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("lesson", LESSONS)
 def test_the_worked_notebook_runs_on_small_models_of_the_hub(lesson, kind, hub):
     """Learned positions and LayerNorm, or rotary positions, grouped queries and RMSNorm."""
     folder, names = hub
