@@ -23,7 +23,7 @@ PYTEST := -m pytest -n $(JOBS) --dist worksteal --durations=15
 NBVAL := --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env
 SOLUTIONS = $(shell ls -r solutions/[0-9][0-9]_*.ipynb)
 # modules whose tests know nothing of TransformerLens: once is enough for them
-ONCE := training sae_training language grading faults fuzz exercises environment doctor mutants safety benchmarks
+ONCE := training sae_training language grading faults fuzz exercises environment doctor mutants safety benchmarks latents
 # the first part has tried the checks; that the solutions pass with TransformerLens 4.3.0 is seen in the second
 ENOUGH := lessons_without_jupyter exercise_answers
 READY := $(VENV)/.ready

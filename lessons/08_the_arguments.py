@@ -592,7 +592,7 @@ if real_model is not None:
 # %%
 if real_model is not None:
     real_floor = noise_floor(real_model, real_sae, texts["its own"][:8], draws=2, batch_size=4,
-                             kinds=("epsilon_random", "covariance_random", "theta_random", "norm_only"))
+                             kinds=("epsilon_random", "covariance_random"))
     display(real_floor.to_frame().round(4))
     measured("SmolLM2: SAE / ε-random", real_floor.ratio["epsilon_random"])
     measured("SmolLM2: SAE / covariance-matched", real_floor.ratio["covariance_random"])

@@ -233,6 +233,7 @@ def test_on_text_of_its_own_delta_ce_is_the_kl():
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 def test_on_stories_it_is_not_and_the_truth_says_by_how_much():
     """On twice as many rows the difference is 7 standard errors wide, with topk-3 it is 4."""
     samples = (StoryLanguage(seed).sample(50, 128) for seed in range(500, 512))

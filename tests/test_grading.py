@@ -119,11 +119,12 @@ def test_an_untouched_lesson_is_not_attempted(number, tmp_path):
     assert {row.status for row in rows} == {"not attempted"}
 
 
-ALL = [item for number in LESSONS for item in exercises.exercises_of(number)]
+ALL = [pytest.param(item, id=item.id, marks=[pytest.mark.matrix] if place else [])       # one of each lesson is enough
+       for number in LESSONS for place, item in enumerate(exercises.exercises_of(number))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("item", ALL, ids=lambda item: item.id)
+@pytest.mark.parametrize("item", ALL)
 def test_a_known_mistake_has_the_same_name_as_in_the_notebook(item):
     number = item.id.partition(".")[0]
     kept = importlib.import_module(f"answers.lesson_{number}").ANSWERS[item.id].reject

@@ -11,7 +11,6 @@ import small_models
 
 nbformat = pytest.importorskip("nbformat")
 build_notebooks = pytest.importorskip("build_notebooks")
-from browser import what_is_missing  # noqa: E402
 from notebook_runs import run_notebook  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -36,13 +35,6 @@ def test_stored_notebooks_are_fresh(capsys):
     assert status == 0, capsys.readouterr().out
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not what_is_missing(), reason="test_browser.py runs it, in JupyterLab")
-@pytest.mark.parametrize("lesson", LESSONS)
-def test_the_exercise_notebook_runs_untouched(lesson):
-    run("notebooks", lesson)
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """A Hugging Face cache with a small GPT-2 and a small Llama."""
@@ -51,11 +43,18 @@ def hub(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind, lesson", [(("gpt2", "llama")[number % 2], lesson) for number, lesson in enumerate(LESSONS)])
+def test_the_exercise_notebook_runs_untouched(kind, lesson, hub):
+    """Learned positions and LayerNorm, or rotary positions, grouped queries and RMSNorm."""
+    folder, names = hub
+    run("notebooks", lesson, COURSE_MODEL=names[kind], HF_HUB_CACHE=str(folder), HF_HUB_OFFLINE="1")
+
+
+@pytest.mark.slow
 @pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_the_worked_notebook_runs_on_small_models_of_the_hub(lesson, kind, hub):
-    """Learned positions and LayerNorm, or rotary positions, grouped queries and RMSNorm."""
     folder, names = hub
     run("solutions", lesson, COURSE_MODEL=names[kind], HF_HUB_CACHE=str(folder), HF_HUB_OFFLINE="1")
 
