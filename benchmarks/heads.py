@@ -30,7 +30,9 @@ def detect_head(quick: bool = False) -> list[Row]:
         lambda: torch.stack([head_detector.detect_head(model, text, "induction_head") for text in texts]).mean(0),
         lambda: induction_scores(model, tokens, seq_len), 1 if quick else 5, name)
     theirs, ours = times.results
-    difference = (theirs * tokens.shape[1] / seq_len - ours).abs().max().item()     # they divide by all positions
+    stretch = tokens.shape[1] / seq_len                                             # they divide by all positions,
+    difference, rounding = (theirs * stretch - ours).abs().max().item(), 0.0005 * stretch   # and round to 3 decimals
     setting = f"{name}, {BATCH} sequences of 1 + 2 × {seq_len} tokens"
     return [row(f"detect_head / induction_scores: {setting}", str(times)),
-            row("largest difference of a score", f"{difference:.1e}", "<= 1e-4", difference <= 1e-4)]
+            row("largest difference of a score; they round theirs to three decimals", f"{difference:.1e}",
+                f"<= {rounding:.1e}", difference <= 1.01 * rounding)]

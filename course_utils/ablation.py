@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 KINDS = ("zero", "mean", "resample")
-COLUMNS_AT_A_TIME = 5      # patched positions that share a batch: with more, fewer calls but more positions each
+COLUMNS_AT_A_TIME = 7      # patched positions that share a batch: with more, fewer calls but more positions each
 POSITIONS_AT_A_TIME = 512  # residual vectors unembedded at once: with 50,000 tokens, 100 MB of logits
 
 
