@@ -22,7 +22,7 @@ PYTEST := -m pytest -n $(JOBS) --dist worksteal --durations=15
 # begin first, so that both processes end at about the same time.
 NBVAL := --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env
 SOLUTIONS = $(shell ls -r solutions/[0-9][0-9]_*.ipynb)
-# modules whose tests know nothing of TransformerLens: once is enough for them
+# modules whose tests know nothing of TransformerLens, or only what the others try: once is enough for them
 ONCE := training sae_training language grading faults fuzz exercises environment doctor mutants safety benchmarks latents
 # the first part has tried the checks; that the solutions pass with TransformerLens 4.3.0 is seen in the second
 ENOUGH := lessons_without_jupyter exercise_answers

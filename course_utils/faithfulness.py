@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 POSITIONS_AT_A_TIME = 96  # positions whose logits exist at once: with 50,000 tokens, 20 MB for each model
-TOO_SMALL = 1e-6           # nats, or activations squared: what is smaller divides nothing
+TOO_SMALL = 1e-6          # nats, or activations squared: what is smaller divides nothing
 
 
 # --- the metrics, position by position -------------------------------------------------------------------------------

@@ -244,7 +244,7 @@ class LabNotebook:
     def run_all(self, timeout: float = 300) -> None:
         """Run All, until the last cell has run or one has failed."""
         self.choose("Run", "Run All Cells")
-        self.page.wait_for_function(ENDED, timeout=timeout * SECONDS, polling=500)  # milliseconds
+        self.page.wait_for_function(ENDED, timeout=timeout * SECONDS)
         assert not self.page.locator(".jp-Dialog").count(), self.page.locator(".jp-Dialog").inner_text()
 
     def output(self, cell) -> str:

@@ -235,10 +235,10 @@ def test_on_text_of_its_own_delta_ce_is_the_kl():
 @pytest.mark.slow
 @pytest.mark.matrix
 def test_on_stories_it_is_not_and_the_truth_says_by_how_much():
-    """On twice as many rows the difference is 7 standard errors wide, with topk-3 it is 4."""
-    samples = (StoryLanguage(seed).sample(50, 128) for seed in range(500, 512))
+    """With topk-3 the difference is 4 standard errors wide, with topk-1 it is 7."""
+    samples = (StoryLanguage(seed).sample(50, 128) for seed in range(500, 524))
     found = by_sequence(load_shipped_sae("tiny", "topk-1"), ((each.tokens, each.true_log_probs) for each in samples))
     predicted, error = mean_and_error(found["expected"] - found["kl"])
-    assert len(found["kl"]) == 600 and predicted < -4 * error
+    assert len(found["kl"]) == 1200 and abs(predicted) > 5 * error
     surprise, error = mean_and_error(found["delta_ce"] - found["expected"])     # the luck of which tokens came
     assert abs(surprise) < 3 * error
