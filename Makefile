@@ -18,6 +18,8 @@ PY := $(VENV)/bin/python
 PIP := -m pip --disable-pip-version-check --quiet install
 TORCH := torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PYTEST := -m pytest -n $(JOBS) --dist worksteal --durations=15
+# Many of the other tests wait for a browser or another process, or until a time is over: one process more than cores.
+WAITING := -n $(shell expr $(JOBS) + 1)
 # loadfile: the cells of a notebook stay in one process, so in one kernel. The long lessons, which are the last ones,
 # begin first, so that both processes end at about the same time.
 NBVAL := --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env
@@ -133,7 +135,7 @@ test: $(MORE_READY) $(PEERS_READY) real-model
 	@COURSE_REPORT=$(CURDIR)/build/measured.jsonl $(PY) $(PYTEST) $(NBVAL) $(SOLUTIONS)
 	@$(PY) -m course_utils.report build/measured.jsonl
 	$(STEP) "3 of 3: all other tests"
-	@$(PY) $(PYTEST) -m "not hub and not peers and not matrix" $(ENOUGH:%=--ignore tests/test_%.py) tests
+	@$(PY) $(PYTEST) $(WAITING) -m "not hub and not peers and not matrix" $(ENOUGH:%=--ignore tests/test_%.py) tests
 
 clean:
 	rm -rf build/book build/html build/room build/lib build/bdist* build/measured.jsonl dist

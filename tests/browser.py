@@ -44,11 +44,12 @@ PAINTED = """element => {
 
 # Run All has ended: cells have numbers and none waits its turn (after a failure the rest is taken from the
 # queue), or JupyterLab asks something.
-ENDED = """() => {
-  const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")].map(p => p.textContent);
-  const numbered = prompts.some(text => /\\d/.test(text)), waiting = prompts.some(text => text.includes("*"));
-  return numbered && !waiting || document.querySelector(".jp-Dialog") !== null;
-}"""
+PROMPTS = """[...document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")].map(p => p.textContent)"""
+LAST_NUMBER = f"() => Math.max(0, ...{PROMPTS}.map(text => Number(text.replace(/\\D/g, ''))))"
+ENDED = f"""before => {{
+  const prompts = {PROMPTS}, begun = ({LAST_NUMBER})() > before, waiting = prompts.some(text => text.includes("*"));
+  return begun && !waiting || document.querySelector(".jp-Dialog") !== null;
+}}"""
 
 
 def find_chromium() -> str | None:
@@ -241,11 +242,13 @@ class LabNotebook:
         typed = "\n".join(cell.locator(".cm-line").all_text_contents())
         assert typed == source, f"the cell holds {typed!r}"
 
-    def run_all(self, timeout: float = 300) -> None:
-        """Run All, until the last cell has run or one has failed."""
+    def run_all(self, timeout: float = 300) -> int:
+        """Run All, until the last cell has run or one has failed; the number that the first cell should get by it."""
+        before = self.page.evaluate(LAST_NUMBER)
         self.choose("Run", "Run All Cells")
-        self.page.wait_for_function(ENDED, timeout=timeout * SECONDS)
+        self.page.wait_for_function(ENDED, arg=before, timeout=timeout * SECONDS)
         assert not self.page.locator(".jp-Dialog").count(), self.page.locator(".jp-Dialog").inner_text()
+        return before + 1
 
     def output(self, cell) -> str:
         """The text below a cell: the one output that it has."""

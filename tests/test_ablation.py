@@ -72,6 +72,7 @@ def test_the_sweep_on_tiny_at_full_length():
 
 
 @pytest.mark.slow
+@pytest.mark.matrix  # in make test lesson 03 sweeps over SmolLM2
 def test_the_sweep_on_smollm2():
     model, layers, columns, n = small_models.smollm2(), [0, 15, 29], [0, 6, 11], 12
     tokens = repeated(model, n, 1)

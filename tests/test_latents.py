@@ -106,6 +106,7 @@ def test_latents_of_text_are_those_of_the_activations(name):
 
 
 @pytest.mark.slow
+@pytest.mark.matrix  # in make test lessons 08 and 09 read this text
 def test_smollm2_has_text_of_its_own():
     model = small_models.smollm2()
     tokens = sample_text(model, 128, 128)

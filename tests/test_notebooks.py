@@ -15,6 +15,7 @@ from notebook_runs import run_notebook  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 LESSONS = [path.stem for path in build_notebooks.lesson_sources(ROOT)]
+IN_THE_BROWSER = ("02_induction_heads", "06_sparse_autoencoders")  # test_browser.py runs these in JupyterLab
 
 
 def run(folder: str, lesson: str, **env):
@@ -42,8 +43,13 @@ def hub(tmp_path_factory):
     return folder, small_models.hub_cache(folder)
 
 
+UNTOUCHED = [pytest.param(
+    ("gpt2", "llama")[number % 2], lesson, id=lesson, marks=[pytest.mark.matrix] if lesson in IN_THE_BROWSER else [])
+    for number, lesson in enumerate(LESSONS)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, lesson", [(("gpt2", "llama")[number % 2], lesson) for number, lesson in enumerate(LESSONS)])
+@pytest.mark.parametrize("kind, lesson", UNTOUCHED)
 def test_the_exercise_notebook_runs_untouched(kind, lesson, hub):
     """Learned positions and LayerNorm, or rotary positions, grouped queries and RMSNorm."""
     folder, names = hub
