@@ -176,6 +176,7 @@ def test_same_token_auc_is_the_share_of_pairs_won(m, d, kinds, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.matrix  # in make test lesson 09 computes it again
 @torch.no_grad()
 def test_what_the_capstone_claims():
     model, sae = small_models.tiny(), load_shipped_sae("tiny", "topk-1").requires_grad_(False)

@@ -104,6 +104,17 @@ def test_lessons_that_fail_do_not_keep_the_next_from_running(tmp_path, capsys):
     assert {page.stem for page in (tmp_path / "build" / "html").iterdir()} == {"00_case", "01_case"}
 
 
+def test_ctrl_c_says_what_is_there(tmp_path, capsys, monkeypatch):
+    lesson(tmp_path, "00_case", GOOD)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_course, "run_lesson", interrupted)
+    assert run_course.main(["--root", str(tmp_path)]) == 130
+    assert str(tmp_path / "build" / "html") in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("values, error, status, expected", [
     ([0.9], "", 0, "1 lessons, 1 measured values, 0 failed"),
     ([0.9, 0.7], "", 1, "FAIL 00_case: x is 0.7, bound ≥ 0.8\n1 lessons, 2 measured values, 1 failed"),

@@ -157,6 +157,9 @@ def main(argv: list[str] | None = None) -> int:
     except LessonError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\nstopped: the lessons that have run are in {html_folder}", file=sys.stderr)
+        return 130
     text, status = summary(runs)
     print(f"\n{table(table_rows(runs))}\n\n{text}\n")
     print(f"The lessons as pages: {html_folder}")

@@ -20,7 +20,15 @@ from course_utils.checking import (
     property_check,
     require,
 )
-from course_utils.checks.shared import drawn, grouped_query_model, random_logits, random_model, random_tokens, shown
+from course_utils.checks.shared import (
+    FAR_APART,
+    drawn,
+    grouped_query_model,
+    random_logits,
+    random_model,
+    random_tokens,
+    shown,
+)
 from course_utils.comparing import describe
 from course_utils.faithfulness import cross_entropy_by_position, delta_cross_entropy, pooled_mean
 
@@ -516,8 +524,6 @@ VARIANCE_MISTAKES = [
 # --- what a comparison cannot state: NaN, exceptions, and inputs on which a usual answer breaks ---------------
 
 
-FAR_APART = ("this breaks where logits are far apart: softmax rounds a small probability to 0 and its "
-             "logarithm is lost; log_softmax keeps it")
 RULED_OUT = ("a token that both rule out (logit −inf) must add 0, and 0 · (−inf + inf) is NaN: leave out the "
              "terms where p is 0 (`torch.where`)")
 

@@ -21,7 +21,7 @@ from course_utils.checking import (
     property_check,
     require,
 )
-from course_utils.checks.shared import drawn, random_logits, random_tokens, shown
+from course_utils.checks.shared import FAR_APART, drawn, random_logits, random_tokens, shown
 from course_utils.comparing import describe, first_difference
 from course_utils.faithfulness import kl_divergence
 
@@ -557,8 +557,6 @@ class CompareProducts(CompareCases):
 
 IMPOSSIBLE = ("where a token is impossible (true_log_probs −inf, P = 0) it must add 0, and 0 · (−inf) is NaN: weigh "
               "ln p − ln q by P, or leave such tokens out (`torch.where`)")
-FAR_APART = ("this breaks where logits are far apart: softmax rounds a small probability to 0 and its "
-             "logarithm is lost; log_softmax keeps it")
 
 
 @property_check(mistakes=[IMPOSSIBLE, FAR_APART])

@@ -10,6 +10,9 @@ from torch import Tensor
 from course_utils.local_models import as_bridge, word_tokenizer
 from course_utils.planted import planted_induction_model
 
+FAR_APART = ("this breaks where logits are far apart: softmax rounds a small probability to 0 and its "
+             "logarithm is lost; log_softmax keeps it")
+
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     """Numbers from a normal distribution: the same whenever the seed is."""
