@@ -33,6 +33,9 @@ def _from_folder(folder: Path, weights_file: str) -> tuple[Any, Any]:
     from tokenizers import Tokenizer
 
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    too_large = [name for name, value in config.to_dict().items() if isinstance(value, int) and abs(value) >= 2**63]
+    if too_large:                                                   # for PyTorch
+        raise DamagedModelFile(f"{folder / 'config.json'} has a number that no model can have: {', '.join(too_large)[:200]}")
     stored, _ = read_tensors(folder / weights_file)
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if layers > len(stored) or heads < 1 or not all(value.is_floating_point() for value in stored.values()):
