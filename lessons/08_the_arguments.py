@@ -521,6 +521,7 @@ for name in shipped_saes(MODEL):
     if name not in floors:
         floors[name] = noise_floor(model, load_shipped_sae(MODEL, name), text[:20], RANDOM, draws=2)
 print("the reconstruction's KL over that of each baseline (95 %), and the baseline's spread from draw to draw")
+print(" " * 19 + "   ".join(f"{kind:23}" for kind in RANDOM))
 for name, each in floors.items():
     cells = [f"{each.ratio[kind]:5.2f} ({each.ratio_intervals[kind][0]:.2f}–{each.ratio_intervals[kind][1]:.2f})"
              f" ±{each.spread[kind] / each.kl[kind]:4.0%}" for kind in RANDOM]
