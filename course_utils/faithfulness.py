@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 POSITIONS_AT_A_TIME = 96  # positions whose logits exist at once: with 50,000 tokens, 20 MB for each model
+STRIP = 16                # of these, how many are compared at once: what is computed on the way fits into a cache
 TOO_SMALL = 1e-6          # nats, or activations squared: what is smaller divides nothing
 
 
@@ -407,16 +408,17 @@ def _predictions(
 ) -> dict[str, Float[Tensor, "batch pos"]]:
     """What the three passes predict, compared at every counted position; a few positions' logits exist at a time."""
     targets, out = clean.tokens.roll(-1, dims=1).flatten(), {}
-    for some in counted.flatten().nonzero()[:, 0].split(POSITIONS_AT_A_TIME):
-        log_p, log_q = (log_softmax(clean.logits(each.flatten(0, 1)[some])) for each in (clean.residuals[-1], final))
-        log_zero, came = zero.log_probs(some), targets[some, None]
-        values = {"ce_clean": -log_p.gather(1, came)[:, 0], "ce_sae": -log_q.gather(1, came)[:, 0],
-                  "ce_zero": -log_zero.gather(1, came)[:, 0],
-                  "kl": kl_of_log_probs(log_p, log_q), "kl_zero": kl_of_log_probs(log_p, log_zero)}
-        if everything:
-            values |= {"reverse_kl": kl_of_log_probs(log_q, log_p), "js": js_of_log_probs(log_p, log_q)}
-        for name, value in values.items():
-            out.setdefault(name, torch.zeros_like(targets, dtype=value.dtype))[some] = value
+    for several in counted.flatten().nonzero()[:, 0].split(POSITIONS_AT_A_TIME):
+        logits = [clean.logits(each.flatten(0, 1)[several]) for each in (clean.residuals[-1], final)]
+        for some, *both, log_zero in zip(*(each.split(STRIP) for each in (several, *logits, zero.log_probs(several)))):
+            log_p, log_q, came = *map(log_softmax, both), targets[some, None]
+            values = {"ce_clean": -log_p.gather(1, came)[:, 0], "ce_sae": -log_q.gather(1, came)[:, 0],
+                      "ce_zero": -log_zero.gather(1, came)[:, 0],
+                      "kl": kl_of_log_probs(log_p, log_q), "kl_zero": kl_of_log_probs(log_p, log_zero)}
+            if everything:
+                values |= {"reverse_kl": kl_of_log_probs(log_q, log_p), "js": js_of_log_probs(log_p, log_q)}
+            for name, value in values.items():
+                out.setdefault(name, torch.zeros_like(targets, dtype=value.dtype))[some] = value
     return {name: value.reshape(counted.shape) for name, value in out.items()}
 
 
