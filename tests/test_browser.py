@@ -17,7 +17,7 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("jupyterlab")
 run_course = pytest.importorskip("run_course")
 
-from browser import FLAGS, Lab, LabNotebook, find_chromium, painted, watched_page, what_is_missing  # noqa: E402
+from browser import FLAGS, UNTOUCHED, Lab, LabNotebook, find_chromium, painted, watched_page, what_is_missing  # noqa: E402
 
 from course_utils import progress_store  # noqa: E402
 
@@ -106,6 +106,7 @@ def test_typed_answers_are_judged_and_run_all_paints_the_widgets_and_ends_with_t
         notebook.type_source(cell, ANSWER)
         notebook.run(cell)
         assert notebook.output(cell).startswith("✓ passed · 00.without_head")
+        assert notebook.outputs_in_red() == []
         assert_ran_clean(notebook, first=notebook.run_all())
         assert painted(notebook.cell("attention_patterns(words").locator("canvas"), at_least=HEADS)
         table = notebook.output(notebook.cell('progress("00")'))
@@ -121,9 +122,9 @@ def assert_runs_to_its_end(browser, lab, tmp_path, lesson):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lesson", ["02_induction_heads", "06_sparse_autoencoders"])
+@pytest.mark.parametrize("lesson", UNTOUCHED)
 def test_the_untouched_exercise_notebook_runs_to_its_end(browser, lab_with_another_model, tmp_path, lesson):
-    """Between them they have every kind of output. (That the others run is seen in test_notebooks.py.)"""
+    """That the others run is seen in test_notebooks.py."""
     assert_runs_to_its_end(browser, lab_with_another_model, tmp_path, lesson)
 
 

@@ -52,7 +52,7 @@ def graded(tmp_path_factory):
     (folder / "forged_progress" / "progress.jsonl").write_text('{"id": "01.chance_log_prob", "verdict": "passed"}\n')
     out = folder.parent / "grades.csv"
     run = subprocess.run(
-        [sys.executable, "-m", "course_utils", "grade", str(folder), "--out", str(out), "--seconds", "4"],
+        [sys.executable, "-m", "course_utils", "grade", str(folder), "--out", str(out), "--seconds", "5"],
         capture_output=True, text=True, timeout=900, cwd=folder.parent,
         env={**os.environ, "COURSE_PROGRESS": str(folder / "forged_progress" / "progress.jsonl")})
     rows = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"))))

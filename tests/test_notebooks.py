@@ -11,11 +11,11 @@ import small_models
 
 nbformat = pytest.importorskip("nbformat")
 build_notebooks = pytest.importorskip("build_notebooks")
+import browser  # noqa: E402
 from notebook_runs import run_notebook  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 LESSONS = [path.stem for path in build_notebooks.lesson_sources(ROOT)]
-IN_THE_BROWSER = ("02_induction_heads", "06_sparse_autoencoders")  # test_browser.py runs these in JupyterLab
 
 
 def run(folder: str, lesson: str, **env):
@@ -44,7 +44,7 @@ def hub(tmp_path_factory):
 
 
 UNTOUCHED = [pytest.param(
-    ("gpt2", "llama")[number % 2], lesson, id=lesson, marks=[pytest.mark.matrix] if lesson in IN_THE_BROWSER else [])
+    ("gpt2", "llama")[number % 2], lesson, id=lesson, marks=[pytest.mark.matrix] if lesson in browser.UNTOUCHED else [])
     for number, lesson in enumerate(LESSONS)]
 
 
