@@ -91,6 +91,8 @@ def start_and_kill(out: Path, when, *, limit: float = 120) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
+@pytest.mark.matrix  # in make test test_faults.py kills forks of one process instead
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
 def test_killed_and_resumed_training_gives_the_same_weights_bit_for_bit(training, finished, tmp_path):
     start_and_kill(tmp_path, (tmp_path / "state.safetensors").exists)
@@ -129,7 +131,8 @@ def test_a_half_written_file_is_not_trusted(training, finished, tmp_path, monkey
     monkeypatch.setattr(training, "batch_at", lambda at, *args: (seen.append(at), batch_at(at, *args))[1])
     training.train(training.CONFIG, tmp_path)
     assert seen[0] == (100 if step > 100 else 0)
-    assert weights(tmp_path) == weights(finished)
+    assert weights(tmp_path) == weights(finished) and len(weights(finished)) == 5
+    assert last_scores(tmp_path) == last_scores(finished)
 
 
 def test_a_write_that_fails_keeps_the_state_before_it(training, tmp_path, monkeypatch):
