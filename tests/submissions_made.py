@@ -162,7 +162,9 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
                                     log_probs(f"block = torch.ones(20 * 2**30, dtype=torch.uint8)\n{LOG_PROBS}")),
                          {**crashed("MemoryError"), "01.correct_token_log_probs": ("crashed", "memory")}),
     "huge_answer": (with_cells(log_probs("return torch.zeros(200_000_000, dtype=torch.uint8)")),
-                    {"01.correct_token_log_probs": ("crashed", "answer")}),
+                    {"01.correct_token_log_probs": ("crashed", "The answer has 200,000,000 bytes")}),
+    "long_text": (with_cells(log_probs("return 'x' * 110_000_000")),
+                  {"01.correct_token_log_probs": ("crashed", "something else or too much")}),
     "endless_recursion": (with_cells(chance("return chance_log_prob(d_vocab)")), crashed("RecursionError")),
     "lasting_thread": (with_cells(chance(
         f"import threading, time\nthreading.Thread(target=time.sleep, args=(10**6,)).start()\n{RIGHT}")), PASSED),
