@@ -299,9 +299,9 @@ def _unpacked(message: bytes) -> dict[str, Any]:
 
 def _encoded(value: Any) -> tuple:
     """A value as nested tuples of a kind and plain data; of an unknown object, its type's name and its repr."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.nbytes > ANSWER_BYTES:  # copying and sending would take long
+        raise ValueError(f"The answer has {value.nbytes:,} bytes; at most {ANSWER_BYTES:,} are read.")
     if isinstance(value, Tensor):
-        if value.nbytes > ANSWER_BYTES:  # said before it is copied and sent, which takes long
-            raise ValueError(f"The answer has {value.nbytes:,} bytes; at most {ANSWER_BYTES:,} are read.")
         return "tensor", value.detach().cpu().clone(), value.requires_grad
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return "array", torch.from_numpy(value.copy())

@@ -163,6 +163,8 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
                          {**crashed("MemoryError"), "01.correct_token_log_probs": ("crashed", "memory")}),
     "huge_answer": (with_cells(log_probs("return torch.zeros(200_000_000, dtype=torch.uint8)")),
                     {"01.correct_token_log_probs": ("crashed", "The answer has 200,000,000 bytes")}),
+    "huge_array": (with_cells(log_probs("import numpy\nreturn numpy.zeros(200_000_000, dtype='uint8')")),
+                   {"01.correct_token_log_probs": ("crashed", "The answer has 200,000,000 bytes")}),
     "long_text": (with_cells(log_probs("return 'x' * 110_000_000")),
                   {"01.correct_token_log_probs": ("crashed", "something else or too much")}),
     "endless_recursion": (with_cells(chance("return chance_log_prob(d_vocab)")), crashed("RecursionError")),
