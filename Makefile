@@ -25,7 +25,8 @@ WAITING := -n $(shell expr $(JOBS) + 1)
 NBVAL := --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env
 SOLUTIONS = $(shell ls -r solutions/[0-9][0-9]_*.ipynb)
 # modules whose tests know nothing of TransformerLens, or only what the others try: once is enough for them
-ONCE := training sae_training language grading faults fuzz exercises environment doctor mutants safety benchmarks latents
+ONCE := training sae_training language grading faults fuzz exercises environment doctor mutants safety benchmarks latents \
+    faithfulness
 # the first part has tried the checks; that the solutions pass with TransformerLens 4.3.0 is seen in the second
 ENOUGH := lessons_without_jupyter exercise_answers
 READY := $(VENV)/.ready
@@ -113,12 +114,15 @@ test quick matrix flakes: export OMP_NUM_THREADS = 1
 # Memory that a tensor gives back is kept for the next one: fetching it anew each time costs a tenth of the time.
 test quick matrix flakes: export MALLOC_MMAP_THRESHOLD_ = 1073741824
 test quick matrix flakes: export MALLOC_TRIM_THRESHOLD_ = 1073741824
+# Also where this variable is set, modules are compiled once, and not in each of some sixty processes.
+test quick matrix flakes: export PYTHONDONTWRITEBYTECODE =
 
 quick: $(READY)
 	@$(PY) $(PYTEST) -m "not slow and not hub and not peers and not matrix" tests
 
 matrix: $(MORE_READY) $(PEERS_READY) real-model
 	@$(PEERS)/bin/python $(PYTEST) -m matrix tests/test_lessons_without_jupyter.py
+	@$(PEERS)/bin/python $(PYTEST) -m "not slow" tests/test_faithfulness.py
 	@$(PY) $(PYTEST) -m matrix --ignore tests/test_lessons_without_jupyter.py tests
 
 flakes: $(MORE_READY)

@@ -255,6 +255,7 @@ def test_score_by_distance_is_that_of_mean_query_and_key():
 
 
 @pytest.mark.slow
+@pytest.mark.matrix  # in make test lesson 04 measures the same
 def test_the_previous_token_head_of_smollm2_prefers_distance_1():
     model = small_models.smollm2()
     assert score_by_distance(model, 16, 0, generate_repeated_tokens(model, 25, 2, seed=0), 12).argmax() == 1

@@ -3,15 +3,19 @@
 That the stored outputs are right is nbval's part: `pytest --nbval solutions`.
 """
 
+import sys
 from pathlib import Path
 
 import pytest
-
 import small_models
 
+from course_utils import exercises, progress_store
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
 nbformat = pytest.importorskip("nbformat")
 build_notebooks = pytest.importorskip("build_notebooks")
 import browser  # noqa: E402
+from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
 from notebook_runs import run_notebook  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -43,15 +47,41 @@ def hub(tmp_path_factory):
     return folder, small_models.hub_cache(folder)
 
 
-UNTOUCHED = [pytest.param(
-    ("gpt2", "llama")[number % 2], lesson, id=lesson, marks=[pytest.mark.matrix] if lesson in browser.UNTOUCHED else [])
-    for number, lesson in enumerate(LESSONS)]
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """IPython in this process, which has imported everything already: a kernel takes ten seconds for that."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setattr(InteractiveShell, "_instance", None)
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])       # the shell puts its own there
+    yield InteractiveShell.instance()
+    InteractiveShell.clear_instance()
+
+
+# learned positions and LayerNorm, or rotary positions, grouped queries and RMSNorm
+KINDS = [(("gpt2", "llama")[number % 2], lesson) for number, lesson in enumerate(LESSONS)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, lesson", UNTOUCHED)
-def test_the_exercise_notebook_runs_untouched(kind, lesson, hub):
-    """Learned positions and LayerNorm, or rotary positions, grouped queries and RMSNorm."""
+@pytest.mark.parametrize("kind, lesson", [each for each in KINDS if each[1] not in browser.UNTOUCHED])
+def test_the_exercise_notebook_runs_untouched(kind, lesson, hub, shell, monkeypatch):
+    """JupyterLab runs those of browser.UNTOUCHED, in a kernel; nbval runs every worked notebook in one."""
+    folder, names = hub
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("COURSE_MODEL", names[kind])
+    monkeypatch.setenv("COURSE_REAL", "skip")
+    notebook = nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            shell.run_cell(cell.source, store_history=True).raise_error()
+    verdicts = [entry["verdict"] for entry in progress_store.read()]
+    assert verdicts == ["not yet"] * len(exercises.exercises_of(lesson[:2]))
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.parametrize("kind, lesson", KINDS)
+def test_the_exercise_notebook_runs_untouched_in_a_kernel(kind, lesson, hub):
     folder, names = hub
     run("notebooks", lesson, COURSE_MODEL=names[kind], HF_HUB_CACHE=str(folder), HF_HUB_OFFLINE="1")
 

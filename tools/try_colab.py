@@ -44,7 +44,7 @@ def make_wheel(folder: Path) -> Path:
 
 def new_environment(folder: Path) -> Path:
     """An environment that finds this one's packages, but no course; returns its interpreter."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     python = folder / "bin" / "python"
     (_site(python) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
