@@ -17,7 +17,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -300,28 +300,28 @@ class Node:
             edge[0] += weight
             edge[1].add(rest, weight)
 
-    def merge(self, other: Node) -> None:
-        for symbol, (weight, child) in other.edges.items():
-            edge = self.edges.setdefault(symbol, [0.0, Node()])
-            edge[0] += weight
-            edge[1].merge(child)
-        for guard, child in other.doors.items():
-            self.doors.setdefault(guard, Node()).merge(child)
-
     def open_doors(self, story: Story) -> Node:
         """This node with every open door's edges merged in (worked out once per set of open doors)."""
         node = self
         while node.doors:
             key = tuple(GUARDS[guard](story) for guard in node.doors)
             if key not in node._open:
-                merged = Node()
-                merged.merge(_without_doors(node))
-                for is_open, child in zip(key, node.doors.values()):
-                    if is_open:
-                        merged.merge(child)
-                node._open[key] = merged
+                node._open[key] = merged([_without_doors(node), *itertools.compress(node.doors.values(), key)])
             node = node._open[key]
         return node
+
+
+def merged(nodes: Sequence[Node]) -> Node:
+    """One node with the edges and the doors of all of these. What only one of them has is shared, not copied."""
+    if len(nodes) == 1:
+        return nodes[0]
+    node = Node()
+    for symbol in dict.fromkeys(itertools.chain(*(each.edges for each in nodes))):
+        weights, children = zip(*(each.edges[symbol] for each in nodes if symbol in each.edges))
+        node.edges[symbol] = [sum(weights), merged(children)]
+    for guard in dict.fromkeys(itertools.chain(*(each.doors for each in nodes))):
+        node.doors[guard] = merged([each.doors[guard] for each in nodes if guard in each.doors])
+    return node
 
 
 def _without_doors(node: Node) -> Node:
@@ -493,15 +493,13 @@ class StoryLanguage:
             labels[name][:, 0] = -1
         for row in range(n):
             story = tell(random.Random(f"{self.seed}/{row}"), with_truth=truth)
-            for position in range(length if truth else length - 1):
-                probs, word, facts = next(story)
-                if truth:
-                    ids = [self.ids[w] for w in probs]
-                    log_probs[row, position, ids] = torch.tensor(list(probs.values())).log()
-                if position + 1 < length:
-                    tokens[row, position + 1] = self.ids[word]
-                    for name, fact in facts.items():
-                        labels[name][row, position + 1] = self._as_int(fact)
+            draws = [next(story) for _ in range(length if truth else length - 1)]
+            tokens[row, 1:] = torch.tensor([self.ids[word] for _, word, _ in draws[:length - 1]])
+            for name, values in labels.items():
+                values[row, 1:] = torch.tensor([self._as_int(facts[name]) for _, _, facts in draws[:length - 1]])
+            for position, (probs, _, _) in enumerate(draws if truth else ()):
+                ids = [self.ids[word] for word in probs]
+                log_probs[row, position, ids] = torch.tensor(list(probs.values())).log()
         entropy = torch.special.entr(log_probs.exp()).sum(-1) if truth else None
         return Sample(tokens, log_probs, entropy, labels)
 

@@ -278,8 +278,10 @@ def run_or_kill(program: str, *args: str, env: dict[str, str], wait: float | Non
 
 
 def execute(root: Path, wait: float | None = None) -> None:
-    """Run the builder and, in a kernel, every cell."""
-    more = {"PYTHONPATH": os.pathsep.join([str(SAMPLE), str(REPO)]), "OMP_NUM_THREADS": "1"}
+    """Run the builder and, in a kernel, every cell. What it leaves behind when it is killed is the test's to remove."""
+    temporary = root.parent / "temporary"
+    temporary.mkdir(exist_ok=True)
+    more = {"PYTHONPATH": os.pathsep.join([str(SAMPLE), str(REPO)]), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
     run_or_kill(BUILD, str(root), "--execute", env={**os.environ, **more}, wait=wait)
 
 
