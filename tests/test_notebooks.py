@@ -6,16 +6,16 @@ That the stored outputs are right is nbval's part: `pytest --nbval solutions`.
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import small_models
+from IPython.core.interactiveshell import InteractiveShell
 
 from course_utils import exercises, progress_store
 
-huggingface_hub = pytest.importorskip("huggingface_hub")
 nbformat = pytest.importorskip("nbformat")
 build_notebooks = pytest.importorskip("build_notebooks")
 import browser  # noqa: E402
-from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
 from notebook_runs import run_notebook  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
