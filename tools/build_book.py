@@ -257,7 +257,8 @@ def broken_links(site: Path) -> list[str]:
     """`page: link: what is wrong`, from LinkChecker, for every link, image and anchor inside the site.
 
     LinkChecker reads a copy: one that everybody may read, for it gives up the rights of an administrator who runs it,
-    and without the colours of the code, which are most of the tags, for it parses a page again at each anchor.
+    and without the colours of the code, which are most of the tags, for it parses a page again at each anchor. It names
+    a page with the anchor by which it came there, if it came by one.
     """
     with tempfile.TemporaryDirectory() as folder:
         copy, settings = Path(folder, "site"), Path(folder, "settings")
@@ -271,7 +272,7 @@ def broken_links(site: Path) -> list[str]:
         command = [sys.executable, "-m", "linkcheck", "-f", str(settings), *(page.as_uri() for page in pages)]
         done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder)
         rows = [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
-        found = [f"{row['parentname'].removeprefix(copy.as_uri() + '/')}: {row['urlname']}: "
+        found = [f"{row['parentname'].removeprefix(copy.as_uri() + '/').partition('#')[0]}: {row['urlname']}: "
                  f"{row['warningstring'] or row['result']}" for row in csv.DictReader(rows)]
     if done.returncode and not found or not rows:
         raise BookError(f"LinkChecker did not run:\n{done.stdout}\n{done.stderr}")
