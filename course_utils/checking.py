@@ -109,6 +109,7 @@ class CompareCases:
     options: dict[str, Any]
     keeps_inputs: bool
     _prepared: tuple[list[Case], list[Any]] | None = field(default=None, repr=False)
+    _mistaken: dict[tuple[Callable, int], Any] = field(default_factory=dict, repr=False)
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -164,8 +165,14 @@ class CompareCases:
         """The message of the first mistake that explains the answers."""
         wrong = [(a, b) for a, b in zip(got, expected) if self._difference(a, b)]
 
+        def mistaken(function: Callable, number: int) -> Any:
+            """What a known mistake answers in a case: kept, so that the next attempt is judged sooner."""
+            if (function, number) not in self._mistaken:
+                self._mistaken[function, number] = self._run(function, cases[number])
+            return self._mistaken[function, number]
+
         def answers_like(function: Callable) -> bool:
-            return all(not self._difference(a, self._run(function, case)) for a, case in zip(got, cases))
+            return all(not self._difference(answer, mistaken(function, number)) for number, answer in enumerate(got))
 
         def holds(predicate: Callable[[Any, Any], bool]) -> bool:
             return all(predicate(a, b) for a, b in wrong)
