@@ -494,9 +494,10 @@ class StoryLanguage:
         for row in range(n):
             story = tell(random.Random(f"{self.seed}/{row}"), with_truth=truth)
             draws = [next(story) for _ in range(length if truth else length - 1)]
-            tokens[row, 1:] = torch.tensor([self.ids[word] for _, word, _ in draws[:length - 1]])
+            _, words, facts = zip(*draws[:length - 1])
+            tokens[row, 1:] = torch.tensor([self.ids[word] for word in words])
             for name, values in labels.items():
-                values[row, 1:] = torch.tensor([self._as_int(facts[name]) for _, _, facts in draws[:length - 1]])
+                values[row, 1:] = torch.tensor([self._as_int(each[name]) for each in facts])
             for position, (probs, _, _) in enumerate(draws if truth else ()):
                 ids = [self.ids[word] for word in probs]
                 log_probs[row, position, ids] = torch.tensor(list(probs.values())).log()
