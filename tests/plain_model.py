@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from functools import lru_cache
 from typing import Any
@@ -25,6 +25,14 @@ DOWN = ("down_proj", "c_proj", "fc_out", "fc2", "dense_4h_to_h")
 
 class OnlyRefusal(Exception):
     """For this model the function has no right value: to say so is the only right answer."""
+
+
+class Enough(Exception):
+    """What was wanted from a pass is there."""
+
+
+def _enough(_: Tensor) -> None:
+    raise Enough
 
 
 def first(value: Any) -> Tensor:
@@ -152,13 +160,16 @@ class Plain:
         return self.value_of(tokens, self.out[layer], "in", *changes).unflatten(-1, (self.n_heads, -1))
 
     def value_bias(self, layer: int) -> Tensor:
-        """What a head gathers where its attention reads zeros, [head, d_head]."""
-        nothing = (self.attention[layer], "in", torch.zeros_like)
+        """What a head gathers where its attention reads nothing but the norm's shift, [head, d_head]."""
+        norm = self.ln1[layer]
+        nothing = (self.attention[layer], "in", lambda x: norm.forward(x * 0) if norm is not None else x * 0)
         return self.z(torch.zeros(1, 1, dtype=torch.long), layer, nothing)[0, 0]
 
-    def softmaxes(self, tokens: Tensor, *changes: tuple, **arguments: Any) -> Softmaxes:
-        with Softmaxes(self.n_heads) as seen:
-            self.run(tokens, *changes, **arguments)
+    def softmaxes(self, tokens: Tensor, *changes: tuple, layers: int | None = None, **arguments: Any) -> Softmaxes:
+        """All softmaxes of a pass, or those of the first few layers."""
+        with Softmaxes(self.n_heads) as seen, suppress(Enough):
+            stop = [(self.layers[layers - 1], "out", _enough)] if layers else []
+            self.run(tokens, *changes, *stop, **arguments)
         return seen
 
     def patterns(self, tokens: Tensor) -> Tensor:
@@ -174,7 +185,8 @@ class Plain:
         if self.takes_positions:
             arguments = {"position_ids": torch.tensor([[0, distance]]).expand(len(pairs), 2),
                          "attention_mask": torch.ones_like(tokens)}
-        return self.softmaxes(tokens, (self.attention[layer], "in", lambda _: pairs), **arguments).scores[layer][:, :, 1, 0]
+        return self.softmaxes(tokens, (self.attention[layer], "in", lambda _: pairs),
+                              layers=layer + 1, **arguments).scores[layer][:, :, 1, 0]
 
     def head_writes(self, layer: int, head: int, z: Tensor) -> Tensor:
         """What the output projection makes of one head's z, without its bias; [batch, pos, d_head] -> [..., d_model]."""
@@ -240,6 +252,7 @@ class Plain:
                 attention.attn_logit_softcapping = None
         return other
 
+    @lru_cache
     def embeddings(self) -> Tensor:
         """What each token alone puts into layer 0, without its position, [vocab, d_model]."""
         return self.without_positions().streams(torch.arange(self.vocab)[:, None])[0][:, 0]

@@ -6,12 +6,14 @@ ablation; zero is where a head gathers nothing but its value bias (TransformerLe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from plain_model import OnlyRefusal, Plain, first, is_norm, scale, unscaled
+from plain_model import OnlyRefusal, Plain, is_norm, scale, unscaled
 
 KEYS, QUERIES = torch.arange(1, 9), torch.arange(9, 15)         # tokens at which circuits are compared
 
@@ -125,8 +127,8 @@ def head_attribution(p: Plain, tokens: Tensor, n: int, kind: str) -> Tensor:
 
 def stripe(p: Plain, tokens: Tensor, wanted: Callable[[int], int | None]) -> Tensor:
     """Mean attention from each query to the key that is wanted for it, [layer, head]."""
-    pairs = [(query, wanted(query)) for query in range(tokens.shape[1]) if wanted(query) is not None]
-    return torch.stack([p.patterns(tokens)[..., query, key] for query, key in pairs]).mean((0, 2))
+    pairs, patterns = [(query, wanted(query)) for query in range(tokens.shape[1])], p.patterns(tokens)
+    return torch.stack([patterns[..., query, key] for query, key in pairs if key is not None]).mean((0, 2))
 
 
 # --- circuits --------------------------------------------------------------------------------------------------------
@@ -206,27 +208,32 @@ def effective_embedding(p: Plain, heads: list[int] | None, mlp: bool) -> Tensor:
     return p.centred(p.value_of(tokens, p.layers[0], "out", *changes)[:, 0])
 
 
-def composition(p: Plain, kind: str) -> Tensor:
-    """‖A B‖ / (‖A‖ ‖B‖) of whole d_model × d_model matrices."""
+@lru_cache(1)
+def head_matrices(p: Plain) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each layer: what its heads write for each direction that they attend to [head, d_model, d_model], and the
+    score of each direction (key) for each other (query)."""
     p = p.only_products()
     if any(is_norm(module) for attention in p.attention for module in attention.modules()):
         raise OnlyRefusal("norms of queries and keys: no matrix stands between them")
-    basis, d = torch.eye(p.d_model), p.d_model
-    A = [[p.centred(p.moved(layer, head, p.reads(layer, basis))) for head in range(p.n_heads)] for layer in range(p.n_layers)]
-    B = []
+    basis, d, writes, matches = torch.eye(p.d_model), p.d_model, [], []
     for layer in range(p.n_layers):
         x = p.reads(layer, basis)
-        pairs = x.repeat_interleave(d, 0), x.repeat(d, 1)                                   # key i, query j
-        check_products(p, layer, *pairs)
-        nothing = p.pair_scores(layer, *map(torch.zeros_like, pairs))
-        B.append((p.pair_scores(layer, *pairs) - nothing).T.unflatten(1, (d, d)))           # [head, key, query]
+        check_products(p, layer, x, x.roll(1, 0))
+        writes.append(torch.stack([p.centred(p.moved(layer, head, x)) for head in range(p.n_heads)]))
+        scores = p.pair_scores(layer, x.repeat_interleave(d, 0), x.repeat(d, 1))
+        nothing = p.pair_scores(layer, torch.zeros_like(x[:1]), torch.zeros_like(x[:1]))    # what distance alone adds
+        matches.append((scores - nothing).T.unflatten(1, (d, d)))
+    return writes, matches
+
+
+def composition(p: Plain, kind: str) -> Tensor:
+    """‖A B‖ / (‖A‖ ‖B‖) of whole d_model × d_model matrices."""
+    writes, matches = head_matrices(p)
     scores = torch.zeros(p.n_layers, p.n_heads, p.n_layers, p.n_heads)
-    for l1 in range(p.n_layers):
-        for l2 in range(l1 + 1, p.n_layers):
-            for h1 in range(p.n_heads):
-                for h2 in range(p.n_heads):
-                    a, b = A[l1][h1], {"K": B[l2][h2], "Q": B[l2][h2].T, "V": A[l2][h2]}[kind]
-                    scores[l1, h1, l2, h2] = (a @ b).norm() / (a.norm() * b.norm())
+    for l1, l2 in itertools.combinations(range(p.n_layers), 2):
+        for h1, h2 in itertools.product(range(p.n_heads), repeat=2):
+            a, b = writes[l1][h1], {"K": matches[l2][h2], "Q": matches[l2][h2].T, "V": writes[l2][h2]}[kind]
+            scores[l1, h1, l2, h2] = (a @ b).norm() / (a.norm() * b.norm())
     return scores
 
 
