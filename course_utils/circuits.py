@@ -288,8 +288,8 @@ def score_by_distance(
     """Attention score of the mean query and the mean key of some text at distances 0 … max_distance, rotary models only.
 
     (mean q turned by the distance) · mean k, times the layer's scale, usually 1 / sqrt(d_head): what is left of a
-    head's scores when all that its queries and keys know of their tokens is averaged out. A previous-token head peaks
-    at 1.
+    head's scores (before a soft cap, if there is one) when all that its queries and keys know of their tokens is
+    averaged out. A previous-token head peaks at 1.
 
     Raises:
         ValueError: if layer or head is out of range, max_distance is negative, or the model has no rotary positions.
@@ -304,7 +304,8 @@ def score_by_distance(
     q, k = (normed_reading(model, layer, name[-1], cache[name]) for name in names)  # [batch, pos, heads, d_head]
     own = key_value_head(head, model.cfg.n_heads, k.shape[2])
     q, k = q[:, 1:, head].mean(dim=(0, 1)), k[:, 1:, own].mean(dim=(0, 1))          # [d_head]; BOS left out
-    return traits.scores(layer, torch.stack([rotate(model, q, d, layer) @ k for d in range(max_distance + 1)]))
+    products = torch.stack([rotate(model, q, d, layer) @ k for d in range(max_distance + 1)])
+    return traits.score_scale[layer] * products
 
 
 def rotate(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from course_utils.files import read_json
-from course_utils.model_files import DamagedModelFile, ModelUnavailable, explain_disk_errors, quiet
+from course_utils.model_files import DamagedModelFile, ModelUnavailable, NotForThisModel, explain_disk_errors, quiet
 
 HUB_IDS = {"gpt2-small": "gpt2"}  # our names for models of the hub
 NEED_MB = 600  # said when the disk is full; GPT-2 small takes 550
@@ -22,6 +22,27 @@ def known_names() -> dict[str, str]:
     ids = [*OFFICIAL_MODEL_NAMES, *(entry.model_id for entry in get_supported_models())]
     aliases = {alias: official for official, names in MODEL_ALIASES.items() for alias in names}
     return aliases | {name: name for name in ids}
+
+
+@lru_cache(maxsize=1)
+def _architectures() -> dict[str, str]:
+    """The architecture of each model that TransformerLens lists, by its hub id."""
+    from transformer_lens.tools.model_registry.api import get_supported_models
+
+    return {entry.model_id: entry.architecture_id for entry in get_supported_models()}
+
+
+def check_causal_architecture(name: str) -> None:
+    """Raise NotForThisModel if the name is known to be that of no causal language model, or of one with its own code.
+
+    A translator, an encoder or an image model predicts no next token; and code from the hub is never run.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    architecture = _architectures().get(hub_id(name))
+    if architecture and architecture not in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+        raise NotForThisModel(f"{name} is a {architecture}: it is not one of the causal language models that the package "
+                              "transformers has the code for, and this course needs one (code from the hub is not run)")
 
 
 def hub_id(name: str) -> str:
@@ -58,6 +79,8 @@ def load(name: str, works_now: str = "") -> tuple[Any, Any]:
             model = AutoModelForCausalLM.from_pretrained(
                 repo, dtype=torch.float32, use_safetensors=True, local_files_only=True
             )
+    except ValueError as error:
+        raise NotForThisModel(f"{name}: transformers finds no causal language model in {repo}: {first_line(error)}") from error
     except (OSError, SafetensorError) as error:
         raise DamagedModelFile(
             f"{name}: the local Hugging Face cache of {repo} is incomplete or damaged: {first_line(error)}\n"
