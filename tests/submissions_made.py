@@ -137,6 +137,8 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "worse_in_the_end": (with_cells(chance(RIGHT), chance("return 1.0")), wrong()),
     "other_cells_crash": (with_cells("1 / 0", "undefined_name", chance(RIGHT), "raise SystemExit"), PASSED),
     "prints_a_lot": (with_cells(chance(f"print('spam' * 10**7)\n{RIGHT}")), PASSED),
+    "byte_order_mark": ("\ufeff" + with_cells(chance(RIGHT)), PASSED),
+    "utf_16": (with_cells(chance(RIGHT)).encode("utf-16"), PASSED),
     # --- incomplete
     "cell_deleted": (with_cells(log_probs(LOG_PROBS)), {"01.correct_token_log_probs": ("passed", "")}),
     "imports_deleted": (notebook(chance(RIGHT)), crashed("name 'math' is not defined")),
