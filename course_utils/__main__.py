@@ -77,7 +77,7 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
 def _grade_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="the submitted notebooks, in folders or not")
     parser.add_argument("--out", type=Path, required=True, metavar="grades.csv", help="the table to write")
-    parser.add_argument("--seconds", type=_positive, default=60.0, help="time for each exercise (60)")
+    parser.add_argument("--seconds", type=_positive, default=60.0, help="processor time for each exercise (60)")
     parser.add_argument("--gigabytes", type=_positive, default=4.0, help="memory for each exercise (4)")
 
 

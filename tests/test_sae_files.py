@@ -229,6 +229,13 @@ def test_a_configuration_that_cannot_be(tmp_path, changes, says):
     assert says in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_configuration_with_a_byte_order_mark_is_read(tmp_path, encoding):
+    random_sae().save(tmp_path)
+    (tmp_path / CONFIG).write_bytes((tmp_path / CONFIG).read_text(encoding="utf-8").encode(encoding))
+    assert repr(SparseAutoencoder.load(tmp_path)) == repr(random_sae())
+
+
 @pytest.mark.parametrize("text, says", [
     *((text, "missing or is no JSON") for text in (None, "", "{\"d_in\": 6,", b"\xff\xfe\x00")),
     *((text, "does not say d_in and d_sae") for text in ("[]", "{}", "{\"d_in\": 6}")),
