@@ -17,6 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
+from course_utils.padding import check_unpadded
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -211,10 +213,12 @@ def score_by_distance(
     queries and keys know of their tokens is averaged out. A previous-token head peaks at 1.
 
     Raises:
-        ValueError: if layer or head is out of range, max_distance is negative, or the model has no rotary positions.
+        ValueError: if layer or head is out of range, max_distance is negative, the model has no rotary positions, or a
+            row of tokens looks padded.
     """
     check_head(model, layer, head)
     check_rotary(model)
+    check_unpadded(model, tokens)
     if max_distance < 0:
         raise ValueError(f"max_distance is {max_distance}; it must be 0 or more")
     names = [f"blocks.{layer}.attn.hook_q", f"blocks.{layer}.attn.hook_k"]

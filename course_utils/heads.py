@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from course_utils.padding import check_unpadded
 from course_utils.repeated_tokens import ROWS_AT_A_TIME
 
 if TYPE_CHECKING:
@@ -52,10 +53,11 @@ def previous_token_scores(
 
     TransformerLens `detect_head` divides by all positions: ours = theirs * pos / (pos − 1).
     Raises:
-        ValueError: if tokens is not [batch, pos] with at least 2 positions.
+        ValueError: if tokens is not [batch, pos] with at least 2 positions, or a row looks padded.
     """
     if tokens.ndim != 2 or tokens.shape[1] < 2:
         raise ValueError(f"tokens must be [batch, pos] with pos >= 2, got shape {tuple(tokens.shape)}")
+    check_unpadded(model, tokens)
     return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-1, -2, -1))
 
 
@@ -135,8 +137,9 @@ def induction_scores_in_text(
 
     Works on any text, repeated or not. On two copies of different tokens it equals `induction_scores`.
     Raises:
-        ValueError: if no token of the text occurs twice.
+        ValueError: if no token of the text occurs twice, or a row looks padded.
     """
+    check_unpadded(model, tokens)
     targets = induction_targets(tokens)
     queries = targets.any(dim=-1)                                       # [batch, query]
     if not queries.any():

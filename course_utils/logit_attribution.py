@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.ablation import hook_z, mlp_out
+from course_utils.padding import check_unpadded
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -40,7 +41,10 @@ def direct_logit_attribution(
 
     Parts: "embed", "pos_embed" (if the model has one), "L.H" for each head, "attn L bias", "mlp L", "unembed bias".
     Needs a model from `load_model`: final norm folded into the unembedding, W_U centred.
+    Raises:
+        ValueError: if a row looks padded.
     """
+    check_unpadded(model, tokens)
     layers = range(model.cfg.n_layers)
     names = ["hook_embed", *(["hook_pos_embed"] if hasattr(model, "pos_embed") else []), "ln_final.hook_scale"]
     names += [name(layer) for layer in layers for name in (hook_z, mlp_out)]

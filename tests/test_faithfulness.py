@@ -4,6 +4,7 @@ import math
 import types
 import weakref
 from dataclasses import fields
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from course_utils.faithfulness import (
 )
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
 from course_utils.sites import Site
+from course_utils.text import own_text
 
 N, LENGTH = 5, 9
 PLACES = [("blocks.1.hook_resid_pre", None), ("blocks.0.hook_resid_post", None), ("blocks.1.hook_resid_post", None),
@@ -46,11 +48,12 @@ def model(request):
     return small_models.ALL[request.param]()
 
 
+written = lru_cache(own_text)
+
+
 def some_tokens(model, n=N, length=LENGTH, seed=0):
-    """BOS, then anything but BOS."""
-    tokens = torch.randint(2, model.cfg.d_vocab, (n, length), generator=torch.Generator().manual_seed(seed))
-    tokens[:, 0] = 0
-    return tokens
+    """What the model writes itself: then an ablation costs something, and its scores are defined."""
+    return written(model, n, length, seed).clone()
 
 
 def all_but_first(tokens):
@@ -144,7 +147,7 @@ def token_numbers(logits, x, x_hat, latents, target):
         "l0": sum(value != 0 for value in latents.tolist()), "l1": sum(abs(value) for value in latents.tolist()),
         "mse": sum((a - b)**2 for a, b in zip(x.tolist(), x_hat.tolist())), "dot": (x @ x_hat).item(),
         "cosine": (x @ x_hat).item() / (length_in * length_out), "l2_ratio": length_out / length_in,
-        "l2_in": length_in, "l2_out": length_out, "x": x, "on": latents != 0,
+        "l2_in": length_in, "l2_out": length_out, "x": x, "on": latents != 0, "l2_in_squared": length_in**2,
     }
     return numbers if target is None else numbers | {f"ce_{name}": -each[target].item() for name, each in log.items()}
 
@@ -189,6 +192,24 @@ def summary(found, sequences=None):
     }
 
 
+def undefined(found, seed=0):
+    """The scores that divide by what may be 0: by the 95 % interval of 200 resamples of the sequences."""
+    drawn = torch.randint(0, len(found), (200, len(found)), generator=torch.Generator().manual_seed(seed)).numpy()
+
+    def mean(name):
+        of = [[np.asarray(each[name]) for each in row.values() if name in each] for row in found]
+        zero = 0 * next(each for row in of for each in row)
+        sums, counts = np.array([sum(row, zero) for row in of])[drawn].sum(1), np.array([len(row) for row in of])[drawn].sum(1)
+        return (sums.T / counts).T[counts > 0]
+
+    below = {"reconstruction_score": mean("ce_zero") - mean("ce_clean"), "kl_score": mean("kl_zero"),
+             "reconstruction_score_mean": mean("ce_mean") - mean("ce_clean"), "relative_reconstruction_bias": mean("dot"),
+             "fvu": mean("l2_in_squared") - (mean("x")**2).sum(1)}
+    below["explained_variance"] = below["fvu"]
+    ends = {name: np.quantile(values, [0.025, 0.975]) for name, values in below.items()}
+    return {name for name, (low, high) in ends.items() if low <= 1e-6 and high >= -1e-6}
+
+
 def about(expected, name, rel, abs_):
     """The value of a metric, give or take; a score's slack is that of the differences that it divides."""
     value = expected[name]
@@ -200,8 +221,8 @@ def about(expected, name, rel, abs_):
 def check(report, found, rel=1e-4, abs_=1e-5):
     """Every field of a report, against the slow reference."""
     expected, pool = summary(found), [numbers for each in found for numbers in each.values()]
-    assert set(expected) == set(METRICS)
-    for name in METRICS:
+    assert set(expected) == set(METRICS) and set(report.undefined) == undefined(found)
+    for name in set(METRICS) - set(report.undefined):
         assert getattr(report, name) == about(expected, name, rel, abs_), name
     assert report.n_sequences == len(found) and report.n_positions == len(pool)
     density = sum(numbers["on"].double() for numbers in pool) / len(pool)
