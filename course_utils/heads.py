@@ -53,11 +53,10 @@ def previous_token_scores(
 
     TransformerLens `detect_head` divides by all positions: ours = theirs * pos / (pos − 1).
     Raises:
-        ValueError: if tokens is not [batch, pos] with at least 2 positions, or a row looks padded.
+        ValueError: if tokens is not [batch, pos] with at least 2 positions.
     """
     if tokens.ndim != 2 or tokens.shape[1] < 2:
         raise ValueError(f"tokens must be [batch, pos] with pos >= 2, got shape {tuple(tokens.shape)}")
-    check_unpadded(model, tokens)
     return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-1, -2, -1))
 
 
@@ -83,7 +82,10 @@ def stripe_scores(
     """Mean over batch and entries of a stripe of every head's attention pattern.
 
     A hook reads each pattern as the model computes it, so that none is stored.
+    Raises:
+        ValueError: if a row looks padded.
     """
+    check_unpadded(model, tokens)
     scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     for rows in tokens.split(ROWS_AT_A_TIME):
         def add_scores(pattern: Pattern, hook) -> None:

@@ -16,7 +16,7 @@ from course_utils.faithfulness import HasEncodeDecode, evaluate_sae
 from course_utils.heads import best_head, induction_scores
 from course_utils.pooling import defined_ratio, interval, resample
 from course_utils.repeated_tokens import check_repeated_length, generate_repeated_tokens, repeated_token_report
-from course_utils.splicing import gain, residual_site, spliced
+from course_utils.splicing import residual_site, spliced
 from course_utils.text import sample_text
 from course_utils.viz import OKABE_ITO, _new_axes
 
@@ -114,8 +114,9 @@ def circuit_scores(
 ) -> Float[Tensor, "1+resample"]:
     """`circuit_score` of all sequences, and of each resample; NaN where the clean gain may be 0."""
     drawn = [torch.arange(len(clean)), *resample(len(clean), resamples, seed)]
-    gains = [torch.stack([gain(each[rows]) for rows in drawn]) for each in (changed, clean)]
-    return defined_ratio(*gains)
+    n = clean.shape[1] // 2
+    gains = [each[:, n + 1 :].mean(dim=1) - each[:, :n].mean(dim=1) for each in (changed, clean)]          # [batch]
+    return defined_ratio(*(torch.stack([gain[rows].mean() for rows in drawn]) for gain in gains))
 
 
 def circuit_interval(

@@ -79,13 +79,9 @@ def circuit_score(
     second copy, without its first token, which nobody can foresee, minus the mean over the first copy, each
     over all sequences together. 1: all of it; 0: the repeat is as surprising as the first occurrence.
     """
-    return (gain(changed) / gain(clean)).item()
-
-
-def gain(log_probs: Float[Tensor, "batch 2*seq_len"]) -> Float[Tensor, ""]:
-    """How much likelier the tokens of the second copy are than those of the first, in nats; see `circuit_score`."""
-    n = log_probs.shape[1] // 2
-    return log_probs[:, n + 1 :].mean() - log_probs[:, :n].mean()
+    n = clean.shape[1] // 2
+    gain = [each[:, n + 1 :].mean() - each[:, :n].mean() for each in (changed, clean)]
+    return (gain[0] / gain[1]).item()
 
 
 @torch.no_grad()
