@@ -19,6 +19,7 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 from course_utils.clean_run import Enough, read_activation
+from course_utils.padding import check_unpadded
 from course_utils.traits import NotForThisModel, Traits, require
 
 if TYPE_CHECKING:
@@ -292,11 +293,13 @@ def score_by_distance(
     averaged out. A previous-token head peaks at 1.
 
     Raises:
-        ValueError: if layer or head is out of range, max_distance is negative, or the model has no rotary positions.
+        ValueError: if layer or head is out of range, max_distance is negative, the model has no rotary positions, or a
+            row of tokens looks padded.
         NotForThisModel: if the model's scores are of another kind (see `traits.NEEDS`).
     """
     check_head(model, layer, head)
     traits = check_rotary(model, layer)
+    check_unpadded(model, tokens)
     if max_distance < 0:
         raise ValueError(f"max_distance is {max_distance}; it must be 0 or more")
     names = [f"blocks.{layer}.attn.hook_{name}" for name in "qk"]

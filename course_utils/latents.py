@@ -11,6 +11,7 @@ from torch import Tensor
 
 from course_utils.faithfulness import reconstruct, site_of
 from course_utils.language import Sample, StoryLanguage
+from course_utils.padding import checked_mask
 from course_utils.sites import activations_in_batches
 
 if TYPE_CHECKING:
@@ -21,13 +22,20 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def latent_activations(
-    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *, batch_size: int = 32
+    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *, batch_size: int = 32,
+    mask: Bool[Tensor, "n pos"] | None = None,
 ) -> Float[Tensor, "n pos d_sae"]:
-    """Every latent at every position; 0 at the first (BOS), which an autoencoder of this course never sees."""
-    site = site_of(model, sae)
+    """Every latent at every position; 0 at the first (BOS), which an autoencoder of this course never sees.
+
+    Args:
+        mask: where else than at all but the first; 0 outside. With padding it is needed: see `padding.without_padding`.
+    Raises:
+        ValueError: if the autoencoder does not fit the model, or as `padding.checked_mask` does.
+    """
+    site, mask = site_of(model, sae), checked_mask(model, tokens, mask)
     latents = torch.cat([reconstruct(sae, x, site)[0].cpu()
                          for x in activations_in_batches(model, site, tokens, batch_size)])
-    latents[:, 0] = 0
+    latents[~mask.cpu()] = 0
     return latents
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from course_utils.ablation import hook_z, mlp_out
 from course_utils.circuits import head_weights, output_scale, token_vectors
 from course_utils.clean_run import after_unembedding
+from course_utils.padding import check_unpadded
 from course_utils.traits import require
 
 if TYPE_CHECKING:
@@ -47,9 +48,11 @@ def direct_logit_attribution(
     (Gemma 2), the parts sum to the logits before the cap; nothing linear can sum to those after it.
 
     Raises:
+        ValueError: if a row looks padded.
         NotForThisModel: if the logits are not such a sum in this model (see `traits.NEEDS`).
     """
     traits = require(model, "direct logit attribution", "unembedding", "parts", "writes", "embedding")
+    check_unpadded(model, tokens)
     layers = range(model.cfg.n_layers)
     wanted = {"blocks.0.hook_resid_pre", "ln_final.hook_scale"}
     wanted |= {name(layer) for layer in layers for name in (hook_z, mlp_out)}

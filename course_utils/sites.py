@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.clean_run import CleanRun, Enough, Residual
 from course_utils.model_files import bars_are_off
+from course_utils.padding import checked_mask
 from course_utils.traits import require
 
 if TYPE_CHECKING:
@@ -111,8 +112,15 @@ def activations_in_batches(
 @torch.no_grad()
 def collect_activations(
     model: TransformerBridge, hook_name: str, tokens: Int[Tensor, "n pos"], *, head: int | None = None,
-    batch_size: int = 32,
-) -> Float[Tensor, "n*(pos-1) width"]:
-    """The activation at every position but the first (BOS), in order, on the CPU: four bytes for each number."""
-    site = Site(model, hook_name, head)
-    return torch.cat([x[:, 1:].flatten(0, 1).cpu() for x in activations_in_batches(model, site, tokens, batch_size)])
+    batch_size: int = 32, mask: Bool[Tensor, "n pos"] | None = None,
+) -> Float[Tensor, "counted width"]:
+    """The activation at every counted position, in order, on the CPU: four bytes for each number.
+
+    Args:
+        mask: which positions; None: all but the first (BOS). With padding it is needed: see `padding.without_padding`.
+    Raises:
+        ValueError: if there is no such place, or as `padding.checked_mask` does.
+    """
+    site, mask = Site(model, hook_name, head), checked_mask(model, tokens, mask)
+    batches = zip(activations_in_batches(model, site, tokens, batch_size), mask.split(batch_size))
+    return torch.cat([x[counted.to(x.device)].cpu() for x, counted in batches])

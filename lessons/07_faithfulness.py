@@ -227,7 +227,8 @@ measured("reconstruction score of the shipped autoencoder", report.reconstructio
 # Any object with `encode` and `decode` can be evaluated. Here are some that no one would ship:
 
 # %%
-mean_activation = collect_activations(model, HOOK, tokens[:, :-1]).mean(dim=0)      # of the counted positions
+seen = collect_activations(model, HOOK, tokens).unflatten(0, (N, -1))                # [n, pos-1, d_model]
+mean_activation = seen[:, :-1].mean(dim=(0, 1))                                     # of the counted positions
 
 
 class Degenerate:
