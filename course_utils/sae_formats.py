@@ -100,7 +100,7 @@ def with_one_threshold(weights: dict[str, Tensor], name: str, file: Path) -> dic
         ValueError: if there is no such number, or it is negative: then it was never estimated.
     """
     one, b_enc = weights.get(name), weights.get("b_enc")
-    if one is None or b_enc is None or one.numel() != 1 or not one >= 0:
+    if one is None or b_enc is None or b_enc.ndim != 1 or one.numel() != 1 or not one >= 0:
         raise ValueError(f"{file} does not fit a batch-TopK autoencoder: it needs b_enc and {name}, one number that "
                          "training has estimated. Save it for inference with the library that trained it, and load that")
     threshold = one.reshape(1).to(torch.promote_types(b_enc.dtype, torch.float32)).expand(b_enc.shape)
