@@ -16,6 +16,7 @@ dictionary.py and trainers/ in dictionary_learning (August 2025), the loaders of
 from __future__ import annotations
 
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -73,7 +74,7 @@ def read_npz(file: Path) -> dict[str, Tensor]:
         with np.load(file, allow_pickle=False) as opened:
             return {name: torch.tensor(opened[name]) for name in opened.files}
     except (OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, RuntimeError, MemoryError, SyntaxError,
-            zipfile.BadZipFile, zlib.error) as error:
+            OverflowError, tokenize.TokenError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} is missing or damaged: {str(error)[:200]}") from error
 
 
