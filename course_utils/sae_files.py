@@ -173,8 +173,8 @@ def _judge_architecture(config: dict[str, Any], file: Path) -> None:
         raise ValueError(f"{file}: architecture {named} is not one that this course knows; it knows {', '.join(known)}")
     if function not in (None, "relu") and (function, config["architecture"]) != ("topk", "topk"):
         named = repr(function)[:80]
-        raise ValueError(f"{file}: activation_fn {named} with {config['architecture']} is not one that this course knows; "
-                         "it knows relu, and topk by itself")
+        raise ValueError(f"{file}: activation_fn {named} with {config['architecture']} is not one that this course "
+                         "knows; it knows relu, and topk by itself")
 
 
 def _check_types(config: dict[str, Any], file: Path) -> None:
@@ -212,7 +212,7 @@ def load_pretrained_sae(release: str, sae_id: str) -> SparseAutoencoder:
     repo = RELEASES.get(release, release)
     if "/" not in repo:
         raise ValueError(f"there is no release {release!r}; known are {', '.join(RELEASES)}, and any repository "
-                         "of the hub in SAELens's form can be named as owner/name")
+                         f"of the hub in the form of {', '.join(each.library for each in FORMATS)} as owner/name")
     sae = SparseAutoencoder.load(_downloaded(repo, sae_id, f"{release}, {sae_id}"))
     sae.hook_name = sae.hook_name or (sae_id if "hook_" in sae_id else None)
     return sae

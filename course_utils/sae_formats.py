@@ -115,7 +115,7 @@ def refuse_pickles(names: Iterable[str], where: object) -> None:
     what_to_do = (f"write its tensors as SAELens does: cfg.json and sae_weights.safetensors with W_enc [d_in, d_sae], "
                   "b_enc, W_dec [d_sae, d_in] and b_dec")
     if Path(found[0]).name == "ae.pt":
-        what_to_do = ("it is dictionary_learning's; beside its config.json, write ae.safetensors, which this course reads:\n"
+        what_to_do = ("write dictionary_learning's tensors as ae.safetensors, beside config.json: this course reads it\n"
                       "    tensors = torch.load('ae.pt', weights_only=True)\n    safetensors.torch.save_file("
                       "{name: value.contiguous() for name, value in tensors.items()}, 'ae.safetensors')")
     raise ValueError(f"{where} keeps its weights in {found[0]}, a pickle: reading one can run any code that is in it, "
