@@ -31,6 +31,7 @@ from course_utils.padding import (  # all_but_first is imported from here, too
     followed,
 )
 from course_utils.pooling import TOO_SMALL, Pooled, defined_ratio, interval
+from course_utils.sae_objects import check_own_call, encode_decode, refuse_transcoder
 from course_utils.sites import Site
 
 if TYPE_CHECKING:
@@ -293,7 +294,8 @@ def evaluate_sae(
         force: evaluate an autoencoder at another place than the one it was trained at.
     Raises:
         ValueError: if the place or the width is wrong, the mask does not fit, is empty, counts padding or what comes
-            after it, or is missing beside padding, or an activation is not finite.
+            after it, or is missing beside padding, an activation is not finite, or the object does something else than
+            decode(encode(x)).
     """
     site = site_of(model, sae, hook_name, head, force)
     mask = checked_mask(model, tokens, mask)
@@ -352,15 +354,20 @@ def run_and_reconstruct(
 def reconstruct(
     sae: HasEncodeDecode, x: Float[Tensor, "batch pos width"], site: Site
 ) -> tuple[Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos width"]]:
-    """The latents, and the reconstruction in the activation's dtype, whatever kind of object the autoencoder is."""
+    """The latents, and the reconstruction in the activation's dtype, whatever kind of object the autoencoder is.
+
+    Raises:
+        ValueError: if what the object does is not decode(encode(x)), see `check_own_call`.
+    """
     given = x
     if getattr(sae, "hook_z_reshaping_mode", False):                # SAELens: it wants the heads apart
         given = x.unflatten(-1, (-1, site.d_head))
     if (own := next(iter(getattr(sae, "parameters", list)()), None)) is not None:
         given = given.to(own)                                       # its device and its dtype
-    latents = sae.encode(given)
-    needs_x = getattr(sae, "normalize", "none") != "none"           # ours, with a norm to undo
-    x_hat = sae.decode(latents, given) if needs_x else sae.decode(latents)
+    if not site.compared:                                           # once, on the first batch
+        check_own_call(sae, given)
+        site.compared = True
+    latents, x_hat = encode_decode(sae, given)
     return latents.to_dense(), x_hat.reshape(x.shape).to(x)         # SAELens's TopK may give sparse latents
 
 
@@ -371,6 +378,7 @@ def site_of(
     metadata = getattr(getattr(sae, "cfg", None), "metadata", None)             # SAELens
     trained_at = getattr(sae, "hook_name", None) or getattr(metadata, "hook_name", None)
     own_head = getattr(sae, "head", getattr(metadata, "hook_head_index", None))
+    refuse_transcoder(sae, trained_at)
     if hook_name is None and trained_at is None:
         raise ValueError("this autoencoder does not say where it belongs: give hook_name")
     if hook_name and trained_at and hook_name != trained_at and not force:

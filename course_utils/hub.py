@@ -52,16 +52,24 @@ def hub_id(name: str) -> str:
 
 def in_cache(repo: str) -> bool:
     """Whether the local Hugging Face cache has this model's config, a tokenizer, and safetensors weights, all parts."""
+    return not missing(repo)
+
+
+def missing(repo: str) -> list[str]:
+    """What the local Hugging Face cache lacks of all that `in_cache` names."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, "config.json")
     if not isinstance(config, str):
-        return False
+        return ["config.json"]
     folder, parts = Path(config).parent, ["model.safetensors"]
     if (index := folder / "model.safetensors.index.json").exists():
-        parts = read_json(index)["weight_map"].values()
+        try:
+            parts = [str(part) for part in read_json(index)["weight_map"].values()]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            parts = [f"{index.name} (damaged)"]
     tokenizer = any(path for pattern in ("tokenizer.*", "vocab.*", "*.model") for path in folder.glob(pattern))
-    return tokenizer and all((folder / part).is_file() for part in parts)
+    return ["a tokenizer"] * (not tokenizer) + sorted({part for part in parts if not (folder / part).is_file()})
 
 
 def load(name: str, works_now: str = "") -> tuple[Any, Any]:
@@ -93,7 +101,7 @@ def load(name: str, works_now: str = "") -> tuple[Any, Any]:
 def fetch(name: str, works_now: str = "") -> None:
     """Download config, tokenizer and safetensors weights into the Hugging Face cache.
 
-    `works_now` is added to the ModelUnavailable raised when the hub cannot be reached.
+    `works_now` is added to the ModelUnavailable raised when the hub cannot be reached, or has not all that is needed.
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -109,6 +117,14 @@ def fetch(name: str, works_now: str = "") -> None:
             f"           the Hugging Face hub: {first_line(error)}\n{works_now}"
             f"  with network, once: python -m course_utils fetch {name}"
         ) from error
+    if lacking := missing(repo):
+        raise ModelUnavailable(
+            f"{name} cannot be loaded: not all that is needed was there to be downloaded.\n"
+            f"  missing: {', '.join(lacking)[:160]} in {repo}\n"
+            "  Weights are read from safetensors alone: a pickle (pytorch_model.bin, for one) can run any code.\n"
+            f"{works_now}"
+            f"  if it is there by now, or damaged: delete models--{repo.replace('/', '--')} in {cache} and fetch it again"
+        )
 
 
 def first_line(error: BaseException) -> str:

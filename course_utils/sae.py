@@ -162,10 +162,10 @@ class SparseAutoencoder(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> SparseAutoencoder:
-        """Read what `save`, or SAELens, wrote.
+        """Read what `save`, or SAELens, or another library of `sae_formats` wrote.
 
         Raises:
-            ValueError: if a file is missing or damaged, or the configuration asks for what this class does not do.
+            ValueError: if a file is missing, damaged or a pickle, or asks for what this class does not do.
         """
         from course_utils.sae_files import read_sae
 

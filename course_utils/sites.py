@@ -30,7 +30,10 @@ class Site:
         layer, point: the two parts of the name.
         head: with attn.hook_z, one head alone; None for all heads side by side.
         width: of the activation: d_model, or n_heads * d_head for z, or d_head for one head's z.
+        compared: whether the autoencoder that goes here was compared with its own call (`faithfulness.reconstruct`).
     """
+
+    compared = False
 
     def __init__(self, model: TransformerBridge, hook_name: str, head: int | None = None) -> None:
         """

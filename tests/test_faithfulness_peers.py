@@ -204,3 +204,33 @@ def test_means_of_ratios_depend_on_the_batches(tmp_path):
     for name in RATIOS:
         assert reports[2].peers[name] != pytest.approx(reports[8].peers[name], rel=1e-6), name
     assert reports[2].relative_reconstruction_bias == pytest.approx(reports[8].relative_reconstruction_bias, rel=1e-6)
+
+
+def objects_of_saelens():
+    """One object of each class with random weights, of those that can be built without more."""
+    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+    more = {"temporal": {"n_heads": 2, "bottleneck_factor": 4, "kval_topk": 8},
+            "matryoshka_batchtopk": {"k": 8, "matryoshka_widths": [32, 96]}}
+    for name, (kind, config) in [*SAE_CLASS_REGISTRY.items(), *SAE_TRAINING_CLASS_REGISTRY.items()]:
+        options = more.get(name, {"k": 8} if "topk" in name else {})
+        if "transcoder" in name:
+            options = {"d_out": 256, "apply_b_dec_to_input": False}
+        sae = kind(config(d_in=256, d_sae=96, **options))
+        sae.cfg.metadata.hook_name = "blocks.2.hook_resid_pre"
+        for i, weight in enumerate(sae.parameters()):
+            weight.data = 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(i))
+        yield kind.__name__, sae
+
+
+def test_what_is_more_than_encode_and_decode_is_refused_and_nothing_else():
+    model, tokens, refused = small_models.tiny(), stories(2), {}
+    for name, sae in objects_of_saelens():
+        try:
+            assert evaluate_sae(model, sae, tokens, resamples=0).mse > 0, name
+        except ValueError as error:
+            refused[name] = str(error)
+    transcoders = {"Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTranscoder"}
+    assert set(refused) == {"TemporalSAE", *transcoders}
+    assert all("is a transcoder" in refused[name] for name in transcoders)
+    assert "does not give decode(encode(x))" in refused["TemporalSAE"]
