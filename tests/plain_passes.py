@@ -212,9 +212,9 @@ def effective_embedding(p: Plain, heads: list[int] | None, mlp: bool) -> Tensor:
 def head_matrices(p: Plain) -> tuple[list[Tensor], list[Tensor]]:
     """Of each layer: what its heads write for each direction that they attend to [head, d_model, d_model], and the
     score of each direction (key) for each other (query)."""
-    p = p.only_products()
-    if any(is_norm(module) for attention in p.attention for module in attention.modules()):
-        raise OnlyRefusal("norms of queries and keys: no matrix stands between them")
+    p = Plain(p.only_products().model)
+    for norm in (module for attention in p.attention for module in attention.modules() if is_norm(module)):
+        norm.register_forward_hook(lambda norm, args, out: unscaled(norm, args[0]))         # as of any norm: its weights stay
     basis, d, writes, matches = torch.eye(p.d_model), p.d_model, [], []
     for layer in range(p.n_layers):
         x = p.reads(layer, basis)
