@@ -164,7 +164,7 @@ def floor(p: Plain, tokens: Tensor, place: Place, sae: Autoencoder) -> dict[str,
     own, longer = sae(x), sae(x).norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True)
     vectors = {"sae": own, "norm_only": x * longer, "norm_corrected": own / longer, "zero": torch.zeros_like(x),
                "mean": x[:, 1:-1].mean((0, 1)).expand_as(x)}
-    return {f"{name} {kind}": value for kind, new in vectors.items()
+    return {f"{kind} {name}": value for kind, new in vectors.items()
             for name, value in harm(p, tokens, place, new).items() if name != "ce"}
 
 
