@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from course_utils.clean_run import CleanRun, Residual
 from course_utils.heads import check_repeated
 from course_utils.model_files import bars_are_off
+from course_utils.traits import require
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -292,6 +293,7 @@ def some_layers(model: TransformerBridge) -> list[int]:
 
 
 def check_mlps(model: TransformerBridge) -> None:
-    """Raise ValueError if the model's blocks have no MLP."""
+    """Raise ValueError if the model's blocks have no MLP, or do more with its output than add it to the stream."""
+    require(model, "a patched MLP output", "parts")
     if not all(hasattr(block, "mlp") for block in model.blocks):
         raise ValueError("this model has no MLPs (attention only): there is nothing to patch")

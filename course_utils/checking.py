@@ -25,6 +25,9 @@ from course_utils.comparing import clone, describe, first_difference, without_ad
 class Exercise:
     """One exercise. `reference` is the course's own function; the builders below make `check`.
 
+    `on_any_model` is for a formula that holds on models of GPT-2's and Llama's shape (`Traits.plain`): the course's
+    version for every model. On another model it takes the place of what the learner wrote.
+
     Raises ValueError when there are not three hints, or the difficulty is not 1, 2 or 3.
     """
 
@@ -35,6 +38,7 @@ class Exercise:
     hints: tuple[str, str, str]
     minutes: int
     difficulty: int
+    on_any_model: Callable | None = None
 
     def __post_init__(self) -> None:
         if len(self.hints) != 3 or not all(self.hints):

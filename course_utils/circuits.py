@@ -8,8 +8,9 @@ circuits leave out.
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,11 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
+from course_utils.clean_run import Enough, read_activation
+from course_utils.traits import NotForThisModel, Traits, require
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 ROWS_AT_A_TIME = 256     # rows of a circuit held at once: with 50,257 tokens, 51 MB
-TOKENS_AT_A_TIME = 2048  # tokens that go through block 0 at once
+TOKENS_AT_A_TIME = 2048  # tokens that go through block 0 at once, each a sequence of its own
 
 
 # --- the weights of one head ---------------------------------------------------------------------------------------
@@ -35,7 +39,8 @@ def key_value_head(head: int, n_heads: int, n_key_value_heads: int) -> int:
 def head_weights(model: TransformerBridge, layer: int, head: int) -> dict[str, Tensor]:
     """{"Q", "K", "V": [d_model, d_head], "O": [d_head, d_model], "b_Q", "b_K", "b_V": [d_head]} of one head.
 
-    Under grouped-query attention several query heads share one key and value head (see `key_value_head`). Biases
+    Also "b_O": [d_model], of the layer. Where a norm follows the attention (Gemma 2), its weights are folded into O
+    and b_O; its scale is left out, as those of all norms are. Under grouped-query attention several query heads share one key and value head (see `key_value_head`). Biases
     that the model does not have are zero.
     Raises:
         ValueError: if layer or head is out of range.
@@ -48,7 +53,29 @@ def head_weights(model: TransformerBridge, layer: int, head: int) -> dict[str, T
         bias = getattr(attn, f"b_{name}", None)
         found[name] = weights[own]
         found[f"b_{name}"] = weights.new_zeros(weights.shape[-1]) if bias is None else bias[own]
-    return found | {"O": attn.W_O[head]}
+    bias = getattr(attn, "b_O", None)
+    gain = _gain_after(model, layer)                                    # [d_model]
+    return found | {"O": attn.W_O[head] * gain, "b_O": gain * (0 if bias is None else bias)}
+
+
+def _gain_after(model: TransformerBridge, layer: int) -> Float[Tensor, "d_model"]:
+    """The weights of the norm that follows a layer's attention; ones where there is none."""
+    norm, ones = getattr(model.blocks[layer], "ln1_post", None), model.W_E.new_ones(1, 1, model.cfg.d_model)
+    return (ones if norm is None else norm(ones) * (1 + model.cfg.eps) ** 0.5)[0, 0].detach()
+
+
+def output_scale(cache: Mapping[str, Tensor], layer: int) -> Tensor | float:
+    """What the norm that follows a layer's attention divides by, [batch, pos, 1]; 1 where there is none."""
+    name = f"blocks.{layer}.ln1_post.hook_scale"
+    return cache[name] if name in cache.keys() else 1.0
+
+
+def normed_reading(
+    model: TransformerBridge, layer: int, name: str, values: Float[Tensor, "... d_head"]
+) -> Float[Tensor, "... d_head"]:
+    """Queries ("q") or keys ("k") of a head, normed where the model does that (Qwen 3, Gemma 3); else as they are."""
+    norm = getattr(model.blocks[layer].attn, f"{name}_norm", None)
+    return values if norm is None else norm(values)
 
 
 def full_OV_circuit(
@@ -60,10 +87,12 @@ def full_OV_circuit(
         embedding: what stands for each token instead of W_E, for example `effective_embedding(model)`.
     Raises:
         ValueError: if layer or head is out of range.
+        NotForThisModel: if the model's heads or its embedding are of another kind (see `traits.NEEDS`).
     Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021).
     """
+    require(model, "a full OV circuit", "reads", "writes", "unembedding")
     weights = head_weights(model, layer, head)
-    embedding = model.W_E if embedding is None else embedding
+    embedding = token_vectors(model) if embedding is None else embedding
     return FactoredMatrix(embedding @ weights["V"], weights["O"] @ model.W_U)
 
 
@@ -75,16 +104,19 @@ def full_QK_circuit(
 
     Where the model turns queries and keys by their positions (rotary), their product depends on how far apart they
     are. Without that turn (`distance=0`) it is the score of a query and a key *at the same position*; `distance=d`
-    is the score of a key d positions before the query.
+    is the score of a key d positions before the query. Where the model norms queries and keys (Qwen 3), so does the
+    circuit; where it caps scores softly (Gemma 2), these are the scores before the cap.
 
     Raises:
         ValueError: if layer or head is out of range, or a distance is given for a model without rotary positions.
+        NotForThisModel: if the model's scores or its embedding are of another kind (see `traits.NEEDS`).
     Source: Elhage et al. (2021); rotary positions: Su et al., "RoFormer" (2021).
     """
+    require(model, "a full QK circuit", "reads", "scores")
     weights = head_weights(model, layer, head)
-    embedding = model.W_E if embedding is None else embedding
-    queries = rotate(model, embedding @ weights["Q"], distance)
-    return FactoredMatrix(queries, (embedding @ weights["K"]).T)
+    embedding = token_vectors(model) if embedding is None else embedding
+    queries, keys = (normed_reading(model, layer, name, embedding @ weights[name.upper()]) for name in "qk")
+    return FactoredMatrix(rotate(model, queries, distance, layer), keys.T)
 
 
 def K_comp_full_circuit(
@@ -114,18 +146,31 @@ def K_comp_full_circuit(
     if not prev_token_layer_index < ind_layer_index:
         raise ValueError(f"the induction head's layer ({ind_layer_index}) must come after the previous-token head's "
                          f"({prev_token_layer_index}): it reads what that head wrote")
+    require(model, "a K-composition circuit", "reads", "writes", "scores")
     previous = head_weights(model, prev_token_layer_index, prev_token_head_index)
     induction = head_weights(model, ind_layer_index, ind_head_index)
-    query_side = model.W_E if query_embedding is None else query_embedding
-    key_side = model.W_E if key_embedding is None else key_embedding
+    query_side = token_vectors(model) if query_embedding is None else query_embedding
+    key_side = token_vectors(model) if key_embedding is None else key_embedding
     if layer_norm:
         query_side, key_side = normalize(model, query_side), normalize(model, key_side)
     queries = query_side @ induction["Q"] + (induction["b_Q"] if query_bias else 0)
     keys = key_side @ previous["V"] @ previous["O"] @ induction["K"]
-    return FactoredMatrix(rotate(model, queries, distance), keys.T)
+    queries, keys = (normed_reading(model, ind_layer_index, *each) for each in (("q", queries), ("k", keys)))
+    return FactoredMatrix(rotate(model, queries, distance, ind_layer_index), keys.T)
 
 
 # --- what stands for a token ---------------------------------------------------------------------------------------
+
+
+def token_vectors(model: TransformerBridge) -> Float[Tensor, "vocab d_model"]:
+    """What each token puts into the residual stream: W_E, times the model's own constant (Gemma: sqrt(d_model)).
+
+    Raises:
+        NotForThisModel: if the stream does not begin so.
+    """
+    scale = require(model, "what a token puts into the stream", "embedding").embedding_scale
+    W_E = model.W_E.detach()  # a parameter itself would be registered by a module that keeps its input
+    return W_E if scale == 1 else scale * W_E
 
 
 @torch.no_grad()
@@ -139,18 +184,43 @@ def effective_embedding(
     names those heads of layer 0 that are to take part as if each token attended to itself alone (then b_O is added
     too). With all heads it is what a sequence of that single token, without a position, has after block 0.
 
+    The model's own block 0 computes it, so its kind does not matter (parallel, with norms after it, of experts).
+
     Raises:
         ValueError: if one of `heads` is not a head of layer 0.
+        NotForThisModel: if the residual stream does not begin with the embedding.
     """
-    block, strips = model.blocks[0], []
-    for embedding in model.W_E[None].split(TOKENS_AT_A_TIME, dim=1):                # [1, strip, d_model]
-        normed, residual = block.ln1(embedding), embedding
-        for weights in (head_weights(model, 0, head) for head in heads):
-            residual = residual + (normed @ weights["V"] + weights["b_V"]) @ weights["O"]
-        if len(heads) and (bias := getattr(block.attn, "b_O", None)) is not None:
-            residual = residual + bias
-        strips.append(residual + block.mlp(block.ln2(residual)) if mlp else residual)
-    return torch.cat(strips, dim=1)[0]
+    for head in heads:
+        check_head(model, 0, head)
+    embedding, tokens = token_vectors(model), torch.arange(model.cfg.d_vocab, device=model.cfg.device)
+    strips = [after_block_0(model, some, embedding[some], heads, mlp) for some in tokens.split(TOKENS_AT_A_TIME)]
+    return torch.cat(strips)
+
+
+def after_block_0(
+    model: TransformerBridge, tokens: Int[Tensor, "some"], vectors: Float[Tensor, "some d_model"],
+    heads: Sequence[int] = (), mlp: bool = True,
+) -> Float[Tensor, "some d_model"]:
+    """What block 0 makes of some vectors, each of them alone in a sequence; only `heads` attend (none: no b_O either)."""
+    silent, left = [head for head in range(model.cfg.n_heads) if head not in heads], {}
+
+    def attend(z: Float[Tensor, "some 1 head d_head"], hook) -> Float[Tensor, "some 1 head d_head"]:
+        return z.index_fill(2, torch.tensor(silent, dtype=torch.long, device=z.device), 0)
+
+    def attended(out: Float[Tensor, "some 1 d_model"], hook) -> Float[Tensor, "some 1 d_model"]:
+        left["attention"] = out if len(heads) else torch.zeros_like(out)
+        return left["attention"]
+
+    def end(out: Float[Tensor, "some 1 d_model"], hook) -> None:
+        left["block"] = out
+        raise Enough
+
+    hooks = {"hook_resid_pre": lambda x, hook: vectors[:, None], "attn.hook_z": attend, "hook_attn_out": attended,
+             "hook_resid_post": end}
+    with contextlib.suppress(Enough):
+        model.run_with_hooks(tokens[:, None], return_type=None,
+                             fwd_hooks=[(f"blocks.0.{name}", hook) for name, hook in hooks.items()])
+    return left["block"][:, 0] if mlp else vectors + left["attention"][:, 0]
 
 
 def normalize(model: TransformerBridge, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
@@ -186,19 +256,29 @@ def positional_pattern(model: TransformerBridge, layer: int, head: int, n_positi
     Raises:
         ValueError: if layer or head is out of range, the model has no position embeddings (rotary models:
             `score_by_distance`), or fewer than n_positions.
+        NotForThisModel: if the model's scores or its embedding are of another kind (see `traits.NEEDS`).
     """
+    traits = require(model, "a positional pattern", "embedding", "reads", "scores")
     weights = head_weights(model, layer, head)
-    if not hasattr(model, "pos_embed"):
-        raise ValueError("this model has no position embeddings; with rotary positions use score_by_distance")
-    W_pos, W_E = model.pos_embed.weight, model.W_E
-    if not 1 <= n_positions <= len(W_pos):
-        raise ValueError(f"n_positions is {n_positions}; this model has {len(W_pos)} position embeddings")
-    x = W_pos[:n_positions] + W_E.mean(dim=0)                                       # [pos, d_model]
+    if not traits.has_positions:
+        raise NotForThisModel("this model has no position embeddings; with rotary positions use score_by_distance")
+    if not 1 <= n_positions <= model.cfg.n_ctx:
+        raise ValueError(f"n_positions is {n_positions}; this model has {model.cfg.n_ctx} position embeddings")
+    W_E, x = token_vectors(model), position_vectors(model, n_positions)                 # x: [pos, d_model]
+    x = x + W_E.mean(dim=0)
     mean_square = (x.pow(2).sum(dim=-1) + W_E.var(dim=0, unbiased=False).sum()) / x.shape[-1]
     x = x / mean_square.sqrt()[:, None]
-    scores = (x @ weights["Q"] + weights["b_Q"]) @ (x @ weights["K"] + weights["b_K"]).T / weights["Q"].shape[1] ** 0.5
+    queries, keys = (normed_reading(model, layer, name, x @ weights[name.upper()] + weights[f"b_{name.upper()}"])
+                     for name in "qk")
+    scores = traits.scores(layer, queries @ keys.T)
     future = torch.ones_like(scores, dtype=torch.bool).triu(1)
     return scores.masked_fill(future, -torch.inf).softmax(dim=-1)
+
+
+def position_vectors(model: TransformerBridge, n_positions: int) -> Float[Tensor, "pos d_model"]:
+    """What the model adds to the embedding at positions 0 … n_positions − 1, read from a pass on token 0 alone."""
+    tokens = torch.zeros(1, n_positions, dtype=torch.long, device=model.cfg.device)
+    return read_activation(model, tokens, "blocks.0.hook_resid_pre")[0] - token_vectors(model)[0]
 
 
 @torch.no_grad()
@@ -207,43 +287,44 @@ def score_by_distance(
 ) -> Float[Tensor, "max_distance+1"]:
     """Attention score of the mean query and the mean key of some text at distances 0 … max_distance, rotary models only.
 
-    (mean q turned by the distance) · mean k / sqrt(d_head): what is left of a head's scores when all that its
-    queries and keys know of their tokens is averaged out. A previous-token head peaks at 1.
+    (mean q turned by the distance) · mean k, times the layer's scale, usually 1 / sqrt(d_head): what is left of a
+    head's scores when all that its queries and keys know of their tokens is averaged out. A previous-token head peaks
+    at 1.
 
     Raises:
         ValueError: if layer or head is out of range, max_distance is negative, or the model has no rotary positions.
+        NotForThisModel: if the model's scores are of another kind (see `traits.NEEDS`).
     """
     check_head(model, layer, head)
-    check_rotary(model)
+    traits = check_rotary(model, layer)
     if max_distance < 0:
         raise ValueError(f"max_distance is {max_distance}; it must be 0 or more")
-    names = [f"blocks.{layer}.attn.hook_q", f"blocks.{layer}.attn.hook_k"]
+    names = [f"blocks.{layer}.attn.hook_{name}" for name in "qk"]
     _, cache = model.run_with_cache(tokens, names_filter=names)
-    q, k = (cache[name] for name in names)                                          # [batch, pos, heads, d_head]
+    q, k = (normed_reading(model, layer, name[-1], cache[name]) for name in names)  # [batch, pos, heads, d_head]
     own = key_value_head(head, model.cfg.n_heads, k.shape[2])
     q, k = q[:, 1:, head].mean(dim=(0, 1)), k[:, 1:, own].mean(dim=(0, 1))          # [d_head]; BOS left out
-    return torch.stack([rotate(model, q, d) @ k for d in range(max_distance + 1)]) / len(q) ** 0.5
+    return traits.scores(layer, torch.stack([rotate(model, q, d, layer) @ k for d in range(max_distance + 1)]))
 
 
-def rotate(model: TransformerBridge, vectors: Float[Tensor, "... d_head"], distance: int) -> Float[Tensor, "... d_head"]:
-    """Queries (or keys) turned as the model turns them `distance` positions on; distance 0 changes nothing.
+def rotate(
+    model: TransformerBridge, vectors: Float[Tensor, "... d_head"], distance: int, layer: int = 0
+) -> Float[Tensor, "... d_head"]:
+    """Queries (or keys) turned as a layer turns them `distance` positions on; distance 0 changes nothing.
 
     Raises:
-        ValueError: if distance is not 0 and the model has no rotary positions.
+        ValueError: if distance is not 0 and the layer has no rotary positions.
     """
-    if distance == 0:
-        return vectors
-    check_rotary(model)
-    position = torch.tensor([[distance]], device=vectors.device)
-    cos, sin = (each[0, 0] for each in model.rotary_emb.original_component(vectors, position))      # [d_head]
-    first, second = vectors.chunk(2, dim=-1)
-    return vectors * cos + torch.cat([-second, first], dim=-1) * sin
+    return vectors if distance == 0 else check_rotary(model, layer).turns[layer](vectors, distance)
 
 
-def check_rotary(model: TransformerBridge) -> None:
-    """Raise ValueError if the model has no rotary positions."""
-    if not hasattr(model, "rotary_emb"):
-        raise ValueError("this model has no rotary positions: its QK circuit does not depend on the distance")
+def check_rotary(model: TransformerBridge, layer: int = 0) -> Traits:
+    """The model's record. Raise NotForThisModel if a layer does not turn its queries and keys by their positions."""
+    traits = require(model, "a score by distance", "scores")
+    if traits.turns[layer] is None:
+        raise NotForThisModel(f"layer {layer} of this model has no rotary positions: its QK circuit does not depend on "
+                              "the distance")
+    return traits
 
 
 # --- reading a circuit ---------------------------------------------------------------------------------------------
@@ -318,6 +399,7 @@ def composition_scores(model: TransformerBridge, kind: str = "K") -> Float[Tenso
     """
     if kind not in ("K", "Q", "V"):
         raise ValueError(f'kind is {kind!r}; it must be "K", "Q" or "V"')
+    require(model, "a composition score", "reads", "writes")
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
     weights = [head_weights(model, layer, head) for layer in range(layers) for head in range(heads)]
     Q, K, V, O = (torch.stack([each[name] for each in weights]).double() for name in "QKVO")

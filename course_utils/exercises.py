@@ -13,6 +13,7 @@ if not, it goes on with the course's own, and the card says so.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -74,9 +75,29 @@ def exercise(id: str, *, quiet: bool = False) -> Callable[[Callable], Callable]:
         if not quiet:
             show_card(verdict_card(item, verdict))
             _record(item.id, verdict)
-        return attempt if verdict.passed else item.reference
+        function = attempt if verdict.passed else item.reference
+        return function if item.on_any_model is None else _where_it_holds(function, item)
 
     return decorate
+
+
+def _where_it_holds(function: Callable, item: Exercise) -> Callable:
+    """The function; on a model of another shape than its formula is for, the course's version, and a line that says so."""
+
+    @functools.wraps(function)
+    def chosen(model: Any, *args: Any, **kwargs: Any) -> Any:
+        from course_utils.traits import traits_of
+
+        if traits_of(model).plain:
+            return function(model, *args, **kwargs)
+        if model.cfg.model_name not in told:
+            told.add(model.cfg.model_name)
+            print(f"({item.id}: {model.cfg.model_name} is of another shape than this formula is for, which is that of "
+                  "GPT-2 and Llama; the course's version for any model is used on it)")
+        return item.on_any_model(model, *args, **kwargs)
+
+    told: set[str] = set()
+    return chosen
 
 
 def verdict_card(item: Exercise, verdict: Verdict) -> Card:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from course_utils.repeated_tokens import ROWS_AT_A_TIME
+from course_utils.traits import require
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -82,6 +83,7 @@ def stripe_scores(
 
     A hook reads each pattern as the model computes it, so that none is stored.
     """
+    require(model, "a score of attention patterns", "patterns")
     scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     for rows in tokens.split(ROWS_AT_A_TIME):
         def add_scores(pattern: Pattern, hook) -> None:
@@ -137,6 +139,7 @@ def induction_scores_in_text(
     Raises:
         ValueError: if no token of the text occurs twice.
     """
+    require(model, "a score of attention patterns", "patterns")
     targets = induction_targets(tokens)
     queries = targets.any(dim=-1)                                       # [batch, query]
     if not queries.any():

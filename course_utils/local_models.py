@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course_utils.files import read_tensors
-from course_utils.model_files import DamagedModelFile, quiet
+from course_utils.model_files import DamagedModelFile, NotForThisModel, quiet
 
 if TYPE_CHECKING:
     import torch
@@ -95,12 +95,38 @@ def word_tokenizer(words: list[str], bos: str) -> Any:
 
 
 def as_bridge(model: Any, tokenizer: Any, *, name: str, device: str | torch.device) -> TransformerBridge:
-    """Wrap a Hugging Face model; both parts are given, so TransformerLens stays off the network."""
+    """Wrap a Hugging Face model, and try the result out on a few tokens (`traits_of` has the record).
+
+    Both parts are given, so TransformerLens stays off the network.
+
+    Raises:
+        NotForThisModel: if TransformerLens cannot wrap it, predictions are not those of the model itself, or they
+            depend on later tokens.
+    """
+    import torch
+
+    from course_utils.trial import check_causal, check_same, trial_tokens, try_out
+
+    model, config = model.to(device).eval(), model.config
+    config.architectures = config.architectures or [type(model).__name__]
+    with torch.no_grad():
+        tokens = trial_tokens(config.vocab_size, getattr(config, "max_position_embeddings", 12)).to(device)
+        before = model(tokens).logits
+        bridge = _wrapped(model, tokenizer, name, device)
+        check_same(before, bridge(tokens), name)
+        check_causal(bridge, tokens, name)
+    bridge.course_traits = try_out(bridge)
+    return bridge
+
+
+def _wrapped(model: Any, tokenizer: Any, name: str, device: str | torch.device) -> TransformerBridge:
     from transformer_lens.model_bridge import TransformerBridge
 
-    bridge = TransformerBridge.boot_transformers(
-        name, hf_model=model.to(device), tokenizer=tokenizer, device=device
-    )
-    bridge.enable_compatibility_mode(disable_warnings=True)
+    try:
+        bridge = TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer, device=device)
+        bridge.enable_compatibility_mode(disable_warnings=True)
+    except Exception as error:  # it raises many kinds for architectures that it does not know, or knows otherwise
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+        raise NotForThisModel(f"{name} is not loaded: TransformerLens cannot wrap this model ({reason})") from error
     bridge.eval()
     return bridge.requires_grad_(False)

@@ -13,6 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.ablation import hook_z, mlp_out
+from course_utils.circuits import head_weights, output_scale, token_vectors
+from course_utils.clean_run import after_unembedding
+from course_utils.traits import require
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -39,21 +42,41 @@ def direct_logit_attribution(
     """{part: what it adds to the logit of the token that came next}; the parts sum to the logits.
 
     Parts: "embed", "pos_embed" (if the model has one), "L.H" for each head, "attn L bias", "mlp L", "unembed bias".
-    Needs a model from `load_model`: final norm folded into the unembedding, W_U centred.
+    Needs a model from `load_model`: final norm folded into the unembedding, W_U centred. The scale of a norm that
+    follows the attention (Gemma 2) is held fixed as the final norm's is. Where the model caps its logits softly
+    (Gemma 2), the parts sum to the logits before the cap; nothing linear can sum to those after it.
+
+    Raises:
+        NotForThisModel: if the logits are not such a sum in this model (see `traits.NEEDS`).
     """
+    traits = require(model, "direct logit attribution", "unembedding", "parts", "writes", "embedding")
     layers = range(model.cfg.n_layers)
-    names = ["hook_embed", *(["hook_pos_embed"] if hasattr(model, "pos_embed") else []), "ln_final.hook_scale"]
-    names += [name(layer) for layer in layers for name in (hook_z, mlp_out)]
-    _, cache = model.run_with_cache(tokens, names_filter=names)
-    parts = {name.removeprefix("hook_"): cache[name] for name in names if name.endswith("embed")}
+    wanted = {"blocks.0.hook_resid_pre", "ln_final.hook_scale"}
+    wanted |= {name(layer) for layer in layers for name in (hook_z, mlp_out)}
+    wanted |= {f"blocks.{layer}.ln1_post.hook_scale" for layer in layers}
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name in wanted)
+    parts = {"embed": token_vectors(model)[tokens]}                             # each [batch, pos, d_model]
+    if traits.has_positions:
+        parts["pos_embed"] = cache["blocks.0.hook_resid_pre"] - parts["embed"]
     for layer in layers:
-        z, W_O = cache[hook_z(layer)], model.blocks[layer].attn.W_O             # [batch, pos, head, d_head]; [head, …]
-        for head in range(model.cfg.n_heads):
-            parts[f"{layer}.{head}"] = z[:, :, head] @ W_O[head]
-        bias = getattr(model.blocks[layer].attn, "b_O", None)
-        if bias is not None:
-            parts[f"attn {layer} bias"] = bias.expand(*tokens.shape, -1)
-        parts[f"mlp {layer}"] = cache[mlp_out(layer)]
-    scale, W_U = cache["ln_final.hook_scale"], model.W_U
-    added = {part: logit_contributions(output, scale, W_U, tokens) for part, output in parts.items()}
-    return added | {"unembed bias": model.b_U[tokens[:, 1:]]}
+        z, scale = cache[hook_z(layer)], output_scale(cache, layer)             # z: [batch, pos, head, d_head]
+        weights = [head_weights(model, layer, head) for head in range(model.cfg.n_heads)]
+        parts |= {f"{layer}.{head}": z[:, :, head] @ each["O"] / scale for head, each in enumerate(weights)}
+        if weights[0]["b_O"].any():
+            parts[f"attn {layer} bias"] = weights[0]["b_O"].expand_as(parts["embed"]) / scale
+        if mlp_out(layer) in cache:
+            parts[f"mlp {layer}"] = cache[mlp_out(layer)]
+    scale, W_U, factor = cache["ln_final.hook_scale"], model.W_U, _factor_after_unembedding(model)
+    added = {part: factor * logit_contributions(output, scale, W_U, tokens) for part, output in parts.items()}
+    return added | {"unembed bias": factor * model.b_U[tokens[:, 1:]]}
+
+
+def capped(model: TransformerBridge, total: Float[Tensor, "*position"]) -> Float[Tensor, "*position"]:
+    """The logits, from the sum of the parts: the same, or that sum capped softly, where the model does so at the end."""
+    return after_unembedding(model, total / _factor_after_unembedding(model))
+
+
+def _factor_after_unembedding(model: TransformerBridge) -> float:
+    """What the model multiplies its logits by at the end (Granite, Cohere); 1 if it does nothing, or caps them."""
+    one, two = after_unembedding(model, torch.tensor([1.0, 2.0], device=model.cfg.device)).tolist()
+    return one if abs(two - 2 * one) < 1e-6 * abs(one) else 1.0

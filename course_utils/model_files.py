@@ -37,6 +37,10 @@ class UnknownStep(ValueError):
     """The model has no checkpoint for this training step."""
 
 
+class NotForThisModel(ValueError):
+    """What was asked for rests on something that does not hold for this model; the message says on what."""
+
+
 class ModelUnavailable(RuntimeError):
     """The model is known but cannot be had now; the message says what would help."""
 

@@ -18,6 +18,7 @@ from course_utils.ablation import ablate, check_kind, hook_z, mean_loss, replace
 from course_utils.circuits import check_head, head_weights, key_value_head
 from course_utils.clean_run import CleanRun
 from course_utils.heads import check_repeated
+from course_utils.traits import require
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -69,17 +70,28 @@ def path_patching(
     check_repeated(tokens, seq_len)
     check_paths(model, sender, receivers, into)
     check_kind(kind, len(tokens))
+    require(model, "path patching", "logits", "parts", "reads")
     (layer, head), first = sender, min(layer for layer, _ in receivers)
     clean = CleanRun(model, tokens, [hook_z(layer)])
     z = clean.activations[hook_z(layer)][:, :, head]                                # [batch, pos, d_head]
     other = ablate(z, kind)
-    change = (other - z) @ head_weights(model, layer, head)["O"]                    # [batch, pos, d_model]
+    change = attention_output(clean, layer, [(hook_z(layer), replace_head(head, other))]) - attention_output(clean, layer)
     patches = [patch for receiver in receivers for patch in new_readings(clean, change, receiver, into)]
     return PathEffect(
         clean=mean_loss(clean, clean.residuals[-1], seq_len).item(),
         path=_loss_with(clean, first, patches, seq_len),
         total=_loss_with(clean, layer, [(hook_z(layer), replace_head(head, other))], seq_len),
     )
+
+
+def attention_output(
+    clean: CleanRun, layer: int, patches: Sequence[tuple[str, Callable]] = ()
+) -> Float[Tensor, "batch pos d_model"]:
+    """What a layer's attention adds to the stream, with some of its activations replaced."""
+    kept = []
+    with clean.model.hooks(fwd_hooks=[*patches, (f"blocks.{layer}.hook_attn_out", lambda out, hook: kept.append(out))]):
+        clean.continue_from(layer, clean.residuals[layer], stop=layer + 1)
+    return kept[0]
 
 
 def new_readings(

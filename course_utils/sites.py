@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from course_utils.clean_run import CleanRun, Enough, Residual
 from course_utils.model_files import bars_are_off
+from course_utils.traits import require
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -42,6 +43,8 @@ class Site:
         self.hook_name, self.layer, self.point, self.head = hook_name, int(match[1]), match[2], head
         if head is not None and (self.point != "attn.hook_z" or not 0 <= head < cfg.n_heads):
             raise ValueError(f"head is {head}; only attn.hook_z has heads, in this model 0 to {cfg.n_heads - 1}")
+        if self.point == "hook_mlp_out":
+            require(model, "an autoencoder of an MLP's output", "parts")
         self.d_head = cfg.d_head
         self.width = cfg.d_model if self.point != "attn.hook_z" else cfg.d_head * (cfg.n_heads if head is None else 1)
 

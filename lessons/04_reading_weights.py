@@ -20,7 +20,6 @@
 
 # %%
 import os
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,13 +31,15 @@ from transformer_lens.model_bridge import TransformerBridge
 from course_utils import circuits
 from course_utils.ablation import some_layers
 from course_utils.charts import plot_bars
-from course_utils.circuits import (ROWS_AT_A_TIME, TOKENS_AT_A_TIME, head_weights, rotate, score_by_distance)
+from course_utils.circuits import (ROWS_AT_A_TIME, TOKENS_AT_A_TIME, head_weights, normed_reading, output_scale, rotate,
+                                   score_by_distance, token_vectors)
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.heads import best_head, induction_scores, is_pattern, previous_token_scores
 from course_utils.local_models import from_folder
 from course_utils.models import TINY_FOLDER, checkpoint_steps, load_model, load_real_model
 from course_utils.repeated_tokens import generate_repeated_tokens
 from course_utils.report import measured
+from course_utils.traits import require, traits_of
 from course_utils.viz import plot_attention, plot_by_position, plot_head_scores
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
@@ -253,14 +254,15 @@ plot_head_scores(matches, f"{MODEL}: is a token's best key the token itself?", u
 
 # %%
 block = f"blocks.{layer}."
-names = [block + name for name in ("attn.hook_pattern", "attn.hook_z", "hook_resid_mid")]
-_, cache = model.run_with_cache(tokens, names_filter=names)
-pattern, z, before_mlp = (cache[name] for name in names)
-pattern, written = pattern[:, head], z[:, :, head] @ head_weights(model, layer, head)["O"]
+_, cache = model.run_with_cache(tokens, names_filter=lambda name: name.startswith(block))
+pattern, z, stream, attention = (cache[block + name] for name in (
+    "attn.hook_pattern", "attn.hook_z", "hook_resid_pre", "hook_attn_out"))
+pattern, written = pattern[:, head], z[:, :, head] @ head_weights(model, layer, head)["O"] / output_scale(cache, layer)
 copies = top_k_accuracy(full_OV_circuit(model, layer, head), tokens=subset)
 print(f"head {layer}.{head}: attention to the own position {pattern.diagonal(0, 1, 2)[:, 1:].mean():.3f}, "
       f"OV circuit copies {copies:.3f} of the tokens")
-lengths = {"embeddings": model.W_E[tokens], "what the head writes": written, "stream before the MLP": before_mlp}
+lengths = {"embeddings": token_vectors(model)[tokens], "what the head writes": written,
+           "stream before the MLP": stream + attention}
 print("mean length:", ", ".join(f"{name} {x[:, 1:].norm(dim=-1).mean():.1f}" for name, x in lengths.items()))
 
 # %% [markdown]
@@ -293,7 +295,7 @@ def positional_pattern(
 
 
 # %%
-has_positions = hasattr(model, "pos_embed")         # models with rotary positions have no W_pos; see section 7
+has_positions = traits_of(model).has_positions      # models with rotary positions have no W_pos; see section 7
 if has_positions:
     from_weights = positional_pattern(model, *previous, 2 * SEQ_LEN)
     one_back = from_weights.diagonal(-1).mean()
@@ -317,13 +319,8 @@ if has_positions:
 
 # %%
 @exercise("04.effective_embedding")
-def effective_embedding(
-    model: TransformerBridge, *, heads: Sequence[int] = (), mlp: bool = True
-) -> Float[Tensor, "vocab d_model"]:
-    """W_E + MLP_0(norm(W_E)) for the whole vocabulary.
-
-    You can leave the options alone (the course's version lets heads of layer 0 attend to the token first).
-    """
+def effective_embedding(model: TransformerBridge) -> Float[Tensor, "vocab d_model"]:
+    """W_E + MLP_0(norm(W_E)) for the whole vocabulary."""
     raise NotImplementedError
 
 

@@ -33,8 +33,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils import circuits
 from course_utils.charts import plot_bars
-from course_utils.circuits import (composition_scores, effective_embedding,
-                                   head_weights, normalize, rotate, top_k_accuracy)
+from course_utils.circuits import (composition_scores, effective_embedding, head_weights, normalize, normed_reading,
+                                   rotate, token_vectors, top_k_accuracy)
 from course_utils.clean_run import CleanRun
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.heads import best_head, induction_scores, is_pattern, previous_token_scores, top_heads
@@ -43,6 +43,7 @@ from course_utils.path_patching import path_patching
 from course_utils.planted import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, planted_induction_model
 from course_utils.repeated_tokens import generate_repeated_tokens
 from course_utils.report import measured
+from course_utils.traits import require, traits_of
 from course_utils.viz import plot_head_scores
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
@@ -231,13 +232,13 @@ _, cache = model.run_with_cache(tokens[:2], names_filter=["blocks.0.attn.hook_pa
 to_itself = cache["blocks.0.attn.hook_pattern"].diagonal(0, -2, -1)[..., 1:].mean(dim=(0, 2))     # [head]
 own = int(to_itself.argmax())
 print(f"the head of layer 0 that looks most at its own position: 0.{own} ({to_itself[own]:.2f})")
-W_E = model.W_E
+W_E = token_vectors(model)
 normed = circuits.normalize(model, W_E)
 variants = {"as published": {}, "norm on the query's side": {"query_embedding": normed},
             "norm on the key's side": {"key_embedding": normed}, "norm": {"layer_norm": True},
             "b_Q": {"query_bias": True}, "norm and b_Q": {"layer_norm": True, "query_bias": True}}
-if hasattr(model, "pos_embed"):
-    there = W_E + model.pos_embed.weight[20]
+if traits_of(model).has_positions:
+    there = W_E + circuits.position_vectors(model, 21)[20]
     variants["W_pos of position 20, norm"] = {
         "query_embedding": there, "key_embedding": there, "layer_norm": True}
 effective = effective_embedding(model)

@@ -383,7 +383,7 @@ def test_biases_are_zero_only_where_a_model_has_none():
     for model, has in ((make(), has) for make, has in makers.items()):
         for layer, head in every_head(model):
             weights = head_weights(model, layer, head)
-            assert weights.keys() == {"Q", "K", "V", "O", "b_Q", "b_K", "b_V"}
+            assert weights.keys() == {"Q", "K", "V", "O", "b_Q", "b_K", "b_V", "b_O"}
             assert all(weights[f"b_{name}"].shape == (model.cfg.d_head,) for name in "QKV")
             assert weights["b_Q"].any() == weights["b_K"].any() == has
 

@@ -3,21 +3,52 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformer_lens import FactoredMatrix
+from transformer_lens.model_bridge import TransformerBridge
 
+from course_utils import circuits
 from course_utils.checking import Case, Exercise, Mistake, compare_cases
 from course_utils.checks.shared import drawn, grouped_query_model, planted_model, random_model
 from course_utils.circuits import (
+    TOKENS_AT_A_TIME,
     copying_score,
-    effective_embedding,
     fold_layer_norm,
     full_OV_circuit,
     full_QK_circuit,
     head_weights,
     key_value_head,
-    positional_pattern,
     top_k_accuracy,
 )
+
+# --- the formulas, for models of GPT-2's shape; course_utils.circuits has them for every model ------------------------
+
+
+@torch.no_grad()
+def positional_pattern(
+    model: TransformerBridge, layer: int, head: int, n_positions: int
+) -> Float[Tensor, "query key"]:
+    """The attention pattern that position embeddings alone ask for: causal, rows sum to 1.
+
+    Each position p is represented by W_pos[p] + mean W_E, divided by the root mean square over tokens t of
+    W_E[t] + W_pos[p] (the scale of the norm in layer 0).
+    """
+    weights, W_E = head_weights(model, layer, head), model.W_E
+    x = model.pos_embed.weight[:n_positions] + W_E.mean(dim=0)                      # [pos, d_model]
+    mean_square = (x.pow(2).sum(dim=-1) + W_E.var(dim=0, unbiased=False).sum()) / x.shape[-1]
+    x = x / mean_square.sqrt()[:, None]
+    scores = (x @ weights["Q"] + weights["b_Q"]) @ (x @ weights["K"] + weights["b_K"]).T / model.cfg.d_head**0.5
+    future = torch.ones_like(scores, dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(dim=-1)
+
+
+@torch.no_grad()
+def effective_embedding(model: TransformerBridge) -> Float[Tensor, "vocab d_model"]:
+    """W_E + MLP_0(norm(W_E)) for the whole vocabulary, some thousand tokens at a time."""
+    block, W_E = model.blocks[0], model.W_E.detach()[None]                          # [1, vocab, d_model]
+    return torch.cat([some + block.mlp(block.ln2(some)) for some in W_E.split(TOKENS_AT_A_TIME, dim=1)], dim=1)[0]
+
 
 # --- inputs --------------------------------------------------------------------------------------------------------
 
@@ -321,6 +352,7 @@ EXERCISES = [
         ),
         minutes=6,
         difficulty=1,
+        on_any_model=full_OV_circuit,
     ),
     Exercise(
         id="04.top_k_accuracy",
@@ -361,6 +393,7 @@ EXERCISES = [
         ),
         minutes=6,
         difficulty=1,
+        on_any_model=full_QK_circuit,
     ),
     Exercise(
         id="04.positional_pattern",
@@ -377,6 +410,7 @@ EXERCISES = [
         ),
         minutes=15,
         difficulty=3,
+        on_any_model=circuits.positional_pattern,
     ),
     Exercise(
         id="04.effective_embedding",
@@ -391,5 +425,6 @@ EXERCISES = [
         ),
         minutes=5,
         difficulty=1,
+        on_any_model=circuits.effective_embedding,
     ),
 ]

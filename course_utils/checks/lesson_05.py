@@ -265,6 +265,7 @@ EXERCISES = [
         ),
         minutes=10,
         difficulty=2,
+        on_any_model=K_comp_full_circuit,
     ),
     Exercise(
         id="05.random_head_pairs",
