@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -13,10 +14,12 @@ import plain_passes as slow
 import plain_paths as paths
 from course_utils import ablation, baselines, circuits, clean_run, faithfulness, heads, repeated_tokens, sites, splicing, text
 from course_utils.logit_attribution import direct_logit_attribution
+from course_utils.model_files import NotForThisModel
 from course_utils.path_patching import path_patching
-from plain_model import Plain
+from plain_model import OnlyRefusal, Plain
 
 SEQ_LEN, BATCH = 6, 3
+TOLERANCE = 2e-3                # of the largest number of a cell
 Numbers = dict[str, Tensor]
 
 
@@ -314,3 +317,52 @@ def _(case):
     sae = _place(case, "1 hook_resid_pre")[1]
     return each(("q", "k", "v"), lambda c, into: splicing.log_probs_reading(
         c.bridge, sae, c.tokens, SEQ_LEN, READERS, into))(case)
+
+
+# --- judging -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Verdict:
+    """What became of one cell."""
+
+    kind: str                                                       # right, refused, WRONG, CRASH, REFEREE
+    reason: str = ""
+    worst: float = 0.0                               # largest difference, relative to the largest number
+
+
+def judge(case: Case, name: str) -> Verdict:
+    """One cell of the table."""
+    course, slowly, compare = CELLS[name]
+    try:
+        with torch.enable_grad() if "attribution_s" in name else torch.no_grad():
+            found = course(case)
+    except Exception as error:  # noqa: BLE001 - whatever the course raises is what the table is about
+        return Verdict("refused" if isinstance(error, NotForThisModel) else "CRASH", in_words(error))
+    try:
+        with torch.no_grad():
+            wanted = slowly(case)
+    except OnlyRefusal as reason:
+        return Verdict("WRONG", f"a number, but {reason}")
+    except Exception as error:  # noqa: BLE001 - a family that the plain passes cannot read must not end the table
+        return Verdict("REFEREE", in_words(error))
+    worst, where = max((difference(found.get(key), wanted.get(key), compare), key) for key in {*found, *wanted})
+    return Verdict("right", worst=worst) if worst < TOLERANCE else Verdict("WRONG", f"off by {worst:.2g} ({where})", worst)
+
+
+def in_words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300].removeprefix("NotForThisModel: ")
+
+
+def difference(found: Tensor | None, wanted: Tensor | None, compare: str) -> float:
+    """The largest difference over the largest number. A part that one side does not name counts as 0."""
+    if found is None or wanted is None:
+        return float((wanted if found is None else found).abs().max())
+    if found.shape != wanted.shape:
+        return float("inf")
+    if compare == "slope":
+        axes = tuple(range(1, wanted.ndim))
+        slope = (found * wanted).sum(axes, keepdim=True) / found.pow(2).sum(axes, keepdim=True)
+        found = found * slope.clamp_min(0)
+    off = (found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-2)
+    return float("inf") if off.isnan() else off.item()

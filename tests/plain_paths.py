@@ -35,7 +35,7 @@ def _moved(p: Plain, layer: int, module: nn.Module, width: int, where: int, side
     """Whether adding 1 to a column of a module's output, at one of two positions, moves each head."""
     nudge = torch.cat([torch.zeros(1, width), torch.eye(width)])                            # the first: as it was
     tokens = torch.zeros(len(nudge), 2, dtype=torch.long)
-    x = torch.randn(1, 2, p.d_model, generator=torch.Generator().manual_seed(1)).expand(len(nudge), -1, -1)
+    x = torch.randn(1, 2, p.d_model, generator=torch.Generator().manual_seed(1)).repeat(len(nudge), 1, 1)
 
     def add(out: Tensor) -> Tensor:
         out = out.clone()

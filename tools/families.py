@@ -4,7 +4,8 @@
 
 Every cell holds what the course computes on a small random model against a slow, plain pass through the untouched
 transformers model (tests/family_cells.py). "right", "refused" (the course says which trait of the model makes it
-impossible), WRONG (another number) or CRASH (any other error); the last two make the command fail.
+impossible), WRONG (another number), CRASH (any other error) or REFEREE (the plain pass
+itself failed); the last three make the command fail.
 """
 
 from __future__ import annotations
@@ -13,67 +14,16 @@ import argparse
 import os
 import sys
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 os.environ["COURSE_BARS"] = "off"
 
-import torch
-
 from families import FAMILIES
-from family_cells import CELLS, Case
-from plain_model import OnlyRefusal
+from family_cells import CELLS, Case, Verdict, judge
 
-try:
-    from course_utils.traits import NotForThisModel
-except ImportError:                                                 # without it nothing is refused in words
-    NotForThisModel = None
-
-TOLERANCE = 2e-3                # of the largest number of a cell
-
-
-# --- judging -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Verdict:
-    kind: str                                                       # right, refused, WRONG, CRASH
-    reason: str = ""
-    worst: float = field(default=0.0)                               # largest difference, relative to the largest number
-
-
-def judge(case: Case, name: str) -> Verdict:
-    """One cell of the table."""
-    course, slowly, compare = CELLS[name]
-    try:
-        with torch.enable_grad() if "attribution_s" in name else torch.no_grad():
-            found = course(case)
-    except Exception as error:  # noqa: BLE001 - whatever the course raises is what the table is about
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        refused = NotForThisModel is not None and isinstance(error, NotForThisModel)
-        return Verdict("refused", words.removeprefix("NotForThisModel: ")) if refused else Verdict("CRASH", words)
-    try:
-        with torch.no_grad():
-            wanted = slowly(case)
-    except OnlyRefusal as reason:
-        return Verdict("WRONG", f"a number, but {reason}")
-    worst, where = max((difference(found.get(key), wanted.get(key), compare), key) for key in {*found, *wanted})
-    return Verdict("right", worst=worst) if worst < TOLERANCE else Verdict("WRONG", f"off by {worst:.2g} ({where})", worst)
-
-
-def difference(found: torch.Tensor | None, wanted: torch.Tensor | None, compare: str) -> float:
-    """The largest difference over the largest number. A part that one side does not name counts as 0."""
-    if found is None or wanted is None:
-        return float((wanted if found is None else found).abs().max())
-    if found.shape != wanted.shape:
-        return float("inf")
-    if compare == "slope":
-        axes = tuple(range(1, wanted.ndim))
-        slope = (found * wanted).sum(axes, keepdim=True) / found.pow(2).sum(axes, keepdim=True)
-        found = found * slope.clamp_min(0)
-    off = (found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-2)
-    return float("inf") if off.isnan() else off.item()
+KINDS = ("right", "refused", "WRONG", "CRASH", "REFEREE")
+BAD = KINDS[2:]
 
 
 def table(names: list[str], functions: list[str]) -> dict[str, dict[str, Verdict]]:
@@ -84,10 +34,10 @@ def table(names: list[str], functions: list[str]) -> dict[str, dict[str, Verdict
         out[name] = {"load": judge(case, "load")}
         if out[name]["load"].kind == "right":
             out[name] |= {function: judge(case, function) for function in functions if function != "load"}
-        line = {kind: sum(each.kind == kind for each in out[name].values()) for kind in ("right", "refused", "WRONG", "CRASH")}
+        line = {kind: sum(each.kind == kind for each in out[name].values()) for kind in KINDS}
         print(f"{name:22}", "  ".join(f"{kind} {number:2}" for kind, number in line.items()), file=sys.stderr, flush=True)
         for function, verdict in out[name].items():
-            if verdict.kind in ("WRONG", "CRASH"):
+            if verdict.kind in BAD:
                 print(f"    {verdict.kind} {function}: {verdict.reason}", file=sys.stderr, flush=True)
     return out
 
@@ -110,7 +60,7 @@ def show(found: dict[str, dict[str, Verdict]], functions: list[str]) -> str:
     lines += [f"{kind:8} {function:27} {', '.join(who)}: {reason}" for (kind, function, reason), who in
               sorted(reasons.items(), key=lambda item: (item[0][0] != "CRASH", item[0][0] != "WRONG", item[0]))]
     every = [verdict for row in found.values() for verdict in row.values()]
-    counts = {kind: sum(each.kind == kind for each in every) for kind in ("right", "refused", "WRONG", "CRASH")}
+    counts = {kind: sum(each.kind == kind for each in every) for kind in KINDS}
     worst = max((each.worst for each in every if each.kind == "right"), default=0.0)
     lines.append("\n" + ", ".join(f"{number} {kind}" for kind, number in counts.items()) +
                  f"; the largest difference in a right cell is {worst:.1e}")
@@ -125,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     found = table(chosen.family or list(FAMILIES), chosen.function or list(CELLS))
     print(show(found, chosen.function or list(CELLS)))
-    return int(any(verdict.kind in ("WRONG", "CRASH") for row in found.values() for verdict in row.values()))
+    return int(any(verdict.kind in BAD for row in found.values() for verdict in row.values()))
 
 
 if __name__ == "__main__":
