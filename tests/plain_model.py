@@ -240,16 +240,23 @@ class Plain:
         return other
 
     @lru_cache
+    def without_caps(self) -> Plain:
+        """The same model without a cap on attention scores."""
+        other = Plain(self.model)
+        for attention in other.attention:
+            if hasattr(attention, "attn_logit_softcapping"):
+                attention.attn_logit_softcapping = None
+        return other
+
+    @lru_cache
     def only_products(self) -> Plain:
         """The same model without biases in attention and before it, and without a cap on attention scores."""
-        other = Plain(self.without_positions().model)
+        other = Plain(self.without_positions().without_caps().model)
         for attention, norm in zip(other.attention, other.ln1):
             for module in (attention, *([] if norm is None else [norm])):
                 for name, weight in module.named_parameters():
                     if name.endswith("bias"):
                         weight.data.zero_()
-            if hasattr(attention, "attn_logit_softcapping"):
-                attention.attn_logit_softcapping = None
         return other
 
     @lru_cache

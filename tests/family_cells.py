@@ -1,0 +1,368 @@
+"""The cells of the table of families and functions: what the course says of a model, and what a plain pass says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+import families
+import plain_passes as slow
+import plain_paths as paths
+from course_utils import ablation, baselines, circuits, clean_run, faithfulness, heads, repeated_tokens, sites, splicing, text
+from course_utils.logit_attribution import direct_logit_attribution
+from course_utils.model_files import NotForThisModel
+from course_utils.path_patching import path_patching
+from plain_model import OnlyRefusal, Plain
+
+SEQ_LEN, BATCH = 6, 3
+TOLERANCE = 2e-3                # of the largest number of a cell
+Numbers = dict[str, Tensor]
+
+
+class Case:
+    """One family: the course's bridge, the plain model, and the tokens that both read."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.plain = name, Plain(families.hugging_face(name))
+        half = torch.stack([1 + torch.randperm(families.VOCAB - 1, generator=torch.Generator().manual_seed(row))[:SEQ_LEN]
+                            for row in range(BATCH)])
+        self.tokens = torch.cat([torch.zeros(BATCH, 1, dtype=torch.long), half, half], dim=1)
+        self.change = torch.randn(BATCH, self.tokens.shape[1], self.plain.d_model,
+                                          generator=torch.Generator().manual_seed(7))
+
+    @cached_property
+    def bridge(self):
+        return families.family(self.name).bridge
+
+
+# --- cells: name -> (what the course says, what a plain pass says, how they are compared) ----------------------------
+
+CELLS: dict[str, tuple[Callable[[Case], Numbers], Callable[[Case], Numbers], str]] = {}
+
+
+def cell(name: str, slowly: Callable[[Case], Numbers], compare: str = "equal"):
+    """Compare: "equal", or "slope": equal up to one positive number for each layer."""
+    def add(course: Callable[[Case], Numbers]):
+        CELLS[name] = course, slowly, compare
+        return course
+
+    return add
+
+
+def each(names: tuple, of: Callable) -> Callable[[Case], Numbers]:
+    return lambda case: {str(name): of(case, name) for name in names}
+
+
+@cell("load", lambda c: {"log p": c.plain.log_probs(c.tokens)})
+def _(case):
+    return {"log p": case.bridge(case.tokens).log_softmax(-1)}
+
+
+@cell("repeated_token_report", lambda c: {"log p": c.plain.log_probs(_report_tokens(c))[:, :-1].gather(
+    2, _report_tokens(c)[:, 1:, None])[..., 0]})
+def _(case):
+    return {"log p": repeated_tokens.repeated_token_report(case.bridge, SEQ_LEN, BATCH, seed=3).log_probs}
+
+
+def _report_tokens(case):
+    half = torch.randint(0, families.VOCAB, (BATCH, SEQ_LEN), generator=torch.Generator().manual_seed(3))
+    return torch.cat([torch.zeros(BATCH, 1, dtype=torch.long), half, half], dim=1)
+
+
+@cell("own_text", lambda c: {"tokens": _written(c.plain, 4, 8)})
+def _(case):
+    return {"tokens": text.own_text(case.bridge, 4, 8, seed=0).float()}
+
+
+def _written(plain, n, length):
+    """Each token where the summed probabilities reach a random number, every step from a pass over all before it."""
+    chance = torch.rand(n, length - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tokens = torch.zeros(n, 1, dtype=torch.long)
+    for reach in chance.T:
+        summed = plain.run(tokens).logits[:, -1].double().softmax(-1).cumsum(-1)
+        tokens = torch.cat([tokens, (summed < reach[:, None] * summed[:, -1:]).sum(-1, keepdim=True)], 1)
+    return tokens.float()
+
+
+@cell("CleanRun.logits", lambda c: {"log p": c.plain.log_probs(c.tokens)})
+def _(case):
+    clean = clean_run.CleanRun(case.bridge, case.tokens)
+    return {"log p": clean.logits(clean.residuals[-1]).log_softmax(-1)}
+
+
+FROM = tuple((layer, start) for layer in range(families.LAYERS + 1) for start in (0, 4))
+
+
+@cell("CleanRun.continue_from", each(FROM, lambda c, at: slow.continued(
+    c.plain, c.tokens, at[0], c.change[:, at[1]:], at[1])[:, at[1]:]))
+def _(case):
+    clean = clean_run.CleanRun(case.bridge, case.tokens)
+
+    def go_on(case, at):
+        layer, start = at
+        new = clean.residuals[layer][:, start:] + case.change[:, start:]
+        twice = clean.continue_from(layer, torch.cat([clean.residuals[layer][:, start:], new]), start=start)
+        return clean.logits(twice[len(new):]).log_softmax(-1)
+
+    return each(FROM, go_on)(case)
+
+
+KINDS = ("zero", "mean", "resample")
+
+
+@cell("head_ablation_scores", each(KINDS, lambda c, kind: slow.head_ablation(c.plain, c.tokens, kind)))
+def _(case):
+    return each(KINDS, lambda c, kind: ablation.head_ablation_scores(c.bridge, c.tokens, kind))(case)
+
+
+@cell("mlp_ablation_scores", each(KINDS, lambda c, kind: slow.mlp_ablation(c.plain, c.tokens, kind, SEQ_LEN)))
+def _(case):
+    return each(KINDS, lambda c, kind: ablation.mlp_ablation_scores(c.bridge, c.tokens, kind, seq_len=SEQ_LEN))(case)
+
+
+@cell("mlp_patch_sweep", each((False, True), lambda c, published: slow.mlp_sweep(c.plain, c.tokens, SEQ_LEN, published)))
+def _(case):
+    return each((False, True), lambda c, published: ablation.mlp_patch_sweep(
+        c.bridge, c.tokens, SEQ_LEN, as_published=published))(case)
+
+
+@cell("mlp_attribution_sweep", lambda c: {"": slow.mlp_attribution(c.plain, c.tokens, SEQ_LEN)})
+def _(case):
+    return {"": ablation.mlp_attribution_sweep(case.bridge, case.tokens, SEQ_LEN)}
+
+
+@cell("head_attribution_scores", each(KINDS, lambda c, kind: slow.head_attribution(c.plain, c.tokens, SEQ_LEN, kind)))
+def _(case):
+    return each(KINDS, lambda c, kind: ablation.head_attribution_scores(c.bridge, c.tokens, kind, seq_len=SEQ_LEN))(case)
+
+
+@cell("induction_scores", lambda c: {
+    "": slow.stripe(c.plain, c.tokens, lambda q: q - SEQ_LEN + 1 if q > SEQ_LEN else None),
+    "diagonal": slow.stripe(c.plain, c.tokens, lambda q: q - SEQ_LEN + 1 if q >= SEQ_LEN - 1 else None),
+    "in text": slow.stripe(c.plain, c.tokens, lambda q: q - SEQ_LEN + 1 if q > SEQ_LEN else None)})
+def _(case):
+    return {"": heads.induction_scores(case.bridge, case.tokens, SEQ_LEN),
+            "diagonal": heads.induction_scores(case.bridge, case.tokens, SEQ_LEN, whole_diagonal=True),
+            "in text": heads.induction_scores_in_text(case.bridge, case.tokens)}
+
+
+@cell("previous_token_scores", lambda c: {"": slow.stripe(c.plain, c.tokens, lambda q: q - 1 if q else None)})
+def _(case):
+    return {"": heads.previous_token_scores(case.bridge, case.tokens)}
+
+
+@cell("duplicate_token_scores", lambda c: {
+    "": slow.stripe(c.plain, c.tokens, lambda q: q - SEQ_LEN if q > SEQ_LEN else None)})
+def _(case):
+    return {"": heads.duplicate_token_scores(case.bridge, case.tokens, SEQ_LEN)}
+
+
+@cell("direct_logit_attribution", lambda c: slow.attribution(c.plain, c.tokens))
+def _(case):
+    return direct_logit_attribution(case.bridge, case.tokens)
+
+
+def _every_head(case, of):
+    return torch.stack([torch.stack([of(layer, head) for head in range(case.plain.n_heads)])
+                        for layer in range(case.plain.n_layers)])
+
+
+def _qk(case, distances):
+    def rows(layer, head):
+        return torch.stack([_read(circuits.full_QK_circuit(case.bridge, layer, head, distance=d), slow.QUERIES, slow.KEYS)
+                            for d in distances])
+
+    found = _every_head(case, rows)
+    return found - found.mean(-1, keepdim=True)
+
+
+def _read(circuit, rows, columns):
+    return circuit.A[rows] @ circuit.B[:, columns]
+
+
+@cell("full_QK_circuit", lambda c: {"": slow.full_QK(c.plain)}, "slope")
+def _(case):
+    return {"": _qk(case, (0,))}
+
+
+@cell("full_QK_circuit(distance)", lambda c: {"": slow.full_QK(c.plain, (0, 1, 3))}, "slope")
+def _(case):
+    return {"": _qk(case, (0, 1, 3))}
+
+
+@cell("full_OV_circuit", lambda c: {"": slow.full_OV(c.plain)}, "slope")
+def _(case):
+    found = _every_head(case, lambda l, h: _read(circuits.full_OV_circuit(case.bridge, l, h), slow.KEYS, slice(None)))
+    return {"": found - found.mean(-1, keepdim=True)}
+
+
+@cell("K_comp_full_circuit", lambda c: {"": slow.K_comp(c.plain)}, "slope")
+def _(case):
+    found = torch.stack([_read(circuits.K_comp_full_circuit(case.bridge, 0, 1, head, head), slow.QUERIES, slow.KEYS)
+                         for head in range(case.plain.n_heads)])
+    return {"": found - found.mean(-1, keepdim=True)}
+
+
+EMBEDDINGS = ((None, True), ((1, 2), True), ((0, 1, 2, 3), True), ((0, 1, 2, 3), False))
+
+
+@cell("effective_embedding", each(EMBEDDINGS, lambda c, how: slow.effective_embedding(
+    c.plain, None if how[0] is None else list(how[0]), how[1])))
+def _(case):
+    return each(EMBEDDINGS, lambda c, how: c.plain.centred(
+        circuits.effective_embedding(c.bridge, heads=how[0] or (), mlp=how[1])))(case)
+
+
+@cell("composition_scores", each(("K", "Q", "V"), lambda c, kind: slow.composition(c.plain, kind)))
+def _(case):
+    return each(("K", "Q", "V"), lambda c, kind: circuits.composition_scores(c.bridge, kind))(case)
+
+
+@cell("positional_pattern", lambda c: {"": slow.positional_pattern(c.plain, 9)})
+def _(case):
+    return {"": _every_head(case, lambda layer, head: circuits.positional_pattern(case.bridge, layer, head, 9))}
+
+
+@cell("score_by_distance", lambda c: {"": slow.score_by_distance(c.plain, c.tokens[:, :7], 3)})
+def _(case):
+    return {"": _every_head(case, lambda l, h: circuits.score_by_distance(case.bridge, l, h, case.tokens[:, :7], 3))}
+
+
+# --- paths and autoencoders ----------------------------------------------------------------------------------------------
+
+PATHS = (((0, 1), ((1, 2), (2, 0)), "k", "mean"), ((0, 2), ((1, 0),), "q", "zero"), ((1, 3), ((2, 1),), "v", "resample"),
+         ((0, 0), ((1, 1), (2, 3)), "qk", "mean"))
+
+
+@cell("path_patching", lambda c: {f"{at} {key}": value for at in PATHS for key, value in paths.path_patching(
+    c.plain, c.tokens, SEQ_LEN, at[0], list(at[1]), at[2], at[3]).items()})
+def _(case):
+    found = {at: path_patching(case.bridge, case.tokens, SEQ_LEN, at[0], at[1], into=at[2], kind=at[3]) for at in PATHS}
+    return {f"{at} {key}": torch.tensor(getattr(effect, key)) for at, effect in found.items()
+            for key in ("clean", "path", "total")}
+
+
+def _place(case: Case, point: str) -> tuple[paths.Place, paths.Autoencoder]:
+    layer, *rest = point.split(" ")
+    place = paths.Place(case.plain, int(layer), rest[0], int(rest[1]) if len(rest) > 1 else None)
+    return place, paths.Autoencoder(place.width, f"blocks.{layer}.{rest[0]}")
+
+
+def _metrics(report, names):
+    return {name: torch.tensor(getattr(report, name)) for name in names}
+
+
+def _evaluated(case: Case, point: str) -> Numbers:
+    place, sae = _place(case, point)
+    report = faithfulness.evaluate_sae(case.bridge, sae, case.tokens, head=place.head, batch_size=2, resamples=0)
+    return _metrics(report, ("kl", "delta_ce", "ce_sae", "ce_clean", "ce_zero", "kl_zero", "ce_mean"))
+
+
+POINTS = {"resid_pre": "1 hook_resid_pre", "resid_post": "0 hook_resid_post", "mlp_out": "1 hook_mlp_out",
+          "attn_out": "1 hook_attn_out", "z": "1 attn.hook_z", "one head": "1 attn.hook_z 2"}
+for name, point in POINTS.items():
+    cell(f"evaluate_sae({name})", lambda c, point=point: paths.evaluated(c.plain, c.tokens, *_place(c, point)))(
+        lambda c, point=point: _evaluated(c, point))
+
+
+@cell("collect_activations", each(tuple(POINTS.values()), lambda c, point: _place(c, point)[0].read(c.tokens)[:, 1:].flatten(0, 1)))
+def _(case):
+    def read(case, point):
+        place, sae = _place(case, point)
+        found = sites.collect_activations(case.bridge, sae.hook_name, case.tokens, head=place.head)
+        return found if "hook_z" in point else case.plain.centred(found)
+
+    return each(tuple(POINTS.values()), read)(case)
+
+
+@cell("noise_floor", lambda c: paths.floor(c.plain, c.tokens, *_place(c, "1 hook_resid_pre")))
+def _(case):
+    kinds = ("norm_only", "norm_corrected", "zero", "mean")
+    found = baselines.noise_floor(case.bridge, _place(case, "1 hook_resid_pre")[1], case.tokens, kinds, 1, resamples=1)
+    return {f"{kind} {name}": torch.tensor(getattr(found, name)[kind]) for kind in ("sae", *kinds) for name in ("kl", "delta_ce")}
+
+
+@cell("patched_logits", lambda c: {"clean": c.plain.log_probs(c.tokens), "patched": paths.spliced(
+    c.plain, c.tokens, *_place(c, "1 hook_resid_pre"))})
+def _(case):
+    both = faithfulness.patched_logits(case.bridge, _place(case, "1 hook_resid_pre")[1], case.tokens)
+    return {name: logits.log_softmax(-1) for name, logits in zip(("clean", "patched"), both)}
+
+
+@cell("spliced", each(("1 hook_resid_pre", "1 hook_resid_post"), lambda c, at: paths.spliced(c.plain, c.tokens, *_place(c, at))))
+def _(case):
+    def run(case, at):
+        with splicing.spliced(case.bridge, _place(case, at)[1]):
+            return case.bridge(case.tokens).log_softmax(-1)
+
+    return each(("1 hook_resid_pre", "1 hook_resid_post"), run)(case)
+
+
+@cell("without_latents", lambda c: {"": paths.without_latents(c.plain, c.tokens, *_place(c, "1 hook_resid_pre"), [1, 4, 7])})
+def _(case):
+    with splicing.without_latents(case.bridge, _place(case, "1 hook_resid_pre")[1], [1, 4, 7]):
+        return {"": case.bridge(case.tokens).log_softmax(-1)}
+
+
+READERS = [(1, 2), (2, 1)]
+
+
+@cell("log_probs_reading", each(("q", "k", "v"), lambda c, into: paths.reading_spliced(
+    c.plain, c.tokens, *_place(c, "1 hook_resid_pre"), READERS, into)))
+def _(case):
+    sae = _place(case, "1 hook_resid_pre")[1]
+    return each(("q", "k", "v"), lambda c, into: splicing.log_probs_reading(
+        c.bridge, sae, c.tokens, SEQ_LEN, READERS, into))(case)
+
+
+# --- judging -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Verdict:
+    """What became of one cell."""
+
+    kind: str                                                       # right, refused, WRONG, CRASH, REFEREE
+    reason: str = ""
+    worst: float = 0.0                               # largest difference, relative to the largest number
+
+
+def judge(case: Case, name: str) -> Verdict:
+    """One cell of the table."""
+    course, slowly, compare = CELLS[name]
+    try:
+        with torch.enable_grad() if "attribution_s" in name else torch.no_grad():
+            found = course(case)
+    except Exception as error:  # noqa: BLE001 - whatever the course raises is what the table is about
+        return Verdict("refused" if isinstance(error, NotForThisModel) else "CRASH", in_words(error))
+    try:
+        with torch.no_grad():
+            wanted = slowly(case)
+    except OnlyRefusal as reason:
+        return Verdict("WRONG", f"a number, but {reason}")
+    except Exception as error:  # noqa: BLE001 - a family that the plain passes cannot read must not end the table
+        return Verdict("REFEREE", in_words(error))
+    worst, where = max((difference(found.get(key), wanted.get(key), compare), key) for key in {*found, *wanted})
+    return Verdict("right", worst=worst) if worst < TOLERANCE else Verdict("WRONG", f"off by {worst:.2g} ({where})", worst)
+
+
+def in_words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300].removeprefix("NotForThisModel: ")
+
+
+def difference(found: Tensor | None, wanted: Tensor | None, compare: str) -> float:
+    """The largest difference over the largest number. A part that one side does not name counts as 0."""
+    if found is None or wanted is None:
+        return float((wanted if found is None else found).abs().max())
+    if found.shape != wanted.shape:
+        return float("inf")
+    if compare == "slope":
+        axes = tuple(range(1, wanted.ndim))
+        slope = (found * wanted).sum(axes, keepdim=True) / found.pow(2).sum(axes, keepdim=True)
+        found = found * slope.clamp_min(0)
+    off = (found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-2)
+    return float("inf") if off.isnan() else off.item()
