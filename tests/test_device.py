@@ -1,0 +1,383 @@
+"""Every public function, and every worked lesson, with its model on a second device (`second_device`), as on a GPU.
+
+The values come from the CPU's own kernels, so each answer must be the CPU's.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from functools import lru_cache
+from types import SimpleNamespace
+
+import pytest
+import small_models
+import test_lessons_without_jupyter as lessons
+import torch
+from second_device import DEVICE, second_device
+
+import course_utils
+from course_utils import (
+    ablation, arguments, baselines, charts, circuits, clean_run, comparing, dashboards, faithfulness, heads, language,
+    latents, logit_attribution, models, path_patching, pooling, repeated_tokens, report_card, sae, sae_files, sae_training,
+    shipped_saes, sites, splicing, text, viz,
+)
+from course_utils.checking import Case, Exercise, assess, compare_cases
+
+N = 6  # tokens in each copy
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch):
+    """`load_model` finds the second device, as it finds a GPU."""
+    monkeypatch.setattr(models, "best_device", lambda: str(DEVICE))
+    with second_device():
+        yield
+
+
+# --- the device itself -----------------------------------------------------------------------------------------------
+
+FORBIDDEN = {
+    "add": lambda x, y: x + y,
+    "add to the CPU's": lambda x, y: y.add_(x),
+    "the CPU's number gets a vector": lambda x, y: y[0, 0].mul_(x),
+    "compare": lambda x, y: x == y,
+    "equal": lambda x, y: torch.equal(x, y),
+    "where": lambda x, y: torch.where(y > 0, x, 0.0),
+    "multiply matrices": lambda x, y: x @ y.T,
+    "join": lambda x, y: torch.cat([x, y]),
+    "join numbers": lambda x, y: torch.stack([x.sum(), y.sum()]),
+    "look up": lambda x, y: x.gather(1, torch.zeros(2, 3, dtype=torch.long)),
+    "index the CPU's": lambda x, y: y[torch.zeros(1, dtype=torch.long, device=DEVICE)],
+    "mask the CPU's": lambda x, y: y[x > 0],
+    "put at an index": lambda x, y: x.__setitem__(torch.tensor([0, 1]), y),
+    "masked_fill": lambda x, y: x.masked_fill(y > 0, 0.0),
+    "out": lambda x, y: torch.mm(x, x.T, out=torch.zeros(2, 2)),
+    "generator": lambda x, y: torch.multinomial(x.exp(), 1, generator=torch.Generator()),
+    "generator of a new tensor": lambda x, y: torch.rand(3, generator=torch.Generator(), device=DEVICE),
+    "quantile": lambda x, y: x.quantile(torch.tensor([0.5])),
+    "a layer": lambda x, y: torch.nn.Linear(3, 2)(x),
+}
+ALLOWED = {
+    "a number of the CPU's": lambda x, y: x * y.sum() + torch.tensor(1.0),
+    "the CPU's index": lambda x, y: x[torch.tensor([1])] + x[:, torch.tensor([True, False, True])].sum(),
+    "put a number at the CPU's index": lambda x, y: x.clone().index_put_((torch.tensor([0]),), torch.tensor(2.0)),
+    "assign across": lambda x, y: y.clone().__setitem__(0, x[0]) or x.clone().__setitem__(0, y[0]),
+    "copy": lambda x, y: x.cpu() + y + x.to("cpu") + y.to(x).cpu(),
+    "read": lambda x, y: (x[0, 0].item(), x.tolist(), [float(each) for each in x[0]], f"{x.sum():.3f}", bool(x.any())),
+    "fill with a mask": lambda x, y: x.masked_fill(x > 0, torch.tensor(0.0)),
+    "out": lambda x, y: torch.mm(x, x.T, out=x.new_zeros(2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_two_devices_may_not_meet(name):
+    y = torch.arange(6.0).reshape(2, 3) - 2
+    with pytest.raises(RuntimeError, match=rf"{DEVICE.type}.*cpu|cpu.*{DEVICE.type}|same device"):
+        FORBIDDEN[name](y.to(DEVICE), y)
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_what_cuda_allows(name):
+    y = torch.arange(6.0).reshape(2, 3) - 2
+    assert plain(ALLOWED[name](y.to(DEVICE), y)) == plain(ALLOWED[name](y, y))
+
+
+# --- every public function -------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def inputs(device: str) -> SimpleNamespace:
+    """What a learner has whose model is on this device."""
+    i = SimpleNamespace(model=models.load_model("tiny", device=device), sample=language.StoryLanguage(1).sample(4, 24))
+    i.tokens = repeated_tokens.generate_repeated_tokens(i.model, N, 3, seed=0)
+    i.text = text.sample_text(i.model, 4, 24, seed=1)
+    i.rotary = small_models.grouped_query.__wrapped__().to(device)          # a rotary model, with grouped queries
+    i.rotary_text = text.own_text(i.rotary, 3, 12)
+    i.sae, i.cpu_sae = (shipped_saes.load_shipped_sae("tiny", "topk-2") for _ in range(2))      # a loaded one is the CPU's
+    i.sae.to(device)
+    i.gated, i.jump = (sae.SparseAutoencoder(256, 32, kind, hook_name=i.sae.hook_name).to(device) for kind in ("gated", "jumprelu"))
+    i.site = sites.Site(i.model, i.sae.hook_name)
+    i.clean, i.x, i.latents, i.x_hat = faithfulness.run_and_reconstruct(i.model, i.sae, i.text, i.site)
+    i.clean_z = clean_run.CleanRun(i.model, i.tokens, [ablation.hook_z(1)])
+    i.logits, i.patched = faithfulness.patched_logits(i.model, i.sae, i.text)
+    i.log_p, i.log_q = i.logits.log_softmax(-1), i.patched.log_softmax(-1)
+    i.ce = -repeated_tokens.correct_token_log_probs(i.logits, i.text)                           # [4, 23]
+    i.mask = faithfulness.all_but_first(i.text)
+    i.flat, i.flat_latents = i.x[i.mask], i.latents[i.mask]
+    i.ids = i.text[i.mask]
+    i.labels = i.ids % 3 == 0
+    i.draws = pooling.resample(4, 20, seed=0)
+    i.noise = torch.randn(i.x.shape, generator=torch.Generator().manual_seed(0)).to(i.x)
+    i.config = sae_training.TrainingConfig(d_sae=16, kind="relu", steps=3, batch=32, dead_after=1)
+    i.OV, i.QK = circuits.full_OV_circuit(i.model, 1, 0), circuits.full_QK_circuit(i.model, 1, 0)
+    i.scores = heads.induction_scores(i.model, i.tokens, N)
+    i.words = [f"t{each}" for each in range(1 + 2 * N)]
+    i.pattern = i.model.run_with_cache(i.tokens)[1]["blocks.1.attn.hook_pattern"][0]           # [head, query, key]
+    return i
+
+
+def trained(i, tmp_path):
+    """A run that was stopped, and goes on from its checkpoint."""
+    short = dataclasses.replace(i.config, steps=3, save_every=1)
+    for kind in ("relu", "jumprelu", "gated", "topk"):
+        config = dataclasses.replace(short, kind=kind, k=4 if kind == "topk" else None)
+        first = sae.SparseAutoencoder(256, 16, kind, k=config.k).to(i.x.device)
+        training = sae_training.Training(first, i.flat.cpu(), config, tmp_path / f"{i.x.device.type}-{kind}")
+        training.one_step(training.batch())
+        again = sae.SparseAutoencoder(256, 16, kind, k=config.k).to(i.x.device)
+        yield sae_training.fit(again, i.flat.cpu(), config, tmp_path / f"{i.x.device.type}-{kind}")
+
+
+def saved(i, tmp_path):
+    folder = tmp_path / i.x.device.type
+    i.sae.save(folder)
+    return sae.SparseAutoencoder.load(folder)
+
+
+def inside(context, model, tokens):
+    with context:
+        return model(tokens)
+
+
+def training_of(i):
+    return sae_training.Training(sae.SparseAutoencoder(256, 16).to(i.x.device), i.flat, i.config)
+
+
+# "module.function": what is called on whatever device the inputs are on.
+CASES = {
+    "ablation.second_copy_loss": lambda i: ablation.second_copy_loss(i.model(i.tokens), i.tokens, N),
+    "ablation.mlp_patch_sweep": lambda i: ablation.mlp_patch_sweep(i.model, i.tokens, N),
+    "ablation.ablate": lambda i: [ablation.ablate(i.x, kind) for kind in ablation.KINDS],
+    "ablation.head_ablation_scores": lambda i: ablation.head_ablation_scores(i.model, i.tokens, seq_len=N),
+    "ablation.mlp_ablation_scores": lambda i: ablation.mlp_ablation_scores(i.model, i.tokens, "resample", seq_len=N),
+    "ablation.replace_head": lambda i: ablation.replace_head(0, i.x[..., :64])(i.x.unflatten(-1, (4, 64)), None),
+    "ablation.mean_loss": lambda i: ablation.mean_loss(i.clean, i.clean.residuals[-1]),
+    "ablation.gradients": lambda i: ablation.gradients(i.model, i.text, [ablation.mlp_out(1)], torch.sum),
+    "ablation.mlp_attribution_sweep": lambda i: ablation.mlp_attribution_sweep(i.model, i.tokens, N),
+    "ablation.head_attribution_scores": lambda i: ablation.head_attribution_scores(i.model, i.tokens, seq_len=N),
+    "ablation.some_layers": lambda i: ablation.some_layers(i.model),
+    "arguments.expected_delta_ce": lambda i: arguments.expected_delta_ce(i.log_p, i.logits, i.patched),
+    "arguments.tokens_needed": lambda i: arguments.tokens_needed(i.logits[0], i.patched[0]),
+    "arguments.score_interval": lambda i: arguments.score_interval(*(i.ce.mean(1) + by for by in (0, 0.1, 2)), i.draws),
+    "arguments.confidently_wrong": lambda i: arguments.confidently_wrong(i.logits, i.text),
+    "arguments.kl_terms": lambda i: arguments.kl_terms(i.logits, i.patched),
+    "baselines.epsilon_random": lambda i: baselines.epsilon_random(i.x, i.x_hat, i.noise),
+    "baselines.theta_random": lambda i: baselines.theta_random(i.x, i.x_hat, i.noise),
+    "baselines.covariance_root": lambda i: baselines.covariance_root(i.flat.T @ i.flat / len(i.flat)),
+    "baselines.activation_statistics": lambda i: baselines.activation_statistics(i.model, i.site, i.text, i.mask),
+    "baselines.noise_floor": lambda i: (baselines.noise_floor(i.model, i.sae, i.text, draws=2, resamples=9, batch_size=3),
+                                        baselines.noise_floor(i.model, i.cpu_sae, i.text, ("mean",), mask=i.mask.cpu(), at=5)),
+    "baselines.harm": lambda i: baselines.harm(i.clean, {"none": i.clean.residuals[2]}, i.mask),
+    "baselines.true_noise_floor": lambda i: baselines.true_noise_floor(i.model, i.sae, i.sample, mask=i.mask).to_frame().drop(
+        "kl_bfloat16").to_dict(),                                   # each device has its own list of what it rounds
+    "baselines.coarser_log_probs": lambda i: baselines.coarser_log_probs(i.model, i.text).isfinite(),
+    "charts.plot_scatter": lambda i: charts.plot_scatter(i.ce, i.ce, "x", "y"),
+    "charts.plot_curves": lambda i: charts.plot_curves([("y", {"a": i.ce[0], "b": i.ce[1]})], xlabel="x", x=i.ce[2]),
+    "charts.plot_histogram": lambda i: charts.plot_histogram(i.ce, "x", "values"),
+    "circuits.head_weights": lambda i: (circuits.head_weights(i.model, 1, 2), circuits.head_weights(i.rotary, 1, 2)),
+    "circuits.full_OV_circuit": lambda i: i.OV,
+    "circuits.full_QK_circuit": lambda i: (i.QK, circuits.full_QK_circuit(i.rotary, 1, 4, distance=2)),
+    "circuits.K_comp_full_circuit": lambda i: (
+        circuits.K_comp_full_circuit(i.model, 0, 1, 2, 3, layer_norm=True, query_bias=True),
+        circuits.K_comp_full_circuit(i.rotary, 0, 1, 2, 3, distance=1)),
+    "circuits.effective_embedding": lambda i: circuits.effective_embedding(i.model, heads=[0, 3]),
+    "circuits.normalize": lambda i: circuits.normalize(i.model, i.x),
+    "circuits.fold_layer_norm": lambda i: circuits.fold_layer_norm(i.sae.W_enc, i.sae.b_enc, i.x[0, 1], i.x[0, 2]),
+    "circuits.positional_pattern": lambda i: circuits.positional_pattern(i.model, 0, 1, 20),
+    "circuits.score_by_distance": lambda i: circuits.score_by_distance(i.rotary, 0, 1, i.rotary_text, 5),
+    "circuits.rotate": lambda i: circuits.rotate(i.rotary, i.rotary_text.float()[:, :4], 3),
+    "circuits.top_k_accuracy": lambda i: (circuits.top_k_accuracy(i.OV, 5), circuits.top_k_accuracy(
+        i.QK, best="query", tokens=torch.arange(9)), circuits.top_k_accuracy(i.OV.AB, tokens=i.text[0])),
+    "circuits.copying_score": lambda i: circuits.copying_score(i.OV),
+    "circuits.composition_score": lambda i: circuits.composition_score(i.OV, i.QK),
+    "circuits.composition_scores": lambda i: [circuits.composition_scores(i.rotary, kind) for kind in "QKV"],
+    "clean_run.CleanRun": lambda i: (i.clean.residuals, i.clean_z.activations, i.clean_z.logits(
+        i.clean_z.continue_from(2, i.clean_z.residuals[2][:, 3:], start=3)), clean_run.CleanRun(
+            i.rotary, i.rotary_text).continue_from(1, clean_run.CleanRun(i.rotary, i.rotary_text).residuals[1][:, 2:], start=2)),
+    "dashboards.Dashboard": lambda i: dashboards.Dashboard(0, i.latents[..., 3], [], [("a", 1.0)], [("b", -1.0)], "")._repr_html_(),
+    "dashboards.latent_dashboard": lambda i: [repr(page) + page._repr_html_() for page in (
+        dashboards.latent_dashboard(i.model, i.sae, i.latents, i.text, 3),
+        dashboards.latent_dashboard(i.model, i.cpu_sae, latents.latent_activations(i.model, i.sae, i.text), i.text, 3))],
+    "faithfulness.kl_divergence": lambda i: faithfulness.kl_divergence(i.logits, i.patched),
+    "faithfulness.log_softmax": lambda i: faithfulness.log_softmax(i.logits.bfloat16()),
+    "faithfulness.kl_of_log_probs": lambda i: faithfulness.kl_of_log_probs(i.log_p, i.log_q),
+    "faithfulness.js_of_log_probs": lambda i: faithfulness.js_of_log_probs(i.log_p, i.log_q),
+    "faithfulness.delta_cross_entropy": lambda i: faithfulness.delta_cross_entropy(i.logits, i.patched, i.text),
+    "faithfulness.reconstruction_score": lambda i: faithfulness.reconstruction_score(i.ce, i.ce + 0.1, 9.0),
+    "faithfulness.cross_entropy_by_position": lambda i: faithfulness.cross_entropy_by_position(i.logits, i.text),
+    "faithfulness.explained_variance": lambda i: faithfulness.explained_variance(i.x[0], i.x_hat[0]),
+    "faithfulness.pooled_mean": lambda i: faithfulness.pooled_mean([i.ce], [i.mask[:, 1:]]),
+    "faithfulness.bootstrap_interval": lambda i: faithfulness.bootstrap_interval(i.ce, i.mask[:, 1:], i.draws),
+    "faithfulness.evaluate_sae": lambda i: [faithfulness.evaluate_sae(i.model, each, i.text, batch_size=3, **how) for each, how in (
+        (i.sae, {}), (i.cpu_sae, {"mask": i.mask.cpu(), "convention": faithfulness.SAELENS}), (i.gated, {"mask": i.mask}),
+        (i.jump, {"hook_name": "blocks.1.hook_mlp_out", "force": True}))],
+    "faithfulness.patched_logits": lambda i: faithfulness.patched_logits(i.model, i.cpu_sae, i.text),
+    "faithfulness.run_and_reconstruct": lambda i: faithfulness.run_and_reconstruct(i.model, i.cpu_sae, i.text, i.site)[1:],
+    "faithfulness.reconstruct": lambda i: faithfulness.reconstruct(i.sae, i.x, i.site),
+    "faithfulness.site_of": lambda i: faithfulness.site_of(i.model, i.sae).hook_name,
+    "faithfulness.all_but_first": lambda i: faithfulness.all_but_first(i.text),
+    "faithfulness.checked_mask": lambda i: faithfulness.checked_mask(i.model, i.text, i.mask.cpu()) & i.mask,
+    "faithfulness.counted_positions": lambda i: faithfulness.counted_positions(i.mask),
+    "heads.induction_scores": lambda i: (i.scores, heads.induction_scores(i.model, i.tokens, N, whole_diagonal=True)),
+    "heads.previous_token_scores": lambda i: heads.previous_token_scores(i.model, i.text),
+    "heads.duplicate_token_scores": lambda i: heads.duplicate_token_scores(i.model, i.tokens, N),
+    "heads.stripe_scores": lambda i: heads.stripe_scores(i.model, i.text, lambda pattern: pattern[..., 0]),
+    "heads.best_head": lambda i: heads.best_head(i.pattern.amax(2)),
+    "heads.top_heads": lambda i: heads.top_heads(i.pattern.amax(2)),
+    "heads.induction_targets": lambda i: heads.induction_targets(i.text),
+    "heads.induction_scores_in_text": lambda i: heads.induction_scores_in_text(i.model, i.text),
+    "language.StoryLanguage": lambda i: language.StoryLanguage().decode(i.text[0]),
+    "latents.latent_activations": lambda i: [latents.latent_activations(i.model, each, i.text) for each in (i.sae, i.cpu_sae)],
+    "latents.dead_latents": lambda i: latents.dead_latents(i.latents, i.mask),
+    "latents.top_activations": lambda i: latents.top_activations(i.x[..., 3], 2),
+    "latents.auc": lambda i: latents.auc(i.flat, i.labels),
+    "latents.best_latents": lambda i: latents.best_latents(i.flat, {"third": i.labels}, known={"third": i.ids > 5}).to_dict(),
+    "latents.linear_direction": lambda i: latents.linear_direction(i.flat, i.labels),
+    "latents.story_labels": lambda i: latents.story_labels(i.sample),
+    "latents.token_labels": lambda i: (latents.token_labels(i.model, i.text), latents.token_labels(i.rotary, i.rotary_text)),
+    "logit_attribution.logit_contributions": lambda i: logit_attribution.logit_contributions(
+        i.x, i.x.norm(dim=-1, keepdim=True), i.model.W_U, i.text),
+    "logit_attribution.direct_logit_attribution": lambda i: logit_attribution.direct_logit_attribution(i.model, i.text),
+    "path_patching.path_patching": lambda i: path_patching.path_patching(i.model, i.tokens, N, (0, 1), [(1, 2)], into="qkv"),
+    "path_patching.new_readings": lambda i: [name for name, _ in path_patching.new_readings(i.clean, i.x - i.x_hat, (2, 1), "kv")],
+    "path_patching.head_reading": lambda i: path_patching.head_reading(i.model, 2, 1, "q", i.x),
+    "pooling.Pooled": lambda i: vars(pooled(i)),
+    "pooling.interval": lambda i: pooling.interval(i.ce[0]),
+    "pooling.mean_and_error": lambda i: pooling.mean_and_error(i.ce),
+    "repeated_tokens.generate_repeated_tokens": lambda i: i.tokens,
+    "repeated_tokens.correct_token_log_probs": lambda i: i.ce,
+    "repeated_tokens.repeated_token_report": lambda i: (
+        report := repeated_tokens.repeated_token_report(i.model, N, 9), report.standard_error, report.inner_accuracy),
+    "report_card.report_card": lambda i: report_card.report_card(i.model, i.cpu_sae, text=i.text, seq_len=N, batch=3, draws=1).to_frame().to_dict(),
+    "report_card.circuit_interval": lambda i: report_card.circuit_interval(i.ce[:, :22], 2 * i.ce[:, 1:].flip(1)),
+    "sae.SparseAutoencoder": lambda i: [each.decode(each.encode(i.x), i.x) for each in (i.sae, i.gated, i.jump, sae.SparseAutoencoder(
+        256, 9, normalize="layer_norm").to(i.x.device))],
+    "sae.top_k": lambda i: sae.top_k(i.x, 3),
+    "sae.JumpReLU": lambda i: slopes(sae.JumpReLU, i),
+    "sae.Step": lambda i: slopes(sae.Step, i),
+    "sae_files.write_sae": saved,
+    "sae_files.config_of": lambda i: sae_files.config_of(i.sae),
+    "sae_files.fold_decoder_norm": lambda i: sae_files.fold_decoder_norm(i.sae.state_dict()),
+    "sae_training.train_sae": lambda i: sae_training.train_sae(i.model, i.sae.hook_name, i.text, i.config),
+    "sae_training.fit": trained,
+    "sae_training.Training": lambda i: (training := training_of(i), training.one_step(training.batch()))[0].finish(),
+    "sae_training.pre_activations": lambda i: sae_training.pre_activations(i.sae, i.flat),
+    "sae_training.sparsity_loss": lambda i: [sae_training.sparsity_loss(
+        each, i.flat, (pre := each.pre_activations(i.flat)), each.activate(pre), 0.1) for each in (i.sae, i.gated, i.jump)],
+    "sae_training.revival_loss": lambda i: sae_training.revival_loss(
+        i.sae, i.sae.pre_activations(i.flat), i.flat, i.flat_latents.sum(0) == 0, int((i.flat_latents.sum(0) == 0).sum())),
+    "sae_training.constrain": lambda i: (made := sae.SparseAutoencoder(256, 9).to(i.x.device), sae_training.constrain(made)),
+    "shipped_saes.middle_layer": lambda i: shipped_saes.middle_layer(i.model),
+    "shipped_saes.topk_sae_for": lambda i: shipped_saes.topk_sae_for(i.model),
+    "sites.Site": lambda i: (i.site.read(i.clean), i.site.continue_with(i.clean, i.x_hat), z_site(i)),
+    "sites.activations_in_batches": lambda i: list(sites.activations_in_batches(i.model, i.site, i.text, 3)),
+    "sites.collect_activations": lambda i: sites.collect_activations(i.model, "blocks.1.attn.hook_z", i.text, head=2),
+    "splicing.spliced": lambda i: [inside(splicing.spliced(i.model, each), i.model, i.text) for each in (i.sae, i.cpu_sae)],
+    "splicing.without_latents": lambda i: [inside(splicing.without_latents(i.model, each, [3, 4]), i.model, i.text)
+                                           for each in (i.sae, i.cpu_sae)],
+    "splicing.remove_latents": lambda i: splicing.remove_latents(i.x, i.latents, i.sae.W_dec, [3, 4]),
+    "splicing.circuit_score": lambda i: splicing.circuit_score(i.ce[:, :22], i.ce[:, 1:]),
+    "splicing.log_probs_reading": lambda i: splicing.log_probs_reading(i.model, i.cpu_sae, i.tokens, N, [(3, 1)], "k"),
+    "splicing.after_token": lambda i: splicing.after_token(i.text, 5),
+    "splicing.same_token_auc": lambda i: splicing.same_token_auc(i.flat, i.labels.roll(1) | i.labels, i.ids % 7),
+    "splicing.residual_site": lambda i: splicing.residual_site(i.model, i.sae).hook_name,
+    "text.reads_stories": lambda i: text.reads_stories(i.model),
+    "text.sample_text": lambda i: i.text,
+    "text.own_text": lambda i: i.rotary_text,
+    "text.stories_in_english": lambda i: text.stories_in_english(i.model, 2, 12),
+    "viz.attention_patterns": lambda i: viz.attention_patterns(i.words, i.pattern).html,
+    "viz.plot_attention": lambda i: viz.plot_attention(i.pattern[0], i.words),
+    "viz.plot_head_scores": lambda i: viz.plot_head_scores(i.pattern.amax(2), vmax=None),
+    "viz.plot_by_position": lambda i: viz.plot_by_position({"a": i.ce[0]}, "y", x=i.ce[1]),
+    "viz.plot_next_tokens": lambda i: viz.plot_next_tokens({"a": i.log_p[0, 3].exp()}, range(i.model.cfg.d_vocab)),
+}
+
+
+def pooled(i):
+    sums = pooling.Pooled(4, 9, seed=0)
+    sums.add(torch.arange(4), i.mask[:, 1:], {"ce": i.ce})
+    return sums
+
+
+def slopes(function, i):
+    x, threshold = i.flat.detach().requires_grad_(), i.flat[0].abs().requires_grad_()
+    out = function.apply(x, threshold)
+    return out, torch.autograd.grad(out.sum(), [threshold])
+
+
+def z_site(i):
+    site = sites.Site(i.model, ablation.hook_z(1), head=2)
+    return site.continue_with(i.clean_z, site.read(i.clean_z).flip(0))
+
+
+def plain(value):
+    """Tensors as nested lists, and what holds them as dicts, so that two answers can be compared with ==."""
+    if isinstance(value, torch.Tensor):
+        return torch.nan_to_num(value.detach().cpu().to_dense(), nan=123.0).tolist()
+    if isinstance(value, float):
+        return 123.0 if value != value else value
+    if isinstance(value, sae.SparseAutoencoder):
+        return plain(dict(value.state_dict()))
+    if hasattr(value, "AB"):
+        return plain([value.A, value.B])
+    if dataclasses.is_dataclass(value):
+        return plain(vars(value))
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)) or inspect.isgenerator(value):
+        return [plain(each) for each in value]
+    return value if isinstance(value, (int, str, type(None))) else type(value).__name__
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_function(name, tmp_path):
+    """On the second device a function answers what it answers on the CPU, to the last bit."""
+    more = [tmp_path] if len(inspect.signature(CASES[name]).parameters) == 2 else []
+    on_cpu, on_device = (plain(CASES[name](inputs(device), *more)) for device in ("cpu", str(DEVICE)))
+    assert on_device == on_cpu
+
+
+TAKES = ("Tensor", "Float", "Int[", "Bool[", "Bridge", "CleanRun", "Autoencoder", "HasEncodeDecode", "FactoredMatrix", "Sample")
+
+
+def takes_tensors(thing) -> bool:
+    """Whether a parameter of this function, or of a method of this class, is a tensor, a model or an autoencoder."""
+    functions = [each for name, each in vars(thing).items() if inspect.isfunction(each) and (name == "__init__" or name[0] != "_")
+                 ] if inspect.isclass(thing) else [thing]
+    parameters = [each for function in functions for each in inspect.signature(function).parameters.values()]
+    return any(word in str(each.annotation) for each in parameters for word in TAKES)
+
+
+def test_every_public_function_has_a_case():
+    """(What the checks of arguments, `check_…`, do with a tensor, the functions do that call them.)"""
+    found = set()
+    for module in pkgutil.iter_modules(course_utils.__path__):
+        for name, thing in vars(importlib.import_module(f"course_utils.{module.name}")).items():
+            own = getattr(thing, "__module__", None) == f"course_utils.{module.name}" and not name.startswith(("_", "check_"))
+            if own and (inspect.isfunction(thing) or inspect.isclass(thing) and not (
+                    dataclasses.is_dataclass(thing) or getattr(thing, "_is_protocol", False))) and takes_tensors(thing):
+                found.add(f"{module.name}.{name}")
+    assert found == set(CASES) & found, f"no case for {sorted(found - set(CASES))}"
+
+
+# --- a learner's functions, and the lessons --------------------------------------------------------------------------
+
+
+def test_a_fault_is_caught_and_judged():
+    """A mask made on the CPU, in a learner's function, is an error in words; so is an answer that is left on the CPU."""
+    reference = lambda x: x.masked_fill(torch.ones_like(x).triu(1) > 0, 0.0)
+    check = compare_cases(lambda: [Case(inputs(str(DEVICE)).x[0])])
+    item = Exercise("00.masked", "Masked", reference, check, ("a", "b", "c"), 1, 1)
+    forgets = assess(item, lambda x: x.masked_fill(torch.ones(x.shape).triu(1) > 0, 0.0))
+    assert forgets.status == "error" and "lazy:0 and cpu" in dict(forgets.details)["message"]
+    left = assess(item, lambda x: reference(x).cpu())
+    assert left.status == "wrong" and left.message == "the answer is on cpu; lazy:0 was expected"
+    assert assess(item, reference).passed
+
+
+@pytest.mark.parametrize("path", [lessons.SOLUTIONS[0], *(pytest.param(each, marks=pytest.mark.matrix) for each in lessons.SOLUTIONS[1:])],
+                         ids=lambda path: path.stem)
+def test_lesson(path, tmp_path, monkeypatch):
+    """The worked lessons, with all their checks of exercises and their measured numbers."""
+    lessons.test_the_worked_lesson_keeps_its_promises(path, tmp_path, monkeypatch)
