@@ -33,7 +33,8 @@ from course_utils.submissions import Attempt, Unreadable, attempts_in, read_cell
 STATUSES = ("passed", "named mistake", "wrong", "crashed", "timed out", "not attempted", "unreadable")
 STATUS_OF = {"passed": "passed", "not yet": "not attempted", "wrong": "wrong", "error": "crashed"}
 SPARE_SECONDS = 60.0  # for the check itself, on top of the attempt's time
-ENVIRONMENT = {"COURSE_MODEL": "tiny", "COURSE_REAL": "skip", "COURSE_BARS": "off", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {"COURSE_MODEL": "tiny", "COURSE_REAL": "skip", "COURSE_BARS": "off", "HF_HUB_OFFLINE": "1",
+               "CUDA_VISIBLE_DEVICES": ""}  # a forked process cannot use a GPU that its parent has used
 
 
 class CannotGrade(Exception):

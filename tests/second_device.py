@@ -37,8 +37,8 @@ class DeviceTensor(Tensor):
 
     @staticmethod
     def __new__(cls, value: Tensor) -> DeviceTensor:
-        return Tensor._make_wrapper_subclass(
-            cls, value.shape, strides=value.stride(), storage_offset=value.storage_offset(), dtype=value.dtype, device=DEVICE)
+        return Tensor._make_wrapper_subclass(cls, value.shape, strides=value.stride(), dtype=value.dtype, device=DEVICE,
+                                             storage_offset=value.storage_offset())
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
@@ -82,10 +82,6 @@ class _Everything(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return compute(function, args, kwargs or {})
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False                                                # nothing is compiled here; this spares its import
-
 
 @contextmanager
 def second_device() -> Iterator[torch.device]:
@@ -96,7 +92,7 @@ def second_device() -> Iterator[torch.device]:
     with (mock.patch.object(optimizer, "_get_fused_kernels_supported_devices", lambda: fused),
           mock.patch.object(torch, "autocast", lambda kind, **how: autocast(kind.replace(DEVICE.type, "cpu"), **how)),
           _Everything()):
-        torch._C._set_only_lift_cpu_tensors(True)                   # `torch.tensor` makes a CPU tensor first, which is moved
+        torch._C._set_only_lift_cpu_tensors(True)                   # `torch.tensor` makes a CPU tensor, then moves it
         try:
             yield DEVICE
         finally:
@@ -118,7 +114,7 @@ def compute(function: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]
         raise RuntimeError(f"Expected a '{DEVICE.type}' device type for generator but found 'cpu'")
     args, kwargs = tree_map(lambda each: each.value if isinstance(each, DeviceTensor) else each, (args, kwargs))
     answer = function(*args, **kwargs)
-    if torch.Tag.inplace_view in function.tags and goes_to_us:      # such as `squeeze_`: the shape that we show changes, too
+    if torch.Tag.inplace_view in function.tags and goes_to_us:      # such as `squeeze_`: our shape changes, too
         tensors[0].data = DeviceTensor(tensors[0].value)
     if not goes_to_us:
         return answer
@@ -140,5 +136,5 @@ def check_devices(function: torch._ops.OpOverload, args: tuple, tensors: list[Te
     elif kind in (*TAKES_A_NUMBER, *INDEXING):
         strangers = [each for each in strangers if each is not args[-1] or each.ndim]
     if strangers:
-        raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {DEVICE} and "
-                           f"{strangers[0].device}! (in {function})")
+        raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices, "
+                           f"{DEVICE} and {strangers[0].device}! (in {function})")

@@ -6,6 +6,7 @@ The values come from the CPU's own kernels, so each answer must be the CPU's.
 import dataclasses
 import importlib
 import inspect
+import os
 import pkgutil
 from functools import lru_cache
 from types import SimpleNamespace
@@ -18,11 +19,11 @@ from second_device import DEVICE, second_device
 
 import course_utils
 from course_utils import (
-    ablation, arguments, baselines, charts, circuits, clean_run, comparing, dashboards, faithfulness, heads, language,
+    ablation, arguments, baselines, charts, circuits, clean_run, dashboards, faithfulness, grading, heads, language,
     latents, logit_attribution, models, path_patching, pooling, repeated_tokens, report_card, sae, sae_files, sae_training,
     shipped_saes, sites, splicing, text, viz,
 )
-from course_utils.checking import Case, Exercise, assess, compare_cases
+from course_utils.checking import Case, Exercise, assess, compare_cases, property_check, require
 
 N = 6  # tokens in each copy
 
@@ -89,25 +90,26 @@ def test_what_cuda_allows(name):
 @lru_cache
 def inputs(device: str) -> SimpleNamespace:
     """What a learner has whose model is on this device."""
-    i = SimpleNamespace(model=models.load_model("tiny", device=device), sample=language.StoryLanguage(1).sample(4, 24))
+    i = SimpleNamespace(model=models.load_model("tiny", device=device), sample=language.StoryLanguage(1).sample(3, 12))
     i.tokens = repeated_tokens.generate_repeated_tokens(i.model, N, 3, seed=0)
-    i.text = text.sample_text(i.model, 4, 24, seed=1)
+    i.text = text.sample_text(i.model, 3, 12, seed=1)
     i.rotary = small_models.grouped_query.__wrapped__().to(device)          # a rotary model, with grouped queries
     i.rotary_text = text.own_text(i.rotary, 3, 12)
-    i.sae, i.cpu_sae = (shipped_saes.load_shipped_sae("tiny", "topk-2") for _ in range(2))      # a loaded one is the CPU's
-    i.sae.to(device)
-    i.gated, i.jump = (sae.SparseAutoencoder(256, 32, kind, hook_name=i.sae.hook_name).to(device) for kind in ("gated", "jumprelu"))
+    i.sae = shipped_saes.topk_sae_for(i.model)
+    i.cpu_sae = shipped_saes.load_shipped_sae("tiny", "topk-2")             # an autoencoder that is loaded is the CPU's
+    i.gated, i.jump = (sae.SparseAutoencoder(256, 32, kind, hook_name=i.sae.hook_name).to(device)
+                       for kind in ("gated", "jumprelu"))
     i.site = sites.Site(i.model, i.sae.hook_name)
     i.clean, i.x, i.latents, i.x_hat = faithfulness.run_and_reconstruct(i.model, i.sae, i.text, i.site)
     i.clean_z = clean_run.CleanRun(i.model, i.tokens, [ablation.hook_z(1)])
     i.logits, i.patched = faithfulness.patched_logits(i.model, i.sae, i.text)
     i.log_p, i.log_q = i.logits.log_softmax(-1), i.patched.log_softmax(-1)
-    i.ce = -repeated_tokens.correct_token_log_probs(i.logits, i.text)                           # [4, 23]
+    i.ce = -repeated_tokens.correct_token_log_probs(i.logits, i.text)                           # [3, 11]
     i.mask = faithfulness.all_but_first(i.text)
     i.flat, i.flat_latents = i.x[i.mask], i.latents[i.mask]
     i.ids = i.text[i.mask]
     i.labels = i.ids % 3 == 0
-    i.draws = pooling.resample(4, 20, seed=0)
+    i.draws = pooling.resample(3, 20, seed=0)
     i.noise = torch.randn(i.x.shape, generator=torch.Generator().manual_seed(0)).to(i.x)
     i.config = sae_training.TrainingConfig(d_sae=16, kind="relu", steps=3, batch=32, dead_after=1)
     i.OV, i.QK = circuits.full_OV_circuit(i.model, 1, 0), circuits.full_QK_circuit(i.model, 1, 0)
@@ -166,11 +168,12 @@ CASES = {
     "baselines.theta_random": lambda i: baselines.theta_random(i.x, i.x_hat, i.noise),
     "baselines.covariance_root": lambda i: baselines.covariance_root(i.flat.T @ i.flat / len(i.flat)),
     "baselines.activation_statistics": lambda i: baselines.activation_statistics(i.model, i.site, i.text, i.mask),
-    "baselines.noise_floor": lambda i: (baselines.noise_floor(i.model, i.sae, i.text, draws=2, resamples=9, batch_size=3),
-                                        baselines.noise_floor(i.model, i.cpu_sae, i.text, ("mean",), mask=i.mask.cpu(), at=5)),
+    "baselines.noise_floor": lambda i: (
+        baselines.noise_floor(i.model, i.sae, i.text, draws=2, resamples=9, batch_size=2),
+        baselines.noise_floor(i.model, i.cpu_sae, i.text, ("mean",), mask=i.mask.cpu(), at=5)),
     "baselines.harm": lambda i: baselines.harm(i.clean, {"none": i.clean.residuals[2]}, i.mask),
-    "baselines.true_noise_floor": lambda i: baselines.true_noise_floor(i.model, i.sae, i.sample, mask=i.mask).to_frame().drop(
-        "kl_bfloat16").to_dict(),                                   # each device has its own list of what it rounds
+    "baselines.true_noise_floor": lambda i: baselines.true_noise_floor(
+        i.model, i.sae, i.sample, mask=i.mask).to_frame().drop("kl_bfloat16").to_dict(),    # each device rounds others
     "baselines.coarser_log_probs": lambda i: baselines.coarser_log_probs(i.model, i.text).isfinite(),
     "charts.plot_scatter": lambda i: charts.plot_scatter(i.ce, i.ce, "x", "y"),
     "charts.plot_curves": lambda i: charts.plot_curves([("y", {"a": i.ce[0], "b": i.ce[1]})], xlabel="x", x=i.ce[2]),
@@ -192,13 +195,15 @@ CASES = {
     "circuits.copying_score": lambda i: circuits.copying_score(i.OV),
     "circuits.composition_score": lambda i: circuits.composition_score(i.OV, i.QK),
     "circuits.composition_scores": lambda i: [circuits.composition_scores(i.rotary, kind) for kind in "QKV"],
-    "clean_run.CleanRun": lambda i: (i.clean.residuals, i.clean_z.activations, i.clean_z.logits(
-        i.clean_z.continue_from(2, i.clean_z.residuals[2][:, 3:], start=3)), clean_run.CleanRun(
-            i.rotary, i.rotary_text).continue_from(1, clean_run.CleanRun(i.rotary, i.rotary_text).residuals[1][:, 2:], start=2)),
-    "dashboards.Dashboard": lambda i: dashboards.Dashboard(0, i.latents[..., 3], [], [("a", 1.0)], [("b", -1.0)], "")._repr_html_(),
+    "clean_run.CleanRun": lambda i: (
+        i.clean.residuals, i.clean_z.activations, i.clean_z.continue_from(2, i.clean_z.residuals[2][:, 3:], start=3),
+        (run := clean_run.CleanRun(i.rotary, i.rotary_text)).continue_from(1, run.residuals[1][:, 2:], start=2),
+        run.logits(run.residuals[2])),
+    "dashboards.Dashboard": lambda i: dashboards.Dashboard(
+        0, i.latents[..., 3], [], [("a", 1.0)], [("b", -1.0)], "")._repr_html_(),
     "dashboards.latent_dashboard": lambda i: [repr(page) + page._repr_html_() for page in (
         dashboards.latent_dashboard(i.model, i.sae, i.latents, i.text, 3),
-        dashboards.latent_dashboard(i.model, i.cpu_sae, latents.latent_activations(i.model, i.sae, i.text), i.text, 3))],
+        dashboards.latent_dashboard(i.model, i.cpu_sae, i.latents.cpu(), i.text, 3))],
     "faithfulness.kl_divergence": lambda i: faithfulness.kl_divergence(i.logits, i.patched),
     "faithfulness.log_softmax": lambda i: faithfulness.log_softmax(i.logits.bfloat16()),
     "faithfulness.kl_of_log_probs": lambda i: faithfulness.kl_of_log_probs(i.log_p, i.log_q),
@@ -209,11 +214,13 @@ CASES = {
     "faithfulness.explained_variance": lambda i: faithfulness.explained_variance(i.x[0], i.x_hat[0]),
     "faithfulness.pooled_mean": lambda i: faithfulness.pooled_mean([i.ce], [i.mask[:, 1:]]),
     "faithfulness.bootstrap_interval": lambda i: faithfulness.bootstrap_interval(i.ce, i.mask[:, 1:], i.draws),
-    "faithfulness.evaluate_sae": lambda i: [faithfulness.evaluate_sae(i.model, each, i.text, batch_size=3, **how) for each, how in (
-        (i.sae, {}), (i.cpu_sae, {"mask": i.mask.cpu(), "convention": faithfulness.SAELENS}), (i.gated, {"mask": i.mask}),
-        (i.jump, {"hook_name": "blocks.1.hook_mlp_out", "force": True}))],
+    "faithfulness.evaluate_sae": lambda i: [
+        faithfulness.evaluate_sae(i.model, each, i.text, batch_size=2, resamples=9, **how) for each, how in (
+            (i.sae, {}), (i.cpu_sae, {"mask": i.mask.cpu(), "convention": faithfulness.SAELENS}),
+            (i.gated, {"mask": i.mask}), (i.jump, {"hook_name": "blocks.1.hook_mlp_out", "force": True}))],
     "faithfulness.patched_logits": lambda i: faithfulness.patched_logits(i.model, i.cpu_sae, i.text),
-    "faithfulness.run_and_reconstruct": lambda i: faithfulness.run_and_reconstruct(i.model, i.cpu_sae, i.text, i.site)[1:],
+    "faithfulness.run_and_reconstruct": lambda i: faithfulness.run_and_reconstruct(
+        i.model, i.cpu_sae, i.text, i.site)[1:],
     "faithfulness.reconstruct": lambda i: faithfulness.reconstruct(i.sae, i.x, i.site),
     "faithfulness.site_of": lambda i: faithfulness.site_of(i.model, i.sae).hook_name,
     "faithfulness.all_but_first": lambda i: faithfulness.all_but_first(i.text),
@@ -228,19 +235,26 @@ CASES = {
     "heads.induction_targets": lambda i: heads.induction_targets(i.text),
     "heads.induction_scores_in_text": lambda i: heads.induction_scores_in_text(i.model, i.text),
     "language.StoryLanguage": lambda i: language.StoryLanguage().decode(i.text[0]),
-    "latents.latent_activations": lambda i: [latents.latent_activations(i.model, each, i.text) for each in (i.sae, i.cpu_sae)],
+    "latents.latent_activations": lambda i: [
+        latents.latent_activations(i.model, each, i.text) for each in (i.sae, i.cpu_sae)],
     "latents.dead_latents": lambda i: latents.dead_latents(i.latents, i.mask),
     "latents.top_activations": lambda i: latents.top_activations(i.x[..., 3], 2),
     "latents.auc": lambda i: latents.auc(i.flat, i.labels),
-    "latents.best_latents": lambda i: latents.best_latents(i.flat, {"third": i.labels}, known={"third": i.ids > 5}).to_dict(),
+    "latents.best_latents": lambda i: latents.best_latents(
+        i.flat, {"third": i.labels}, known={"third": i.ids > 5}).to_dict(),
     "latents.linear_direction": lambda i: latents.linear_direction(i.flat, i.labels),
     "latents.story_labels": lambda i: latents.story_labels(i.sample),
-    "latents.token_labels": lambda i: (latents.token_labels(i.model, i.text), latents.token_labels(i.rotary, i.rotary_text)),
+    "latents.token_labels": lambda i: [                             # they are to pick among `latent_activations`
+        torch.arange(float(tokens.numel())).reshape(tokens.shape)[label] for model, tokens in (
+            (i.model, i.text), (i.rotary, i.rotary_text)) for label in latents.token_labels(model, tokens).values()],
     "logit_attribution.logit_contributions": lambda i: logit_attribution.logit_contributions(
         i.x, i.x.norm(dim=-1, keepdim=True), i.model.W_U, i.text),
     "logit_attribution.direct_logit_attribution": lambda i: logit_attribution.direct_logit_attribution(i.model, i.text),
-    "path_patching.path_patching": lambda i: path_patching.path_patching(i.model, i.tokens, N, (0, 1), [(1, 2)], into="qkv"),
-    "path_patching.new_readings": lambda i: [name for name, _ in path_patching.new_readings(i.clean, i.x - i.x_hat, (2, 1), "kv")],
+    "path_patching.path_patching": lambda i: path_patching.path_patching(
+        i.model, i.tokens, N, (0, 1), [(1, 2)], into="qkv"),
+    "path_patching.new_readings": lambda i: [
+        patch(torch.zeros_like(i.x).unflatten(-1, (4, 64)), None)
+        for _, patch in path_patching.new_readings(i.clean, i.x - i.x_hat, (2, 1), "kv")],
     "path_patching.head_reading": lambda i: path_patching.head_reading(i.model, 2, 1, "q", i.x),
     "pooling.Pooled": lambda i: vars(pooled(i)),
     "pooling.interval": lambda i: pooling.interval(i.ce[0]),
@@ -249,10 +263,11 @@ CASES = {
     "repeated_tokens.correct_token_log_probs": lambda i: i.ce,
     "repeated_tokens.repeated_token_report": lambda i: (
         report := repeated_tokens.repeated_token_report(i.model, N, 9), report.standard_error, report.inner_accuracy),
-    "report_card.report_card": lambda i: report_card.report_card(i.model, i.cpu_sae, text=i.text, seq_len=N, batch=3, draws=1).to_frame().to_dict(),
-    "report_card.circuit_interval": lambda i: report_card.circuit_interval(i.ce[:, :22], 2 * i.ce[:, 1:].flip(1)),
-    "sae.SparseAutoencoder": lambda i: [each.decode(each.encode(i.x), i.x) for each in (i.sae, i.gated, i.jump, sae.SparseAutoencoder(
-        256, 9, normalize="layer_norm").to(i.x.device))],
+    "report_card.report_card": lambda i: report_card.report_card(
+        i.model, i.cpu_sae, text=i.text, seq_len=N, batch=3, draws=1).to_frame().to_dict(),
+    "report_card.circuit_interval": lambda i: report_card.circuit_interval(i.ce[:, :10], 2 * i.ce[:, 1:].flip(1), 9),
+    "sae.SparseAutoencoder": lambda i: [each(i.x) for each in (
+        i.sae, i.gated, i.jump, sae.SparseAutoencoder(256, 9, normalize="layer_norm").to(i.x.device))],
     "sae.top_k": lambda i: sae.top_k(i.x, 3),
     "sae.JumpReLU": lambda i: slopes(sae.JumpReLU, i),
     "sae.Step": lambda i: slopes(sae.Step, i),
@@ -264,20 +279,22 @@ CASES = {
     "sae_training.Training": lambda i: (training := training_of(i), training.one_step(training.batch()))[0].finish(),
     "sae_training.pre_activations": lambda i: sae_training.pre_activations(i.sae, i.flat),
     "sae_training.sparsity_loss": lambda i: [sae_training.sparsity_loss(
-        each, i.flat, (pre := each.pre_activations(i.flat)), each.activate(pre), 0.1) for each in (i.sae, i.gated, i.jump)],
+        each, i.flat, (pre := each.pre_activations(i.flat)), each.activate(pre), 1.0) for each in (i.sae, i.gated, i.jump)],
     "sae_training.revival_loss": lambda i: sae_training.revival_loss(
-        i.sae, i.sae.pre_activations(i.flat), i.flat, i.flat_latents.sum(0) == 0, int((i.flat_latents.sum(0) == 0).sum())),
-    "sae_training.constrain": lambda i: (made := sae.SparseAutoencoder(256, 9).to(i.x.device), sae_training.constrain(made)),
+        i.sae, i.sae.pre_activations(i.flat), i.flat, (dead := i.flat_latents.sum(0) == 0), int(dead.sum())),
+    "sae_training.constrain": lambda i: (
+        made := sae.SparseAutoencoder(256, 9).to(i.x.device), sae_training.constrain(made)),
     "shipped_saes.middle_layer": lambda i: shipped_saes.middle_layer(i.model),
     "shipped_saes.topk_sae_for": lambda i: shipped_saes.topk_sae_for(i.model),
     "sites.Site": lambda i: (i.site.read(i.clean), i.site.continue_with(i.clean, i.x_hat), z_site(i)),
     "sites.activations_in_batches": lambda i: list(sites.activations_in_batches(i.model, i.site, i.text, 3)),
     "sites.collect_activations": lambda i: sites.collect_activations(i.model, "blocks.1.attn.hook_z", i.text, head=2),
-    "splicing.spliced": lambda i: [inside(splicing.spliced(i.model, each), i.model, i.text) for each in (i.sae, i.cpu_sae)],
+    "splicing.spliced": lambda i: [
+        inside(splicing.spliced(i.model, each), i.model, i.text) for each in (i.sae, i.cpu_sae)],
     "splicing.without_latents": lambda i: [inside(splicing.without_latents(i.model, each, [3, 4]), i.model, i.text)
                                            for each in (i.sae, i.cpu_sae)],
     "splicing.remove_latents": lambda i: splicing.remove_latents(i.x, i.latents, i.sae.W_dec, [3, 4]),
-    "splicing.circuit_score": lambda i: splicing.circuit_score(i.ce[:, :22], i.ce[:, 1:]),
+    "splicing.circuit_score": lambda i: splicing.circuit_score(i.ce[:, :10], i.ce[:, 1:]),
     "splicing.log_probs_reading": lambda i: splicing.log_probs_reading(i.model, i.cpu_sae, i.tokens, N, [(3, 1)], "k"),
     "splicing.after_token": lambda i: splicing.after_token(i.text, 5),
     "splicing.same_token_auc": lambda i: splicing.same_token_auc(i.flat, i.labels.roll(1) | i.labels, i.ids % 7),
@@ -295,8 +312,8 @@ CASES = {
 
 
 def pooled(i):
-    sums = pooling.Pooled(4, 9, seed=0)
-    sums.add(torch.arange(4), i.mask[:, 1:], {"ce": i.ce})
+    sums = pooling.Pooled(3, 9, seed=0)
+    sums.add(torch.arange(3), i.mask[:, 1:], {"ce": i.ce})
     return sums
 
 
@@ -338,46 +355,78 @@ def test_function(name, tmp_path):
     assert on_device == on_cpu
 
 
-TAKES = ("Tensor", "Float", "Int[", "Bool[", "Bridge", "CleanRun", "Autoencoder", "HasEncodeDecode", "FactoredMatrix", "Sample")
+TAKES = ("Tensor", "Float", "Bridge", "CleanRun", "Autoencoder", "HasEncodeDecode", "FactoredMatrix", "Sample")
 
 
 def takes_tensors(thing) -> bool:
-    """Whether a parameter of this function, or of a method of this class, is a tensor, a model or an autoencoder."""
-    functions = [each for name, each in vars(thing).items() if inspect.isfunction(each) and (name == "__init__" or name[0] != "_")
-                 ] if inspect.isclass(thing) else [thing]
+    """Whether this function, or a method of this class, is given a tensor, a model or an autoencoder."""
+    if dataclasses.is_dataclass(thing) or getattr(thing, "_is_protocol", False):        # these only hold them
+        return False
+    functions = filter(inspect.isfunction, vars(thing).values() if inspect.isclass(thing) else [thing])
     parameters = [each for function in functions for each in inspect.signature(function).parameters.values()]
     return any(word in str(each.annotation) for each in parameters for word in TAKES)
 
 
 def test_every_public_function_has_a_case():
-    """(What the checks of arguments, `check_…`, do with a tensor, the functions do that call them.)"""
+    """But `check_…`: what these do with a tensor, the functions do that call them."""
     found = set()
-    for module in pkgutil.iter_modules(course_utils.__path__):
-        for name, thing in vars(importlib.import_module(f"course_utils.{module.name}")).items():
-            own = getattr(thing, "__module__", None) == f"course_utils.{module.name}" and not name.startswith(("_", "check_"))
-            if own and (inspect.isfunction(thing) or inspect.isclass(thing) and not (
-                    dataclasses.is_dataclass(thing) or getattr(thing, "_is_protocol", False))) and takes_tensors(thing):
-                found.add(f"{module.name}.{name}")
-    assert found == set(CASES) & found, f"no case for {sorted(found - set(CASES))}"
+    for module in (f"course_utils.{each.name}" for each in pkgutil.iter_modules(course_utils.__path__)):
+        for name, thing in vars(importlib.import_module(module)).items():
+            if getattr(thing, "__module__", None) == module and not name.startswith(("_", "check_")):
+                found |= {f"{module}.{name}".partition(".")[2]} if callable(thing) and takes_tensors(thing) else set()
+    assert len(found) > 100 and not found - set(CASES), f"no case for {sorted(found - set(CASES))}"
 
 
 # --- a learner's functions, and the lessons --------------------------------------------------------------------------
 
 
-def test_a_fault_is_caught_and_judged():
-    """A mask made on the CPU, in a learner's function, is an error in words; so is an answer that is left on the CPU."""
-    reference = lambda x: x.masked_fill(torch.ones_like(x).triu(1) > 0, 0.0)
-    check = compare_cases(lambda: [Case(inputs(str(DEVICE)).x[0])])
-    item = Exercise("00.masked", "Masked", reference, check, ("a", "b", "c"), 1, 1)
-    forgets = assess(item, lambda x: x.masked_fill(torch.ones(x.shape).triu(1) > 0, 0.0))
-    assert forgets.status == "error" and "lazy:0 and cpu" in dict(forgets.details)["message"]
-    left = assess(item, lambda x: reference(x).cpu())
-    assert left.status == "wrong" and left.message == "the answer is on cpu; lazy:0 was expected"
-    assert assess(item, reference).passed
+def test_a_learner_s_answer_is_judged():
+    """A mask made on the CPU is an error in words; an answer on another device is one that is wrong."""
+    def zeroed(x):
+        return x.masked_fill(torch.ones_like(x).triu(1) > 0, 0.0)
+
+    def forgets(x):
+        return x.masked_fill(torch.ones(x.shape).triu(1) > 0, 0.0)
+
+    def says(attempt, reference=zeroed):
+        check = compare_cases(lambda: [Case(inputs(str(DEVICE)).x[0])], keeps_inputs=True)
+        verdict = assess(Exercise("00.zeroed", "Zeroed", reference, check, ("a", "b", "c"), 1, 1), attempt)
+        return verdict.status, dict(verdict.details).get("message", verdict.message)
+
+    assert says(zeroed) == ("passed", "Passed.")
+    status, message = says(forgets)
+    assert status == "error" and "found at least two devices, lazy:0 and cpu" in message
+    assert says(lambda x: zeroed(x.cpu())) == ("wrong", "the answer is on cpu; lazy:0 was expected")
+    assert says(zeroed, lambda x: zeroed(x.cpu())) == ("wrong", "the answer is on lazy:0; cpu was expected")
+
+    @property_check()
+    def positive(attempt):
+        require((attempt(torch.ones(3)) == torch.ones(3)).all(), "it is not 1")
+
+    left_there = assess(Exercise("00.one", "One", abs, positive, ("a", "b", "c"), 1, 1), lambda x: x.to(DEVICE))
+    assert left_there.status == "wrong" and "could not be used: RuntimeError" in left_there.message
 
 
-@pytest.mark.parametrize("path", [lessons.SOLUTIONS[0], *(pytest.param(each, marks=pytest.mark.matrix) for each in lessons.SOLUTIONS[1:])],
-                         ids=lambda path: path.stem)
+def test_grading_does_not_see_a_gpu(tmp_path, monkeypatch):
+    """The grader forks, and a forked process cannot use a GPU that its parent has used: it hides it before any work."""
+    def load(name):
+        raise grading.CannotGrade(f"GPU {os.environ['CUDA_VISIBLE_DEVICES']!r}")
+
+    for name in grading.ENVIRONMENT:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(grading, "load_model", load)
+    monkeypatch.setattr(grading.torch, "set_num_threads", lambda threads: None)
+    (tmp_path / "a.ipynb").write_text("{}")
+    with pytest.raises(grading.CannotGrade, match="GPU ''"):
+        grading.grade(tmp_path, tmp_path / "grades.csv")
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("path", lessons.SOLUTIONS, ids=lambda path: path.stem)
 def test_lesson(path, tmp_path, monkeypatch):
-    """The worked lessons, with all their checks of exercises and their measured numbers."""
-    lessons.test_the_worked_lesson_keeps_its_promises(path, tmp_path, monkeypatch)
+    """The worked lessons, with their checks of exercises, their measured numbers, and what they say of a real model."""
+    lessons.test_the_worked_lesson_keeps_its_promises(path, tmp_path, monkeypatch, real="auto")
+
+
+def test_a_short_lesson(tmp_path, monkeypatch):
+    lessons.test_the_worked_lesson_keeps_its_promises(lessons.SOLUTIONS[1], tmp_path, monkeypatch)
