@@ -20,8 +20,8 @@ from second_device import DEVICE, second_device
 import course_utils
 from course_utils import (
     ablation, arguments, baselines, charts, circuits, clean_run, dashboards, faithfulness, grading, heads, language,
-    latents, logit_attribution, models, path_patching, pooling, repeated_tokens, report_card, sae, sae_files, sae_training,
-    shipped_saes, sites, splicing, text, viz,
+    latents, logit_attribution, models, path_patching, pooling, repeated_tokens, report_card, sae, sae_files,
+    sae_training, shipped_saes, sites, splicing, text, viz,
 )
 from course_utils.checking import Case, Exercise, assess, compare_cases, property_check, require
 
@@ -93,7 +93,7 @@ def inputs(device: str) -> SimpleNamespace:
     i = SimpleNamespace(model=models.load_model("tiny", device=device), sample=language.StoryLanguage(1).sample(3, 12))
     i.tokens = repeated_tokens.generate_repeated_tokens(i.model, N, 3, seed=0)
     i.text = text.sample_text(i.model, 3, 12, seed=1)
-    i.rotary = small_models.grouped_query.__wrapped__().to(device)          # a rotary model, with grouped queries
+    i.rotary = small_models.grouped_query(device)         # rotary positions
     i.rotary_text = text.own_text(i.rotary, 3, 12)
     i.sae = shipped_saes.topk_sae_for(i.model)
     i.cpu_sae = shipped_saes.load_shipped_sae("tiny", "topk-2")             # an autoencoder that is loaded is the CPU's
@@ -278,8 +278,9 @@ CASES = {
     "sae_training.fit": trained,
     "sae_training.Training": lambda i: (training := training_of(i), training.one_step(training.batch()))[0].finish(),
     "sae_training.pre_activations": lambda i: sae_training.pre_activations(i.sae, i.flat),
-    "sae_training.sparsity_loss": lambda i: [sae_training.sparsity_loss(
-        each, i.flat, (pre := each.pre_activations(i.flat)), each.activate(pre), 1.0) for each in (i.sae, i.gated, i.jump)],
+    "sae_training.sparsity_loss": lambda i: [
+        sae_training.sparsity_loss(each, i.flat, (pre := each.pre_activations(i.flat)), each.activate(pre), 0.1)
+        for each in (i.sae, i.gated, i.jump)],
     "sae_training.revival_loss": lambda i: sae_training.revival_loss(
         i.sae, i.sae.pre_activations(i.flat), i.flat, (dead := i.flat_latents.sum(0) == 0), int(dead.sum())),
     "sae_training.constrain": lambda i: (
