@@ -27,9 +27,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("lazy:0")     # a name that PyTorch knows, without a driver, and that nothing here uses otherwise
 aten = torch.ops.aten
-COPIES = (aten.copy_, aten._to_copy, aten.fill_)                                        # these may cross over
-INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)         # (self, indices, [values])
-TAKES_A_NUMBER = (aten.masked_fill, aten.masked_fill_, aten.index_fill, aten.index_fill_)   # as their last argument
+COPIES = (aten.copy_, aten._to_copy, aten.fill_)                                    # from one device to the other
+INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)     # (self, indices, [values])
+# Which argument may be a number in a tensor, of any device; in elementwise operations each may.
+NUMBER = {aten.masked_fill: 2, aten.masked_fill_: 2, aten.index_fill: 3, aten.index_fill_: 3,
+          **dict.fromkeys(INDEXING[1:], 2)}
 
 
 class DeviceTensor(Tensor):
@@ -105,7 +107,7 @@ def compute(function: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]
     ours = {id(each.value): each for each in tensors if isinstance(each, DeviceTensor)}
     asked_for = kwargs.get("device")
     if asked_for is None:
-        goes_to_us = isinstance(tensors[0], DeviceTensor) if function.overloadpacket is aten.copy_ else bool(ours)
+        goes_to_us = isinstance(tensors[0], DeviceTensor) if function.overloadpacket in COPIES else bool(ours)
     else:
         goes_to_us, kwargs = torch.device(asked_for).type == DEVICE.type, {**kwargs, "device": torch.device("cpu")}
     if ours:
@@ -118,9 +120,11 @@ def compute(function: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]
         tensors[0].data = DeviceTensor(tensors[0].value)
     if not goes_to_us:
         return answer
-    # An operation in place answers with the tensor that it was given: so must we.
-    return tree_map(lambda each: ours[id(each)] if id(each) in ours else DeviceTensor(each) if isinstance(each, Tensor)
-                    else each, answer)
+
+    def ours_again(each: Any) -> Any:                               # in place: the very tensor that was given
+        return ours[id(each)] if id(each) in ours else DeviceTensor(each) if isinstance(each, Tensor) else each
+
+    return tree_map(ours_again, answer)
 
 
 def check_devices(function: torch._ops.OpOverload, args: tuple, tensors: list[Tensor]) -> None:
@@ -128,13 +132,12 @@ def check_devices(function: torch._ops.OpOverload, args: tuple, tensors: list[Te
     kind, strangers = function.overloadpacket, [each for each in tensors if not isinstance(each, DeviceTensor)]
     if kind in COPIES:
         return
-    if kind in INDEXING and isinstance(args[0], DeviceTensor):      # indices may be the CPU's, of a tensor that is ours
+    if kind in INDEXING and isinstance(args[0], DeviceTensor):      # into a tensor of ours, the CPU's indices may point
         strangers = [each for each in args[2:3] if not isinstance(each, DeviceTensor)]
-    in_place = function._schema.is_mutable and not isinstance(args[0], DeviceTensor)
-    if torch.Tag.pointwise in function.tags and not in_place:       # a number in a tensor may be the CPU's
+    if torch.Tag.pointwise in function.tags and (isinstance(args[0], DeviceTensor) or not function._schema.is_mutable):
         strangers = [each for each in strangers if each.ndim]
-    elif kind in (*TAKES_A_NUMBER, *INDEXING):
-        strangers = [each for each in strangers if each is not args[-1] or each.ndim]
+    elif kind in NUMBER:
+        strangers = [each for each in strangers if each.ndim or each is not args[NUMBER[kind]]]
     if strangers:
         raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices, "
                            f"{DEVICE} and {strangers[0].device}! (in {function})")
