@@ -34,7 +34,8 @@ from course_utils.submissions import Attempt, Unreadable, attempts_in, read_cell
 STATUSES = ("passed", "named mistake", "wrong", "crashed", "timed out", "not attempted", "unreadable")
 STATUS_OF = {"passed": "passed", "not yet": "not attempted", "wrong": "wrong", "error": "crashed"}
 SPARE_SECONDS = 60.0  # of processor time for the check itself; with the attempt's, so that it can wait for that
-ENVIRONMENT = {"COURSE_MODEL": "tiny", "COURSE_REAL": "skip", "COURSE_BARS": "off", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {"COURSE_MODEL": "tiny", "COURSE_REAL": "skip", "COURSE_BARS": "off", "HF_HUB_OFFLINE": "1",
+               "CUDA_VISIBLE_DEVICES": ""}  # a forked process cannot use a GPU that its parent has used
 
 
 class CannotGrade(Exception):

@@ -123,7 +123,7 @@ def story_labels(sample: Sample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def token_labels(model: TransformerBridge, tokens: Int[Tensor, "n pos"]) -> dict[str, Bool[Tensor, "n pos"]]:
-    """Questions that can be asked of any text, answered from the tokens alone; those with only one answer left out."""
+    """Questions that can be asked of any text, answered from the tokens alone, on the CPU; those with one answer left out."""
     words = {token: model.tokenizer.decode([token]) for token in tokens.unique().tolist()}
     questions = {
         "begins a word": lambda word: word.startswith(" "), "a capital": lambda word: word.strip()[:1].isupper(),
@@ -133,4 +133,4 @@ def token_labels(model: TransformerBridge, tokens: Int[Tensor, "n pos"]) -> dict
     answers = {name: torch.tensor([bool(test(words[t])) for t in tokens.flatten().tolist()]).reshape(tokens.shape)
                for name, test in questions.items()}
     answers = {name: answer for name, answer in answers.items() if 0 < answer.float().mean() < 1}
-    return answers or {"an id in the lower half": tokens < tokens.float().median()}     # tokens that are no words at all
+    return answers or {"an id in the lower half": (tokens < tokens.float().median()).cpu()}     # they are no words at all

@@ -50,7 +50,7 @@ def resample(n: int, resamples: int, seed: int) -> Int[Tensor, "resample n"]:
 
 def interval(resampled: Float[Tensor, "resample"]) -> tuple[float, float]:
     """Where the middle 95 % of the resampled values lie; a resample without a counted position has none."""
-    return tuple(resampled.nanquantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist())
+    return tuple(resampled.nanquantile(resampled.new_tensor([0.025, 0.975])).tolist())
 
 
 def defined_ratio(above: Float[Tensor, "row"], below: Float[Tensor, "row"]) -> Float[Tensor, "row"]:

@@ -166,7 +166,7 @@ print(f"E[ΔCE] {expected_delta_ce(P, p, q):.4f} nats, KL(p‖q) {kl_divergence(
 # %%
 if MODEL == "tiny":
     young = load_model("tiny", step=400)
-    tokens, true = stories.tokens, stories.true_log_probs
+    tokens, true = (each.to(model.cfg.device) for each in (stories.tokens, stories.true_log_probs))
     p_logits, q_logits = young(tokens), model(tokens)
     kl = kl_divergence(p_logits, q_logits)[:, 1:-1]
     delta = delta_cross_entropy(p_logits, q_logits, tokens)[:, 1:]
@@ -396,9 +396,9 @@ for name, where in groups.items():
 # %%
 if reads_stories(model):
     sample = StoryLanguage(5).sample(len(text), LENGTH)             # the same text, now with its truth
-    favourite, came = p_logits[:, 1:-1].argmax(-1), sample.tokens[:, 2:]
+    favourite, came = p_logits[:, 1:-1].argmax(-1), text[:, 2:]
     print("where the model was confident and wrong: mean probability of its favourite, and of the token that came")
-    for name, log_probs in {"truth": sample.true_log_probs, "model": log_softmax(p_logits),
+    for name, log_probs in {"truth": sample.true_log_probs.to(p_logits), "model": log_softmax(p_logits),
                             "patched": log_softmax(q_logits)}.items():
         probs = log_probs[:, 1:-1].exp()[wrong]                     # [confident and wrong, vocab]
         means = (probs.gather(1, token[wrong][:, None]).mean() for token in (favourite, came))

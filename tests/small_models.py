@@ -31,7 +31,7 @@ def multi_head():
 
 
 @lru_cache
-def grouped_query():
+def grouped_query(device: str = "cpu"):
     """Rotary positions, six query heads on two key heads, RMSNorm, gated MLP: 2 layers, random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -39,7 +39,7 @@ def grouped_query():
     config = LlamaConfig(vocab_size=30, hidden_size=24, intermediate_size=16, num_hidden_layers=2,
                          num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64,
                          initializer_range=0.5, bos_token_id=0, eos_token_id=0)
-    return as_bridge(LlamaForCausalLM(config), word_tokenizer(WORDS, "<bos>"), name="grouped", device="cpu")
+    return as_bridge(LlamaForCausalLM(config), word_tokenizer(WORDS, "<bos>"), name="grouped", device=device)
 
 
 @lru_cache
