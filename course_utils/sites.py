@@ -130,7 +130,8 @@ def collect_activations(
 
     Args:
         exact: compute in float64. Processors round sums differently: in float32 the activations agree to six or seven
-            digits between machines, in float64 to fifteen. Training enlarges such differences.
+            digits between machines, in float64 to fifteen. Training enlarges such differences. (Llama's norm and its
+            like compute in float32 whatever they are given: such a model gains nothing.)
     Raises ValueError for a place that the model does not have, and, if exact, for a model that is not float32.
     """
     site = Site(model, hook_name, head)

@@ -41,7 +41,7 @@ from course_utils.models import load_model, load_real_model
 from course_utils.pooling import interval, mean_and_error
 from course_utils.report import measured
 from course_utils.shipped_saes import load_shipped_sae, middle_layer, shipped_saes, topk_sae_for
-from course_utils.sites import collect_activations
+from course_utils.sites import collect_activations, in_float64
 from course_utils.text import own_text, reads_stories, sample_text, stories_in_english
 from course_utils.viz import plot_by_position
 
@@ -111,7 +111,8 @@ def compare(tokens, truth=None, batch=16):
     return {name: torch.cat(values) for name, values in found.items()}
 
 
-written = own_text(model, N, LENGTH, seed=0)
+with in_float64(model):                                             # so that every machine draws the same tokens
+    written = own_text(model, N, LENGTH, seed=0)
 own = compare(written)
 own["ΔCE − KL"] = own["ΔCE"] - own["KL"]
 difference, error = mean_and_error(own["ΔCE − KL"])
