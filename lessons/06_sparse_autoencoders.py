@@ -52,7 +52,7 @@ LENGTH, D_SAE = min(128 if MODEL == "tiny" else 64, model.cfg.n_ctx), 2 * model.
 TRAIN, TEST, STEPS = 1, 100, 300 if MODEL == "tiny" else 60         # seeds of the texts; steps of training
 train_tokens = sample_text(model, n=400 if MODEL == "tiny" else 24, length=LENGTH, seed=TRAIN)
 test_tokens = sample_text(model, n=64 if MODEL == "tiny" else 8, length=LENGTH, seed=TEST)
-activations = collect_activations(model, HOOK, train_tokens, exact=True)
+activations = collect_activations(model, HOOK, train_tokens, exact=MODEL == "tiny")
 test_activations = collect_activations(model, HOOK, test_tokens)
 print(f"{MODEL}, {HOOK}: {len(activations):,} activations of {activations.shape[1]} numbers to learn from")
 
@@ -118,7 +118,7 @@ def sae_loss(
 # ## 2 · Train one
 #
 # Your two functions are all that a training loop needs. Here it is, whole, with nothing hidden. (It computes in
-# float64, and so did the model that made the activations. Every processor rounds in its own way, and training makes
+# float64, and so did `tiny` when it made the activations. Every processor rounds in its own way, and training makes
 # a difference in the seventh digit one in the fourth. This way you see the numbers that we saw.)
 
 # %%
@@ -131,7 +131,7 @@ def train(sparsity, steps, batch=512, lr=3e-3):
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr)
     rng, seen = torch.Generator().manual_seed(0), []
     for step in range(steps):
-        x = activations[torch.randint(0, len(activations), (batch,), generator=rng)] / scale
+        x = activations[torch.randint(0, len(activations), (batch,), generator=rng)].double() / scale
         latents = encode(x, sae.W_enc, sae.b_enc, sae.b_dec)
         x_hat = latents @ sae.W_dec + sae.b_dec
         loss = sae_loss(x, x_hat, latents, sparsity)
