@@ -45,7 +45,8 @@ class Setting:
         """This process's variables, those of every setting left out, and this one's."""
         every = {name for setting in SETTINGS for name in setting.variables}
         kept = {name: value for name, value in os.environ.items() if name not in every}
-        return {**kept, **self.variables, "OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+        threads = {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+        return {**kept, **self.variables, **threads, "OMP_WAIT_POLICY": "PASSIVE"}      # a busy machine needs the core
 
 
 SETTINGS = (
