@@ -460,7 +460,8 @@ def test_tables_line_up():
 
 @pytest.mark.parametrize("encoding, errors, written", [
     ("ascii", "strict", rb"+ -3 - \u0120"), ("ascii", "surrogateescape", rb"+ -3 - \u0120"),
-    ("cp1252", "strict", b"+ -3 \xb7 \\u0120"), ("utf-8", "strict", "✓ −3 · Ġ".encode()), ("ascii", "replace", b"? ?3 ? ?")])
+    ("cp1252", "strict", b"+ -3 \xb7 \\u0120"), ("utf-8", "strict", "✓ −3 · Ġ".encode()),
+    ("ascii", "replace", b"? ?3 ? ?")])
 def test_a_console_without_a_sign_gets_a_plain_one(encoding, errors, written):
     stream = io.TextIOWrapper(io.BytesIO(), encoding, errors)
     write_anything(stream)

@@ -214,15 +214,16 @@ def timed(body: str, seconds: float = 0.3):
 
 
 @pytest.mark.parametrize("body", ["time.sleep(1)", "return [0.0] * (2 * 10**5)"])
-def test_only_the_processor_time_of_the_function_counts(body):
+def test_only_the_processor_time_of_the_function_counts(body, monkeypatch):
     """Not what it waits for the processor, or anything else; not the seconds that copying a long answer takes."""
+    monkeypatch.setattr(allowance, "PATIENCE", 1000)
     with timed(body) as function:
         assert function(1) and function(torch.ones(1))
 
 
 @pytest.mark.parametrize("body, patience, says", [
-    ("while time.process_time() < begun + 3: pass", 1000, r"function used 0\.[3-9] s of processor time .* 0\.3 in 300\)"),
-    ("time.sleep(30)", 10, r"function used 0\.[01] s of processor time in [3-9] s by the clock .* 0\.3 in 3\)")])
+    ("while time.process_time() < begun + 3: pass", 1000, r"function used 0\.[3-9] s of processor time .*0\.3 in 300\)"),
+    ("time.sleep(60)", 10, r"function used 0\.[01] s of processor time in [1-5]?\d s by the clock .*0\.3 in 3\)")])
 def test_a_verdict_about_time_comes_early_and_says_how_much_was_used(body, patience, says, monkeypatch):
     monkeypatch.setattr(allowance, "PATIENCE", patience)
     with timed(body) as function, pytest.raises(TimedOut, match=says):
@@ -230,7 +231,8 @@ def test_a_verdict_about_time_comes_early_and_says_how_much_was_used(body, patie
 
 
 @pytest.mark.parametrize("inputs", [1, torch.ones(1)], ids=["one child", "a child for each call"])
-def test_the_time_is_for_all_calls_together(inputs):
+def test_the_time_is_for_all_calls_together(inputs, monkeypatch):
+    monkeypatch.setattr(allowance, "PATIENCE", 1000)
     with timed("while time.process_time() < begun + 0.2: pass") as function:
         function(inputs)
         with pytest.raises(TimedOut):
