@@ -45,7 +45,8 @@ def direct_logit_attribution(
     Parts: "embed", "pos_embed" (if the model has one), "L.H" for each head, "attn L bias", "mlp L", "unembed bias".
     Needs a model from `load_model`: final norm folded into the unembedding, W_U centred. The scale of a norm that
     follows the attention (Gemma 2) is held fixed as the final norm's is. Where the model caps its logits softly
-    (Gemma 2), the parts sum to the logits before the cap; nothing linear can sum to those after it.
+    (Gemma 2), the parts sum to the logits before the cap, since nothing linear sums to those after it; and W_U is
+    not centred there, since a shift would change what the cap does.
 
     Raises:
         ValueError: if a row looks padded.
