@@ -250,7 +250,8 @@ class Degenerate:
 def with_shuffled_decoder(sae):
     shuffled = SparseAutoencoder(sae.d_in, sae.d_sae, sae.kind, k=sae.k, hook_name=HOOK)
     shuffled.load_state_dict(sae.state_dict())
-    shuffled.W_dec.data.copy_(sae.W_dec[torch.randperm(sae.d_sae, generator=torch.Generator().manual_seed(0))])
+    order = torch.randperm(sae.d_sae, generator=torch.Generator().manual_seed(0))
+    shuffled.W_dec.data.copy_(sae.W_dec[order])
     return shuffled.to(sae.W_dec.device)
 
 

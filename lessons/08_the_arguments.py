@@ -132,7 +132,7 @@ measured("own text: |ΔCE − KL| in standard errors", abs(difference) / error,
 # %%
 if reads_stories(model):
     stories = StoryLanguage(77).sample(N, LENGTH)
-    told = compare(stories.tokens, stories.true_log_probs)
+    told = compare(stories.tokens.to(model.cfg.device), stories.true_log_probs)
     told["ΔCE − KL"] = told["ΔCE"] - told["KL"]
     told["E[ΔCE] − KL"] = told["E[ΔCE]"] - told["KL"]
     print("stories")
