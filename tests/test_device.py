@@ -20,8 +20,8 @@ from second_device import DEVICE, second_device
 import course_utils
 from course_utils import (
     ablation, arguments, baselines, charts, circuits, clean_run, dashboards, faithfulness, grading, heads, language,
-    latents, logit_attribution, models, path_patching, pooling, repeated_tokens, report_card, sae, sae_files,
-    sae_training, shipped_saes, sites, splicing, text, viz,
+    latents, logit_attribution, models, padding, path_patching, pooling, repeated_tokens, report_card, sae, sae_files,
+    sae_formats, sae_objects, sae_training, shipped_saes, sites, splicing, text, traits, trial, viz,
 )
 from course_utils.checking import Case, Exercise, assess, compare_cases, property_check, require
 
@@ -198,6 +198,12 @@ CASES = {
     "circuits.positional_pattern": lambda i: circuits.positional_pattern(i.model, 0, 1, 20),
     "circuits.score_by_distance": lambda i: circuits.score_by_distance(i.rotary, 0, 1, i.rotary_text, 5),
     "circuits.rotate": lambda i: circuits.rotate(i.rotary, i.rotary_text.float()[:, :4], 3),
+    "circuits.after_block_0": lambda i: circuits.after_block_0(i.model, i.text[0], i.model.W_E.detach()[i.text[0]], [1]),
+    "circuits.token_vectors": lambda i: circuits.token_vectors(i.model),
+    "circuits.position_vectors": lambda i: circuits.position_vectors(i.model, 5),
+    "circuits.visible": lambda i: circuits.visible(i.model, 1, 5),
+    "circuits.output_scale": lambda i: circuits.output_scale(i.model.run_with_cache(i.text)[1], 1),
+    "circuits.normed_reading": lambda i: circuits.normed_reading(i.model, 1, "q", i.x[..., :64]),
     "circuits.top_k_accuracy": lambda i: (circuits.top_k_accuracy(i.OV, 5), circuits.top_k_accuracy(
         i.QK, best="query", tokens=torch.arange(9)), circuits.top_k_accuracy(i.OV.AB, tokens=i.text[0])),
     "circuits.copying_score": lambda i: circuits.copying_score(i.OV),
@@ -207,6 +213,8 @@ CASES = {
         i.clean.residuals, i.clean_z.activations, i.clean_z.continue_from(2, i.clean_z.residuals[2][:, 3:], start=3),
         (run := clean_run.CleanRun(i.rotary, i.rotary_text)).continue_from(1, run.residuals[1][:, 2:], start=2),
         run.logits(run.residuals[2])),
+    "clean_run.after_unembedding": lambda i: clean_run.after_unembedding(i.model, i.logits),
+    "clean_run.read_activation": lambda i: clean_run.read_activation(i.model, i.text, "blocks.1.hook_mlp_out"),
     "dashboards.Dashboard": lambda i: dashboards.Dashboard(
         0, i.latents[..., 3], [], [("a", 1.0)], [("b", -1.0)], "")._repr_html_(),
     "dashboards.latent_dashboard": lambda i: [repr(page) + page._repr_html_() for page in (
@@ -231,9 +239,6 @@ CASES = {
         i.model, i.cpu_sae, i.text, i.site)[1:],
     "faithfulness.reconstruct": lambda i: faithfulness.reconstruct(i.sae, i.x, i.site),
     "faithfulness.site_of": lambda i: faithfulness.site_of(i.model, i.sae).hook_name,
-    "faithfulness.all_but_first": lambda i: faithfulness.all_but_first(i.text),
-    "faithfulness.checked_mask": lambda i: faithfulness.checked_mask(i.model, i.text, i.mask.cpu()) & i.mask,
-    "faithfulness.counted_positions": lambda i: faithfulness.counted_positions(i.mask),
     "heads.induction_scores": lambda i: (i.scores, heads.induction_scores(i.model, i.tokens, N, whole_diagonal=True)),
     "heads.previous_token_scores": lambda i: heads.previous_token_scores(i.model, i.text),
     "heads.duplicate_token_scores": lambda i: heads.duplicate_token_scores(i.model, i.tokens, N),
@@ -258,6 +263,16 @@ CASES = {
     "logit_attribution.logit_contributions": lambda i: logit_attribution.logit_contributions(
         i.x, i.x.norm(dim=-1, keepdim=True), i.model.W_U, i.text),
     "logit_attribution.direct_logit_attribution": lambda i: logit_attribution.direct_logit_attribution(i.model, i.text),
+    "logit_attribution.capped": lambda i: logit_attribution.capped(i.model, i.logits),
+    "padding.all_but_first": lambda i: padding.all_but_first(i.text),
+    "padding.without_padding": lambda i: padding.without_padding(i.model, padded(i)),
+    "padding.looks_like_padding": lambda i: padding.looks_like_padding(i.model, padded(i)),
+    "padding.are_copies": lambda i: (padding.are_copies(i.tokens), padding.are_copies(i.text)),
+    "padding.checked_mask": lambda i: padding.checked_mask(i.model, i.text, i.mask.cpu()) & i.mask,
+    "padding.followed": lambda i: padding.followed(i.model, padded(i), padding.without_padding(i.model, padded(i))),
+    "padding.counted_positions": lambda i: padding.counted_positions(i.mask, i.mask),
+    "padding.special_tokens": lambda i: padding.special_tokens(i.model)[:2],
+    "path_patching.attention_output": lambda i: path_patching.attention_output(i.clean, 1),
     "path_patching.path_patching": lambda i: path_patching.path_patching(
         i.model, i.tokens, N, (0, 1), [(1, 2)], into="qkv"),
     "path_patching.new_readings": lambda i: [
@@ -265,6 +280,7 @@ CASES = {
         for _, patch in path_patching.new_readings(i.clean, i.x - i.x_hat, (2, 1), "kv")],
     "path_patching.head_reading": lambda i: path_patching.head_reading(i.model, 2, 1, "q", i.x),
     "pooling.Pooled": lambda i: vars(pooled(i)),
+    "pooling.defined_ratio": lambda i: pooling.defined_ratio(i.ce[0], i.ce[1]),
     "pooling.interval": lambda i: pooling.interval(i.ce[0]),
     "pooling.mean_and_error": lambda i: pooling.mean_and_error(i.ce),
     "repeated_tokens.generate_repeated_tokens": lambda i: i.tokens,
@@ -273,6 +289,7 @@ CASES = {
         report := repeated_tokens.repeated_token_report(i.model, N, 9), report.standard_error, report.inner_accuracy),
     "report_card.report_card": lambda i: report_card.report_card(
         i.model, i.cpu_sae, text=i.text, seq_len=N, batch=3, draws=1).to_frame().to_dict(),
+    "report_card.circuit_scores": lambda i: report_card.circuit_scores(i.ce[:, :10], 2 * i.ce[:, 1:].flip(1), 9),
     "report_card.circuit_interval": lambda i: report_card.circuit_interval(i.ce[:, :10], 2 * i.ce[:, 1:].flip(1), 9),
     "sae.SparseAutoencoder": lambda i: [each(i.x) for each in (
         i.sae, i.gated, i.jump, sae.SparseAutoencoder(256, 9, normalize="layer_norm").to(i.x.device))],
@@ -282,6 +299,11 @@ CASES = {
     "sae_files.write_sae": saved,
     "sae_files.config_of": lambda i: sae_files.config_of(i.sae),
     "sae_files.fold_decoder_norm": lambda i: sae_files.fold_decoder_norm(i.sae.state_dict()),
+    "sae_formats.renamed": lambda i: sae_formats.renamed(i.sae.state_dict()),
+    "sae_formats.size_of": lambda i: sae_formats.size_of(i.sae.state_dict(), "a file"),
+    "sae_formats.with_one_threshold": lambda i: sae_formats.with_one_threshold(
+        {**i.sae.state_dict(), "one": i.ce[0, 0].abs()}, "one", "a file"),
+    "sae_objects.encode_decode": lambda i: sae_objects.encode_decode(i.sae, i.x),
     "sae_training.train_sae": lambda i: sae_training.train_sae(i.model, i.sae.hook_name, i.text, i.config),
     "sae_training.fit": trained,
     "sae_training.Training": lambda i: (training := training_of(i), training.one_step(training.batch()))[0].finish(),
@@ -298,6 +320,7 @@ CASES = {
     "sites.Site": lambda i: (i.site.read(i.clean), i.site.continue_with(i.clean, i.x_hat), z_site(i)),
     "sites.activations_in_batches": lambda i: list(sites.activations_in_batches(i.model, i.site, i.text, 3)),
     "sites.collect_activations": lambda i: sites.collect_activations(i.model, "blocks.1.attn.hook_z", i.text, head=2),
+    "sites.in_float64": lambda i: inside(sites.in_float64(i.model), i.model, i.text),
     "splicing.spliced": lambda i: [
         inside(splicing.spliced(i.model, each), i.model, i.text) for each in (i.sae, i.cpu_sae)],
     "splicing.without_latents": lambda i: [inside(splicing.without_latents(i.model, each, [3, 4]), i.model, i.text)
@@ -312,12 +335,21 @@ CASES = {
     "text.sample_text": lambda i: i.text,
     "text.own_text": lambda i: i.rotary_text,
     "text.stories_in_english": lambda i: text.stories_in_english(i.model, 2, 12),
+    "traits.require": lambda i: traits.require(i.model, "this", "parts").as_text(),
+    "traits.traits_of": lambda i: [traits.traits_of(model).score_scale for model in (i.model, i.rotary)],
+    "trial.try_out": lambda i: [vars(trial.try_out(model)) | {"turns": 0} for model in (i.model, i.rotary)],
+    "trial.relative_error": lambda i: trial.relative_error(i.x_hat, i.x),
     "viz.attention_patterns": lambda i: viz.attention_patterns(i.words, i.pattern).html,
     "viz.plot_attention": lambda i: viz.plot_attention(i.pattern[0], i.words),
     "viz.plot_head_scores": lambda i: viz.plot_head_scores(i.pattern.amax(2), vmax=None),
     "viz.plot_by_position": lambda i: viz.plot_by_position({"a": i.ce[0]}, "y", x=i.ce[1]),
     "viz.plot_next_tokens": lambda i: viz.plot_next_tokens({"a": i.log_p[0, 3].exp()}, range(i.model.cfg.d_vocab)),
 }
+
+
+def padded(i):
+    """The text, with BOS, which pads too, at its end."""
+    return torch.cat([i.text, i.text[:, :1], i.text[:, :1]], dim=1)
 
 
 def pooled(i):
