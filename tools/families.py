@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 os.environ["COURSE_BARS"] = "off"
 
+import torch
 from families import FAMILIES
 from family_cells import CELLS, Case, Verdict, judge
 
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--function", nargs="*", help=f"some of {', '.join(CELLS)}; default: all")
     chosen = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)                                        # matrices this small gain nothing from more
     found = table(chosen.family or list(FAMILIES), chosen.function or list(CELLS))
     print(show(found, chosen.function or list(CELLS)))
     return int(any(verdict.kind in BAD for row in found.values() for verdict in row.values()))
