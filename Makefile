@@ -1,7 +1,7 @@
 # Two commands do everything, on a machine with only Python 3.11, make and git:
 #   make course   run every worked lesson, print what was measured, write the lessons as pages
 #   make test     run every test, in both environments
-# The rest: make lab, book, wheel, room, quick, matrix, flakes, bench, notebooks, costs, clean.
+# The rest: make lab, book, wheel, room, quick, matrix, machines, flakes, bench, notebooks, costs, clean.
 #
 # Variables: PYTHON=python3.12      the interpreter (3.11 to 3.13)
 #            TORCH_INDEX=<address>  a pip index to take torch from, for example one with CPU builds
@@ -35,7 +35,7 @@ PEERS_READY := $(PEERS)/.ready
 STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help course book wheel room costs test quick matrix flakes peers lab bench notebooks real-model clean
+.PHONY: help course book wheel room costs test quick matrix machines flakes peers lab bench notebooks real-model clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -112,18 +112,22 @@ real-model: $(READY)
 # One thread for each process: the processes are as many as the cores.
 test quick matrix flakes: export OMP_NUM_THREADS = 1
 # Memory that a tensor gives back is kept for the next one: fetching it anew each time costs a tenth of the time.
-test quick matrix flakes: export MALLOC_MMAP_THRESHOLD_ = 1073741824
-test quick matrix flakes: export MALLOC_TRIM_THRESHOLD_ = 1073741824
+test quick matrix machines flakes: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+test quick matrix machines flakes: export MALLOC_TRIM_THRESHOLD_ = 1073741824
 # Also where this variable is set, modules are compiled once, and not in each of some sixty processes.
-test quick matrix flakes: export PYTHONDONTWRITEBYTECODE =
+test quick matrix machines flakes: export PYTHONDONTWRITEBYTECODE =
 
 quick: $(READY)
 	@$(PY) $(PYTEST) -m "not slow and not hub and not peers and not matrix" tests
 
-matrix: $(MORE_READY) $(PEERS_READY) real-model
+matrix: $(MORE_READY) $(PEERS_READY) real-model machines
 	@$(PEERS)/bin/python $(PYTEST) -m matrix tests/test_lessons_without_jupyter.py
 	@$(PEERS)/bin/python $(PYTEST) -m "not slow" tests/test_faithfulness.py
 	@$(PY) $(PYTEST) -m matrix --ignore tests/test_lessons_without_jupyter.py tests
+
+# What other processors would compute: each setting with its own threads.
+machines: $(READY) $(PEERS_READY) real-model
+	@$(PY) tools/machines.py --peers $(PEERS)/bin/python --cores $(JOBS)
 
 flakes: $(MORE_READY)
 	@for seed in $$(seq $(RUNS)); do \

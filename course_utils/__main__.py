@@ -18,12 +18,12 @@ def run_progress(options: argparse.Namespace) -> int:
 
 
 def run_fetch(options: argparse.Namespace) -> int:
-    from course_utils.model_files import ModelUnavailable, UnknownModel
+    from course_utils.model_files import ModelUnavailable, NotForThisModel, UnknownModel
     from course_utils.models import fetch
 
     try:
         print(fetch(options.name))
-    except (ModelUnavailable, UnknownModel) as error:
+    except (ModelUnavailable, NotForThisModel, UnknownModel) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -32,9 +32,24 @@ def run_fetch(options: argparse.Namespace) -> int:
 def run_doctor(options: argparse.Namespace) -> int:
     from course_utils.doctor import PROBLEM, as_text, examine
 
+    if options.model:
+        return _try_model(options.model)
     findings = examine(options.offline)
     print(as_text(findings))
     return int(any(each.status == PROBLEM for each in findings))
+
+
+def _try_model(name: str) -> int:
+    from course_utils.model_files import ModelUnavailable, NotForThisModel, UnknownModel
+    from course_utils.models import load_model
+    from course_utils.traits import traits_of
+
+    try:
+        print(f"{name}, tried on a few tokens:\n{traits_of(load_model(name)).as_text()}")
+    except (ModelUnavailable, NotForThisModel, UnknownModel) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def run_grade(options: argparse.Namespace) -> int:
@@ -56,12 +71,13 @@ def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="do not ask whether the Hugging Face hub answers")
+    parser.add_argument("--model", metavar="NAME", help="load this model, and say what it can be asked and what not")
 
 
 def _grade_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="the submitted notebooks, in folders or not")
     parser.add_argument("--out", type=Path, required=True, metavar="grades.csv", help="the table to write")
-    parser.add_argument("--seconds", type=_positive, default=60.0, help="time for each exercise (60)")
+    parser.add_argument("--seconds", type=_positive, default=60.0, help="processor time for each exercise (60)")
     parser.add_argument("--gigabytes", type=_positive, default=4.0, help="memory for each exercise (4)")
 
 

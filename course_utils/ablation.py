@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from course_utils.clean_run import CleanRun, Residual
 from course_utils.heads import check_repeated
 from course_utils.model_files import bars_are_off
+from course_utils.padding import check_unpadded
 from course_utils.traits import require
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ def head_ablation_scores(
         seq_len: if given, tokens are two copies and the loss is that of the second; else of all next tokens.
         layers: which layers, in this order; None for all.
     Raises:
-        ValueError: for another kind, a layer out of range, or tokens that are not two copies of seq_len tokens.
+        ValueError: for another kind, a layer out of range, tokens that are not two copies of seq_len tokens, or a text
+            that looks padded.
     """
     clean, first, layers = _prepare(model, tokens, kind, seq_len, layers, hook_z)
     scores = torch.zeros(len(layers), model.cfg.n_heads)
@@ -180,7 +182,9 @@ def _prepare(
     """A clean pass with the activations to ablate, the first position whose next token counts, and the layers."""
     layers = check_layers(model, layers)
     check_kind(kind, len(tokens))
-    if seq_len is not None:
+    if seq_len is None:
+        check_unpadded(model, tokens)
+    else:
         check_repeated(tokens, seq_len)
     return CleanRun(model, tokens, [hook_name(layer) for layer in layers]), seq_len or 0, layers
 

@@ -26,8 +26,6 @@ from course_utils.clean_run import CleanRun
 from course_utils.faithfulness import (
     POSITIONS_AT_A_TIME,
     HasEncodeDecode,
-    checked_mask,
-    counted_positions,
     kl_of_log_probs,
     log_softmax,
     run_and_reconstruct,
@@ -35,7 +33,8 @@ from course_utils.faithfulness import (
 )
 from course_utils.language import Sample
 from course_utils.model_files import bars_are_off
-from course_utils.pooling import Pooled, interval
+from course_utils.padding import checked_mask, counted_positions, followed
+from course_utils.pooling import Pooled, defined_ratio, interval
 from course_utils.sites import Site, activations_in_batches
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ class NoiseFloor:
     Attributes:
         kl, delta_ce: KL(p‖q) and ΔCE, averaged over the draws.
         spread: standard deviation of the KL from draw to draw; NaN for what is not random.
-        ratio: the autoencoder's KL divided by this kind's.
+        ratio: the autoencoder's KL divided by this kind's; NaN, not defined, where that may be 0.
         kl_intervals, ratio_intervals: 95 %, from resampling the sequences.
         kl_by_position: KL at each position; NaN where none is counted.
     """
@@ -151,7 +150,7 @@ def noise_floor(
     if draws < 1 or resamples < 1:
         raise ValueError(f"draws is {draws} and resamples {resamples}; both must be at least 1")
     site, mask = site_of(model, sae, hook_name, head, force), checked_mask(model, tokens, mask)
-    counts = counted_positions(mask)
+    counts = counted_positions(mask, followed(model, tokens, mask))
     if at is not None:
         mask, counts = _only(at, mask, counts)
     mean, covariance = activation_statistics(model, site, tokens, counts)
@@ -205,9 +204,12 @@ def _vectors(
 
 
 def _noise(seed: int, draw: int, row: int, like: Float[Tensor, "pos d"]) -> Float[Tensor, "pos d"]:
-    """White noise for one sequence: a function of these three numbers alone."""
+    """White noise for one sequence: a function of these three numbers alone, and the same where more positions follow.
+
+    (`torch.randn` fills in blocks of 16; a last block that is not whole would get other numbers.)
+    """
     rng = torch.Generator().manual_seed(seed + 1_000_003 * (draw + 1) + 1_000_000_007 * (row + 1))
-    return torch.randn(like.shape, generator=rng).to(like)
+    return torch.randn(-(-like.numel() // 16) * 16, generator=rng)[: like.numel()].reshape(like.shape).to(like)
 
 
 def _only(
@@ -229,7 +231,7 @@ def _summary(pooled: Pooled, kinds: tuple[str, ...], draws: int) -> NoiseFloor:
     each = {kind: torch.stack([pooled.mean(f"kl {name}") for name in names])                        # [draw, row]
             for kind, names in of.items()}
     kl = {kind: values.mean(0) for kind, values in each.items()}                                    # [row]
-    ratio = {kind: kl["sae"] / value for kind, value in kl.items()}
+    ratio = {kind: defined_ratio(kl["sae"], value) for kind, value in kl.items()}
     positions = {kind: torch.stack([pooled.by_position(f"kl {name}") for name in names]).mean(0)
                  for kind, names in of.items()}
     return NoiseFloor(
@@ -287,7 +289,7 @@ def true_noise_floor(
     if sample.true_log_probs is None or sample.true_log_probs.shape[-1] != model.cfg.d_vocab:
         raise ValueError("the sample needs its truth (truth=True), for the model's own vocabulary")
     site, mask = site_of(model, sae, hook_name), checked_mask(model, sample.tokens, mask)
-    counts, pooled = counted_positions(mask), Pooled(len(sample.tokens), resamples, seed)
+    counts, pooled = counted_positions(mask, followed(model, sample.tokens, mask)), Pooled(len(mask), resamples, seed)
     for rows in tqdm(torch.arange(len(sample.tokens)).split(batch_size), desc="batches", delay=1, disable=bars_are_off()):
         tokens = sample.tokens[rows].to(model.cfg.device)
         clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens, site)

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 from course_utils.clean_run import Enough, read_activation
+from course_utils.padding import check_unpadded
 from course_utils.traits import NotForThisModel, Traits, require
 
 if TYPE_CHECKING:
@@ -60,8 +61,12 @@ def head_weights(model: TransformerBridge, layer: int, head: int) -> dict[str, T
 
 def _gain_after(model: TransformerBridge, layer: int) -> Float[Tensor, "d_model"]:
     """The weights of the norm that follows a layer's attention; ones where there is none."""
-    norm, ones = getattr(model.blocks[layer], "ln1_post", None), model.W_E.new_ones(1, 1, model.cfg.d_model)
-    return (ones if norm is None else norm(ones) * (1 + model.cfg.eps) ** 0.5)[0, 0].detach()
+    return _gain(getattr(model.blocks[layer], "ln1_post", None), model.W_E.new_ones(model.cfg.d_model), model.cfg.eps)
+
+
+def _gain(norm: torch.nn.Module | None, ones: Float[Tensor, "d"], eps: float) -> Float[Tensor, "d"]:
+    """The weights of an RMSNorm, in whatever form it keeps them: what it makes of ones, whose scale is sqrt(1 + eps)."""
+    return ones if norm is None else (norm(ones[None, None]) * (1 + eps) ** 0.5)[0, 0].detach()
 
 
 def output_scale(cache: Mapping[str, Tensor], layer: int) -> Tensor | float:
@@ -271,8 +276,17 @@ def positional_pattern(model: TransformerBridge, layer: int, head: int, n_positi
     queries, keys = (normed_reading(model, layer, name, x @ weights[name.upper()] + weights[f"b_{name.upper()}"])
                      for name in "qk")
     scores = traits.scores(layer, queries @ keys.T)
-    future = torch.ones_like(scores, dtype=torch.bool).triu(1)
-    return scores.masked_fill(future, -torch.inf).softmax(dim=-1)
+    return scores.masked_fill(~visible(model, layer, n_positions), -torch.inf).softmax(dim=-1)
+
+
+def visible(model: TransformerBridge, layer: int, n_positions: int) -> Bool[Tensor, "query key"]:
+    """Which keys a layer lets each query see: earlier ones and its own, in some models only within a window.
+
+    Read from a pass on four random texts: what no head attends to in any of them is hidden.
+    """
+    tokens = torch.randint(0, model.cfg.d_vocab, (4, n_positions), generator=torch.Generator().manual_seed(0))
+    pattern = read_activation(model, tokens.to(model.cfg.device), f"blocks.{layer}.attn.hook_pattern")
+    return (pattern > 0).any(dim=1).any(dim=0) | torch.eye(n_positions, dtype=torch.bool, device=pattern.device)
 
 
 def position_vectors(model: TransformerBridge, n_positions: int) -> Float[Tensor, "pos d_model"]:
@@ -288,15 +302,17 @@ def score_by_distance(
     """Attention score of the mean query and the mean key of some text at distances 0 … max_distance, rotary models only.
 
     (mean q turned by the distance) · mean k, times the layer's scale, usually 1 / sqrt(d_head): what is left of a
-    head's scores when all that its queries and keys know of their tokens is averaged out. A previous-token head peaks
-    at 1.
+    head's scores (before a soft cap, if there is one) when all that its queries and keys know of their tokens is
+    averaged out. A previous-token head peaks at 1.
 
     Raises:
-        ValueError: if layer or head is out of range, max_distance is negative, or the model has no rotary positions.
+        ValueError: if layer or head is out of range, max_distance is negative, the model has no rotary positions, or a
+            row of tokens looks padded.
         NotForThisModel: if the model's scores are of another kind (see `traits.NEEDS`).
     """
     check_head(model, layer, head)
     traits = check_rotary(model, layer)
+    check_unpadded(model, tokens)
     if max_distance < 0:
         raise ValueError(f"max_distance is {max_distance}; it must be 0 or more")
     names = [f"blocks.{layer}.attn.hook_{name}" for name in "qk"]
@@ -304,7 +320,8 @@ def score_by_distance(
     q, k = (normed_reading(model, layer, name[-1], cache[name]) for name in names)  # [batch, pos, heads, d_head]
     own = key_value_head(head, model.cfg.n_heads, k.shape[2])
     q, k = q[:, 1:, head].mean(dim=(0, 1)), k[:, 1:, own].mean(dim=(0, 1))          # [d_head]; BOS left out
-    return traits.scores(layer, torch.stack([rotate(model, q, d, layer) @ k for d in range(max_distance + 1)]))
+    products = torch.stack([rotate(model, q, d, layer) @ k for d in range(max_distance + 1)])
+    return traits.score_scale[layer] * products
 
 
 def rotate(
@@ -391,8 +408,9 @@ def composition_score(first: FactoredMatrix, second: FactoredMatrix) -> float:
 def composition_scores(model: TransformerBridge, kind: str = "K") -> Float[Tensor, "layer head layer2 head2"]:
     """How much the input of head2's K, Q or V lies along what head writes: ‖A B‖ / (‖A‖ ‖B‖), Frobenius norms.
 
-    A = W_V W_O of the earlier head; B = W_K W_Q^T (K), W_Q W_K^T (Q) or W_V W_O (V) of the later. 0 where layer2 is
-    not after layer. The norms are taken from products of d_head × d_head matrices, in float64 (squares of squares).
+    A = W_V W_O of the earlier head; B = W_K W_Q^T (K), W_Q W_K^T (Q) or W_V W_O (V) of the later, with the weights of
+    the norms of queries and keys, where the model has them (Qwen 3), in W_Q and W_K. 0 where layer2 is not after
+    layer. The norms are taken from products of d_head × d_head matrices, in float64 (squares of squares).
     Raises:
         ValueError: if kind is none of these.
     Source: Elhage et al. (2021). Equals TransformerLens `all_composition_scores` where every head has its own keys.
@@ -403,6 +421,7 @@ def composition_scores(model: TransformerBridge, kind: str = "K") -> Float[Tenso
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
     weights = [head_weights(model, layer, head) for layer in range(layers) for head in range(heads)]
     Q, K, V, O = (torch.stack([each[name] for each in weights]).double() for name in "QKVO")
+    Q, K = Q * _gains(model, "q").to(Q), K * _gains(model, "k").to(K)
     left, right = {"K": (K, Q), "Q": (Q, K), "V": (V, O.mT)}[kind]                  # B = left @ right^T, by head
     squares = right.mT @ right                                                      # [n, d_head, d_head]
     size_A, size_B = _norm_of_product(V, O.mT), _norm_of_product(left, right)       # [n]
@@ -415,6 +434,13 @@ def composition_scores(model: TransformerBridge, kind: str = "K") -> Float[Tenso
         score = square.clamp(min=0).sqrt() / (size_A[i] * size_B[later])
         scores[i, later] = score.nan_to_num(nan=0.0).float().cpu()                  # heads that are all 0: 0 / 0
     return scores.reshape(layers, heads, layers, heads)
+
+
+def _gains(model: TransformerBridge, name: str) -> Float[Tensor, "n 1 d_head"]:
+    """The weights of the norm of each head's queries or keys; ones where there is none."""
+    ones = model.W_E.new_ones(model.cfg.d_head)
+    rows = [_gain(getattr(block.attn, f"{name}_norm", None), ones, model.cfg.eps) for block in model.blocks]
+    return torch.stack(rows).repeat_interleave(model.cfg.n_heads, dim=0)[:, None]
 
 
 def _norm_of_product(left: Float[Tensor, "n d k"], right: Float[Tensor, "n d k"]) -> Float[Tensor, "n"]:

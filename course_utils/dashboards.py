@@ -10,10 +10,11 @@ import html
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from course_utils.latents import top_activations
+from course_utils.padding import all_but_first, checked_mask
 from course_utils.text import reads_stories
 
 if TYPE_CHECKING:
@@ -29,15 +30,18 @@ class Dashboard:
 
     Attributes:
         latent: its number.
-        density: the share of positions where it is active.
+        density: the share of the counted positions where it is active.
         contexts: for each place shown, (token strings, activations, index of the place among them).
         promoted, suppressed: (token, change of its logit) for one unit of the latent.
     """
 
-    def __init__(self, latent: int, values: Float[Tensor, "n pos"], contexts: list, promoted: list, suppressed: list, note: str):
+    def __init__(
+        self, latent: int, values: Float[Tensor, "n pos"], contexts: list, promoted: list, suppressed: list, note: str,
+        mask: Bool[Tensor, "n pos"] | None = None,
+    ) -> None:
         self.latent, self.values, self.note = latent, values, note
         self.contexts, self.promoted, self.suppressed = contexts, promoted, suppressed
-        self.density = (values[:, 1:] != 0).float().mean().item()
+        self.density = (values[all_but_first(values) if mask is None else mask] != 0).float().mean().item()
 
     def __repr__(self) -> str:
         lines = [f"latent {self.latent}: active at {self.density:.2%} of positions, at most {self.values.max():.2f}"]
@@ -93,7 +97,7 @@ class Dashboard:
 @torch.no_grad()
 def latent_dashboard(
     model: TransformerBridge, sae, latents: Float[Tensor, "n pos d_sae"], tokens: Int[Tensor, "n pos"], latent: int, *,
-    k: int = 6, note: str = "",
+    k: int = 6, note: str = "", mask: Bool[Tensor, "n pos"] | None = None,
 ) -> Dashboard:
     """The page of one latent.
 
@@ -103,13 +107,15 @@ def latent_dashboard(
         latents: of `latent_activations`, for these tokens.
         k: how many of its strongest places to show; three weaker ones follow, if it is active at more than 30 places.
         note: a line to print below the title.
+        mask: as for `latent_activations`.
     Raises:
-        ValueError: if there is no such latent, or latents and tokens do not belong together.
+        ValueError: if there is no such latent, latents and tokens do not belong together, or as `latent_activations` does.
     """
     if not 0 <= latent < latents.shape[-1] or latents.shape[:2] != tokens.shape:
         raise ValueError(f"latent is {latent}, latents {tuple(latents.shape)} and tokens {tuple(tokens.shape)}; they must "
                          f"be [n, pos, d_sae] and [n, pos], and the latent from 0 to {latents.shape[-1] - 1}")
-    values, strings = latents[..., latent], _strings(model)
+    mask, strings = checked_mask(model, tokens, mask).to(latents.device), _strings(model)
+    values = torch.where(mask, latents[..., latent], 0)
     active = (values > 0).nonzero()
     weaker = active[values[values > 0].argsort()][[len(active) * part // 10 for part in (5, 4, 2)]] if len(active) > 30 else active[:0]
     contexts = []
@@ -122,7 +128,7 @@ def latent_dashboard(
     best, worst = effect.topk(8), (-effect).topk(8)
     promoted = [(strings(token), value) for token, value in zip(best.indices.tolist(), best.values.tolist())]
     suppressed = [(strings(token), -value) for token, value in zip(worst.indices.tolist(), worst.values.tolist())]
-    return Dashboard(latent, values, contexts, promoted, suppressed, note)
+    return Dashboard(latent, values, contexts, promoted, suppressed, note, mask)
 
 
 def _strings(model: TransformerBridge):

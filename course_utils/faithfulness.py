@@ -5,8 +5,10 @@ All logarithms are natural, so every entropy and divergence is in nats; a bit is
 
 One rule holds throughout, because libraries that break it disagree with each other. One mask says which positions
 are patched and which positions count, and every pass and every metric uses it. A position that is left out keeps its
-own activation in every pass; the last position never counts, since nothing follows it. Means are sums over all
-counted positions divided once, never means of the means of batches.
+own activation in every pass; the last position of a text never counts, since nothing follows it. Means are sums over
+all counted positions divided once, never means of the means of batches.
+
+A score divides by what an ablation costs. Where the 95 % interval of that cost holds 0, the score is not defined: NaN.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from tqdm.auto import tqdm
 
 from course_utils.clean_run import CleanRun
 from course_utils.model_files import bars_are_off
-from course_utils.pooling import Pooled, interval
+from course_utils.padding import (  # all_but_first is imported from here, too
+    all_but_first,  # noqa: F401
+    checked_mask,
+    counted_positions,
+    followed,
+)
+from course_utils.pooling import TOO_SMALL, Pooled, defined_ratio, interval
+from course_utils.sae_objects import check_own_call, encode_decode, refuse_transcoder
 from course_utils.sites import Site
 
 if TYPE_CHECKING:
@@ -31,7 +40,7 @@ if TYPE_CHECKING:
 
 POSITIONS_AT_A_TIME = 96  # positions whose logits exist at once: with 50,000 tokens, 20 MB for each model
 STRIP = 16                # of these, how many are compared at once: what is computed on the way fits into a cache
-TOO_SMALL = 1e-6          # nats, or activations squared: what is smaller divides nothing
+RESAMPLES = 200           # of the bootstrap
 
 
 # --- the metrics, position by position -------------------------------------------------------------------------------
@@ -171,6 +180,9 @@ SAEBENCH = Convention(drop_last=False, ablate_everywhere=True, patch_everywhere=
 
 # --- the report ------------------------------------------------------------------------------------------------------
 
+DIVIDED_BY = {"reconstruction_score": "ce_zero − ce_clean", "reconstruction_score_mean": "ce_mean − ce_clean",
+              "kl_score": "kl_zero", "fvu": "the variance of x", "explained_variance": "the variance of x",
+              "relative_reconstruction_bias": "E[x·x̂]"}
 IN_NATS = ("ce_clean", "ce_sae", "ce_zero", "ce_mean", "delta_ce", "kl", "reverse_kl", "js", "kl_zero")
 
 
@@ -178,7 +190,7 @@ IN_NATS = ("ce_clean", "ce_sae", "ce_zero", "ce_mean", "delta_ce", "kl", "revers
 class FaithfulnessReport:
     """What `evaluate_sae` found. Cross-entropies and divergences are means per counted position, in nats.
 
-    NaN means "not defined", or "not asked for" (`everything=False`).
+    NaN means "not defined" (then `undefined` says why), or "not asked for" (`everything=False`).
     """
 
     ce_clean: float                       # cross-entropy of the model
@@ -211,6 +223,7 @@ class FaithfulnessReport:
     density: Float[Tensor, "d_sae"] = field(repr=False)                 # share of the positions where each latent is active
     active_sequences: Int[Tensor, "d_sae"] = field(repr=False)          # in how many sequences each is active
     peers: dict[str, float] = field(repr=False, default_factory=dict)   # what only another convention has
+    undefined: dict[str, str] = field(default_factory=dict)             # {metric that is not defined: why}
 
     @property
     def ce_clean_by_position(self) -> Float[Tensor, "pos"]:
@@ -228,7 +241,7 @@ class FaithfulnessReport:
         return self.by_position["kl"]
 
     def to_frame(self, unit: str = "nats") -> pd.DataFrame:
-        """A table: each metric with its unit and its interval, entropies in nats or bits.
+        """A table: each metric with its unit and its interval, entropies in nats or bits; or why it is not defined.
 
         Raises:
             ValueError: if the unit is another.
@@ -242,7 +255,8 @@ class FaithfulnessReport:
             scale = 1 / math.log(2) if unit == "bits" and metric in IN_NATS else 1.0
             low, high = self.intervals.get(metric, (math.nan, math.nan))
             rows.append({"metric": metric, "value": getattr(self, metric) * scale, "low": low * scale,
-                         "high": high * scale, "unit": unit if metric in IN_NATS else ""})
+                         "high": high * scale,
+                         "unit": unit if metric in IN_NATS else self.undefined.get(metric, "")})
         return pd.DataFrame(rows).set_index("metric")
 
 
@@ -260,7 +274,8 @@ class HasEncodeDecode(Protocol):
 def evaluate_sae(
     model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *, hook_name: str | None = None,
     head: int | None = None, mask: Bool[Tensor, "n pos"] | None = None, batch_size: int = 8,
-    convention: Convention = COURSE, everything: bool = True, resamples: int = 200, seed: int = 0, force: bool = False,
+    convention: Convention = COURSE, everything: bool = True, resamples: int = RESAMPLES, seed: int = 0,
+    force: bool = False,
 ) -> FaithfulnessReport:
     """Every metric of `FaithfulnessReport`, on these tokens. Memory does not grow with their number.
 
@@ -270,19 +285,22 @@ def evaluate_sae(
     Args:
         sae: ours, SAELens's, or any object with `encode` and `decode`.
         hook_name, head: where it goes; None: where it says that it was trained.
-        mask: which positions are patched and counted; None: all but the first (BOS). With padding it is needed:
-            leave out the padding and the last real token, whose next token is padding.
+        mask: which positions are patched and counted; None: all but the first (BOS). With padding it is needed: see
+            `padding.without_padding`. The last position before padding does not count, as a row's last one does not.
         convention: see `Convention`.
         everything: False leaves out what the peers do not have: reverse_kl, js, ce_mean.
-        resamples, seed: of the bootstrap behind the intervals; 0 for none.
+        resamples, seed: of the bootstrap behind the intervals; 0 for none. Which scores are defined is then judged
+            with 200 all the same.
         force: evaluate an autoencoder at another place than the one it was trained at.
     Raises:
-        ValueError: if the place or the width is wrong, the mask does not fit, is empty or is missing beside padding,
-            or an activation is not finite.
+        ValueError: if the place or the width is wrong, the mask does not fit, is empty, counts padding or what comes
+            after it, or is missing beside padding, an activation is not finite, or the object does something else than
+            decode(encode(x)).
     """
     site = site_of(model, sae, hook_name, head, force)
     mask = checked_mask(model, tokens, mask)
-    counts = counted_positions(mask, convention.drop_last)
+    known = followed(model, tokens, mask)
+    counts = counted_positions(mask, known, convention.drop_last)
     sums = _Sums(len(tokens), resamples, seed)
     zero = _ConstantPass(model, site, tokens, mask, torch.zeros(site.width), convention)
     batches = torch.arange(len(tokens)).split(batch_size)
@@ -293,26 +311,28 @@ def evaluate_sae(
         final = site.continue_with(clean, patched)
         zero.run(clean, keep)
         sums.add_activations(rows, counted, x, x_hat, latents, convention)
-        sums.add_predictions(rows, counted, _predictions(clean, final, zero, counted, everything))
+        sums.add_predictions(rows, counted, known[rows], _predictions(clean, final, zero, counted, everything))
     if everything:
         mean = _ConstantPass(model, site, tokens, mask, sums.mean_activation, convention)
         for rows in tqdm(batches, desc="mean ablation", delay=1, disable=bars_are_off() or mean.same_for_all):
             mean.run(None if mean.same_for_all else CleanRun(model, tokens[rows], site.recorded), mask[rows])
-            sums.add_predictions(rows, counts[rows], {"ce_mean": mean.cross_entropy(tokens[rows])})
+            sums.add_predictions(rows, counts[rows], known[rows], {"ce_mean": mean.cross_entropy(tokens[rows])})
     return sums.report()
 
 
 @torch.no_grad()
 def patched_logits(
-    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "batch pos"], *, hook_name: str | None = None
+    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "batch pos"], *, hook_name: str | None = None,
+    mask: Bool[Tensor, "batch pos"] | None = None,
 ) -> tuple[Float[Tensor, "batch pos vocab"], Float[Tensor, "batch pos vocab"]]:
-    """Logits of the model, and with the reconstruction in the activation's place at every position but the first.
+    """Logits of the model, and with the reconstruction in the activation's place where the mask says so.
 
-    All of them at once: for a few rows. Raises ValueError as `evaluate_sae` does.
+    All of them at once: for a few rows. `mask` is as in `evaluate_sae`; the logits at padding mean nothing.
+    Raises ValueError as `evaluate_sae` does.
     """
-    site = site_of(model, sae, hook_name)
+    site, mask = site_of(model, sae, hook_name), checked_mask(model, tokens, mask)
     clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens, site)
-    final = site.continue_with(clean, torch.cat([x[:, :1], x_hat[:, 1:]], dim=1))
+    final = site.continue_with(clean, torch.where(mask[..., None], x_hat, x))
     return clean.logits(clean.residuals[-1]), clean.logits(final)
 
 
@@ -334,16 +354,21 @@ def run_and_reconstruct(
 def reconstruct(
     sae: HasEncodeDecode, x: Float[Tensor, "batch pos width"], site: Site
 ) -> tuple[Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos width"]]:
-    """The latents, and the reconstruction in the activation's dtype, whatever kind of object the autoencoder is."""
+    """The latents, and the reconstruction in the activation's dtype, whatever kind of object the autoencoder is.
+
+    Raises:
+        ValueError: if what the object does is not decode(encode(x)), see `check_own_call`.
+    """
     given = x
     if getattr(sae, "hook_z_reshaping_mode", False):                # SAELens: it wants the heads apart
         given = x.unflatten(-1, (-1, site.d_head))
     if (own := next(iter(getattr(sae, "parameters", list)()), None)) is not None:
         given = given.to(own)                                       # its device and its dtype
-    latents = sae.encode(given)
-    needs_x = getattr(sae, "normalize", "none") != "none"           # ours, with a norm to undo
-    x_hat = sae.decode(latents, given) if needs_x else sae.decode(latents)
-    return latents, x_hat.reshape(x.shape).to(x)
+    if not site.compared:                                           # once, on the first batch
+        check_own_call(sae, given)
+        site.compared = True
+    latents, x_hat = encode_decode(sae, given)
+    return latents.to_dense(), x_hat.reshape(x.shape).to(x)         # SAELens's TopK may give sparse latents
 
 
 def site_of(
@@ -353,6 +378,7 @@ def site_of(
     metadata = getattr(getattr(sae, "cfg", None), "metadata", None)             # SAELens
     trained_at = getattr(sae, "hook_name", None) or getattr(metadata, "hook_name", None)
     own_head = getattr(sae, "head", getattr(metadata, "hook_head_index", None))
+    refuse_transcoder(sae, trained_at)
     if hook_name is None and trained_at is None:
         raise ValueError("this autoencoder does not say where it belongs: give hook_name")
     if hook_name and trained_at and hook_name != trained_at and not force:
@@ -366,40 +392,6 @@ def site_of(
     if width != site.width:
         raise ValueError(f"{site.hook_name} has width {site.width} here; this autoencoder was made for {width}")
     return site
-
-
-def checked_mask(
-    model: TransformerBridge, tokens: Int[Tensor, "n pos"], mask: Bool[Tensor, "n pos"] | None
-) -> Bool[Tensor, "n pos"]:
-    """The mask, or the usual one: all but the first position. Raises ValueError as `evaluate_sae` does."""
-    if tokens.ndim != 2 or tokens.shape[1] < 2 or len(tokens) == 0:
-        raise ValueError(f"tokens are {tuple(tokens.shape)}; they must be [n, pos] with at least one row of two tokens")
-    if mask is not None:
-        if mask.shape != tokens.shape or mask.dtype != torch.bool:
-            raise ValueError(f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be torch.bool {tuple(tokens.shape)}")
-        return mask.to(tokens.device)
-    padding = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
-    ends = tokens == padding if padding is not None else torch.zeros_like(tokens, dtype=torch.bool)
-    if (ends[:, -2:].all(dim=1) | ends[:, :2].all(dim=1)).any():
-        raise ValueError(f"some sequences begin or end with padding (token {padding}, twice): give a mask that leaves it out")
-    return all_but_first(tokens)
-
-
-def all_but_first(tokens: Int[Tensor, "n pos"]) -> Bool[Tensor, "n pos"]:
-    """The usual mask: every position but the first (BOS)."""
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    mask[:, 0] = False
-    return mask
-
-
-def counted_positions(mask: Bool[Tensor, "n pos"], drop_last: bool = True) -> Bool[Tensor, "n pos"]:
-    """The mask without the last position, whose next token is unknown. Raises ValueError if none is left."""
-    counts = mask.clone()
-    if drop_last:
-        counts[:, -1] = False
-    if not counts[:, :-1].any():
-        raise ValueError("the mask leaves no position to count (the last one never counts: nothing follows it)")
-    return counts
 
 
 def _predictions(
@@ -470,18 +462,20 @@ class _Sums(Pooled):
     """The sums behind a report."""
 
     def __init__(self, n: int, resamples: int, seed: int) -> None:
-        super().__init__(n, resamples, seed)
+        super().__init__(n, resamples or RESAMPLES, seed)
+        self.with_intervals = resamples > 0
         self.sum_x: Tensor | float = 0.0                            # [row, width]
         self.active: Tensor | float = 0.0                           # [d_sae]: positions where each latent is active
         self.active_sequences: Tensor | float = 0.0                 # [d_sae]: sequences where it is
         self.bias_of_batches: list[float] = []
 
-    def add_predictions(self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], values: dict[str, Tensor]) -> None:
-        """Add cross-entropies and divergences. The last position has no cross-entropy: its next token is unknown."""
-        followed = counted.clone()
-        followed[:, -1] = False
+    def add_predictions(
+        self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], known: Bool[Tensor, "batch pos"],
+        values: dict[str, Float[Tensor, "batch pos"]],
+    ) -> None:
+        """Add cross-entropies and divergences. Where the next token is not known there is no cross-entropy."""
         for name, value in values.items():
-            self.add(rows, followed if name.startswith("ce_") else counted, {name: value})
+            self.add(rows, counted & known if name.startswith("ce_") else counted, {name: value})
 
     def add_activations(
         self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], x: Float[Tensor, "batch pos width"],
@@ -519,12 +513,12 @@ class _Sums(Pooled):
         m |= {name: nothing for name in ("ce_mean", "reverse_kl", "js") if name not in m}
         variance = m["squared_in"] - (self.sum_x / n["l0"][:, None]).pow(2).sum(1)
         m["delta_ce"] = m["ce_sae"] - m["ce_clean"]
-        m["reconstruction_score"] = reconstruction_score(m["ce_clean"], m["ce_sae"], m["ce_zero"])
-        m["reconstruction_score_mean"] = reconstruction_score(m["ce_clean"], m["ce_sae"], m["ce_mean"])
-        m["kl_score"] = 1 - _ratio(m["kl"], m["kl_zero"])
-        m["fvu"] = _ratio(m["mse"], variance)
+        m["reconstruction_score"] = defined_ratio(m["ce_zero"] - m["ce_sae"], m["ce_zero"] - m["ce_clean"])
+        m["reconstruction_score_mean"] = defined_ratio(m["ce_mean"] - m["ce_sae"], m["ce_mean"] - m["ce_clean"])
+        m["kl_score"] = 1 - defined_ratio(m["kl"], m["kl_zero"])
+        m["fvu"] = defined_ratio(m["mse"], variance)
         m["explained_variance"] = 1 - m["fvu"]
-        m["relative_reconstruction_bias"] = _ratio(m["squared_out"], m["dot"])
+        m["relative_reconstruction_bias"] = defined_ratio(m["squared_out"], m["dot"])
         named = {each.name for each in fields(FaithfulnessReport)} & set(m)
         positions = {name: self.by_position(name) for name in self.sums}
         positions["delta_ce"] = positions["ce_sae"] - positions["ce_clean"]
@@ -535,7 +529,9 @@ class _Sums(Pooled):
             **{name: m[name][0].item() for name in named},
             dead_fraction=(self.active == 0).double().mean().item(),
             n_sequences=self.weights.shape[1], n_positions=int(n["l0"][0]),
-            intervals={name: interval(m[name][1:]) for name in named} if len(self.weights) > 1 else {},
+            intervals={name: interval(m[name][1:]) for name in named} if self.with_intervals else {},
+            undefined={name: f"not defined: {below} may be 0" for name, below in DIVIDED_BY.items()
+                       if m[name][0].isnan() and not ("_mean" in name and m["ce_mean"] is nothing)},
             by_position={name: positions[name] for name in positions if name in named},
             density=self.active / n["l0"][0], active_sequences=self.active_sequences, peers=peers,
         )

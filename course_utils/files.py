@@ -51,7 +51,7 @@ def read_json(file: Path) -> Any:
         ValueError: if it is missing or is no JSON.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_bytes())  # with a byte-order mark or without
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is missing or is no JSON: {str(error)[:200]}") from error
 

@@ -23,17 +23,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from course_utils.allowance import Allowance, TimedOut
 from course_utils.cards import table_text
 from course_utils.checking import Exercise, Verdict, assess
 from course_utils.exercises import exercises_of, get, lessons
-from course_utils.isolation import Limits, TimedOut, isolated
+from course_utils.isolation import Limits, isolated
 from course_utils.models import load_model
 from course_utils.submissions import Attempt, Unreadable, attempts_in, read_cells
 
 STATUSES = ("passed", "named mistake", "wrong", "crashed", "timed out", "not attempted", "unreadable")
 STATUS_OF = {"passed": "passed", "not yet": "not attempted", "wrong": "wrong", "error": "crashed"}
-SPARE_SECONDS = 60.0  # for the check itself, on top of the attempt's time
-ENVIRONMENT = {"COURSE_MODEL": "tiny", "COURSE_REAL": "skip", "COURSE_BARS": "off", "HF_HUB_OFFLINE": "1"}
+SPARE_SECONDS = 60.0  # of processor time for the check itself; with the attempt's, so that it can wait for that
+ENVIRONMENT = {"COURSE_MODEL": "tiny", "COURSE_REAL": "skip", "COURSE_BARS": "off", "HF_HUB_OFFLINE": "1",
+               "CUDA_VISIBLE_DEVICES": ""}  # a forked process cannot use a GPU that its parent has used
 
 
 class CannotGrade(Exception):
@@ -147,11 +149,12 @@ def judge(item: Exercise, attempt: Attempt | None, limits: Limits) -> tuple[str,
     judging.start()
     sender.close()
     try:
-        if not receiver.poll(limits.seconds + SPARE_SECONDS):
-            return "timed out", "", f"no verdict after {limits.seconds + SPARE_SECONDS:.0f} s"
+        Allowance("the check", limits.seconds + SPARE_SECONDS).wait(receiver, judging)
         return tuple(json.loads(receiver.recv_bytes()))
+    except TimedOut as time_used:
+        return "timed out", "", str(time_used)
     except EOFError:
-        judging.join(1.0)
+        judging.join()
         return "crashed", "", f"the check ended without a verdict (status {judging.exitcode})"
     finally:
         judging.kill()
@@ -183,8 +186,8 @@ def _send_verdict(sender: Connection, item: Exercise, attempt: Attempt, limits: 
     try:
         with isolated(attempt, limits, references) as function:
             result = _result(assess(item, function))
-    except TimedOut:
-        result = "timed out", "", f"more than {limits.seconds:g} s"
+    except TimedOut as time_used:
+        result = "timed out", "", str(time_used)
     sender.send_bytes(json.dumps(result).encode())
 
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from course_utils.padding import check_unpadded
 from course_utils.repeated_tokens import ROWS_AT_A_TIME
 from course_utils.traits import require
 
@@ -82,8 +83,11 @@ def stripe_scores(
     """Mean over batch and entries of a stripe of every head's attention pattern.
 
     A hook reads each pattern as the model computes it, so that none is stored.
+    Raises:
+        ValueError: if a row looks padded.
     """
     require(model, "a score of attention patterns", "patterns")
+    check_unpadded(model, tokens)
     scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     for rows in tokens.split(ROWS_AT_A_TIME):
         def add_scores(pattern: Pattern, hook) -> None:
@@ -137,9 +141,10 @@ def induction_scores_in_text(
 
     Works on any text, repeated or not. On two copies of different tokens it equals `induction_scores`.
     Raises:
-        ValueError: if no token of the text occurs twice.
+        ValueError: if no token of the text occurs twice, or a row looks padded.
     """
     require(model, "a score of attention patterns", "patterns")
+    check_unpadded(model, tokens)
     targets = induction_targets(tokens)
     queries = targets.any(dim=-1)                                       # [batch, query]
     if not queries.any():

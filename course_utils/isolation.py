@@ -35,10 +35,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
+from course_utils.allowance import Allowance, TimedOut
 from course_utils.calling import hooks_on, remove_new_hooks
 from course_utils.submissions import Attempt
 
 ANSWER_BYTES = 100_000_000  # a larger answer is not read
+ANSWER_SECONDS = 30.0  # of processor time to copy an answer and send it: none of the attempt's own
+END_SECONDS = 10.0  # by the clock, for a child that has closed its connection to end
 REFUSED = (  # audit events (https://docs.python.org/3/library/audit_events.html) by their beginnings
     "os.exec", "os.fork", "os.kill", "os.posix_spawn", "os.spawn", "os.system", "os.startfile", "subprocess.",
     "signal.pthread_kill", "socket.", "gc.get_", "resource.setrlimit", "pty.",
@@ -52,12 +55,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 class Limits:
     """What one attempted exercise may use."""
 
-    seconds: float = 60.0
+    seconds: float = 60.0  # of processor time
     gigabytes: float = 4.0  # on top of what the grader itself uses
-
-
-class TimedOut(BaseException):
-    """The attempt used up its time. Not an Exception: no check must take it for an error of the function."""
 
 
 class NoAnswer(Exception):
@@ -73,9 +72,9 @@ def isolated(attempt: Attempt, limits: Limits, references: dict[str, Callable]) 
 
     A call whose inputs hold a tensor or an object forks a child that inherits them; calls with plain inputs share one
     child. The function raises what the attempt raised (as the same built-in exception where it is one), NoAnswer when
-    the child ended, and TimedOut when all calls together have taken `limits.seconds`.
+    the child ended, and TimedOut when their code has taken `limits.seconds` of processor time in all calls together.
     """
-    deadline = time.monotonic() + limits.seconds
+    allowance = Allowance("the function", limits.seconds)
     with ExitStack() as lasting:
         kept: list[Child] = []
 
@@ -83,11 +82,11 @@ def isolated(attempt: Attempt, limits: Limits, references: dict[str, Callable]) 
             if _is_plain((args, kwargs)):
                 if not kept:
                     kept.append(lasting.enter_context(_forked(attempt, limits, references)))
-                reply = kept[0].ask({"inputs": _encoded((args, kwargs)), "state": torch.get_rng_state()}, deadline)
+                reply = kept[0].ask({"inputs": _encoded((args, kwargs)), "state": torch.get_rng_state()}, allowance)
             else:
                 _share((args, kwargs))
                 with _forked(attempt, limits, references, (args, kwargs)) as child:
-                    reply = child.ask(None, deadline)
+                    reply = child.ask(None, allowance)
             if reply["hooked"]:
                 _leave_a_hook((*args, *kwargs.values()))
             if "answer" in reply:
@@ -106,27 +105,30 @@ class Child:
     process: multiprocessing.Process
     pipe: Connection
 
-    def ask(self, request: dict | None, deadline: float) -> dict:
-        """Send a request (None: it has its inputs already) and wait for the reply."""
+    def ask(self, request: dict | None, allowance: Allowance) -> dict:
+        """Send a request (None: it has its inputs already), wait for the time that it took, then for the reply."""
         try:
             if request is not None:
                 self.pipe.send_bytes(_packed(request))
-            if not self.pipe.poll(max(0.0, deadline - time.monotonic())):
-                raise TimedOut
-            message = self.pipe.recv_bytes(ANSWER_BYTES)
+            allowance.spend(float(self._next(allowance)["seconds"]))
+            return self._next(Allowance("sending its answer", ANSWER_SECONDS))
         except (EOFError, OSError):
             raise NoAnswer(f"its process {self._end()}, without an answer") from None
-        try:
-            return _unpacked(message)
         except Exception as error:
             raise NoAnswer("what its process sent is not an answer") from error
 
+    def _next(self, allowance: Allowance) -> dict:
+        allowance.wait(self.pipe, self.process)
+        return _unpacked(self.pipe.recv_bytes(ANSWER_BYTES))
+
     def _end(self) -> str:
-        patience = time.monotonic() + 1.0
+        if not self.pipe.readable:  # a message of more than ANSWER_BYTES closes it
+            return "sent something else or too much"
+        patience = time.monotonic() + END_SECONDS
         while (status := self.process.exitcode) is None and time.monotonic() < patience:  # join would wait for ever:
             time.sleep(0.01)                                                # the child has closed what it waits for
         if status is None:
-            return "sent something else or too much"
+            return "closed its connection"
         return f"was ended by signal {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
@@ -193,29 +195,40 @@ def _child(
     pack, unpack, send, receive = _packed, _unpacked, pipe.send_bytes, pipe.recv_bytes  # before any of their code
     state = torch.get_rng_state()
     before = hooks_on((*inputs[0], *inputs[1].values())) if inputs else []
-    remove, answer = remove_new_hooks, _answer
+    remove, answer, clock = remove_new_hooks, _answer, time.process_time
     _confine(folder, pipe.fileno(), limits)
     scope = {"__name__": "submission", "display": lambda *_, **__: None, **references}
+
+    def called(*inputs: Any) -> dict[str, Any]:
+        begun = clock()
+        return answer(attempt, scope, *inputs, done=lambda: send(pack({"seconds": clock() - begun})))
+
     try:
         if inputs:
-            reply = answer(attempt, scope, state, *inputs)
+            reply = called(state, *inputs)
             send(pack({**reply, "hooked": remove(before)}))
         while not inputs:
             request = unpack(receive())
-            reply = answer(attempt, scope, request["state"], *_decoded(request["inputs"]))
+            reply = called(request["state"], *_decoded(request["inputs"]))
             send(pack({**reply, "hooked": False}))
     finally:
         os._exit(0)  # nothing that the code has registered for the end runs
 
 
-def _answer(attempt: Attempt, scope: dict, state: Tensor, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """What came of one call; the program that defines the function runs before the first."""
+def _answer(
+    attempt: Attempt, scope: dict, state: Tensor, args: tuple, kwargs: dict, done: Callable[[], None]
+) -> dict[str, Any]:
+    """What came of one call; the program that defines the function runs before the first. `done`: when it has run."""
     file = f"<{attempt.id}>"
     try:
-        if attempt.name not in scope:
-            exec(compile(attempt.program, file, "exec"), scope)
-        torch.set_rng_state(state)  # as the check has set it, whatever the program drew
-        return {"answer": _encoded(scope[attempt.name](*args, **kwargs))}
+        try:
+            if attempt.name not in scope:
+                exec(compile(attempt.program, file, "exec"), scope)
+            torch.set_rng_state(state)  # as the check has set it, whatever the program drew
+            value = scope[attempt.name](*args, **kwargs)
+        finally:
+            done()
+        return {"answer": _encoded(value)}
     except BaseException as error:  # SystemExit too
         return _raised(error, file)
 

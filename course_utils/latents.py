@@ -11,6 +11,7 @@ from torch import Tensor
 
 from course_utils.faithfulness import reconstruct, site_of
 from course_utils.language import Sample, StoryLanguage
+from course_utils.padding import checked_mask
 from course_utils.sites import activations_in_batches
 
 if TYPE_CHECKING:
@@ -21,13 +22,20 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def latent_activations(
-    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *, batch_size: int = 32
+    model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *, batch_size: int = 32,
+    mask: Bool[Tensor, "n pos"] | None = None,
 ) -> Float[Tensor, "n pos d_sae"]:
-    """Every latent at every position; 0 at the first (BOS), which an autoencoder of this course never sees."""
-    site = site_of(model, sae)
+    """Every latent at every position; 0 at the first (BOS), which an autoencoder of this course never sees.
+
+    Args:
+        mask: where else than at all but the first; 0 outside. With padding it is needed: see `padding.without_padding`.
+    Raises:
+        ValueError: if the autoencoder does not fit the model, or as `padding.checked_mask` does.
+    """
+    site, mask = site_of(model, sae), checked_mask(model, tokens, mask)
     latents = torch.cat([reconstruct(sae, x, site)[0].cpu()
                          for x in activations_in_batches(model, site, tokens, batch_size)])
-    latents[:, 0] = 0
+    latents[~mask.cpu()] = 0
     return latents
 
 
@@ -115,7 +123,7 @@ def story_labels(sample: Sample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def token_labels(model: TransformerBridge, tokens: Int[Tensor, "n pos"]) -> dict[str, Bool[Tensor, "n pos"]]:
-    """Questions that can be asked of any text, answered from the tokens alone; those with only one answer left out."""
+    """Questions that can be asked of any text, answered from the tokens alone, on the CPU; those with one answer left out."""
     words = {token: model.tokenizer.decode([token]) for token in tokens.unique().tolist()}
     questions = {
         "begins a word": lambda word: word.startswith(" "), "a capital": lambda word: word.strip()[:1].isupper(),
@@ -125,4 +133,4 @@ def token_labels(model: TransformerBridge, tokens: Int[Tensor, "n pos"]) -> dict
     answers = {name: torch.tensor([bool(test(words[t])) for t in tokens.flatten().tolist()]).reshape(tokens.shape)
                for name, test in questions.items()}
     answers = {name: answer for name, answer in answers.items() if 0 < answer.float().mean() < 1}
-    return answers or {"an id in the lower half": tokens < tokens.float().median()}     # tokens that are no words at all
+    return answers or {"an id in the lower half": (tokens < tokens.float().median()).cpu()}     # they are no words at all

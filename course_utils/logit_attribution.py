@@ -15,6 +15,7 @@ from torch import Tensor
 from course_utils.ablation import hook_z, mlp_out
 from course_utils.circuits import head_weights, output_scale, token_vectors
 from course_utils.clean_run import after_unembedding
+from course_utils.padding import check_unpadded
 from course_utils.traits import require
 
 if TYPE_CHECKING:
@@ -44,12 +45,15 @@ def direct_logit_attribution(
     Parts: "embed", "pos_embed" (if the model has one), "L.H" for each head, "attn L bias", "mlp L", "unembed bias".
     Needs a model from `load_model`: final norm folded into the unembedding, W_U centred. The scale of a norm that
     follows the attention (Gemma 2) is held fixed as the final norm's is. Where the model caps its logits softly
-    (Gemma 2), the parts sum to the logits before the cap; nothing linear can sum to those after it.
+    (Gemma 2), the parts sum to the logits before the cap, since nothing linear sums to those after it; and W_U is
+    not centred there, since a shift would change what the cap does.
 
     Raises:
+        ValueError: if a row looks padded.
         NotForThisModel: if the logits are not such a sum in this model (see `traits.NEEDS`).
     """
     traits = require(model, "direct logit attribution", "unembedding", "parts", "writes", "embedding")
+    check_unpadded(model, tokens)
     layers = range(model.cfg.n_layers)
     wanted = {"blocks.0.hook_resid_pre", "ln_final.hook_scale"}
     wanted |= {name(layer) for layer in layers for name in (hook_z, mlp_out)}

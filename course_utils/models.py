@@ -21,6 +21,7 @@ from course_utils.model_files import (
     CacheNotWritable,
     DamagedModelFile,
     ModelUnavailable,
+    NotForThisModel,
     UnknownModel,
     UnknownStep,
     check_hashes,
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODELS", "ModelInfo", "load_model", "load_real_model", "fetch", "is_cached", "checkpoint_steps",
-    "bos_token_id", "best_device", "UnknownModel", "UnknownStep", "ModelUnavailable", "DamagedModelFile",
-    "CacheNotWritable",
+    "bos_token_id", "best_device", "UnknownModel", "UnknownStep", "ModelUnavailable", "NotForThisModel",
+    "DamagedModelFile", "CacheNotWritable",
 ]
 
 TINY_FOLDER = Path(__file__).parent / "weights" / "tiny"
@@ -77,7 +78,10 @@ def load_model(name: str = "tiny", *, device: str | torch.device | None = None,
     The TransformerBridge is in compatibility mode: LayerNorm weights are folded into the next
     linear map, and weights that write to the residual stream (and the unembedding) are centred.
     That changes no probability; it shifts each position's logits by a constant. (Where the norm
-    is RMSNorm, as in SmolLM2, only the unembedding is centred.)
+    is RMSNorm, as in SmolLM2, only the unembedding is centred.) Whether it does is tried on a few
+    tokens, as is what else this course assumes of a model: `course_utils.traits` has the record.
+    The value biases are moved to the attention's bias: zero ablation of a head is of its output
+    without them.
 
     Args:
         name: a key of `MODELS`, or a model name that TransformerLens knows.
@@ -85,7 +89,8 @@ def load_model(name: str = "tiny", *, device: str | torch.device | None = None,
         step: a training checkpoint of `tiny` (see `checkpoint_steps`); default the last.
 
     Raises UnknownModel or UnknownStep (both ValueError) before anything is read or downloaded,
-    and ModelUnavailable if the model cannot be had now (no network, damaged file, full disk).
+    NotForThisModel (a ValueError) for what is no causal language model, or one that TransformerLens
+    does not wrap rightly, and ModelUnavailable if the model cannot be had now (no network, damaged file, full disk).
     """
     import torch
 
@@ -180,9 +185,14 @@ def best_device() -> str:
 
 
 def check_name(name: str) -> None:
-    """Raise UnknownModel, with near matches, unless the course or TransformerLens knows the name."""
-    if name in MODELS or name in hub.known_names():
+    """Raise UnknownModel, with near matches, unless the course or TransformerLens knows the name.
+
+    Raise NotForThisModel if it is known to be the name of something else than a causal language model.
+    """
+    if name in MODELS:
         return
+    if name in hub.known_names():
+        return hub.check_causal_architecture(name)
     known = {known.lower(): known for known in [*MODELS, *hub.known_names()]}
     near = [known[match] for match in difflib.get_close_matches(str(name).lower(), known, n=5, cutoff=0.5)]
     raise UnknownModel(

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+TOO_SMALL = 1e-6  # nats, or activations squared: what is smaller divides nothing
+
 
 class Pooled:
     """Running sums of per-position values: row 0 for all sequences, the other rows for resamples of them (bootstrap).
@@ -48,7 +50,16 @@ def resample(n: int, resamples: int, seed: int) -> Int[Tensor, "resample n"]:
 
 def interval(resampled: Float[Tensor, "resample"]) -> tuple[float, float]:
     """Where the middle 95 % of the resampled values lie; a resample without a counted position has none."""
-    return tuple(resampled.nanquantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist())
+    return tuple(resampled.nanquantile(resampled.new_tensor([0.025, 0.975])).tolist())
+
+
+def defined_ratio(above: Float[Tensor, "row"], below: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
+    """above / below, of all sequences (row 0) and of each resample; NaN, not defined, where `below` may be 0.
+
+    That is so in all rows if its 95 % interval holds 0, to 1e-6: what is divided by noise is a number of any size.
+    """
+    low, high = interval(below[1:])
+    return above / below if low > TOO_SMALL or high < -TOO_SMALL else torch.full_like(below, torch.nan)
 
 
 def mean_and_error(values: Float[Tensor, "n pos"]) -> tuple[float, float]:

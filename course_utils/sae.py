@@ -56,8 +56,9 @@ class SparseAutoencoder(nn.Module):
         _check(d_in, d_sae, kind, k, normalize)
         self.kind, self.k, self.normalize, self.subtract_b_dec = kind, k, normalize, subtract_b_dec
         self.hook_name, self.head, self.model_name = hook_name, head, model_name
-        directions = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed))
-        directions = directions / directions.norm(dim=1, keepdim=True)
+        rng = torch.Generator().manual_seed(seed)
+        directions = torch.randn(d_sae, d_in, dtype=torch.float64, generator=rng)      # float32: not alike everywhere
+        directions = (directions / directions.norm(dim=1, keepdim=True)).float()
         self.W_dec = nn.Parameter(directions)                       # one unit direction for each latent
         self.W_enc = nn.Parameter(directions.T.contiguous())        # the encoder starts as the decoder, transposed
         self.b_dec = nn.Parameter(torch.zeros(d_in))
@@ -162,10 +163,10 @@ class SparseAutoencoder(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> SparseAutoencoder:
-        """Read what `save`, or SAELens, wrote.
+        """Read what `save`, or SAELens, or another library of `sae_formats` wrote.
 
         Raises:
-            ValueError: if a file is missing or damaged, or the configuration asks for what this class does not do.
+            ValueError: if a file is missing, damaged or a pickle, or asks for what this class does not do.
         """
         from course_utils.sae_files import read_sae
 

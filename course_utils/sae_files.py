@@ -1,7 +1,11 @@
-"""Autoencoders on disk and on the hub, in the form of SAELens: cfg.json and sae_weights.safetensors."""
+"""Autoencoders on disk and on the hub, in the form of SAELens: cfg.json and sae_weights.safetensors.
+
+Those of other libraries are read, too: see `sae_formats`.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,23 +14,25 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from course_utils.files import read_json, read_tensors, whole_file
+from course_utils import sae_formats
+from course_utils.files import read_json, whole_file
 from course_utils.hub import first_line
 from course_utils.model_files import ModelUnavailable
 from course_utils.sae import NORMS, SparseAutoencoder
+from course_utils.sae_formats import Format, Read, read_floats, refuse_pickles, with_one_threshold
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 ARCHITECTURES = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}  # ours: SAELens's
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")  # as SAELens trains them; it saves them for use as jumprelu
 NoneType = type(None)
 TYPES = {  # of the entries of cfg.json that are used here
     "d_in": (int,), "d_sae": (int,), "k": (int, NoneType), "hook_head_index": (int, NoneType),
     "hook_name": (str, NoneType), "model_name": (str, NoneType), "architecture": (str, NoneType),
-    "activation_fn": (str, NoneType), "activation_fn_kwargs": (dict, NoneType), "metadata": (dict,),
+    "activation_fn": (str, NoneType), "activation_fn_kwargs": (dict, NoneType), "metadata": (dict, NoneType),
     "normalize_activations": (str, bool, NoneType), "apply_b_dec_to_input": (bool,),
     "finetuning_scaling_factor": (bool, NoneType), "rescale_acts_by_decoder_norm": (bool, NoneType),
 }
-DEFAULTS = {**dict.fromkeys(TYPES), "metadata": {}, "apply_b_dec_to_input": True}
+DEFAULTS = {**dict.fromkeys(TYPES), "apply_b_dec_to_input": True}
 RELEASES = {"gpt2-small-res-jb": "jbloom/GPT2-Small-SAEs-Reformatted"}  # SAELens's names, and the repository of each
 
 
@@ -62,35 +68,69 @@ def config_of(sae: SparseAutoencoder) -> dict[str, Any]:
 
 
 def read_sae(folder: Path) -> SparseAutoencoder:
-    """Read both files, of any version of SAELens; see `SparseAutoencoder.load` for the errors."""
-    config, (weights, _) = read_config(folder), read_tensors(folder / WEIGHTS)
-    weights.pop("scaling_factor", None)                                     # of old files, where it is not used
-    _check_weights(weights, config, folder)
-    about = {**config, **config["metadata"]}
+    """Read the files of any library in FORMATS; see `SparseAutoencoder.load` for the errors."""
+    found = format_of(folder)
+    settings, weights, fold = found.read(folder)
+    config, file = folder / found.files[0], folder / found.files[-1]
+    _check_weights(weights, (settings["d_sae"], settings["d_in"]), file, config)
     try:
-        sae = SparseAutoencoder(
-            config["d_in"], config["d_sae"], kind_of(config), k=config["k"],
-            normalize=config["normalize_activations"], hook_name=about["hook_name"], head=about["hook_head_index"],
-            model_name=about["model_name"], subtract_b_dec=config["apply_b_dec_to_input"],
-        )
+        sae = SparseAutoencoder(**settings)
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from error
+        raise ValueError(f"{config}: {error}") from error
     try:
-        sae.to(weights["W_dec"].dtype).load_state_dict(weights)
+        widest = functools.reduce(torch.promote_types, (value.dtype for value in weights.values()))
+        sae.to(widest).load_state_dict(weights)                             # no number is rounded
     except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
-    if sae.kind == "topk" and config["rescale_acts_by_decoder_norm"]:
-        sae.load_state_dict(fold_decoder_norm(weights))
+        raise ValueError(f"{file} does not fit {config}: {error}") from error
+    if fold:
+        sae.load_state_dict(fold_decoder_norm(sae.state_dict()))
     return sae.requires_grad_(False).eval()
 
 
-def _check_weights(weights: dict[str, Tensor], config: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError before anything as large as the configuration says is made, unless the weights are as large."""
-    shape, expected = tuple(weights["W_dec"].shape) if "W_dec" in weights else None, (config["d_sae"], config["d_in"])
+def _check_weights(weights: dict[str, Tensor], expected: tuple[int, int], file: Path, config: Path) -> None:
+    """Raise ValueError, before anything as large as the configuration says is made, unless W_dec is as large.
+
+    A factor that scales the latents of old files, 1 where nothing was fine-tuned, is taken out; another is refused.
+    """
+    for name in ("scaling_factor", "finetuning_scaling_factor"):
+        if (factor := weights.pop(name, None)) is not None and not (factor == 1).all():
+            raise ValueError(f"{file}: its {name} is not 1 everywhere; a fine-tuned scaling factor is not supported")
+    shape = tuple(weights["W_dec"].shape) if "W_dec" in weights else None
     if shape != expected and min(expected) > 0:
-        raise ValueError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: W_dec is {shape}, not {expected}")
-    if others := [f"{name} ({value.dtype})" for name, value in weights.items() if value.dtype not in DTYPES]:
-        raise ValueError(f"{folder / WEIGHTS}: numbers of these kinds are not supported: {', '.join(others)[:200]}")
+        raise ValueError(f"{file} does not fit {config}: W_dec is {shape}, not {expected}")
+
+
+def format_of(folder: Path) -> Format:
+    """The library whose weights are in a folder; SAELens where there are none, whose reader says what is missing.
+
+    Raises:
+        ValueError: if there is only a pickle.
+    """
+    found = next((each for each in FORMATS if (folder / each.files[-1]).is_file()), None)
+    if found is None and folder.is_dir():
+        refuse_pickles((file.name for file in folder.iterdir()), folder)
+    return found or FORMATS[0]
+
+
+def read_saelens(folder: Path) -> Read:
+    """Both files of SAELens, of any version, also as it trains them. Raises ValueError as `read_sae` does."""
+    config, weights = read_config(folder), read_floats(folder / WEIGHTS)
+    batch_topk = config["architecture"] in BATCH_TOPK
+    if batch_topk:
+        weights = with_one_threshold(weights, "topk_threshold", folder / WEIGHTS)
+    about = {**config, **config["metadata"]}
+    if (gives := about.get("hook_name_out")) not in (None, about["hook_name"]):
+        raise ValueError(f"{folder / CONFIG}: this is a transcoder: what it gives belongs at {str(gives)[:80]}, "
+                         "so it cannot stand in the place of what it read")
+    return Read({
+        "d_in": config["d_in"], "d_sae": config["d_sae"], "kind": "jumprelu" if batch_topk else kind_of(config),
+        "k": config["k"], "normalize": config["normalize_activations"], "hook_name": about["hook_name"],
+        "head": about["hook_head_index"], "model_name": about["model_name"],
+        "subtract_b_dec": config["apply_b_dec_to_input"],
+    }, weights, fold=bool(config["rescale_acts_by_decoder_norm"]) and config["architecture"] in ("topk", *BATCH_TOPK))
+
+
+FORMATS = (Format("SAELens", (CONFIG, WEIGHTS), read_saelens), *sae_formats.FORMATS)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -105,24 +145,36 @@ def read_config(folder: Path) -> dict[str, Any]:
     old_names = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index",
                  "activation_fn_str": "activation_fn"}
     config = {**DEFAULTS, **{old_names.get(name, name): value for name, value in config.items()}}
+    _judge_architecture(config, file)
+    config["metadata"] = {} if config["metadata"] is None else config["metadata"]
+    if config["architecture"] in BATCH_TOPK:
+        config["k"] = None                                                  # a mean over a batch, not needed any more
     _check_types(config, file)
     _check_types(config["metadata"], file)
-    if config["activation_fn"] == "topk" or config["architecture"] is None:           # before topk was one by itself
-        config["architecture"] = "topk" if config["activation_fn"] == "topk" else "standard"
-    if config["k"] is None:
+    if config["architecture"] == "topk" and config["k"] is None:
         config["k"] = (config["activation_fn_kwargs"] or {}).get("k")
         _check_types(config, file)
+    if other := {name for name, value in (config["activation_fn_kwargs"] or {}).items() if name != "k" and value}:
+        raise ValueError(f"{file}: activation_fn_kwargs {', '.join(sorted(other))[:80]} are not supported; only k is")
     config["normalize_activations"] = config["normalize_activations"] or "none"
-    if config["architecture"] not in ARCHITECTURES.values():
-        named = repr(config["architecture"])[:80]
-        raise ValueError(f"{file}: architecture {named} is not one that this course knows; it knows "
-                         f"{', '.join(ARCHITECTURES.values())}")
     if config["normalize_activations"] not in NORMS:
         named = repr(config["normalize_activations"])[:80]
         raise ValueError(f"{file}: normalize_activations {named} is not supported; supported are {', '.join(NORMS)}")
-    if config["finetuning_scaling_factor"]:
-        raise ValueError(f"{file}: a fine-tuned scaling factor is not supported")
     return config
+
+
+def _judge_architecture(config: dict[str, Any], file: Path) -> None:
+    """Fill in the architecture where an old file names only its activation function. Raises ValueError if unknown."""
+    known, function = (*ARCHITECTURES.values(), *BATCH_TOPK), config["activation_fn"]
+    if config["architecture"] in (None, "standard"):
+        config["architecture"] = "topk" if function == "topk" else "standard"           # before topk was one by itself
+    if config["architecture"] not in known:
+        named = repr(config["architecture"])[:80]
+        raise ValueError(f"{file}: architecture {named} is not one that this course knows; it knows {', '.join(known)}")
+    if function not in (None, "relu") and (function, config["architecture"]) != ("topk", "topk"):
+        named = repr(function)[:80]
+        raise ValueError(f"{file}: activation_fn {named} with {config['architecture']} is not one that this course "
+                         "knows; it knows relu, and topk by itself")
 
 
 def _check_types(config: dict[str, Any], file: Path) -> None:
@@ -138,38 +190,67 @@ def kind_of(config: dict[str, Any]) -> str:
 
 
 def fold_decoder_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same autoencoder with unit decoder rows, for files whose pre-activations are to be scaled by their norms."""
+    """The same autoencoder with unit decoder rows, for files whose pre-activations are to be scaled by their norms.
+
+    A row of zeros stays one, and its latent, scaled by 0, is never active.
+    """
     norm = weights["W_dec"].norm(dim=1)                                     # [d_sae]
     return {**weights, "W_enc": weights["W_enc"] * norm, "b_enc": weights["b_enc"] * norm,
-            "W_dec": weights["W_dec"] / norm[:, None]}
+            "W_dec": weights["W_dec"] / torch.where(norm > 0, norm, 1)[:, None]}
 
 
 def load_pretrained_sae(release: str, sae_id: str) -> SparseAutoencoder:
-    """A published autoencoder, from the Hugging Face hub or its local cache.
+    """A published autoencoder of any library in FORMATS, from the Hugging Face hub or its local cache.
 
     Args:
         release: a name in RELEASES, or the repository itself ("owner/name").
         sae_id: the folder in it, such as "blocks.8.hook_resid_pre".
     Raises:
-        ModelUnavailable: if it is not in the cache and the hub does not answer.
+        ModelUnavailable: if it is not in the cache and the hub does not answer, or has no such files there.
         ValueError: if the release is neither known nor a repository, or as `SparseAutoencoder.load` does.
     """
-    from huggingface_hub import constants, hf_hub_download
-
     repo = RELEASES.get(release, release)
     if "/" not in repo:
         raise ValueError(f"there is no release {release!r}; known are {', '.join(RELEASES)}, and any repository "
-                         "of the hub in SAELens's form can be named as owner/name")
-    try:
-        files = [hf_hub_download(repo, f"{sae_id}/{name}") for name in (CONFIG, WEIGHTS)]
-    except (OSError, ValueError) as error:
-        raise ModelUnavailable(
-            f"the autoencoder {release}, {sae_id} is not on this machine and could not be downloaded.\n"
-            f"  needed:  {CONFIG} and {WEIGHTS} in {repo}/{sae_id}\n"
-            f"  tried:   the local Hugging Face cache {constants.HF_HUB_CACHE}: not there\n"
-            f"           the Hugging Face hub: {first_line(error)}\n"
-            f"  works now: the autoencoders that the course ships, see course_utils.shipped_saes"
-        ) from error
-    sae = SparseAutoencoder.load(Path(files[0]).parent)
-    sae.hook_name = sae.hook_name or sae_id
+                         f"of the hub in the form of {', '.join(each.library for each in FORMATS)} as owner/name")
+    sae = SparseAutoencoder.load(_downloaded(repo, sae_id, f"{release}, {sae_id}"))
+    sae.hook_name = sae.hook_name or (sae_id if "hook_" in sae_id else None)
     return sae
+
+
+def _downloaded(repo: str, sae_id: str, named: str) -> Path:
+    """The folder with all files of one format, the first that the hub or its cache has. Raises as its caller does."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    missing, silent = None, False
+    for each in FORMATS:
+        try:
+            files = [hf_hub_download(repo, f"{sae_id}/{name}", local_files_only=silent) for name in each.files]
+            return Path(files[0]).parent
+        except EntryNotFoundError as error:                                 # the next format's may be there
+            missing = missing or error
+            silent = isinstance(error, LocalEntryNotFoundError)             # no hub: from now on only its cache is asked
+        except (OSError, ValueError) as error:
+            missing, silent = error, True
+            break
+    if not silent:
+        refuse_pickles(_names_there(repo, sae_id), f"{repo}/{sae_id}")
+    others = ", or ".join(each.files[-1] for each in FORMATS[1:])
+    raise ModelUnavailable(
+        f"the autoencoder {named} is not on this machine and could not be downloaded.\n"
+        f"  needed:  {CONFIG} and {WEIGHTS} in {repo}/{sae_id}, or {others}\n"
+        f"  tried:   the local Hugging Face cache {constants.HF_HUB_CACHE}: not there\n"
+        f"           the Hugging Face hub: {first_line(missing)}\n"
+        f"  works now: the autoencoders that the course ships, see course_utils.shipped_saes"
+    ) from missing
+
+
+def _names_there(repo: str, sae_id: str) -> list[str]:
+    """The names of the files in a folder of the hub; none if it does not answer."""
+    from huggingface_hub import list_repo_tree
+
+    try:
+        return [entry.path for entry in list_repo_tree(repo, sae_id)]
+    except (OSError, ValueError):
+        return []

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.files import check_checkpoint, claim_folder, damaged, read_tensors, whole_file
 from course_utils.model_files import bars_are_off
+from course_utils.padding import checked_mask
 from course_utils.sae import SparseAutoencoder, Step
 from course_utils.sites import Site, collect_activations
 
@@ -60,24 +61,27 @@ class TrainingConfig:
 
 def train_sae(
     model: TransformerBridge, hook_name: str, tokens: Int[Tensor, "n pos"], config: TrainingConfig, *,
-    head: int | None = None, folder: str | Path | None = None,
+    head: int | None = None, folder: str | Path | None = None, mask: Bool[Tensor, "n pos"] | None = None,
 ) -> SparseAutoencoder:
     """An autoencoder for the activations at one place, at every position but the first.
 
     Args:
+        mask: at which positions instead. With padding it is needed: see `padding.without_padding`.
         folder: where to keep checkpoints. A run that was stopped goes on from the last one, and ends with exactly the
             weights it would have had.
     Raises:
-        ValueError: if the place or the configuration is wrong, there are fewer activations than one batch, one of them
-            is not finite, or the folder holds a run with other settings or a damaged file.
+        ValueError: if the place, the configuration or the mask is wrong, a row looks padded, there are fewer
+            activations than one batch, one of them is not finite, or the folder holds a run with other settings or a
+            damaged file.
         OSError: if a checkpoint cannot be written; the one before stays.
     """
     sae = SparseAutoencoder(
         Site(model, hook_name, head).width, config.d_sae, config.kind, k=config.k, normalize=config.normalize,
         hook_name=hook_name, head=head, model_name=model.cfg.model_name, seed=config.seed,
     )
-    _check_count(len(tokens) * (tokens.shape[1] - 1), config)
-    activations = collect_activations(model, hook_name, tokens, head=head)
+    mask = checked_mask(model, tokens, mask)
+    _check_count(int(mask.sum()), config)
+    activations = collect_activations(model, hook_name, tokens, head=head, mask=mask)
     return fit(sae.to(model.cfg.device), activations, config, folder)
 
 

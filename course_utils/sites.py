@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.clean_run import CleanRun, Enough, Residual
 from course_utils.model_files import bars_are_off
+from course_utils.padding import checked_mask
 from course_utils.traits import require
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ class Site:
         layer, point: the two parts of the name.
         head: with attn.hook_z, one head alone; None for all heads side by side.
         width: of the activation: d_model, or n_heads * d_head for z, or d_head for one head's z.
+        compared: whether the autoencoder that goes here was compared with its own call (`faithfulness.reconstruct`).
     """
+
+    compared = False
 
     def __init__(self, model: TransformerBridge, hook_name: str, head: int | None = None) -> None:
         """
@@ -108,11 +112,39 @@ def activations_in_batches(
         yield site.flat(seen[0])
 
 
+@contextlib.contextmanager
+def in_float64(model: TransformerBridge) -> Iterator[None]:
+    """Let a float32 model compute in float64 for a while; afterwards its weights are what they were, to the last bit.
+
+    Raises ValueError if it holds anything but float32.
+    """
+    formats = {tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()}
+    if formats != {torch.float32}:
+        raise ValueError(f"only a float32 model comes back from float64 as it was; this one holds {formats}")
+    model.double()
+    try:
+        yield
+    finally:
+        model.float()
+
+
 @torch.no_grad()
 def collect_activations(
     model: TransformerBridge, hook_name: str, tokens: Int[Tensor, "n pos"], *, head: int | None = None,
-    batch_size: int = 32,
-) -> Float[Tensor, "n*(pos-1) width"]:
-    """The activation at every position but the first (BOS), in order, on the CPU: four bytes for each number."""
-    site = Site(model, hook_name, head)
-    return torch.cat([x[:, 1:].flatten(0, 1).cpu() for x in activations_in_batches(model, site, tokens, batch_size)])
+    batch_size: int = 32, mask: Bool[Tensor, "n pos"] | None = None, exact: bool = False,
+) -> Float[Tensor, "counted width"]:
+    """The activation at every counted position, in order, on the CPU.
+
+    Args:
+        mask: which positions; None: all but the first (BOS). With padding it is needed: see `padding.without_padding`.
+        exact: compute in float64. Processors round sums differently: in float32 the activations agree to six or seven
+            digits between machines, in float64 to fifteen. Training enlarges such differences. (Llama's norm and its
+            like compute in float32 whatever they are given: such a model gains nothing.)
+    Raises:
+        ValueError: if there is no such place, or as `padding.checked_mask` does; and, if exact, if the model is not
+            float32.
+    """
+    site, mask = Site(model, hook_name, head), checked_mask(model, tokens, mask)
+    with in_float64(model) if exact else contextlib.nullcontext():
+        batches = zip(activations_in_batches(model, site, tokens, batch_size), mask.split(batch_size))
+        return torch.cat([x[counted.to(x.device)].cpu() for x, counted in batches])

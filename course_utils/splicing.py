@@ -55,7 +55,8 @@ def without_latents(model: TransformerBridge, sae: SparseAutoencoder, which: Seq
         raise ValueError("this autoencoder normalizes its input: its latents' parts are not in the stream's own units")
 
     def take_out(x: Float[Tensor, "batch pos d"], hook) -> Float[Tensor, "batch pos d"]:
-        rest = remove_latents(x, sae.encode(x), sae.W_dec, list(which))
+        own = x.to(sae.W_dec)                                       # the autoencoder's device and dtype
+        rest = remove_latents(own, sae.encode(own), sae.W_dec, list(which)).to(x)
         return torch.cat([x[:, :1], rest[:, 1:]], dim=1)
 
     with model.hooks(fwd_hooks=[(site.hook_name, take_out)]):
@@ -131,7 +132,7 @@ def same_token_auc(
     Raises:
         ValueError: if no token stands both at a labelled and at another position.
     """
-    total, pairs = torch.zeros(latents.shape[1], dtype=torch.float64), 0
+    total, pairs = latents.new_zeros(latents.shape[1], dtype=torch.float64), 0
     for token in present[labels].unique():
         here = present == token
         labelled = int(labels[here].sum())

@@ -48,7 +48,7 @@ def read_cells(path: Path) -> list[str]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise Unreadable(f"the file has more than {MAX_BYTES / 1e6:.0f} MB")
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook = json.loads(path.read_bytes())  # with a byte-order mark or without
         sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
         language = _language(notebook.get("metadata", {}))
     except OSError as error:

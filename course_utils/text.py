@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from course_utils.language import StoryLanguage, vocabulary
 from course_utils.model_files import bars_are_off
 from course_utils.models import TINY_FOLDER, bos_token_id
+from course_utils.padding import looks_like_padding, special_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -44,12 +45,14 @@ def sample_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: 
 def own_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: int = 0) -> Int[Tensor, "n length"]:
     """Text that the model writes itself: after BOS each token is drawn from its own distribution.
 
+    Except that no row looks padded: none begins or ends with a padding or end-of-text token (see `padding`).
     Of SmolLM2 128 rows of 128 tokens are there already (the seed says where to begin); others write now.
     Raises ValueError as `sample_text` does.
     """
     _check_size(model, n, length)
     if model.cfg.model_name == "smollm2-135m" and SMOLLM2_TEXT.exists():
         rows = load_file(SMOLLM2_TEXT)["tokens"].long()
+        rows = rows[~looks_like_padding(model, rows[:, :length]).any(dim=1)]
         if n <= len(rows) and length <= rows.shape[1]:
             return rows.roll(-seed, dims=0)[:n, :length].to(model.cfg.device)
     chance = torch.rand(n, length - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -63,10 +66,14 @@ def _written(model: TransformerBridge, chance: Float[Tensor, "rows length-1"]) -
     (`torch.multinomial` would draw other tokens in another version of PyTorch.)
     """
     tokens, cache = [torch.full((len(chance), 1), bos_token_id(model), device=model.cfg.device)], None
-    for reach in chance.T:
+    pad, bos, ends_text = special_tokens(model)
+    at_ends, inside = ({pad} | ends_text) - {None}, {pad} - ends_text - {bos, None}
+    for place, reach in enumerate(chance.T, 1):
         out = model.original_model(tokens[-1], past_key_values=cache, use_cache=True)
         cache = out.past_key_values
-        summed = out.logits[:, -1].cpu().double().softmax(dim=-1).cumsum(dim=-1)
+        p = out.logits[:, -1].cpu().double().softmax(dim=-1)
+        p[:, list(at_ends if place in (1, chance.shape[1]) else inside)] = 0
+        summed = p.cumsum(dim=-1)
         token = torch.searchsorted(summed, reach[:, None] * summed[:, -1:])
         tokens.append(token.to(model.cfg.device))
     return torch.cat(tokens, dim=1)

@@ -32,15 +32,18 @@ MAX_TICKS = 40  # more labels than this on an axis cannot be read
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", "-.", ":")
 
-_LOADER = """<div style="margin:15px 0"><em>Attention widget: run this cell to draw it.</em></div>
+# The script finds its box from their parent: JupyterLab and pages run it where it stands, VS Code runs a copy of it at
+# the end of the output. Scripts run in their order, so the first box that none has taken is the script's own.
+_LOADER = """<div data-cv style="margin:15px 0"><em>Attention widget: run this cell to draw it.</em></div>
 <script>(async box => {
   try {
+    box.removeAttribute("data-cv");
     const cv = window.CircuitsVis || await import("%(cdn)s");
     box.id = "circuits-vis-" + Math.random().toString(36).slice(2);
     box.textContent = "";
     cv.render(box.id, cv.%(element)s, %(props)s);
   } catch (error) { box.title = String(error); }
-})(document.currentScript.previousElementSibling)</script>"""
+})(document.currentScript.parentElement.querySelector("[data-cv]"))</script>"""
 
 
 def _array(values) -> np.ndarray:

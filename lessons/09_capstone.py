@@ -207,8 +207,8 @@ if MODEL == "tiny":
     repeats = generate_repeated_tokens(model, 60, 120, seed=3)
     config = TrainingConfig(d_sae=768, kind="topk", k=96, steps=250, batch=512, warm_up=50, lr=2e-3)
     specialist = SparseAutoencoder(model.cfg.d_model, 768, "topk", k=96, hook_name=saes[first].hook_name)
-    seen = collect_activations(model, specialist.hook_name, repeats).double()       # (so that every machine
-    specialist = fit(specialist.double(), seen, config).float()                     # shows the same numbers)
+    seen = collect_activations(model, specialist.hook_name, repeats, exact=True)        # (so that every
+    specialist = fit(specialist.double(), seen, config).float()                  # machine shows the same numbers)
     with spliced(model, specialist):
         special = repeated_token_report(model, SEQ_LEN, BATCH, seed=0)
     special_text = evaluate_sae(model, specialist, text, everything=False, resamples=0)

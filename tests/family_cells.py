@@ -79,11 +79,16 @@ def _(case):
 
 
 def _written(plain, n, length):
-    """Each token where the summed probabilities reach a random number, every step from a pass over all before it."""
+    """Each token where the summed probabilities reach a random number, every step from a pass over all before it.
+
+    Token 0 ends texts, and pads: no row begins or ends with it. (BOS is token 0 too, so inside it is a text's end.)
+    """
     chance = torch.rand(n, length - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     tokens = torch.zeros(n, 1, dtype=torch.long)
-    for reach in chance.T:
-        summed = plain.run(tokens).logits[:, -1].double().softmax(-1).cumsum(-1)
+    for place, reach in enumerate(chance.T, 1):
+        p = plain.run(tokens).logits[:, -1].double().softmax(-1)
+        p[:, 0] *= place not in (1, length - 1)
+        summed = p.cumsum(-1)
         tokens = torch.cat([tokens, (summed < reach[:, None] * summed[:, -1:]).sum(-1, keepdim=True)], 1)
     return tokens.float()
 

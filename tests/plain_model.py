@@ -211,7 +211,7 @@ class Plain:
         return stream if self.ln1[layer] is None else unscaled(self.ln1[layer], stream)
 
     def unembedded(self, stream: Tensor) -> Tensor:
-        """The linear part of what follows the last layer: [n, d_model] -> [n, vocab], relative to the vocabulary's mean.
+        """The linear part of what follows the last layer: [n, d_model] -> [n, vocab].
 
         The final norm acts with its weights; its scale and all shifts are left out.
         """
@@ -220,8 +220,12 @@ class Plain:
         if self.ln_final is not None:
             changes.append((self.ln_final, "out", lambda _: unscaled(self.ln_final, given)))
         logits = self.value_of(torch.zeros(len(given), 1, dtype=torch.long), self.lm_head, "out", *changes)[:, 0]
-        logits = logits[:len(stream)] - logits[len(stream):]
-        return logits - logits.mean(-1, keepdim=True)
+        return logits[:len(stream)] - logits[len(stream):]
+
+    def relative(self, logits: Tensor) -> Tensor:
+        """Logits minus their mean over the vocabulary; as they are where a soft cap follows, which a shift would change."""
+        capped = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if capped else logits - logits.mean(-1, keepdim=True)
 
     # --- variants --------------------------------------------------------------------------------------------------
 

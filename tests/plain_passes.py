@@ -178,8 +178,9 @@ def full_QK(p: Plain, distances: tuple[int, ...] = (0,)) -> Tensor:
 def full_OV(p: Plain) -> Tensor:
     """[layer, head, token attended to, token whose logit is raised]"""
     e, bare = p.embeddings()[KEYS], p.only_products()
-    return torch.stack([torch.stack([p.unembedded(bare.moved(layer, head, bare.reads(layer, e)))
+    found = torch.stack([torch.stack([p.unembedded(bare.moved(layer, head, bare.reads(layer, e)))
                                      for head in range(p.n_heads)]) for layer in range(p.n_layers)])
+    return found - found.mean(-1, keepdim=True)
 
 
 def K_comp(p: Plain) -> Tensor:
@@ -300,11 +301,13 @@ def attribution(p: Plain, tokens: Tensor) -> dict[str, Tensor]:
         raise OnlyRefusal("no final norm")
     size = scale(p.ln_final, streams[-1])
     logits, plain = p.run(tokens).logits, p.value_of(tokens, p.lm_head, "out")
+    if getattr(p.model.config, "final_logit_softcapping", None):                    # the parts are those of what is capped
+        logits = plain
     factor, = factors(logits, [plain], "logits are linear")
     came = tokens[:, 1:, None]
     added = {}
     for name, part in parts.items():
-        raised = p.unembedded((part / size).flatten(0, 1)).unflatten(0, tokens.shape)
+        raised = p.relative(p.unembedded((part / size).flatten(0, 1))).unflatten(0, tokens.shape)
         added[name] = factor * raised[:, :-1].gather(2, came)[..., 0]
-    relative = (logits - logits.mean(-1, keepdim=True))[:, :-1].gather(2, came)[..., 0]
+    relative = p.relative(logits)[:, :-1].gather(2, came)[..., 0]
     return added | {"unembed bias": relative - sum(added.values())}

@@ -31,7 +31,7 @@ def multi_head():
 
 
 @lru_cache
-def grouped_query():
+def grouped_query(device: str = "cpu"):
     """Rotary positions, six query heads on two key heads, RMSNorm, gated MLP: 2 layers, random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -39,7 +39,7 @@ def grouped_query():
     config = LlamaConfig(vocab_size=30, hidden_size=24, intermediate_size=16, num_hidden_layers=2,
                          num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64,
                          initializer_range=0.5, bos_token_id=0, eos_token_id=0)
-    return as_bridge(LlamaForCausalLM(config), word_tokenizer(WORDS, "<bos>"), name="grouped", device="cpu")
+    return as_bridge(LlamaForCausalLM(config), word_tokenizer(WORDS, "<bos>"), name="grouped", device=device)
 
 
 @lru_cache
@@ -77,26 +77,48 @@ def smollm2():
     return models.load_model("smollm2-135m")
 
 
-def hub_cache(folder: Path) -> dict[str, str]:
-    """A Hugging Face cache of two small models, random weights, under names that the course knows: {kind: name}."""
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "max_position_embeddings": 256}
+GROUPED = {**WIDE, "num_key_value_heads": 2}
+WINDOWS = {"head_dim": 16, "sliding_window": 32,
+           "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]}
+HUB_MODELS = {  # kind: (a name of the hub, the class, its configuration): small models with random weights
+    "gpt2": ("gpt2", "GPT2LMHeadModel", {"n_positions": 256, "n_embd": 64, "n_layer": 4, "n_head": 4}),
+    "llama": ("HuggingFaceTB/SmolLM2-135M", "LlamaForCausalLM", {
+        **GROUPED, "hidden_size": 96, "num_attention_heads": 6, "tie_word_embeddings": True}),
+    "mistral": ("mistralai/Mistral-7B-v0.1", "MistralForCausalLM", {**GROUPED, "sliding_window": 32}),
+    "qwen2": ("Qwen/Qwen2-0.5B", "Qwen2ForCausalLM", GROUPED),
+    "qwen3": ("Qwen/Qwen3-0.6B", "Qwen3ForCausalLM", {**GROUPED, "head_dim": 16}),
+    "phi3": ("microsoft/Phi-3-mini-4k-instruct", "Phi3ForCausalLM", GROUPED),
+    "pythia": ("EleutherAI/pythia-70m", "GPTNeoXForCausalLM", {**WIDE, "rotary_pct": 0.25}),
+    "gemma2": ("google/gemma-2-2b", "Gemma2ForCausalLM", {**GROUPED, **WINDOWS, "query_pre_attn_scalar": 16}),
+    "gemma3": ("google/gemma-3-1b-pt", "Gemma3ForCausalLM", {**GROUPED, **WINDOWS, "query_pre_attn_scalar": 16}),
+    "neo": ("roneneldan/TinyStories-1M", "GPTNeoForCausalLM", {
+        "hidden_size": 64, "num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]],
+        "window_size": 32, "max_position_embeddings": 256}),
+    "opt": ("facebook/opt-125m", "OPTForCausalLM", {
+        "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "word_embed_proj_dim": 64,
+        "max_position_embeddings": 256}),
+}
+
+
+def hub_cache(folder: Path, kinds=("gpt2", "llama")) -> dict[str, str]:
+    """A Hugging Face cache of small models, random weights, under names that the course knows: {kind: name}."""
+    import transformers
 
     words = ["<bos>", *(f"t{i}" for i in range(1, 1200))]           # so many that no text draws <bos> twice in a row
-    common = {"vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 0}
-    torch.manual_seed(3)
-    found = {
-        "gpt2": GPT2LMHeadModel(GPT2Config(n_positions=256, n_embd=64, n_layer=4, n_head=4, **common)),
-        "HuggingFaceTB/SmolLM2-135M": LlamaForCausalLM(LlamaConfig(
-            hidden_size=96, intermediate_size=128, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
-            max_position_embeddings=256, tie_word_embeddings=True, **common)),
-    }
-    for repo, model in found.items():
+    for kind in kinds:
+        repo, name, settings = HUB_MODELS[kind]
+        architecture = getattr(transformers, name)
+        torch.manual_seed(3)
+        model = architecture(architecture.config_class(
+            **settings, vocab_size=len(words), bos_token_id=0, eos_token_id=0, pad_token_id=None))
         place = folder / f"models--{repo.replace('/', '--')}"
         for part in (model, word_tokenizer(words, "<bos>")):
             part.save_pretrained(place / "snapshots" / "abc")
         (place / "refs").mkdir()
         (place / "refs" / "main").write_text("abc")
-    return {"gpt2": "gpt2-small", "llama": "HuggingFaceTB/SmolLM2-135M"}
+    return {kind: "gpt2-small" if kind == "gpt2" else HUB_MODELS[kind][0] for kind in kinds}
 
 
 RANDOM = {"multi_head": multi_head, "grouped_query": grouped_query}

@@ -88,6 +88,10 @@ def crashed(detail: str) -> Expected:
     return {"01.chance_log_prob": ("crashed", detail)}
 
 
+def timed_out(detail: str) -> Expected:
+    return {"01.chance_log_prob": ("timed out", detail)}
+
+
 def refused(event: str) -> Expected:
     return crashed(f"may not do this: {event}")
 
@@ -133,6 +137,8 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "worse_in_the_end": (with_cells(chance(RIGHT), chance("return 1.0")), wrong()),
     "other_cells_crash": (with_cells("1 / 0", "undefined_name", chance(RIGHT), "raise SystemExit"), PASSED),
     "prints_a_lot": (with_cells(chance(f"print('spam' * 10**7)\n{RIGHT}")), PASSED),
+    "byte_order_mark": ("\ufeff" + with_cells(chance(RIGHT)), PASSED),
+    "utf_16": (with_cells(chance(RIGHT)).encode("utf-16"), PASSED),
     # --- incomplete
     "cell_deleted": (with_cells(log_probs(LOG_PROBS)), {"01.correct_token_log_probs": ("passed", "")}),
     "imports_deleted": (notebook(chance(RIGHT)), crashed("name 'math' is not defined")),
@@ -151,13 +157,13 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "old_format": (json.dumps({"nbformat": 3, "worksheets": []}), {"": ("unreadable", "no list of cells")}),
     "binary": (bytes(range(256)), {"": ("unreadable", "no valid JSON")}),
     # --- endless or too large
-    "infinite_loop": (with_cells(chance("while True:\n    pass")), {"01.chance_log_prob": ("timed out", "")}),
+    "infinite_loop": (with_cells(chance("while True:\n    pass")), timed_out("of processor time")),
     "deaf_infinite_loop": (
         with_cells(chance("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True:\n"
                           "    try:\n        pass\n    except BaseException:\n        pass")),
-        {"01.chance_log_prob": ("timed out", "")}),
+        timed_out("of processor time")),
     "slow_value": (with_cells("import time\nWAIT = time.sleep(10**6)", chance(f"WAIT\n{RIGHT}")),
-                   {"01.chance_log_prob": ("timed out", "")}),
+                   timed_out("by the clock")),
     "twenty_gigabytes": (with_cells(chance(f"block = bytearray(20 * 2**30)\n{RIGHT}"),
                                     log_probs(f"block = torch.ones(20 * 2**30, dtype=torch.uint8)\n{LOG_PROBS}")),
                          {**crashed("MemoryError"), "01.correct_token_log_probs": ("crashed", "memory")}),
@@ -171,7 +177,7 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "lasting_thread": (with_cells(chance(
         f"import threading, time\nthreading.Thread(target=time.sleep, args=(10**6,)).start()\n{RIGHT}")), PASSED),
     "takes_the_bars_lock": (with_cells(chance("import tqdm\ntqdm.tqdm.get_lock().acquire()\nwhile True:\n    pass")),
-                            {"01.chance_log_prob": ("timed out", "")}),
+                            timed_out("of processor time")),
     "uses_the_bars_lock": (with_cells(chance(f"import tqdm\nlist(tqdm.tqdm([1]))\n{RIGHT}")), PASSED),
     # --- leaving
     "sys_exit": (with_cells(chance("sys.exit(0)"), "sys.exit(0)"), crashed("SystemExit")),

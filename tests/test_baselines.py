@@ -111,8 +111,9 @@ def check(floor, found, seed=0):
         columns = [each.mean() if len(each) else math.nan for each in columns]
         assert floor.kl_by_position[kind].tolist() == pytest.approx(columns, rel=1e-4, abs=1e-6, nan_ok=True), kind
         ours, theirs = (np.nansum(found[each][0], axis=2).mean(0)[drawn].sum(1) for each in ("sae", kind))
-        inverse = np.quantile(theirs / ours, [0.975, 0.025]).tolist()             # both from the same sequences
-        assert [1 / each for each in floor.ratio_intervals[kind]] == pytest.approx(inverse, rel=2e-3, abs=1e-5), kind
+        inverse = np.quantile(theirs / ours, [0.975, 0.025]).tolist()             # both from the same sequences; a KL
+        # of a few sequences is exact to some 1e-6, and theirs may be a hundredth of ours: 3e-5 was seen
+        assert [1 / each for each in floor.ratio_intervals[kind]] == pytest.approx(inverse, rel=2e-3, abs=1e-4), kind
 
 
 @pytest.mark.parametrize("hook_name, head", PLACES)

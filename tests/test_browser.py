@@ -5,6 +5,7 @@ missing these tests are skipped and say so; where the variable CI is "true" they
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ run_course = pytest.importorskip("run_course")
 
 from browser import FLAGS, UNTOUCHED, Lab, LabNotebook, find_chromium, painted, watched_page, what_is_missing  # noqa: E402
 
-from course_utils import progress_store  # noqa: E402
+from course_utils import progress_store, viz  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -41,6 +42,19 @@ def without_head(
     return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", silence)])'''
 WRONG_AXIS = ANSWER.replace("z[:, :, head]", "z[:, head]")
 MISTAKE = "a position was zeroed, not a head"
+
+# How an output's HTML comes into a page: JupyterLab puts a copy of each script in its place, VS Code runs a copy of each
+# at the end of the output and takes it away again.
+INSERT = """([html, place]) => {
+  const output = document.body.appendChild(document.createElement("div"));
+  output.innerHTML = html;
+  for (const script of [...output.querySelectorAll("script")]) {
+    const copy = document.createElement("script");
+    copy.text = script.textContent;
+    if (place === "JupyterLab") script.replaceWith(copy);
+    else { output.append(copy); copy.remove(); }
+  }
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +161,22 @@ def test_the_exported_page_shows_its_widgets_and_plots_offline(browser, tmp_path
         assert painted(watched.page.locator("canvas"), at_least=HEADS)
         assert painted(plots) and plots.count() == len(pictures)
         assert watched.complaints == [] and [u for u in watched.refused if not u.startswith(MATHJAX)] == []
+
+
+@pytest.mark.parametrize("place", ["JupyterLab", "VS Code"])
+def test_stored_widgets_draw_each_in_its_own_box(browser, tmp_path, place):
+    """Two in one output, and the same two in outputs of their own."""
+    stored = []
+    for lesson in ("00_start_here", "02_induction_heads"):
+        cells = nbformat.read(ROOT / "solutions" / f"{lesson}.ipynb", as_version=4).cells
+        htmls = [o.data.get("text/html", "") for c in cells for o in c.get("outputs", []) if "data" in o]
+        stored += [html for html in htmls if "CircuitsVis" in html]
+    first, second = (re.search(r'"tokens":\["[^"]*","(\w+)&nbsp;"', html)[1] for html in stored)
+    with watched_page(browser, tmp_path) as watched:
+        watched.page.set_content(viz.bundle_script())
+        for html in ("".join(stored), *stored):
+            watched.page.evaluate(INSERT, [html, place])
+        assert painted(watched.page.locator("canvas"), at_least=4 * HEADS)
+        texts = watched.page.locator("[id^=circuits-vis-]").all_inner_texts()
+        assert [(first in text, second in text) for text in texts] == 2 * [(True, False), (False, True)]
+        assert watched.complaints == watched.refused == []

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +16,7 @@ from course_utils import cards, exercises, progress_store
 from course_utils.calling import is_stub
 from course_utils.checking import Case, Exercise, Mistake, assess, compare_cases, property_check
 from course_utils.comparing import describe, first_difference
+from course_utils.console import write_anything
 
 HINTS = ("one", "two", "three")
 
@@ -451,3 +456,40 @@ def test_saving_that_fails_is_said_once_and_stops_nothing(monkeypatch, tmp_path,
 
 def test_tables_line_up():
     assert cards.table_text([["1", "long cell"]], ["a", "b"]) == "a  b\n1  long cell"
+
+
+@pytest.mark.parametrize("encoding, errors, written", [
+    ("ascii", "strict", rb"+ -3 - \u0120"), ("ascii", "surrogateescape", rb"+ -3 - \u0120"),
+    ("cp1252", "strict", b"+ -3 \xb7 \\u0120"), ("utf-8", "strict", "✓ −3 · Ġ".encode()),
+    ("ascii", "replace", b"? ?3 ? ?")])
+def test_a_console_without_a_sign_gets_a_plain_one(encoding, errors, written):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding, errors)
+    write_anything(stream)
+    stream.write("✓ −3 · Ġ")
+    stream.flush()
+    assert stream.buffer.getvalue() == written
+
+
+EVERYTHING = """
+from course_utils import exercises as e
+from course_utils.__main__ import main
+from course_utils.doctor import NOTE, Finding, as_text
+for item in (item for number in e.lessons() for item in e.exercises_of(number)):
+    e.exercise(item.id)(lambda *_: 1 / 0) if item.id == "01.chance_log_prob" else None
+    for _ in range(3):
+        e.hint(item.id)
+    e.solution(item.id)
+e.predict("01.x", -2.5)
+e.reveal("01.x", -3.5)
+e.progress()
+print(as_text([Finding("GPU", NOTE, "none", "install one")]))
+main(["--help"])
+"""
+
+
+def test_nothing_that_is_shown_fails_where_only_ascii_can_be_written(tmp_path):
+    only_ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run([sys.executable, "-c", EVERYTHING], capture_output=True, text=True, encoding="ascii",
+                         env={**os.environ, **only_ascii, "COURSE_PROGRESS": str(tmp_path / "progress.jsonl")})
+    assert run.returncode == 0, run.stderr
+    assert "! error - 01.chance_log_prob" in run.stdout and "You said -2.5 nats; measured -3.5 nats." in run.stdout

@@ -4,6 +4,7 @@ import math
 import types
 import weakref
 from dataclasses import fields
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from course_utils.faithfulness import (
 )
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
 from course_utils.sites import Site
+from course_utils.text import own_text, sample_text
 
 N, LENGTH = 5, 9
 PLACES = [("blocks.1.hook_resid_pre", None), ("blocks.0.hook_resid_post", None), ("blocks.1.hook_resid_post", None),
@@ -36,6 +38,8 @@ PLACES = [("blocks.1.hook_resid_pre", None), ("blocks.0.hook_resid_post", None),
           ("blocks.0.attn.hook_z", 2)]
 RESIDUAL = "blocks.1.hook_resid_pre"
 METRICS = [each.name for each in fields(FaithfulnessReport) if each.type == "float"]
+SCORES = {"reconstruction_score": "ce_zero", "reconstruction_score_mean": "ce_mean"}
+STREAMS = [name for name, _ in PLACES if "resid" in name]
 PER_TOKEN = ["ce_clean", "ce_sae", "ce_zero", "ce_mean", "kl", "reverse_kl", "js", "kl_zero", "l0", "l1", "mse",
              "cosine", "l2_ratio", "l2_in", "l2_out"]
 ABLATIONS = {"ce_zero", "ce_mean", "kl_zero", "reconstruction_score", "reconstruction_score_mean", "kl_score"}
@@ -46,11 +50,12 @@ def model(request):
     return small_models.ALL[request.param]()
 
 
+written = lru_cache(own_text)
+
+
 def some_tokens(model, n=N, length=LENGTH, seed=0):
-    """BOS, then anything but BOS."""
-    tokens = torch.randint(2, model.cfg.d_vocab, (n, length), generator=torch.Generator().manual_seed(seed))
-    tokens[:, 0] = 0
-    return tokens
+    """What the model writes itself: then an ablation costs something, and its scores are defined."""
+    return written(model, n, length, seed).clone()
 
 
 def all_but_first(tokens):
@@ -144,7 +149,7 @@ def token_numbers(logits, x, x_hat, latents, target):
         "l0": sum(value != 0 for value in latents.tolist()), "l1": sum(abs(value) for value in latents.tolist()),
         "mse": sum((a - b)**2 for a, b in zip(x.tolist(), x_hat.tolist())), "dot": (x @ x_hat).item(),
         "cosine": (x @ x_hat).item() / (length_in * length_out), "l2_ratio": length_out / length_in,
-        "l2_in": length_in, "l2_out": length_out, "x": x, "on": latents != 0,
+        "l2_in": length_in, "l2_out": length_out, "x": x, "on": latents != 0, "l2_in_squared": length_in**2,
     }
     return numbers if target is None else numbers | {f"ce_{name}": -each[target].item() for name, each in log.items()}
 
@@ -189,6 +194,24 @@ def summary(found, sequences=None):
     }
 
 
+def undefined(found, seed=0):
+    """The scores that divide by what may be 0: by the 95 % interval of 200 resamples of the sequences."""
+    drawn = torch.randint(0, len(found), (200, len(found)), generator=torch.Generator().manual_seed(seed)).numpy()
+
+    def mean(name):
+        of = [[np.asarray(each[name]) for each in row.values() if name in each] for row in found]
+        zero = 0 * next(each for row in of for each in row)
+        sums, counts = np.array([sum(row, zero) for row in of])[drawn].sum(1), np.array([len(row) for row in of])[drawn].sum(1)
+        return (sums.T / counts).T[counts > 0]
+
+    below = {"reconstruction_score": mean("ce_zero") - mean("ce_clean"), "kl_score": mean("kl_zero"),
+             "reconstruction_score_mean": mean("ce_mean") - mean("ce_clean"), "relative_reconstruction_bias": mean("dot"),
+             "fvu": mean("l2_in_squared") - (mean("x")**2).sum(1)}
+    below["explained_variance"] = below["fvu"]
+    ends = {name: np.quantile(values, [0.025, 0.975]) for name, values in below.items()}
+    return {name for name, (low, high) in ends.items() if low <= 1e-6 and high >= -1e-6}
+
+
 def about(expected, name, rel, abs_):
     """The value of a metric, give or take; a score's slack is that of the differences that it divides."""
     value = expected[name]
@@ -200,8 +223,8 @@ def about(expected, name, rel, abs_):
 def check(report, found, rel=1e-4, abs_=1e-5):
     """Every field of a report, against the slow reference."""
     expected, pool = summary(found), [numbers for each in found for numbers in each.values()]
-    assert set(expected) == set(METRICS)
-    for name in METRICS:
+    assert set(expected) == set(METRICS) and set(report.undefined) == undefined(found)
+    for name in set(METRICS) - set(report.undefined):
         assert getattr(report, name) == about(expected, name, rel, abs_), name
     assert report.n_sequences == len(found) and report.n_positions == len(pool)
     density = sum(numbers["on"].double() for numbers in pool) / len(pool)
@@ -537,16 +560,6 @@ def test_sequences_may_come_in_any_order(model):
          evaluate_sae(model, sae, tokens[order], hook_name=RESIDUAL, mask=mask[order], batch_size=2))
 
 
-def test_padding_that_the_mask_leaves_out_changes_nothing(model):
-    tokens, sae = some_tokens(model), random_sae(model.cfg.d_model)
-    padded = torch.cat([tokens, torch.zeros(N, 4, dtype=torch.long)], dim=1)
-    mask = torch.zeros_like(padded, dtype=torch.bool)
-    mask[:, 1:LENGTH - 1] = True                                    # not the last token either: padding follows it
-    for hook_name in (RESIDUAL, "blocks.0.hook_mlp_out"):
-        same(evaluate_sae(model, sae, padded, hook_name=hook_name, mask=mask),
-             evaluate_sae(model, sae, tokens, hook_name=hook_name), rel=1e-5, abs_=1e-5)
-
-
 # --- autoencoders whose numbers are known ---------------------------------------------------------------------------
 
 
@@ -560,8 +573,10 @@ def test_the_identity_is_perfect(model, hook_name, head, holes):
         assert getattr(report, name) == pytest.approx(0, abs=1e-6), name
     for name in ("explained_variance", "cosine", "l2_ratio", "relative_reconstruction_bias", "kl_score"):
         assert getattr(report, name) == pytest.approx(1, abs=1e-5), name
-    for name, ablated in (("reconstruction_score", report.ce_zero), ("reconstruction_score_mean", report.ce_mean)):
-        assert (getattr(report, name) - 1) * (ablated - report.ce_clean) == pytest.approx(0, abs=1e-6), name
+    for name, ablated in SCORES.items():
+        off = (getattr(report, name) - 1) * (getattr(report, ablated) - report.ce_clean)
+        assert name in report.undefined or off == pytest.approx(0, abs=1e-6), name
+    assert not report.undefined or hook_name not in STREAMS         # there an ablation always costs something
 
 
 @pytest.mark.parametrize("hook_name, head", PLACES)
@@ -570,7 +585,8 @@ def test_zero_recovers_nothing(model, hook_name, head, holes):
     tokens, width = some_tokens(model), Site(model, hook_name, head).width
     report = evaluate_sae(model, Constant(torch.zeros(width)), tokens, hook_name=hook_name, head=head,
                           mask=with_holes(tokens) if holes else None)
-    assert report.reconstruction_score * (report.ce_zero - report.ce_clean) == pytest.approx(0, abs=1e-5)
+    assert "reconstruction_score" in report.undefined and hook_name not in STREAMS or (
+        report.reconstruction_score * (report.ce_zero - report.ce_clean) == pytest.approx(0, abs=1e-5))
     assert report.kl_score * report.kl_zero == pytest.approx(0, abs=1e-5)
     assert (report.ce_sae, report.kl) == pytest.approx((report.ce_zero, report.kl_zero), abs=1e-5)
     assert report.cosine == report.l2_ratio == report.l2_out == report.l0 == report.l1 == 0
@@ -589,19 +605,48 @@ def test_the_mean_explains_nothing(model, hook_name, head, holes):
     report = evaluate_sae(model, Constant(mean), tokens, hook_name=hook_name, head=head, mask=mask)
     assert report.explained_variance == pytest.approx(0, abs=1e-5) and report.fvu == pytest.approx(1, abs=1e-5)
     assert report.ce_sae == pytest.approx(report.ce_mean, abs=1e-5)
-    assert report.reconstruction_score_mean * (report.ce_mean - report.ce_clean) == pytest.approx(0, abs=1e-5)
+    assert "reconstruction_score_mean" in report.undefined and hook_name not in STREAMS or (
+        report.reconstruction_score_mean * (report.ce_mean - report.ce_clean) == pytest.approx(0, abs=1e-5))
 
 
 @pytest.mark.parametrize("hook_name", ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
 def test_an_ablation_that_changes_nothing_has_no_score(hook_name):
     """The planted model's MLPs write zeros: there is nothing to ablate and nothing to explain."""
     model = small_models.planted()
-    report = evaluate_sae(model, random_sae(model.cfg.d_model), some_tokens(model), hook_name=hook_name)
+    report = evaluate_sae(model, random_sae(model.cfg.d_model), small_models.repeated(model), hook_name=hook_name)
     for name in ("reconstruction_score", "reconstruction_score_mean", "kl_score", "explained_variance", "fvu",
                  "relative_reconstruction_bias"):
         assert math.isnan(getattr(report, name)) and all(map(math.isnan, report.intervals[name])), name
     assert not any(math.isinf(value) for value in report.to_frame()[["value", "low", "high"]].to_numpy().flatten())
-    assert abs(report.delta_ce) > 1e-3 and report.kl > 1e-3         # what is defined is there
+    assert abs(report.delta_ce) > 1e-4 and report.kl > 1e-4         # what is defined is there
+
+
+@pytest.mark.parametrize("resamples", [0, 200])
+def test_a_score_that_divides_by_noise_is_not_defined(resamples):
+    """Without head 3.2 `tiny` is worse by some stories and better by others: here the quotient would be 2.19."""
+    model, sae = small_models.tiny(), random_sae(64, hook_name="blocks.3.attn.hook_z", head=2)
+    report = evaluate_sae(model, sae, sample_text(model, 6, 30, seed=7), resamples=resamples)
+    assert (report.ce_zero - report.ce_sae) / (report.ce_zero - report.ce_clean) == pytest.approx(2.19, abs=0.1)
+    for name, ablated in SCORES.items():
+        why = f"not defined: {ablated} − ce_clean may be 0"
+        assert math.isnan(getattr(report, name)) and report.undefined[name] == why == report.to_frame().unit[name]
+        assert why in repr(report) and all(map(math.isnan, report.intervals.get(name, [math.nan])))
+    assert report.kl_score == pytest.approx(1 - report.kl / report.kl_zero) and set(report.undefined) == set(SCORES)
+
+
+def test_latents_may_be_sparse():
+    """As those of SAELens's TopK may be: its `decode` takes them so, and we count them as others."""
+    class Sparse(Plain):
+        def encode(self, x):
+            return super().encode(x).to_sparse()
+
+        def decode(self, latents):
+            assert latents.is_sparse
+            return super().decode(latents.to_dense())
+
+    model = small_models.multi_head()
+    tokens = some_tokens(model)
+    same(*(evaluate_sae(model, kind(24), tokens, hook_name=RESIDUAL) for kind in (Sparse, Plain)), rel=0, abs_=0)
 
 
 def nearly_constant(offset, spread):
@@ -628,7 +673,7 @@ def test_constant_activations_have_no_variance_to_explain(size):
     model = nearly_constant(size, 0.0)
     report = evaluate_sae(model, random_sae(24), some_tokens(model), hook_name="blocks.1.hook_mlp_out")
     assert math.isnan(report.explained_variance) and math.isnan(report.fvu)
-    assert math.isnan(report.reconstruction_score_mean) and not math.isnan(report.reconstruction_score)
+    assert math.isnan(report.reconstruction_score_mean) and math.isnan(report.reconstruction_score) == (size < 1)
 
 
 # --- conventions ----------------------------------------------------------------------------------------------------
@@ -846,18 +891,6 @@ def test_tokens_that_are_none():
     tokens = some_tokens(small_models.multi_head())
     for wrong in (tokens[0], tokens[:0], tokens[:, :1], tokens[..., None]):
         refused(r"must be \[n, pos\] with at least one row of two tokens", tokens=wrong)
-
-
-@pytest.mark.parametrize("where", [slice(0, 2), slice(-2, None)], ids=["begins", "ends"])
-def test_padding_needs_a_mask(where):
-    model = small_models.tiny()
-    tokens, sae = some_tokens(model), random_sae(256)
-    tokens[2, where] = model.tokenizer.pad_token_id
-    refused("begin or end with padding .token 0, twice.: give a mask that leaves it out", model, sae, tokens)
-    mask = all_but_first(tokens)
-    mask[2] = False
-    check(evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, mask=mask),
-          found_by_hand(model, sae, tokens, RESIDUAL, mask=mask))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -20,6 +20,7 @@ import os
 import shutil
 import struct
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from small_training import small_script
 from submissions_made import chance, log_probs, with_cells
 from test_models import write_model_folder
 from test_sae_files import old_folder, random_sae, some_activations
+from test_sae_formats import write_dictionary, write_scope, write_sparsify
 from test_sae_training import config as sae_config
 from test_sae_training import new_sae, some
 
@@ -127,6 +129,21 @@ def broken_array(draw, content: bytes):
 
 
 @st.composite
+def broken_arrays(draw, content: bytes):
+    """An npz file with another array in it, with one that is spoilt, or spoilt itself."""
+    if draw(st.integers(0, 3)) == 0:
+        return draw(spoilt(content))
+    with zipfile.ZipFile(io.BytesIO(content)) as opened:
+        arrays = {name: opened.read(name) for name in opened.namelist()}
+    name = draw(st.sampled_from(sorted(arrays)))
+    arrays[name] = draw(broken_array(arrays[name]))
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as made:
+        for name, array in arrays.items():
+            made.writestr(name, array)
+    return file.getvalue()
+
+
+@st.composite
 def broken_tensors(draw, content: bytes):
     """A safetensors file with other tensors or texts in it, with another header, or spoilt."""
     start = 8 + struct.unpack("<Q", content[:8])[0]
@@ -161,7 +178,8 @@ def changed_tensors(draw, tensors: dict[str, torch.Tensor]):
             dtypes = [torch.int64, torch.bool, torch.uint8, torch.float64, torch.bfloat16, torch.complex64]
             tensors[name] = value.to(draw(st.sampled_from(dtypes)))
         case "numbers":
-            tensors[name] = torch.full_like(value, draw(st.sampled_from([float("nan"), float("inf"), 6e4, -1.0, 0.0])))
+            number = draw(st.sampled_from([float("nan"), float("inf"), 6e4, -1.0, 0.0]))
+            tensors[name] = torch.full(value.shape, number).to(value.dtype)
         case "none left":
             tensors.clear()
     return tensors
@@ -246,6 +264,32 @@ def test_the_configuration_of_an_autoencoder(data, files):
 @given(st.data(), st.sampled_from(SAES))
 def test_the_weights_of_an_autoencoder(data, files):
     check_sae({**files, WEIGHTS: data.draw(broken_tensors(files[WEIGHTS]))})
+
+
+def foreign_saes() -> list[dict[str, bytes]]:
+    """The files of an autoencoder of each other library."""
+    with tempfile.TemporaryDirectory() as name:
+        write_scope(Path(name, "scope"))
+        write_sparsify(Path(name, "layers.3"))
+        for dict_class in ("AutoEncoderTopK", "MatryoshkaBatchTopKSAE"):
+            write_dictionary(Path(name, dict_class), dict_class)
+        return [contents(path) for path in sorted(Path(name).iterdir())]
+
+
+FOREIGN = foreign_saes()
+BROKEN = {".npz": broken_arrays, ".safetensors": broken_tensors, ".json": lambda content: broken_json(json.loads(content))}
+
+
+@fuzz
+@given(st.data(), st.sampled_from(FOREIGN))
+def test_an_autoencoder_of_another_library(data, files):
+    name = data.draw(st.sampled_from(sorted(files)))
+    with folder_with({**files, name: data.draw(BROKEN[Path(name).suffix](files[name]))}) as folder:
+        sae = read_or_refused(lambda: SparseAutoencoder.load(folder), ValueError, str(folder))
+        if sae is not None:
+            x = torch.ones(2, sae.d_in, dtype=sae.W_dec.dtype)
+            assert sae.encode(x).shape == (2, sae.d_sae) and sae(x).shape == x.shape
+            sae.save(folder / "again")                              # whatever was read can be written
 
 
 # --- checkpoints of a training ---------------------------------------------------------------------------------------

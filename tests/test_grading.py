@@ -15,8 +15,9 @@ import submissions_made
 import torch
 from answers import function_of
 
-from course_utils import exercises, grading
+from course_utils import allowance, exercises, grading
 from course_utils.__main__ import main
+from course_utils.allowance import TimedOut
 from course_utils.checking import assess
 from course_utils.grading import CannotGrade, Row, grade, judge, summary
 from course_utils.isolation import Limits, NoAnswer, isolated
@@ -52,7 +53,7 @@ def graded(tmp_path_factory):
     (folder / "forged_progress" / "progress.jsonl").write_text('{"id": "01.chance_log_prob", "verdict": "passed"}\n')
     out = folder.parent / "grades.csv"
     run = subprocess.run(
-        [sys.executable, "-m", "course_utils", "grade", str(folder), "--out", str(out), "--seconds", "5"],
+        [sys.executable, "-m", "course_utils", "grade", str(folder), "--out", str(out), "--seconds", "3"],
         capture_output=True, text=True, timeout=900, cwd=folder.parent,
         env={**os.environ, "COURSE_PROGRESS": str(folder / "forged_progress" / "progress.jsonl")})
     rows = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"))))
@@ -202,6 +203,40 @@ def test_random_numbers_are_those_of_the_notebook():
             got = function(inputs)
             torch.manual_seed(5)
             assert torch.equal(got, torch.randn(3))
+
+
+# --- time ---------------------------------------------------------------------------------------------------
+
+
+def timed(body: str, seconds: float = 0.3):
+    program = f"import time\ndef f(x):\n    begun = time.process_time()\n    {body}\n    return x"
+    return isolated(Attempt("x", "f", program), Limits(seconds), {})
+
+
+@pytest.mark.parametrize("body", ["time.sleep(1)", "return [0.0] * (2 * 10**5)"])
+def test_only_the_processor_time_of_the_function_counts(body, monkeypatch):
+    """Not what it waits for the processor, or anything else; not the seconds that copying a long answer takes."""
+    monkeypatch.setattr(allowance, "PATIENCE", 1000)
+    with timed(body) as function:
+        assert function(1) and function(torch.ones(1))
+
+
+@pytest.mark.parametrize("body, patience, says", [
+    ("while time.process_time() < begun + 3: pass", 1000, r"function used 0\.[3-9] s of processor time .*0\.3 in 300\)"),
+    ("time.sleep(60)", 10, r"function used 0\.[01] s of processor time in [1-5]?\d s by the clock .*0\.3 in 3\)")])
+def test_a_verdict_about_time_comes_early_and_says_how_much_was_used(body, patience, says, monkeypatch):
+    monkeypatch.setattr(allowance, "PATIENCE", patience)
+    with timed(body) as function, pytest.raises(TimedOut, match=says):
+        function(1)
+
+
+@pytest.mark.parametrize("inputs", [1, torch.ones(1)], ids=["one child", "a child for each call"])
+def test_the_time_is_for_all_calls_together(inputs, monkeypatch):
+    monkeypatch.setattr(allowance, "PATIENCE", 1000)
+    with timed("while time.process_time() < begun + 0.2: pass") as function:
+        function(inputs)
+        with pytest.raises(TimedOut):
+            function(inputs)
 
 
 # --- reading submissions -----------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ SHORT, LONG = SOLUTIONS[:6], SOLUTIONS[6:]  # the long ones take a minute each
 
 @pytest.mark.parametrize("path", [*SHORT, *(pytest.param(each, marks=pytest.mark.matrix) for each in LONG)],
                          ids=lambda path: path.stem)
-def test_the_worked_lesson_keeps_its_promises(path, tmp_path, monkeypatch):
+def test_the_worked_lesson_keeps_its_promises(path, tmp_path, monkeypatch, real="skip"):
     """Every exercise passes and every measured number is within its bounds."""
     report = tmp_path / "report.jsonl"
     monkeypatch.setenv("COURSE_REPORT", str(report))
-    monkeypatch.setenv("COURSE_REAL", "skip")
+    monkeypatch.setenv("COURSE_REAL", real)
     notebook, names = json.loads(path.read_text(encoding="utf-8")), {"display": lambda shown: None}
     for number, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] == "code" and cell["id"] != "setup":  # that one has a magic

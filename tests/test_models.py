@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,7 @@ import pytest
 import small_models
 import torch
 
-from course_utils import hub, local_models, model_files, models, paths, smollm2
+from course_utils import __main__, hub, local_models, model_files, models, paths, smollm2
 from course_utils.model_files import HASHES, PARTIAL_PREFIX, sha256_of, write_hashes
 
 WORDS = ["<bos>", "<unk>", "the", "cat", "sat", "on", "a", "mat", "and", "saw", "her", "dog"]
@@ -580,6 +581,35 @@ def test_no_hub_and_no_cache_is_explained_in_one_screen(tiny, fake_smollm2, cach
     models.fetch("smollm2-135m")
     with pytest.raises(models.ModelUnavailable, match="works now: tiny, smollm2-135m, gpt2-small-random"):
         models.fetch("distilgpt2")
+
+
+@pytest.mark.parametrize("there, lacking", [
+    (["config.json", "tokenizer.json"], "model.safetensors"),                        # such as has a pickle alone
+    (["config.json", "model.safetensors"], "a tokenizer"), (["tokenizer.json"], "config.json"),
+    (["config.json", "tokenizer.json", "model.safetensors.index.json"], "model.safetensors.index.json (damaged)"),
+])
+def test_a_repository_that_has_not_all_is_never_called_ready(monkeypatch, tmp_path, capsys, there, lacking):
+    import huggingface_hub
+
+    def download(repo, **_):
+        place = tmp_path / "models--distilgpt2"
+        for name in there:
+            (place / "snapshots" / "abc").mkdir(parents=True, exist_ok=True)
+            (place / "snapshots" / "abc" / name).touch()
+        (place / "refs").mkdir(exist_ok=True)
+        (place / "refs" / "main").write_text("abc")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for _ in range(2):                                              # the second time it lies in the cache
+        assert __main__.main(["fetch", "distilgpt2"]) == 1
+        shown = capsys.readouterr()
+        assert f"missing: {lacking} in distilgpt2" in shown.err and "works now: tiny" in shown.err and not shown.out
+        for use in (models.fetch, models.load_model):
+            with pytest.raises(models.ModelUnavailable, match=f"missing: {re.escape(lacking)}") as error:
+                use("distilgpt2")
+            assert not isinstance(error.value, models.DamagedModelFile)
+            assert_one_screen(error)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])

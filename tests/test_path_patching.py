@@ -238,7 +238,7 @@ def test_no_hook_is_left_behind_not_even_by_an_error(model, monkeypatch):
     path_patching(model, tokens, N, (0, 1), [(1, 2)], into="qkv")
     assert hook_count(model) == before and torch.equal(model(tokens), logits)
 
-    def fail(*_):
+    def fail(*args, **kwargs):
         raise ZeroDivisionError
 
     monkeypatch.setattr(CleanRun, "continue_from", fail)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_utils.pooling import Pooled, interval, mean_and_error
+from course_utils.pooling import Pooled, defined_ratio, interval, mean_and_error
 
 
 def drawn(seed, n, length):
@@ -97,6 +97,18 @@ def test_the_interval_is_the_middle_95_percent(seed, n):
 
 def test_the_interval_of_a_hundred_and_one():
     assert interval(torch.arange(101.0).flip(0)) == pytest.approx((2.5, 97.5))
+
+
+@pytest.mark.parametrize("low, high, defined", [
+    (1.0, 3.0, True), (-3.0, -1.0, True), (-0.1, 3.0, False), (-3.0, 0.1, False), (0.0, 0.0, False), (1e-7, 9e-7, False)])
+def test_what_may_be_0_divides_nothing(low, high, defined):
+    """`below` is not 0 itself; what counts are the middle 95 % of its resamples, here 0.025 (high − low) further in."""
+    below = torch.cat([torch.tensor([0.5]), torch.linspace(low, high, 41)]).double()
+    above = torch.arange(42.0).double()
+    ratio = defined_ratio(above, below)
+    assert torch.equal(ratio, above / below) if defined else ratio.isnan().all()
+    outlier = torch.cat([below, torch.full((1,), -9.0)])            # one resample of 42 is no reason
+    assert defined_ratio(torch.cat([above, above[:1]]), outlier).isnan().any() != defined
 
 
 @settings(max_examples=30, deadline=None)

@@ -155,15 +155,51 @@ def test_apply_b_dec_to_input_is_heeded(tmp_path):
     torch.testing.assert_close(loaded.encode(x), (x @ sae.W_enc + sae.b_enc).relu())
 
 
-def test_a_scaling_factor_that_was_never_used_is_dropped(tmp_path):
-    sae = old_folder(tmp_path)
-    save_file({**load_file(tmp_path / WEIGHTS), "scaling_factor": torch.ones(D_SAE)}, tmp_path / WEIGHTS)
+@pytest.mark.parametrize("announced", [True, False, None])
+@pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor", None])
+def test_a_scaling_factor_is_dropped_only_if_it_scales_nothing(tmp_path, name, announced):
+    sae = old_folder(tmp_path, finetuning_scaling_factor=announced)
+    weights, factor = load_file(tmp_path / WEIGHTS), torch.ones(D_SAE)
+    save_file({**weights, **({name: factor} if name else {})}, tmp_path / WEIGHTS)
     assert same_weights(SparseAutoencoder.load(tmp_path), sae)
+    if name:
+        factor[3] = 1.5
+        save_file({**weights, name: factor}, tmp_path / WEIGHTS)
+        with pytest.raises(ValueError, match=f"its {name} is not 1 everywhere") as error:
+            SparseAutoencoder.load(tmp_path)
+        assert str(tmp_path / WEIGHTS) in str(error.value)
+
+
+def test_no_metadata_at_all(tmp_path):
+    sae = old_folder(tmp_path, metadata=None)
+    loaded = SparseAutoencoder.load(tmp_path)
+    assert same_weights(loaded, sae) and loaded.hook_name == "blocks.8.hook_resid_pre"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_tensor_of_a_file_is_rounded(tmp_path, dtype):
+    """SAELens trains JumpReLU with thresholds of 32 bits beside weights of 16."""
+    sae = random_sae("jumprelu").to(dtype)
+    sae.save(tmp_path)
+    weights, x = load_file(tmp_path / WEIGHTS), some_activations()
+    wide = {name: value.float() for name, value in weights.items()}
+    pre = (x - wide["b_dec"]) @ wide["W_enc"] + wide["b_enc"]
+    value = torch.nextafter(pre[0, 4].abs(), torch.tensor(0.0))     # which no 16 bits can hold: rounded, it is another
+    threshold = torch.full((D_SAE,), value.item())
+    assert not torch.equal(threshold.to(dtype).float(), threshold)
+    save_file({**weights, "threshold": threshold}, tmp_path / WEIGHTS)
+    loaded = SparseAutoencoder.load(tmp_path)
+    assert all(torch.equal(loaded.state_dict()[name].float(), wide[name]) for name in set(wide) - {"threshold"})
+    assert torch.equal(loaded.threshold, threshold)
+    torch.testing.assert_close(loaded.encode(x), torch.where(pre > threshold, pre, 0.0))
 
 
 @pytest.mark.parametrize("changes, says", [
     ({"normalize_activations": True}, "normalize_activations True is not supported; supported are none, "),
-    ({"finetuning_scaling_factor": True}, "fine-tuned scaling factor is not supported"),
+    ({"activation_fn_str": "tanh-relu"}, "activation_fn 'tanh-relu' with standard is not one that this course knows"),
+    ({"activation_fn_str": "topk", "architecture": "gated"}, "activation_fn 'topk' with gated is not one"),
+    ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3, "signed": True}}, "activation_fn_kwargs signed"),
+    ({"hook_name_out": "blocks.8.hook_mlp_out"}, "a transcoder: what it gives belongs at blocks.8.hook_mlp_out"),
 ])
 def test_what_old_files_ask_for_in_vain(tmp_path, changes, says):
     old_folder(tmp_path, **changes)
@@ -197,6 +233,55 @@ def test_decoder_norms_are_folded_into_the_weights(tmp_path):
     torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(D_SAE))
 
 
+@pytest.mark.parametrize("k", [K, D_SAE])
+def test_a_decoder_row_of_zeros(tmp_path, k):
+    """Its latent is scaled by 0, so it is never active: all is as if it were not there."""
+    sae, x, others = random_sae("topk"), some_activations(), [i for i in range(D_SAE) if i != 5]
+    sae.W_dec[5], sae.k = 0, k
+    sae.save(tmp_path)
+    edit_config(tmp_path, rescale_acts_by_decoder_norm=True)
+    loaded = SparseAutoencoder.load(tmp_path)
+    without = SparseAutoencoder(D_IN, D_SAE - 1, "topk", k=min(k, D_SAE - 1)).requires_grad_(False)
+    without.load_state_dict({"W_enc": sae.W_enc[:, others], "b_enc": sae.b_enc[others], "W_dec": sae.W_dec[others],
+                             "b_dec": sae.b_dec})
+    latents, out = rescaled_by_hand(without, x)
+    assert (loaded.encode(x)[:, 5] == 0).all() and (loaded.W_dec[5] == 0).all()
+    torch.testing.assert_close(loaded.encode(x)[:, others], latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded(x), out, atol=1e-5, rtol=1e-5)
+
+
+# --- batch-TopK, as SAELens trains it --------------------------------------------------------------------------------
+
+
+def batch_topk_folder(folder, architecture="batchtopk", rescale=True, threshold=torch.tensor(2.0, dtype=torch.float64)):
+    sae = random_sae("relu")
+    sae.save(folder)
+    edit_config(folder, architecture=architecture, k=2.5, rescale_acts_by_decoder_norm=rescale, topk_threshold_lr=0.01)
+    save_file({**load_file(folder / WEIGHTS), **({} if threshold is None else {"topk_threshold": threshold})},
+              folder / WEIGHTS)
+    return sae
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+def test_a_batch_topk_autoencoder_as_it_is_trained(tmp_path, architecture, rescale):
+    """After training one threshold decides, on pre-activations that are scaled by the decoder's norms."""
+    sae, x = batch_topk_folder(tmp_path, architecture, rescale), some_activations()
+    loaded, norms = SparseAutoencoder.load(tmp_path), sae.W_dec.norm(dim=1) if rescale else torch.ones(D_SAE)
+    pre = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc) * norms
+    latents = torch.where(pre > 2, pre, 0.0)
+    assert ((pre > 0) & (latents == 0)).any() and (loaded.kind, loaded.k) == ("jumprelu", None)
+    torch.testing.assert_close(loaded.encode(x), latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded(x), latents / norms @ sae.W_dec + sae.b_dec, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [None, torch.ones(D_SAE), torch.tensor(-1.0), torch.tensor(torch.nan)])
+def test_a_batch_topk_autoencoder_without_its_threshold(tmp_path, threshold):
+    batch_topk_folder(tmp_path, threshold=threshold)
+    with pytest.raises(ValueError, match="needs b_enc and topk_threshold, one number .* Save it for inference"):
+        SparseAutoencoder.load(tmp_path)
+
+
 def test_folding_leaves_the_given_weights_alone_and_does_nothing_the_second_time():
     given = {name: value.clone() for name, value in random_sae("topk").state_dict().items()}
     folded = fold_decoder_norm(given)
@@ -210,8 +295,8 @@ def test_folding_leaves_the_given_weights_alone_and_does_nothing_the_second_time
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"architecture": "batchtopk"}, "architecture 'batchtopk' is not one that this course knows; it knows "
-                                    "standard, topk, jumprelu, gated"),
+    ({"architecture": "abstopk", "k": 2.5}, "architecture 'abstopk' is not one that this course knows; it knows "
+                                            "standard, topk, jumprelu, gated, batchtopk, matryoshka_batchtopk"),
     ({"normalize_activations": "expected_average_only_in"},
      "'expected_average_only_in' is not supported; supported are none, constant_norm_rescale, layer_norm"),
     ({"architecture": "topk"}, "topk needs k"),
@@ -227,6 +312,13 @@ def test_a_configuration_that_cannot_be(tmp_path, changes, says):
     with pytest.raises(ValueError) as error:
         SparseAutoencoder.load(tmp_path)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_configuration_with_a_byte_order_mark_is_read(tmp_path, encoding):
+    random_sae().save(tmp_path)
+    (tmp_path / CONFIG).write_bytes((tmp_path / CONFIG).read_text(encoding="utf-8").encode(encoding))
+    assert repr(SparseAutoencoder.load(tmp_path)) == repr(random_sae())
 
 
 @pytest.mark.parametrize("text, says", [

@@ -64,7 +64,7 @@ def random_sae(kind, seed=0, **more):
 def kill_latents(sae, dead):
     """Biases so low that these latents are not active for any activation."""
     for name in ("b_gate", "b_mag") if sae.kind == "gated" else ("b_enc",):
-        getattr(sae, name).data[dead] = -10.0 if sae.kind == "topk" else -3.0
+        getattr(sae, name).data[dead] = -10.0 if sae.kind == "topk" else -5.0
     return sae
 
 

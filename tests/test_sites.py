@@ -77,6 +77,19 @@ def test_collected_activations_leave_out_the_first_position_and_keep_the_order(m
         assert ours.device.type == "cpu" and not ours.requires_grad
 
 
+def test_exact_activations_do_not_depend_on_how_sums_are_rounded_and_the_model_is_as_before():
+    model, hook_name = small_models.tiny(), "blocks.2.hook_resid_pre"
+    tokens = repeated(model, batch=3)
+    before = model(tokens)
+    whole, one_by_one = (collect_activations(model, hook_name, tokens, batch_size=n, exact=True) for n in (3, 1))
+    torch.testing.assert_close(whole, one_by_one, atol=1e-12, rtol=1e-12)
+    assert whole.dtype == torch.float64 and torch.equal(model(tokens), before)
+    torch.testing.assert_close(whole.float(), collect_activations(model, hook_name, tokens), atol=1e-4, rtol=1e-4)
+    other = small_models.multi_head.__wrapped__().double()              # would come back as another model
+    with pytest.raises(ValueError, match="only a float32 model"):
+        collect_activations(other, "blocks.1.hook_resid_pre", repeated(other), exact=True)
+
+
 def test_layers_above_the_place_are_not_run():
     model, ran = small_models.tiny(), []
     note = [(f"blocks.{layer}.attn.hook_z", lambda value, hook: ran.append(hook.layer())) for layer in range(4)]

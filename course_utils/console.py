@@ -1,0 +1,28 @@
+"""Signs at a console that does not have them: where only ASCII can be written, "✓ −3 nats" must not raise."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from typing import TextIO
+
+PLAIN = {"−": "-", "…": "...", "·": "-", "×": "x", "→": "->", "‖": "||", "²": "^2", "±": "+-", "≤": "<=", "½": "1/2",
+         "✓": "+", "✗": "x", "○": "o"}
+ERRORS = "faithful-circuits"  # the name under which codecs knows `_in_ascii`
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that cannot be written: a plain sign that reads the same, else \\u and a number."""
+    signs = error.object[error.start:error.end]
+    return "".join(PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs), error.end
+
+
+def write_anything(stream: TextIO | None) -> None:
+    """Let a text stream write every character, if it would raise for some. Others stay as they are."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return
+    try:
+        "😀".encode(stream.encoding, stream.errors)
+    except UnicodeEncodeError:
+        codecs.register_error(ERRORS, _in_ascii)
+        stream.reconfigure(errors=ERRORS)
