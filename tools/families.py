@@ -56,7 +56,7 @@ def show(found: dict[str, dict[str, Verdict]], functions: list[str]) -> str:
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for name in names:
         for function, verdict in found[name].items():
-            if verdict.kind != "right":
+            if verdict.reason:
                 reasons.setdefault((verdict.kind, function, verdict.reason), []).append(name)
     lines += [f"{kind:8} {function:27} {', '.join(who)}: {reason}" for (kind, function, reason), who in
               sorted(reasons.items(), key=lambda item: (item[0][0] != "CRASH", item[0][0] != "WRONG", item[0]))]
