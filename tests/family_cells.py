@@ -27,6 +27,7 @@ class Case:
     """One family: the course's bridge, the plain model, and the tokens that both read."""
 
     def __init__(self, name: str) -> None:
+        self.refused: list[int] = []                                # layers of the last cell that were refused
         self.name, self.plain = name, Plain(families.hugging_face(name))
         half = torch.stack([1 + torch.randperm(families.VOCAB - 1, generator=torch.Generator().manual_seed(row))[:SEQ_LEN]
                             for row in range(BATCH)])
@@ -172,8 +173,18 @@ def _(case):
 
 
 def _every_head(case, of):
-    return torch.stack([torch.stack([of(layer, head) for head in range(case.plain.n_heads)])
-                        for layer in range(case.plain.n_layers)])
+    """[layer, head, ...]; NaN in layers that are refused, if some are not."""
+    rows, refusals = {}, {}
+    for layer in range(case.plain.n_layers):
+        try:
+            rows[layer] = torch.stack([of(layer, head) for head in range(case.plain.n_heads)])
+        except NotForThisModel as refusal:
+            refusals[layer] = refusal
+    if not rows:
+        raise refusals[0]
+    case.refused = list(refusals)
+    nothing = torch.full_like(next(iter(rows.values())), torch.nan)
+    return torch.stack([rows.get(layer, nothing) for layer in range(case.plain.n_layers)])
 
 
 def _qk(case, distances):
@@ -284,7 +295,8 @@ def _(case):
     return each(tuple(POINTS.values()), read)(case)
 
 
-@cell("noise_floor", lambda c: paths.floor(c.plain, c.tokens, *_place(c, "1 hook_resid_pre")))
+@cell("noise_floor", lambda c: [paths.floor(c.plain, c.tokens, *_place(c, "1 hook_resid_pre"), mean)
+                                for mean in ("none", "all", "positions")])
 def _(case):
     kinds = ("norm_only", "norm_corrected", "zero", "mean")
     found = baselines.noise_floor(case.bridge, _place(case, "1 hook_resid_pre")[1], case.tokens, kinds, 1, resamples=1)
@@ -339,6 +351,7 @@ class Verdict:
 def judge(case: Case, name: str) -> Verdict:
     """One cell of the table."""
     course, slowly, compare = CELLS[name]
+    case.refused = []
     try:
         with torch.enable_grad() if "attribution_s" in name else torch.no_grad():
             found = course(case)
@@ -351,12 +364,22 @@ def judge(case: Case, name: str) -> Verdict:
         return Verdict("WRONG", f"a number, but {reason}")
     except Exception as error:  # noqa: BLE001 - a family that the plain passes cannot read must not end the table
         return Verdict("REFEREE", in_words(error))
-    worst, where = max((difference(found.get(key), wanted.get(key), compare), key) for key in {*found, *wanted})
-    return Verdict("right", worst=worst) if worst < TOLERANCE else Verdict("WRONG", f"off by {worst:.2g} ({where})", worst)
+    if case.refused:
+        answered = [layer for layer in range(case.plain.n_layers) if layer not in case.refused]
+        found, wanted = ({key: value[answered] for key, value in numbers.items()} for numbers in (found, wanted))
+    worst, where = min(furthest(found, one, compare) for one in (wanted if isinstance(wanted, list) else [wanted]))
+    refused = ", ".join(f"layer {layer}" for layer in case.refused)
+    return (Verdict("right", f"but {refused} refused" if refused else "", worst) if worst < TOLERANCE else
+            Verdict("WRONG", f"off by {worst:.2g} ({where})", worst))
 
 
 def in_words(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300].removeprefix("NotForThisModel: ")
+
+
+def furthest(found: Numbers, wanted: Numbers, compare: str) -> tuple[float, str]:
+    """The largest difference, and where it is."""
+    return max((difference(found.get(key), wanted.get(key), compare), key) for key in {*found, *wanted})
 
 
 def difference(found: Tensor | None, wanted: Tensor | None, compare: str) -> float:

@@ -310,13 +310,14 @@ def centres(norm: nn.Module) -> bool:
     return torch.allclose(norm.forward(x), norm.forward(x + 1), atol=1e-4)
 
 
-def scale(norm: nn.Module, x: Tensor) -> Tensor:
-    """What a norm divides by, [..., 1]."""
-    x = x - x.mean(-1, keepdim=True) if centres(norm) else x
-    epsilon = getattr(norm, "eps", getattr(norm, "variance_epsilon", 1e-6))
-    return (x.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
-
-
 def unscaled(norm: nn.Module, x: Tensor) -> Tensor:
     """A norm's output without its shift and before the division: its weights times the (centred) input."""
-    return (norm.forward(x) - norm.forward(torch.zeros_like(x))) * scale(norm, x)
+    inner = x - x.mean(-1, keepdim=True) if centres(norm) else x
+    large = norm.forward(1e4 * x) - norm.forward(torch.zeros_like(x))                # beside such an input its epsilon is nothing
+    return large * inner.pow(2).mean(-1, keepdim=True).sqrt()
+
+
+def scale(norm: nn.Module, x: Tensor) -> Tensor:
+    """What a norm divides by, its epsilon included, [..., 1]."""
+    before, after = unscaled(norm, x), norm.forward(x) - norm.forward(torch.zeros_like(x))
+    return (before * after).sum(-1, keepdim=True) / after.pow(2).sum(-1, keepdim=True)

@@ -100,7 +100,7 @@ def slopes(p: Plain, tokens: Tensor, n: int, places: list[tuple]) -> list[tuple[
 
     def keep(value: Tensor) -> Tensor:
         kept.append(value if value.requires_grad else value.detach().requires_grad_())
-        return kept[-1]
+        return kept[-1].clone()                                         # some models add to it in place
 
     with torch.enable_grad():
         loss = p.loss(tokens, *((module, side, keep) for module, side in places), start=n)
@@ -250,13 +250,13 @@ def positional_pattern(p: Plain, n: int) -> Tensor:
     tokens = torch.zeros(1, n, dtype=torch.long)
     rows = []
     for layer, norm in enumerate(p.ln1):
-        fed = unscaled(norm, x) / scale(norm, x) * scale(norm, x) + norm.forward(torch.zeros_like(x))
+        fed = unscaled(norm, x) + norm.forward(torch.zeros_like(x))
         rows.append(p.softmaxes(tokens, (p.attention[layer], "in", lambda _: fed[None])).patterns[layer][0])
     return torch.stack(rows)
 
 
 def score_by_distance(p: Plain, tokens: Tensor, most: int) -> Tensor:
-    """[layer, head, distance]: mean over all pairs of positions of the text of the score at that distance."""
+    """[layer, head, distance]: mean over all pairs of positions of the text of the score (before a cap) at that distance."""
     if not turns(p):
         raise OnlyRefusal("positions do not turn queries and keys")
     rows = []
@@ -280,6 +280,15 @@ def factors(total: Tensor, parts: list[Tensor], claim: str = "the stream is the 
     return found[:, 0].tolist()
 
 
+@lru_cache
+def multipliers(p: Plain, layer: int) -> list[float]:
+    """What a layer multiplies the outputs of its attention and its MLP by before it adds them to the stream."""
+    tokens = torch.arange(9)[None]
+    written = p.value_of(tokens, p.attention_writer[layer][-1], "out")
+    before, after = (p.value_of(tokens, p.layers[layer], side) for side in ("in", "out"))
+    return factors(after - before, [written, mlp_output(p, tokens, layer)])
+
+
 def attribution(p: Plain, tokens: Tensor) -> dict[str, Tensor]:
     """{part: what it adds to the logit of the token that came, relative to the mean over the vocabulary}."""
     streams, positions = p.streams(tokens), p.position_vectors(tokens.shape[1]).expand(*tokens.shape, -1)
@@ -287,7 +296,7 @@ def attribution(p: Plain, tokens: Tensor) -> dict[str, Tensor]:
     for layer in range(p.n_layers):
         written = p.value_of(tokens, p.attention_writer[layer][-1], "out")
         mlp = mlp_output(p, tokens, layer)
-        a, m = factors(streams[layer + 1] - streams[layer], [written, mlp])
+        a, m = multipliers(p, layer)
         z, bias = p.z(tokens, layer), p.value_bias(layer)
         for head in range(p.n_heads):
             own = p.head_writes(layer, head, z[:, :, head] - bias[head])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from plain_model import OnlyRefusal, Plain, is_norm
-from plain_passes import factors, instead, mlp_output, put, put_head
+from plain_passes import instead, mlp_output, multipliers, put, put_head
 
 # --- what single heads read -------------------------------------------------------------------------------------------
 
@@ -75,9 +76,8 @@ def path_patching(
 ) -> dict[str, Tensor]:
     layer, head = sender
     streams, mlp = p.streams(tokens), mlp_output(p, tokens, layer)
-    for lower in range(p.n_layers):                                                         # else nothing adds up
-        written = p.value_of(tokens, p.attention_writer[lower][-1], "out")
-        factors(streams[lower + 1] - streams[lower], [written, mlp_output(p, tokens, lower)])
+    for lower in range(p.n_layers):
+        multipliers(p, lower)                                                                     # else nothing adds up
     ablated = put_head(p, layer, head, instead(p.z(tokens, layer)[:, :, head], kind, p.value_bias(layer)[head]))
     frozen = put(p.mlp_writer[layer][-1], "out", mlp)
     change = p.value_of(tokens, p.layers[layer], "out", ablated, frozen) - streams[layer + 1]
@@ -110,7 +110,11 @@ class Autoencoder:
 
 
 class Place:
-    """A hook of the course, in the plain model: the module, and what a head's value bias takes from it."""
+    """A hook of the course, in the plain model: the module, and what a head's value bias takes from it.
+
+    `mean`: of a stream that is read through LayerNorms alone, which mean over the width it is given ("none", "all", or
+    that of its "positions"). No prediction depends on it, but the length of the activation does.
+    """
 
     def __init__(self, p: Plain, layer: int, point: str, head: int | None = None) -> None:
         self.p, self.layer, self.point, self.head = p, layer, point, head
@@ -119,19 +123,25 @@ class Place:
             "hook_attn_out": (p.attention_writer[layer][-1], "out"), "hook_mlp_out": (p.mlp_writer[layer][-1], "out"),
             "attn.hook_z": (p.out[layer], "in"),
         }[point]
-        self.width = p.d_model
+        self.width, self.times, self.mean = p.d_model, 1.0, "none"
+        if point in ("hook_attn_out", "hook_mlp_out"):              # the activation is what is added to the stream
+            with suppress(OnlyRefusal):
+                self.times = multipliers(p, layer)[point == "hook_mlp_out"]
         if point == "attn.hook_z":
             self.width = p.d_head * (p.n_heads if head is None else 1)
 
     def read(self, tokens: Tensor) -> Tensor:
         if self.point != "attn.hook_z":
-            return self.p.centred(self.p.value_of(tokens, self.module, self.side))
+            x = self.times * self.p.value_of(tokens, self.module, self.side)
+            mean = {"none": x[:1, :, :1] * 0, "all": x.mean(-1, keepdim=True),
+                    "positions": self.p.position_vectors(x.shape[1]).mean(-1, keepdim=True)}[self.mean]
+            return self.p.centred(x) + (mean if self.p.centres else 0)
         z = self.p.z(tokens, self.layer) - self.p.value_bias(self.layer)
         return z.flatten(2) if self.head is None else z[:, :, self.head]
 
     def put(self, new: Tensor) -> tuple:
         if self.point != "attn.hook_z":
-            return put(self.module, self.side, new)
+            return put(self.module, self.side, new / self.times)
         bias = self.p.value_bias(self.layer)
         if self.head is None:
             return put(self.module, self.side, new + bias.flatten())
@@ -159,7 +169,8 @@ def evaluated(p: Plain, tokens: Tensor, place: Place, sae: Autoencoder) -> dict[
             "ce_zero": zero["ce"], "kl_zero": zero["kl"], "ce_mean": mean["ce"]}
 
 
-def floor(p: Plain, tokens: Tensor, place: Place, sae: Autoencoder) -> dict[str, Tensor]:
+def floor(p: Plain, tokens: Tensor, place: Place, sae: Autoencoder, mean: str) -> dict[str, Tensor]:
+    place.mean = mean
     x = place.read(tokens)
     own, longer = sae(x), sae(x).norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True)
     vectors = {"sae": own, "norm_only": x * longer, "norm_corrected": own / longer, "zero": torch.zeros_like(x),

@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 os.environ["COURSE_BARS"] = "off"
 
+import torch
 from families import FAMILIES
 from family_cells import CELLS, Case, Verdict, judge
 
@@ -55,7 +56,7 @@ def show(found: dict[str, dict[str, Verdict]], functions: list[str]) -> str:
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for name in names:
         for function, verdict in found[name].items():
-            if verdict.kind != "right":
+            if verdict.reason:
                 reasons.setdefault((verdict.kind, function, verdict.reason), []).append(name)
     lines += [f"{kind:8} {function:27} {', '.join(who)}: {reason}" for (kind, function, reason), who in
               sorted(reasons.items(), key=lambda item: (item[0][0] != "CRASH", item[0][0] != "WRONG", item[0]))]
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--function", nargs="*", help=f"some of {', '.join(CELLS)}; default: all")
     chosen = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)                                        # matrices this small gain nothing from more
     found = table(chosen.family or list(FAMILIES), chosen.function or list(CELLS))
     print(show(found, chosen.function or list(CELLS)))
     return int(any(verdict.kind in BAD for row in found.values() for verdict in row.values()))
