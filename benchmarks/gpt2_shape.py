@@ -71,11 +71,13 @@ CALLS: dict[str, Callable[[Inputs], Any]] = {
     "path_patching.new_readings": lambda x: path_patching.new_readings(x.clean, x.mlp, (x.last, 0), "qkv"),
     "path_patching.head_reading": lambda x: path_patching.head_reading(x.m, 1, 0, "k", x.mlp),
 }
-NO_WORK = {     # names, checks and single numbers; and what only rotary models have
-    "ablation": {"replace_head", "hook_z", "mlp_out", "check_kind", "check_layers", "some_layers", "check_mlps"},
-    "logit_attribution": set(),
-    "circuits": {"key_value_head", "check_head", "check_rotary", "rotate", "score_by_distance"},
-    "path_patching": {"share_of_effect", "check_paths", "check_into"},
+NO_WORK = {     # names, checks and single numbers; parts of what is measured; and what only rotary models have
+    "ablation": {"replace_head", "hook_z", "mlp_out", "check_kind", "check_layers", "some_layers", "check_mlps",
+                 "check_zero"},
+    "logit_attribution": {"capped"},
+    "circuits": {"key_value_head", "check_head", "check_rotary", "rotate", "score_by_distance", "centred", "output_scale",
+                 "normed_reading", "token_vectors", "after_block_0", "position_vectors", "visible"},
+    "path_patching": {"share_of_effect", "check_paths", "check_into", "attention_output"},
 }
 
 

@@ -114,7 +114,7 @@ def _losses(
 def ablate(activation: Float[Tensor, "batch pos ..."], kind: str) -> Float[Tensor, "batch pos ..."]:
     """What takes an activation's place; position 0 (BOS) keeps its own, as everywhere in this course.
 
-    zero: zeros. mean: the mean over batch and positions 1 … last, the same everywhere. resample: the activation of
+    zero: zeros. (Of a head's z: the value bias, which a head adds whatever it sees, lies in b_O.) mean: the mean over batch and positions 1 … last, the same everywhere. resample: the activation of
     the next sequence of the batch (the last gets the first's) at the same position.
 
     Raises:
@@ -182,6 +182,7 @@ def _prepare(
     """A clean pass with the activations to ablate, the first position whose next token counts, and the layers."""
     layers = check_layers(model, layers)
     check_kind(kind, len(tokens))
+    check_zero(model, kind)
     if seq_len is None:
         check_unpadded(model, tokens)
     else:
@@ -254,6 +255,7 @@ def head_attribution_scores(
     """
     check_repeated(tokens, seq_len)
     check_kind(kind, len(tokens))
+    check_zero(model, kind)
     names = [hook_z(layer) for layer in range(model.cfg.n_layers)]
     found = gradients(model, tokens, names, lambda logits: second_copy_loss(logits, tokens, seq_len))
     scores = [((ablate(z, kind) - z) * slope).sum(dim=(0, 1, 3)) for z, slope in (found[name] for name in names)]
@@ -281,6 +283,12 @@ def check_kind(kind: str, batch: int) -> None:
         raise ValueError("resample ablation takes the activation of another sequence: the batch needs at least 2")
 
 
+def check_zero(model: TransformerBridge, kind: str) -> None:
+    """Raise NotForThisModel if a head is to be ablated by zeros, but its zero is another one than in other models."""
+    if kind == "zero":
+        require(model, "zero ablation of a head", "zero")
+
+
 def check_layers(model: TransformerBridge, layers: Sequence[int] | None) -> list[int]:
     """The layers as a list (None: all of them). Raise ValueError if there is none or one is out of range."""
     n_layers = model.cfg.n_layers
@@ -298,6 +306,6 @@ def some_layers(model: TransformerBridge) -> list[int]:
 
 def check_mlps(model: TransformerBridge) -> None:
     """Raise ValueError if the model's blocks have no MLP, or do more with its output than add it to the stream."""
-    require(model, "a patched MLP output", "parts")
     if not all(hasattr(block, "mlp") for block in model.blocks):
         raise ValueError("this model has no MLPs (attention only): there is nothing to patch")
+    require(model, "a patched MLP output", "parts")

@@ -95,7 +95,7 @@ def full_OV_circuit(
         NotForThisModel: if the model's heads or its embedding are of another kind (see `traits.NEEDS`).
     Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021).
     """
-    require(model, "a full OV circuit", "reads", "writes", "unembedding")
+    require(model, "a full OV circuit", "reads", "patterns", "writes", "unembedding")
     weights = head_weights(model, layer, head)
     embedding = token_vectors(model) if embedding is None else embedding
     return FactoredMatrix(embedding @ weights["V"], weights["O"] @ model.W_U)
@@ -197,6 +197,8 @@ def effective_embedding(
     """
     for head in heads:
         check_head(model, 0, head)
+    if heads:
+        require(model, "an embedding through single heads", "zero")
     embedding, tokens = token_vectors(model), torch.arange(model.cfg.d_vocab, device=model.cfg.device)
     strips = [after_block_0(model, some, embedding[some], heads, mlp) for some in tokens.split(TOKENS_AT_A_TIME)]
     return torch.cat(strips)
@@ -230,9 +232,14 @@ def after_block_0(
 
 def normalize(model: TransformerBridge, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
     """What the model's norms do when their weights are folded away: centre (LayerNorm only) and divide by the scale."""
-    if "RMS" not in str(model.cfg.normalization_type):
-        vectors = vectors - vectors.mean(dim=-1, keepdim=True)
+    vectors = centred(model, vectors)
     return vectors / (vectors.pow(2).mean(dim=-1, keepdim=True) + model.cfg.eps).sqrt()
+
+
+def centred(model: TransformerBridge, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    """Vectors without their mean over d_model, which a LayerNorm takes away; as they are where norms are RMSNorms."""
+    rms = "RMS" in str(model.cfg.normalization_type)
+    return vectors if rms else vectors - vectors.mean(dim=-1, keepdim=True)
 
 
 def fold_layer_norm(
@@ -269,8 +276,8 @@ def positional_pattern(model: TransformerBridge, layer: int, head: int, n_positi
         raise NotForThisModel("this model has no position embeddings; with rotary positions use score_by_distance")
     if not 1 <= n_positions <= model.cfg.n_ctx:
         raise ValueError(f"n_positions is {n_positions}; this model has {model.cfg.n_ctx} position embeddings")
-    W_E, x = token_vectors(model), position_vectors(model, n_positions)                 # x: [pos, d_model]
-    x = x + W_E.mean(dim=0)
+    W_E = centred(model, token_vectors(model))
+    x = centred(model, position_vectors(model, n_positions)) + W_E.mean(dim=0)          # [pos, d_model]
     mean_square = (x.pow(2).sum(dim=-1) + W_E.var(dim=0, unbiased=False).sum()) / x.shape[-1]
     x = x / mean_square.sqrt()[:, None]
     queries, keys = (normed_reading(model, layer, name, x @ weights[name.upper()] + weights[f"b_{name.upper()}"])
@@ -417,10 +424,11 @@ def composition_scores(model: TransformerBridge, kind: str = "K") -> Float[Tenso
     """
     if kind not in ("K", "Q", "V"):
         raise ValueError(f'kind is {kind!r}; it must be "K", "Q" or "V"')
-    require(model, "a composition score", "reads", "writes")
+    require(model, "a composition score", "reads", "writes", "patterns" if kind == "V" else "scores")
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
     weights = [head_weights(model, layer, head) for layer in range(layers) for head in range(heads)]
     Q, K, V, O = (torch.stack([each[name] for each in weights]).double() for name in "QKVO")
+    O = centred(model, O)                                                           # as the norm that reads it will
     Q, K = Q * _gains(model, "q").to(Q), K * _gains(model, "k").to(K)
     left, right = {"K": (K, Q), "Q": (Q, K), "V": (V, O.mT)}[kind]                  # B = left @ right^T, by head
     squares = right.mT @ right                                                      # [n, d_head, d_head]

@@ -112,21 +112,26 @@ def as_bridge(model: Any, tokenizer: Any, *, name: str, device: str | torch.devi
     with torch.no_grad():
         tokens = trial_tokens(config.vocab_size, getattr(config, "max_position_embeddings", 12)).to(device)
         before = model(tokens).logits
-        bridge = _wrapped(model, tokenizer, name, device)
-        check_same(before, bridge(tokens), name)
+        bridge, after = _wrapped(model, tokenizer, name, device, tokens)
+        check_same(before, after, name)
         check_causal(bridge, tokens, name)
     bridge.course_traits = try_out(bridge)
     return bridge
 
 
-def _wrapped(model: Any, tokenizer: Any, name: str, device: str | torch.device) -> TransformerBridge:
+def _wrapped(
+    model: Any, tokenizer: Any, name: str, device: str | torch.device, tokens: torch.Tensor
+) -> tuple[TransformerBridge, torch.Tensor]:
+    """The bridge in compatibility mode, and its logits for some tokens."""
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
         bridge = TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer, device=device)
         bridge.enable_compatibility_mode(disable_warnings=True)
+        bridge.eval()
+        bridge.requires_grad_(False)
+        logits, *_ = bridge(tokens), bridge.blocks, bridge.ln_final, bridge.unembed, bridge.W_E
     except Exception as error:  # it raises many kinds for architectures that it does not know, or knows otherwise
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
         raise NotForThisModel(f"{name} is not loaded: TransformerLens cannot wrap this model ({reason})") from error
-    bridge.eval()
-    return bridge.requires_grad_(False)
+    return bridge, logits

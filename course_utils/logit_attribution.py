@@ -66,7 +66,7 @@ def direct_logit_attribution(
         z, scale = cache[hook_z(layer)], output_scale(cache, layer)             # z: [batch, pos, head, d_head]
         weights = [head_weights(model, layer, head) for head in range(model.cfg.n_heads)]
         parts |= {f"{layer}.{head}": z[:, :, head] @ each["O"] / scale for head, each in enumerate(weights)}
-        if weights[0]["b_O"].any():
+        if getattr(model.blocks[layer].attn, "b_O", None) is not None:
             parts[f"attn {layer} bias"] = weights[0]["b_O"].expand_as(parts["embed"]) / scale
         if mlp_out(layer) in cache:
             parts[f"mlp {layer}"] = cache[mlp_out(layer)]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from course_utils.ablation import ablate, check_kind, hook_z, mean_loss, replace_head
+from course_utils.ablation import ablate, check_kind, check_zero, hook_z, mean_loss, replace_head
 from course_utils.circuits import check_head, head_weights, key_value_head
 from course_utils.clean_run import CleanRun
 from course_utils.heads import check_repeated
@@ -70,6 +70,7 @@ def path_patching(
     check_repeated(tokens, seq_len)
     check_paths(model, sender, receivers, into)
     check_kind(kind, len(tokens))
+    check_zero(model, kind)
     require(model, "path patching", "logits", "parts", "reads")
     (layer, head), first = sender, min(layer for layer, _ in receivers)
     clean = CleanRun(model, tokens, [hook_z(layer)])

@@ -49,6 +49,8 @@ class Site:
             raise ValueError(f"head is {head}; only attn.hook_z has heads, in this model 0 to {cfg.n_heads - 1}")
         if self.point == "hook_mlp_out":
             require(model, "an autoencoder of an MLP's output", "parts")
+        if self.point == "attn.hook_z":
+            require(model, "an autoencoder of what heads gather", "zero")
         self.d_head = cfg.d_head
         self.width = cfg.d_model if self.point != "attn.hook_z" else cfg.d_head * (cfg.n_heads if head is None else 1)
 

@@ -20,6 +20,7 @@ from course_utils.latents import auc
 from course_utils.path_patching import Head, check_into, new_readings
 from course_utils.repeated_tokens import ROWS_AT_A_TIME, correct_token_log_probs
 from course_utils.sites import Site
+from course_utils.traits import require
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -99,6 +100,7 @@ def log_probs_reading(
         ValueError: if tokens are not two copies, a head lies below the autoencoder, or `into` is something else.
     """
     check_repeated(tokens, seq_len)
+    require(model, "reading a stream through single heads", "reads")
     site = residual_site(model, sae)
     if too_low := [f"{layer}.{head}" for layer, head in heads if layer < site.enters]:
         raise ValueError(f"heads {', '.join(too_low)} lie below the autoencoder at {site.hook_name}: they do not read it")

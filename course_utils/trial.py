@@ -33,7 +33,7 @@ def try_out(model: TransformerBridge) -> Traits:
         trial = _Trial(model, traits)
         for need, error in (("logits", trial.logits), ("unembedding", trial.unembedding), ("parts", trial.parts),
                             ("patterns", trial.patterns), ("writes", trial.writes), ("reads", trial.reads),
-                            ("embedding", trial.embedding), ("scores", trial.scores)):
+                            ("zero", trial.zero), ("embedding", trial.embedding), ("scores", trial.scores)):
             if seen := _judged(error):
                 traits.lacks[need] = seen
         traits.plain = not (traits.lacks or _judged(trial.plain))
@@ -159,6 +159,14 @@ class _Trial:
                     own = key_value_head(head, self.model.cfg.n_heads, values.shape[2])
                     found = normed @ weights[name.upper()] + weights[f"b_{name.upper()}"]
                     errors.append(relative_error(found, values[:, :, own]))
+        return max(errors)
+
+    def zero(self) -> float:
+        errors = []
+        for layer in self.layers:
+            values = self.at(layer, "attn.hook_v").flatten(0, 2)
+            bias = torch.stack([each["b_V"] for each in self.weights(layer)])
+            errors.append((bias.norm(dim=-1).max() / values.norm(dim=-1).max().clamp_min(1e-12)).item())
         return max(errors)
 
     def plain(self) -> float:

@@ -193,6 +193,7 @@ CASES = {
         circuits.K_comp_full_circuit(i.model, 0, 1, 2, 3, layer_norm=True, query_bias=True),
         circuits.K_comp_full_circuit(i.rotary, 0, 1, 2, 3, distance=1)),
     "circuits.effective_embedding": lambda i: circuits.effective_embedding(i.model, heads=[0, 3]),
+    "circuits.centred": lambda i: circuits.centred(i.model, i.x),
     "circuits.normalize": lambda i: circuits.normalize(i.model, i.x),
     "circuits.fold_layer_norm": lambda i: circuits.fold_layer_norm(i.sae.W_enc, i.sae.b_enc, i.x[0, 1], i.x[0, 2]),
     "circuits.positional_pattern": lambda i: circuits.positional_pattern(i.model, 0, 1, 20),

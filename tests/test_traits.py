@@ -7,7 +7,7 @@ import pytest
 import small_models
 import torch
 
-from course_utils import ablation, circuits, exercises, heads, path_patching, trial
+from course_utils import ablation, circuits, exercises, heads, path_patching, sites, trial
 from course_utils.__main__ import main
 from course_utils.clean_run import CleanRun
 from course_utils.local_models import as_bridge, word_tokenizer
@@ -72,6 +72,10 @@ def functions(model):
                      lambda: heads.induction_scores_in_text(model, tokens)],
         "writes": [attribution, OV, K, compose],
         "reads": [path, OV, QK, K, compose, positional],
+        "zero": [lambda: ablation.head_ablation_scores(model, tokens, "zero"), lambda: sites.Site(model, "blocks.0.attn.hook_z"),
+                 lambda: ablation.head_attribution_scores(model, tokens, "zero", seq_len=SEQ_LEN),
+                 lambda: path_patching.path_patching(model, tokens, SEQ_LEN, (0, 0), [(1, 1)], kind="zero"),
+                 lambda: circuits.effective_embedding(model, heads=[1])],
         "embedding": [attribution, OV, QK, K, positional, lambda: circuits.effective_embedding(model)],
         "scores": [QK, K, positional, lambda: circuits.score_by_distance(model, *head, tokens, 3)],
     }
@@ -109,7 +113,7 @@ def broken(model, name):
     return getattr(seen, name)()
 
 
-@pytest.mark.parametrize("name", [name for name in NEEDS if name != "unembedding"])
+@pytest.mark.parametrize("name", [name for name in NEEDS if name not in ("unembedding", "zero")])
 def test_the_trial_sees_what_is_off_by_a_tenth(name):
     torch.manual_seed(0)
     assert broken(small_models.multi_head(), name) > 20 * trial.TOLERANCE
