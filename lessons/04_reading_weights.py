@@ -254,9 +254,9 @@ plot_head_scores(matches, f"{MODEL}: is a token's best key the token itself?", u
 
 # %%
 block = f"blocks.{layer}."
-_, cache = model.run_with_cache(tokens, names_filter=lambda name: name.startswith(block))
-pattern, z, stream, attention = (cache[block + name] for name in (
-    "attn.hook_pattern", "attn.hook_z", "hook_resid_pre", "hook_attn_out"))
+names = [block + name for name in ("attn.hook_pattern", "attn.hook_z", "hook_resid_pre", "hook_attn_out")]
+_, cache = model.run_with_cache(tokens, names_filter=lambda name: name in [*names, block + "ln1_post.hook_scale"])
+pattern, z, stream, attention = (cache[name] for name in names)
 pattern, written = pattern[:, head], z[:, :, head] @ head_weights(model, layer, head)["O"] / output_scale(cache, layer)
 copies = top_k_accuracy(full_OV_circuit(model, layer, head), tokens=subset)
 print(f"head {layer}.{head}: attention to the own position {pattern.diagonal(0, 1, 2)[:, 1:].mean():.3f}, "
