@@ -128,6 +128,7 @@ def _wrapped(
     try:
         bridge = TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer, device=device)
         bridge.enable_compatibility_mode(disable_warnings=True)
+        bridge.cfg.default_prepend_bos = True       # as everywhere in this course; for Pythia it would not be so
         bridge.eval()
         bridge.requires_grad_(False)
         logits, *_ = bridge(tokens), bridge.blocks, bridge.ln_final, bridge.unembed, bridge.W_E
