@@ -100,11 +100,12 @@ def log_probs_reading(
         ValueError: if tokens are not two copies, a head lies below the autoencoder, or `into` is something else.
     """
     check_repeated(tokens, seq_len)
-    require(model, "reading a stream through single heads", "reads")
+    check_into(into)
+    used = [need for need, names in (("scores", "qk"), ("patterns", "v")) if set(into) & set(names)]
+    require(model, "reading a stream through single heads", "reads", *used)
     site = residual_site(model, sae)
     if too_low := [f"{layer}.{head}" for layer, head in heads if layer < site.enters]:
         raise ValueError(f"heads {', '.join(too_low)} lie below the autoencoder at {site.hook_name}: they do not read it")
-    check_into(into)
     found = []
     for rows in tokens.split(ROWS_AT_A_TIME):
         clean, x, _, x_hat = run_and_reconstruct(model, sae, rows, site)

@@ -162,11 +162,16 @@ class _Trial:
         return max(errors)
 
     def zero(self) -> float:
+        """Whether values are linear in what is read, normed or not: a constant in them would be in z, too."""
+        from course_utils.circuits import key_value_head, normalize
+
         errors = []
         for layer in self.layers:
-            values = self.at(layer, "attn.hook_v").flatten(0, 2)
-            bias = torch.stack([each["b_V"] for each in self.weights(layer)])
-            errors.append((bias.norm(dim=-1).max() / values.norm(dim=-1).max().clamp_min(1e-12)).item())
+            values, stream = self.at(layer, "attn.hook_v"), self.clean.residuals[layer]
+            for head, weights in enumerate(self.weights(layer)):
+                own = values[:, :, key_value_head(head, self.model.cfg.n_heads, values.shape[2])]
+                read = (normalize(self.model, stream), stream)
+                errors.append(min(relative_error(x @ weights["V"], own) for x in read))
         return max(errors)
 
     def plain(self) -> float:
