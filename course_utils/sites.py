@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.clean_run import CleanRun, Enough, Residual
+from course_utils.clean_run import CleanRun, Residual, read_activation
 from course_utils.model_files import bars_are_off
 from course_utils.padding import checked_mask
 from course_utils.traits import require
@@ -103,15 +103,8 @@ def activations_in_batches(
     model: TransformerBridge, site: Site, tokens: Int[Tensor, "n pos"], batch_size: int = 32
 ) -> Iterator[Float[Tensor, "batch pos width"]]:
     """The activation of every sequence, batch by batch; the layers above it are not run."""
-    def keep(value: Tensor, hook) -> None:
-        seen.append(value)
-        raise Enough
-
     for batch in tqdm(tokens.split(batch_size), desc="activations", delay=1, disable=bars_are_off()):
-        seen: list[Tensor] = []
-        with contextlib.suppress(Enough):
-            model.run_with_hooks(batch, return_type=None, fwd_hooks=[(site.hook_name, keep)])
-        yield site.flat(seen[0])
+        yield site.flat(read_activation(model, batch, site.hook_name))
 
 
 @contextlib.contextmanager
