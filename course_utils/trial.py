@@ -97,6 +97,7 @@ class _Trial:
         self.tokens = trial_tokens(model.cfg.d_vocab, model.cfg.n_ctx).to(model.cfg.device)
         self.wanted, cache = model.run_with_cache(self.tokens)
         self.cache = dict(cache.items())
+        self._weights: dict[int, list[dict[str, Tensor]]] = {}
         try:
             self.clean = CleanRun(model, self.tokens, resumes="positions")
         except Exception:  # a block that does not take our cache of keys and values
@@ -106,9 +107,13 @@ class _Trial:
         return self.cache[f"blocks.{layer}.{name}"]
 
     def weights(self, layer: int) -> list[dict[str, Tensor]]:
+        """Those of each head; looked up once, since a large model has hundreds."""
         from course_utils.circuits import head_weights
 
-        return [head_weights(self.model, layer, head) for head in range(self.model.cfg.n_heads)]
+        if layer not in self._weights:
+            heads = range(self.model.cfg.n_heads)
+            self._weights[layer] = [head_weights(self.model, layer, head) for head in heads]
+        return self._weights[layer]
 
     def logits(self) -> float:
         found = self.clean.logits(self.clean.residuals[-1])
@@ -248,18 +253,20 @@ class _Trial:
         return q @ k.mT
 
     def resuming(self, how: str) -> float:
-        """From the first block on, then block by block from a later position, then with something changed."""
+        """The first block from its first position, each from a later one, then two blocks with something changed."""
         run = self.clean if how == "positions" else CleanRun(self.model, self.tokens, resumes=how)
         stream, start = run.residuals, min(START, self.tokens.shape[1] - 1)
-        errors = [relative_error(run.continue_from(0, stream[0]), stream[-1])]
+        errors = [relative_error(run.continue_from(0, stream[0], stop=1), stream[1])]
         for layer in self.layers:                                                   # two copies of the batch
             rows = stream[layer][:, start:].repeat(2, 1, 1)
             wanted = stream[layer + 1][:, start:].repeat(2, 1, 1)
             errors.append(relative_error(run.continue_from(layer, rows, start=start, stop=layer + 1), wanted))
-        middle = len(self.layers) // 2
+        middle = (len(self.layers) - 1) // 2
+        stop = min(middle + 2, len(self.layers))
         changed = torch.cat([stream[middle][:, :start], stream[middle].flip(0)[:, start:]], dim=1)
-        slow = run.through_model(middle, changed, 0, None, 1)
-        errors.append(relative_error(run.continue_from(middle, changed[:, start:], start=start), slow[:, start:]))
+        slow = run.through_model(middle, changed, 0, stop, 1)
+        fast = run.continue_from(middle, changed[:, start:], start=start, stop=stop)
+        errors.append(relative_error(fast, slow[:, start:]))
         return max(errors)
 
 
