@@ -25,7 +25,7 @@ from benchmarks import (  # noqa: F401  (importing a module registers its benchm
     saes,
 )
 from benchmarks.registry import BENCHMARKS, as_markdown, select
-from course_utils.model_files import bars_are_off
+from course_utils.house import bars_are_off
 
 
 def heading(arguments: Sequence[str]) -> str:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from benchmarks.measuring import in_turn
 from benchmarks.registry import Row, benchmark, row
-from course_utils.ablation import mlp_out, mlp_patch_sweep, second_copy_loss
+from course_utils.ablation import mlp_patch_sweep, second_copy_loss
 from course_utils.models import is_cached, load_model
+from course_utils.passes import mlp_out
 from course_utils.repeated_tokens import generate_repeated_tokens
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.measuring import in_turn
 from benchmarks.registry import Row, benchmark, row
-from course_utils.model_files import bars_are_off
+from course_utils.house import bars_are_off
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTS = "import torch, matplotlib.pyplot, transformer_lens.model_bridge"

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from tqdm.auto import tqdm
 
-from course_utils.model_files import bars_are_off
+from course_utils.house import bars_are_off
 
 GB = 1e9
 

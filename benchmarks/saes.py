@@ -14,8 +14,8 @@ from benchmarks.registry import Row, benchmark, row
 from course_utils.faithfulness import SAELENS, evaluate_sae
 from course_utils.models import best_device, is_cached, load_model
 from course_utils.sae import SparseAutoencoder
+from course_utils.sae_files import middle_layer
 from course_utils.sae_training import Training, TrainingConfig
-from course_utils.shipped_saes import middle_layer
 from course_utils.text import sample_text
 
 BATCH, LENGTH = 8, 128

@@ -18,7 +18,7 @@ def run_progress(options: argparse.Namespace) -> int:
 
 
 def run_fetch(options: argparse.Namespace) -> int:
-    from course_utils.model_files import ModelUnavailable, NotForThisModel, UnknownModel
+    from course_utils.house import ModelUnavailable, NotForThisModel, UnknownModel
     from course_utils.models import fetch
 
     try:
@@ -40,9 +40,9 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 
 def _try_model(name: str) -> int:
-    from course_utils.model_files import ModelUnavailable, NotForThisModel, UnknownModel
+    from course_utils.house import ModelUnavailable, NotForThisModel, UnknownModel
     from course_utils.models import load_model
-    from course_utils.traits import traits_of
+    from course_utils.passes import traits_of
 
     try:
         print(f"{name}, tried on a few tokens:\n{traits_of(load_model(name)).as_text()}")
@@ -53,8 +53,7 @@ def _try_model(name: str) -> int:
 
 
 def run_grade(options: argparse.Namespace) -> int:
-    from course_utils.grading import CannotGrade, grade, summary
-    from course_utils.isolation import Limits
+    from course_utils.exercises.grading import CannotGrade, Limits, grade, summary
 
     try:
         rows = grade(options.folder, options.out, Limits(options.seconds, options.gigabytes))

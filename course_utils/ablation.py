@@ -16,11 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.clean_run import CleanRun, Residual
-from course_utils.heads import check_repeated
-from course_utils.model_files import bars_are_off
-from course_utils.padding import check_unpadded
-from course_utils.traits import require
+from course_utils.house import bars_are_off
+from course_utils.passes import CleanRun, Residual, check_unpadded, hook_z, mlp_out, require
+from course_utils.repeated_tokens import check_repeated
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -263,16 +261,6 @@ def head_attribution_scores(
 
 
 # --- names and checks ----------------------------------------------------------------------------------------------
-
-
-def hook_z(layer: int) -> str:
-    """The hook at what each head of a layer has gathered, [batch, pos, head, d_head], before W_O."""
-    return f"blocks.{layer}.attn.hook_z"
-
-
-def mlp_out(layer: int) -> str:
-    """The hook at what a layer's MLP adds to the residual stream, [batch, pos, d_model]."""
-    return f"blocks.{layer}.hook_mlp_out"
 
 
 def check_kind(kind: str, batch: int) -> None:

@@ -22,20 +22,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.clean_run import CleanRun
-from course_utils.faithfulness import (
-    POSITIONS_AT_A_TIME,
-    HasEncodeDecode,
-    kl_of_log_probs,
-    log_softmax,
-    run_and_reconstruct,
-    site_of,
-)
+from course_utils.faithfulness import POSITIONS_AT_A_TIME, HasEncodeDecode, run_and_reconstruct, site_of
+from course_utils.house import bars_are_off
 from course_utils.language import Sample
-from course_utils.model_files import bars_are_off
-from course_utils.padding import checked_mask, counted_positions, followed
-from course_utils.pooling import Pooled, defined_ratio, interval
-from course_utils.sites import Site, activations_in_batches
+from course_utils.metrics import defined_ratio, interval, kl_of_log_probs, log_softmax
+from course_utils.passes import (
+    CleanRun,
+    Pooled,
+    Site,
+    activations_in_batches,
+    checked_mask,
+    counted_positions,
+    followed,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

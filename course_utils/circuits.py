@@ -8,9 +8,8 @@ circuits leave out.
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,9 +17,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from course_utils.clean_run import Enough, read_activation
-from course_utils.padding import check_unpadded
-from course_utils.traits import NotForThisModel, Traits, require
+from course_utils.house import NotForThisModel
+from course_utils.passes import (
+    Traits,
+    after_block_0,
+    centred,
+    check_head,
+    check_unpadded,
+    gain_of,
+    head_weights,
+    key_value_head,
+    normalize,
+    normed_reading,
+    read_activation,
+    require,
+)
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -30,57 +41,6 @@ TOKENS_AT_A_TIME = 2048  # tokens that go through block 0 at once, each a sequen
 
 
 # --- the weights of one head ---------------------------------------------------------------------------------------
-
-
-def key_value_head(head: int, n_heads: int, n_key_value_heads: int) -> int:
-    """Which key and value head a query head reads: neighbouring query heads share one, group by group."""
-    return head // (n_heads // n_key_value_heads)
-
-
-def head_weights(model: TransformerBridge, layer: int, head: int) -> dict[str, Tensor]:
-    """{"Q", "K", "V": [d_model, d_head], "O": [d_head, d_model], "b_Q", "b_K", "b_V": [d_head]} of one head.
-
-    Also "b_O": [d_model], of the layer. Where a norm follows the attention (Gemma 2), its weights are folded into O
-    and b_O; its scale is left out, as those of all norms are. Under grouped-query attention several query heads share one key and value head (see `key_value_head`). Biases
-    that the model does not have are zero.
-    Raises:
-        ValueError: if layer or head is out of range.
-    """
-    check_head(model, layer, head)
-    attn, found = model.blocks[layer].attn, {}
-    for name in "QKV":
-        weights = getattr(attn, f"W_{name}")                            # [heads or key-value heads, d_model, d_head]
-        own = key_value_head(head, model.cfg.n_heads, len(weights))
-        bias = getattr(attn, f"b_{name}", None)
-        found[name] = weights[own]
-        found[f"b_{name}"] = weights.new_zeros(weights.shape[-1]) if bias is None else bias[own]
-    bias = getattr(attn, "b_O", None)
-    gain = _gain_after(model, layer)                                    # [d_model]
-    return found | {"O": attn.W_O[head] * gain, "b_O": gain * (0 if bias is None else bias)}
-
-
-def _gain_after(model: TransformerBridge, layer: int) -> Float[Tensor, "d_model"]:
-    """The weights of the norm that follows a layer's attention; ones where there is none."""
-    return _gain(getattr(model.blocks[layer], "ln1_post", None), model.W_E.new_ones(model.cfg.d_model), model.cfg.eps)
-
-
-def _gain(norm: torch.nn.Module | None, ones: Float[Tensor, "d"], eps: float) -> Float[Tensor, "d"]:
-    """The weights of an RMSNorm, in whatever form it keeps them: what it makes of ones, whose scale is sqrt(1 + eps)."""
-    return ones if norm is None else (norm(ones[None, None]) * (1 + eps) ** 0.5)[0, 0].detach()
-
-
-def output_scale(cache: Mapping[str, Tensor], layer: int) -> Tensor | float:
-    """What the norm that follows a layer's attention divides by, [batch, pos, 1]; 1 where there is none."""
-    name = f"blocks.{layer}.ln1_post.hook_scale"
-    return cache[name] if name in cache.keys() else 1.0
-
-
-def normed_reading(
-    model: TransformerBridge, layer: int, name: str, values: Float[Tensor, "... d_head"]
-) -> Float[Tensor, "... d_head"]:
-    """Queries ("q") or keys ("k") of a head, normed where the model does that (Qwen 3, Gemma 3); else as they are."""
-    norm = getattr(model.blocks[layer].attn, f"{name}_norm", None)
-    return values if norm is None else norm(values)
 
 
 def full_OV_circuit(
@@ -202,44 +162,6 @@ def effective_embedding(
     embedding, tokens = token_vectors(model), torch.arange(model.cfg.d_vocab, device=model.cfg.device)
     strips = [after_block_0(model, some, embedding[some], heads, mlp) for some in tokens.split(TOKENS_AT_A_TIME)]
     return torch.cat(strips)
-
-
-def after_block_0(
-    model: TransformerBridge, tokens: Int[Tensor, "some"], vectors: Float[Tensor, "some d_model"],
-    heads: Sequence[int] = (), mlp: bool = True,
-) -> Float[Tensor, "some d_model"]:
-    """What block 0 makes of some vectors, each of them alone in a sequence; only `heads` attend (none: no b_O either)."""
-    silent, left = [head for head in range(model.cfg.n_heads) if head not in heads], {}
-
-    def attend(z: Float[Tensor, "some 1 head d_head"], hook) -> Float[Tensor, "some 1 head d_head"]:
-        return z.index_fill(2, torch.tensor(silent, dtype=torch.long, device=z.device), 0)
-
-    def attended(out: Float[Tensor, "some 1 d_model"], hook) -> Float[Tensor, "some 1 d_model"]:
-        left["attention"] = out if len(heads) else torch.zeros_like(out)
-        return left["attention"]
-
-    def end(out: Float[Tensor, "some 1 d_model"], hook) -> None:
-        left["block"] = out
-        raise Enough
-
-    hooks = {"hook_resid_pre": lambda x, hook: vectors[:, None], "attn.hook_z": attend, "hook_attn_out": attended,
-             "hook_resid_post": end}
-    with contextlib.suppress(Enough):
-        model.run_with_hooks(tokens[:, None], return_type=None,
-                             fwd_hooks=[(f"blocks.0.{name}", hook) for name, hook in hooks.items()])
-    return left["block"][:, 0] if mlp else vectors + left["attention"][:, 0]
-
-
-def normalize(model: TransformerBridge, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-    """What the model's norms do when their weights are folded away: centre (LayerNorm only) and divide by the scale."""
-    vectors = centred(model, vectors)
-    return vectors / (vectors.pow(2).mean(dim=-1, keepdim=True) + model.cfg.eps).sqrt()
-
-
-def centred(model: TransformerBridge, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-    """Vectors without their mean over d_model, which a LayerNorm takes away; as they are where norms are RMSNorms."""
-    rms = "RMS" in str(model.cfg.normalization_type)
-    return vectors if rms else vectors - vectors.mean(dim=-1, keepdim=True)
 
 
 def fold_layer_norm(
@@ -447,20 +369,13 @@ def composition_scores(model: TransformerBridge, kind: str = "K") -> Float[Tenso
 def _gains(model: TransformerBridge, name: str) -> Float[Tensor, "n 1 d_head"]:
     """The weights of the norm of each head's queries or keys; ones where there is none."""
     ones = model.W_E.new_ones(model.cfg.d_head)
-    rows = [_gain(getattr(block.attn, f"{name}_norm", None), ones, model.cfg.eps) for block in model.blocks]
+    rows = [gain_of(getattr(block.attn, f"{name}_norm", None), ones, model.cfg.eps) for block in model.blocks]
     return torch.stack(rows).repeat_interleave(model.cfg.n_heads, dim=0)[:, None]
 
 
 def _norm_of_product(left: Float[Tensor, "n d k"], right: Float[Tensor, "n d k"]) -> Float[Tensor, "n"]:
     """Frobenius norm of each left @ right^T, from the two k × k products."""
     return ((left.mT @ left) * (right.mT @ right)).sum(dim=(1, 2)).sqrt()
-
-
-def check_head(model: TransformerBridge, layer: int, head: int) -> None:
-    """Raise ValueError if the model has no such head."""
-    if not (0 <= layer < model.cfg.n_layers and 0 <= head < model.cfg.n_heads):
-        raise ValueError(f"there is no head {layer}.{head}: this model has layers 0 to {model.cfg.n_layers - 1} "
-                         f"with heads 0 to {model.cfg.n_heads - 1}")
 
 
 def random_head_pairs(

@@ -136,15 +136,15 @@ def check_jupyter() -> Finding:
 
 def check_cache() -> Finding:
     """The folder for downloaded models can be written and has room."""
-    from course_utils.paths import cache_dir
-    from course_utils.smollm2 import NEED_MB
+    from course_utils.house import cache_dir
+    from course_utils.models import FETCH_NEEDS_MB
 
-    return _place("cache folder", cache_dir(), NEED_MB, "COURSE_CACHE")
+    return _place("cache folder", cache_dir(), FETCH_NEEDS_MB, "COURSE_CACHE")
 
 
 def check_progress() -> Finding:
     """The file of passed exercises can be written."""
-    from course_utils.paths import progress_file
+    from course_utils.house import progress_file
 
     return _place("progress file", progress_file(), 1, "COURSE_PROGRESS", is_file=True)
 

@@ -22,142 +22,38 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.clean_run import CleanRun
-from course_utils.model_files import bars_are_off
-from course_utils.padding import (  # all_but_first is imported from here, too
-    all_but_first,  # noqa: F401
-    checked_mask,
-    counted_positions,
-    followed,
+from course_utils.house import bars_are_off
+from course_utils.metrics import (  # those that are not used here were here once, and are imported from here
+    bootstrap_interval,
+    cross_entropy_by_position,
+    defined_ratio,
+    delta_cross_entropy,
+    explained_variance,
+    interval,
+    js_of_log_probs,
+    kl_divergence,
+    kl_of_log_probs,
+    log_softmax,
+    pooled_mean,
+    reconstruction_score,
 )
-from course_utils.pooling import TOO_SMALL, Pooled, defined_ratio, interval
-from course_utils.sae_objects import check_own_call, encode_decode, refuse_transcoder
-from course_utils.sites import Site
+from course_utils.passes import CleanRun, Pooled, Site, all_but_first, checked_mask, counted_positions, followed
+from course_utils.sae_formats import check_own_call, encode_decode, refuse_transcoder
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
+__all__ = [
+    "COURSE", "POSITIONS_AT_A_TIME", "RESAMPLES", "SAEBENCH", "SAELENS", "Convention", "FaithfulnessReport",
+    "HasEncodeDecode", "all_but_first", "bootstrap_interval", "cross_entropy_by_position", "delta_cross_entropy",
+    "evaluate_sae", "explained_variance", "kl_divergence", "kl_of_log_probs", "log_softmax", "patched_logits",
+    "pooled_mean", "reconstruct", "reconstruction_score", "run_and_reconstruct", "site_of",
+]
+
 POSITIONS_AT_A_TIME = 96  # positions whose logits exist at once: with 50,000 tokens, 20 MB for each model
 STRIP = 16                # of these, how many are compared at once: what is computed on the way fits into a cache
 RESAMPLES = 200           # of the bootstrap
-
-
-# --- the metrics, position by position -------------------------------------------------------------------------------
-
-
-def kl_divergence(
-    p_logits: Float[Tensor, "*position vocab"], q_logits: Float[Tensor, "*position vocab"]
-) -> Float[Tensor, "*position"]:
-    """KL(p‖q) = Σ_y p(y) ln(p(y) / q(y)), in nats, at each position; not negative.
-
-    Tokens that p rules out (logit −inf) count nothing; one that q alone rules out makes it infinite.
-    Raises:
-        ValueError: if the shapes differ.
-    """
-    if p_logits.shape != q_logits.shape:
-        raise ValueError(f"p_logits are {tuple(p_logits.shape)} and q_logits {tuple(q_logits.shape)}; they must agree")
-    return kl_of_log_probs(log_softmax(p_logits), log_softmax(q_logits))
-
-
-def log_softmax(logits: Float[Tensor, "*position vocab"]) -> Float[Tensor, "*position vocab"]:
-    """Log-probabilities, computed in float32 at least: eight bits of a bfloat16 are too few for a sum over a vocabulary."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
-
-
-def kl_of_log_probs(
-    log_p: Float[Tensor, "*position vocab"], log_q: Float[Tensor, "*position vocab"]
-) -> Float[Tensor, "*position"]:
-    """`kl_divergence`, of log-probabilities."""
-    p = log_p.exp()
-    kl = (p * (log_p - log_q)).sum(dim=-1)                          # (a dot product would round more: Σ of 50,000)
-    if kl.isnan().any():                                            # p rules a token out: 0 ln 0 = 0
-        kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1)
-    return kl.clamp_min(0)                                          # rounding alone can make it negative
-
-
-def js_of_log_probs(
-    log_p: Float[Tensor, "*position vocab"], log_q: Float[Tensor, "*position vocab"]
-) -> Float[Tensor, "*position"]:
-    """Jensen-Shannon divergence in nats: ½ KL(p‖m) + ½ KL(q‖m) with m = (p + q) / 2. At most ln 2."""
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return (kl_of_log_probs(log_p, log_m) + kl_of_log_probs(log_q, log_m)) / 2
-
-
-def delta_cross_entropy(
-    p_logits: Float[Tensor, "batch pos vocab"], q_logits: Float[Tensor, "batch pos vocab"],
-    tokens: Int[Tensor, "batch pos"],
-) -> Float[Tensor, "batch pos-1"]:
-    """ΔCE at each position but the last: ln p(t) − ln q(t) at the token t that came next, in nats.
-
-    What the patch costs; negative where the patched model did better by that token.
-    Raises:
-        ValueError: if the shapes do not fit.
-    """
-    if p_logits.shape != q_logits.shape or p_logits.shape[:2] != tokens.shape:
-        raise ValueError(f"p_logits {tuple(p_logits.shape)}, q_logits {tuple(q_logits.shape)} and tokens "
-                         f"{tuple(tokens.shape)} do not fit: they are [batch, pos, vocab] twice and [batch, pos]")
-    came = tokens[:, 1:, None]                                      # what position j predicts stands at j + 1
-    log_p, log_q = (log_softmax(logits[:, :-1]).gather(2, came)[..., 0] for logits in (p_logits, q_logits))
-    return log_p - log_q
-
-
-def reconstruction_score(
-    clean: Float[Tensor, "*any"] | float, patched: Float[Tensor, "*any"] | float, ablated: Float[Tensor, "*any"] | float
-) -> Float[Tensor, "*any"] | float:
-    """(L_ablated − L_patched) / (L_ablated − L_clean), of mean cross-entropies: 1 for a perfect patch, 0 for one that
-    is as bad as the ablation. Also called CE loss score, or loss recovered.
-
-    NaN, "not defined", where the ablation costs less than 1e-6 nats in absolute value: there is nothing to recover.
-    """
-    numbers = [torch.as_tensor(each, dtype=torch.float64) for each in (clean, patched, ablated)]
-    score = _ratio(numbers[2] - numbers[1], numbers[2] - numbers[0])
-    return score if any(isinstance(each, Tensor) for each in (clean, patched, ablated)) else score.item()
-
-
-def cross_entropy_by_position(
-    logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "pos-1"]:
-    """CE_j = −(1/N) Σ_i ln p(t_{i, j+1}), in nats: entry j is about the logits at position j."""
-    return -log_softmax(logits[:, :-1]).gather(2, tokens[:, 1:, None])[..., 0].mean(dim=0)
-
-
-def explained_variance(x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "tokens d"]) -> float:
-    """1 − E‖x̂ − x‖² / E‖x − E x‖², with all components and all tokens pooled.
-
-    NaN, "not defined", where the activations do not vary.
-    """
-    x, x_hat = x.double(), x_hat.double()
-    return (1 - _ratio((x_hat - x).pow(2).sum(), (x - x.mean(dim=0)).pow(2).sum())).item()
-
-
-def pooled_mean(values: list[Float[Tensor, "batch pos"]], masks: list[Bool[Tensor, "batch pos"]]) -> float:
-    """The mean of all values whose mask is True, over all batches together.
-
-    Raises:
-        ValueError: if no position is counted.
-    """
-    counted = torch.cat([value[mask] for value, mask in zip(values, masks)])
-    if not len(counted):
-        raise ValueError("no position is counted: every mask is False")
-    return counted.double().mean().item()
-
-
-def bootstrap_interval(
-    values: Float[Tensor, "n pos"], mask: Bool[Tensor, "n pos"], draws: Int[Tensor, "resample n"]
-) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % quantiles of the pooled mean over resampled sequences.
-
-    Row r of `draws` names the sequences of resample r; one that is drawn twice counts twice.
-    """
-    sums = torch.where(mask, values.double(), 0.0).sum(dim=1)[draws].sum(dim=1)     # [resample]
-    counts = mask.sum(dim=1)[draws].sum(dim=1)
-    return interval(sums / counts)
-
-
-def _ratio(above: Float[Tensor, "*any"], below: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """above / below; NaN where there is nothing to divide by."""
-    return torch.where(below.abs() < TOO_SMALL, torch.nan, above / below)
 
 
 # --- conventions -----------------------------------------------------------------------------------------------------

@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from course_utils.padding import check_unpadded
-from course_utils.repeated_tokens import ROWS_AT_A_TIME
-from course_utils.traits import require
+from course_utils.passes import check_unpadded, require
+from course_utils.repeated_tokens import ROWS_AT_A_TIME, check_repeated
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -110,15 +109,6 @@ def top_heads(scores: Float[Tensor, "layer head"], k: int = 5) -> list[tuple[tup
     """The k best heads: [((layer, head), score), …], best first."""
     best = scores.flatten().topk(min(k, scores.numel()))
     return [(divmod(int(index), scores.shape[1]), float(value)) for value, index in zip(*best)]
-
-
-def check_repeated(tokens: Int[Tensor, "batch pos"], seq_len: int) -> None:
-    """Raise ValueError unless tokens are BOS and two equal copies of seq_len tokens."""
-    if tokens.ndim != 2 or tokens.shape[1] != 1 + 2 * seq_len or seq_len < 2:
-        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; with seq_len {seq_len} they must be "
-                         f"[batch, 1 + 2 * seq_len] = [batch, {1 + 2 * seq_len}], and seq_len at least 2")
-    if not torch.equal(tokens[:, 1:1 + seq_len], tokens[:, 1 + seq_len:]):
-        raise ValueError(f"tokens are not two equal copies of {seq_len} tokens after BOS: is seq_len right?")
 
 
 def induction_targets(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch query key"]:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from course_utils.faithfulness import reconstruct, site_of
 from course_utils.language import Sample, StoryLanguage
-from course_utils.padding import checked_mask
-from course_utils.sites import activations_in_batches
+from course_utils.passes import activations_in_batches, checked_mask
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

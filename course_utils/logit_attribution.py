@@ -12,11 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from course_utils.ablation import hook_z, mlp_out
-from course_utils.circuits import head_weights, output_scale, token_vectors
-from course_utils.clean_run import after_unembedding
-from course_utils.padding import check_unpadded
-from course_utils.traits import require
+from course_utils.circuits import token_vectors
+from course_utils.passes import after_unembedding, check_unpadded, head_weights, hook_z, mlp_out, output_scale, require
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

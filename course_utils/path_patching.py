@@ -14,11 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from course_utils.ablation import ablate, check_kind, check_zero, hook_z, mean_loss, replace_head
-from course_utils.circuits import check_head, head_weights, key_value_head
-from course_utils.clean_run import CleanRun
-from course_utils.heads import check_repeated
-from course_utils.traits import require
+from course_utils.ablation import ablate, check_kind, check_zero, mean_loss, replace_head
+from course_utils.passes import CleanRun, check_head, head_weights, hook_z, key_value_head, require
+from course_utils.repeated_tokens import check_repeated
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

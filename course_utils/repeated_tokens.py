@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from course_utils.metrics import mean_and_error
 from course_utils.models import bos_token_id
-from course_utils.pooling import mean_and_error
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -143,3 +143,12 @@ def check_repeated_length(model: TransformerBridge, seq_len: int, batch: int = 1
     if length > context:
         raise ValueError(f"seq_len {seq_len} makes sequences of 1 + 2 * {seq_len} = {length} tokens, but this model "
                          f"reads at most {context}: use seq_len <= {(context - 1) // 2}")
+
+
+def check_repeated(tokens: Int[Tensor, "batch pos"], seq_len: int) -> None:
+    """Raise ValueError unless tokens are BOS and two equal copies of seq_len tokens."""
+    if tokens.ndim != 2 or tokens.shape[1] != 1 + 2 * seq_len or seq_len < 2:
+        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; with seq_len {seq_len} they must be "
+                         f"[batch, 1 + 2 * seq_len] = [batch, {1 + 2 * seq_len}], and seq_len at least 2")
+    if not torch.equal(tokens[:, 1:1 + seq_len], tokens[:, 1 + seq_len:]):
+        raise ValueError(f"tokens are not two equal copies of {seq_len} tokens after BOS: is seq_len right?")

@@ -14,11 +14,11 @@ from torch import Tensor
 from course_utils.baselines import noise_floor
 from course_utils.faithfulness import HasEncodeDecode, evaluate_sae
 from course_utils.heads import best_head, induction_scores
-from course_utils.pooling import defined_ratio, interval, resample
+from course_utils.metrics import defined_ratio, interval, resample
 from course_utils.repeated_tokens import check_repeated_length, generate_repeated_tokens, repeated_token_report
 from course_utils.splicing import residual_site, spliced
 from course_utils.text import sample_text
-from course_utils.viz import OKABE_ITO, _new_axes
+from course_utils.viz import OKABE_ITO, new_axes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ class ReportCard:
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """The shares, 0 to 1, with their intervals: text above, circuit below."""
-        ax = ax or _new_axes(2.8)
+        ax = ax or new_axes(2.8)
         for i, name in enumerate(SHARES):
             value, low, high, _ = self.rows[name]
             ax.barh(i, max(0.0, value), color=OKABE_ITO[1 if "circuit" in name or "repeats" in name else 0])

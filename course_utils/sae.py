@@ -10,16 +10,19 @@ The kinds differ in `act`, and in what keeps the latents few:
     jumprelu    what exceeds a learned threshold      a penalty on their number (Rajamanoharan et al. 2024, 2407.14435)
     gated       a magnitude, behind a gate            an L1 penalty on the gate (Rajamanoharan et al. 2024, 2404.16014)
 
-`save` and `load` use the form of SAELens on disk, cfg.json and sae_weights.safetensors (`sae_files`).
+`save` and `load` use the form of SAELens on disk, cfg.json and sae_weights.safetensors (`sae_formats`).
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from course_utils.sae_formats import files_of, fold_decoder_norm, format_of, read_folder, write_sae
 
 KINDS = ("relu", "topk", "jumprelu", "gated")
 NORMS = ("none", "constant_norm_rescale", "layer_norm")
@@ -157,8 +160,6 @@ class SparseAutoencoder(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write cfg.json and sae_weights.safetensors into `folder`, in the form that SAELens loads."""
-        from course_utils.sae_files import write_sae
-
         write_sae(self, Path(folder))
 
     @classmethod
@@ -168,9 +169,21 @@ class SparseAutoencoder(nn.Module):
         Raises:
             ValueError: if a file is missing, damaged or a pickle, or asks for what this class does not do.
         """
-        from course_utils.sae_files import read_sae
-
-        return read_sae(Path(folder))
+        folder = Path(folder)
+        settings, weights, fold = read_folder(folder)
+        weight_file, settings_file = files_of(folder, format_of(folder))
+        try:
+            sae = cls(**settings)
+        except ValueError as error:
+            raise ValueError(f"{settings_file}: {error}") from error
+        try:
+            widest = functools.reduce(torch.promote_types, (value.dtype for value in weights.values()))
+            sae.to(widest).load_state_dict(weights)                         # no number is rounded
+        except RuntimeError as error:
+            raise ValueError(f"{weight_file} does not fit {settings_file}: {error}") from error
+        if fold:
+            sae.load_state_dict(fold_decoder_norm(sae.state_dict()))
+        return sae.requires_grad_(False).eval()
 
 
 def top_k(pre: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]:

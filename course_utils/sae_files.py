@@ -1,202 +1,64 @@
-"""Autoencoders on disk and on the hub, in the form of SAELens: cfg.json and sae_weights.safetensors.
+"""Autoencoders that are there already: those that come with the course, those on the hub, a small one for any model.
 
-Those of other libraries are read, too: see `sae_formats`.
+training/train_saes.py made those of the course. A name is the kind and the layer whose residual stream it reads:
+"topk-2" reads blocks.2.hook_resid_pre, and "relu-normalized-2" the same with every activation rescaled to the same norm
+first.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from course_utils.house import WEIGHTS as SHIPPED
+from course_utils.house import ModelUnavailable, first_line
+from course_utils.sae import SparseAutoencoder
+from course_utils.sae_formats import CONFIG, FORMATS, WEIGHTS, refuse_pickles
+from course_utils.sae_training import TrainingConfig, train_sae
+from course_utils.text import sample_text
 
-from course_utils import sae_formats
-from course_utils.files import read_json, whole_file
-from course_utils.hub import first_line
-from course_utils.model_files import ModelUnavailable
-from course_utils.sae import NORMS, SparseAutoencoder
-from course_utils.sae_formats import Format, Read, read_floats, refuse_pickles, with_one_threshold
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-ARCHITECTURES = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}  # ours: SAELens's
-BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")  # as SAELens trains them; it saves them for use as jumprelu
-NoneType = type(None)
-TYPES = {  # of the entries of cfg.json that are used here
-    "d_in": (int,), "d_sae": (int,), "k": (int, NoneType), "hook_head_index": (int, NoneType),
-    "hook_name": (str, NoneType), "model_name": (str, NoneType), "architecture": (str, NoneType),
-    "activation_fn": (str, NoneType), "activation_fn_kwargs": (dict, NoneType), "metadata": (dict, NoneType),
-    "normalize_activations": (str, bool, NoneType), "apply_b_dec_to_input": (bool,),
-    "finetuning_scaling_factor": (bool, NoneType), "rescale_acts_by_decoder_norm": (bool, NoneType),
-}
-DEFAULTS = {**dict.fromkeys(TYPES), "apply_b_dec_to_input": True}
+SAES_FOLDER = SHIPPED / "saes"
 RELEASES = {"gpt2-small-res-jb": "jbloom/GPT2-Small-SAEs-Reformatted"}  # SAELens's names, and the repository of each
 
 
-def write_sae(sae: SparseAutoencoder, folder: Path) -> None:
-    """Write both files. SAELens finds there all that it needs to load them.
+def shipped_saes(model_name: str) -> list[str]:
+    """Names of the autoencoders that come with the course for this model; none for most models."""
+    return sorted(file.parent.name for file in (SAES_FOLDER / model_name).glob("*/cfg.json"))
+
+
+def load_shipped_sae(model_name: str, name: str) -> SparseAutoencoder:
+    """One of them.
 
     Raises:
-        OSError: if they cannot be written; the autoencoder that was there before stays.
+        ValueError: if there is none of this name.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
-    with whole_file(folder / CONFIG) as new_config:
-        new_config.write_text(json.dumps(config_of(sae), indent=1) + "\n", encoding="utf-8")
-        with whole_file(folder / WEIGHTS) as new_weights:
-            save_file(weights, new_weights)
-            (folder / CONFIG).unlink(missing_ok=True)   # a kill from here on leaves none: never one with other weights
+    if name not in shipped_saes(model_name):
+        raise ValueError(f"no autoencoder {name!r} is shipped for {model_name}; there are: "
+                         f"{', '.join(shipped_saes(model_name)) or 'none'}")
+    return SparseAutoencoder.load(SAES_FOLDER / model_name / name)
 
 
-def config_of(sae: SparseAutoencoder) -> dict[str, Any]:
-    """What SAELens's cfg.json holds."""
-    config = {
-        "architecture": ARCHITECTURES[sae.kind], "d_in": sae.d_in, "d_sae": sae.d_sae,
-        "dtype": str(sae.W_dec.dtype).removeprefix("torch."), "device": "cpu",
-        "apply_b_dec_to_input": sae.subtract_b_dec, "normalize_activations": sae.normalize,
-        "reshape_activations": "none",
-        "metadata": {"hook_name": sae.hook_name, "hook_head_index": sae.head, "model_name": sae.model_name,
-                     "prepend_bos": True,
-                     "sae_lens_version": "6.54.0"},  # the version whose form this is
-    }
-    if sae.kind == "topk":
-        config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
-    return config
+def middle_layer(model: TransformerBridge) -> int:
+    """The layer at whose entrance the lessons put their autoencoders."""
+    return model.cfg.n_layers // 2
 
 
-def read_sae(folder: Path) -> SparseAutoencoder:
-    """Read the files of any library in FORMATS; see `SparseAutoencoder.load` for the errors."""
-    found = format_of(folder)
-    settings, weights, fold = found.read(folder)
-    config, file = folder / found.files[0], folder / found.files[-1]
-    _check_weights(weights, (settings["d_sae"], settings["d_in"]), file, config)
-    try:
-        sae = SparseAutoencoder(**settings)
-    except ValueError as error:
-        raise ValueError(f"{config}: {error}") from error
-    try:
-        widest = functools.reduce(torch.promote_types, (value.dtype for value in weights.values()))
-        sae.to(widest).load_state_dict(weights)                             # no number is rounded
-    except RuntimeError as error:
-        raise ValueError(f"{file} does not fit {config}: {error}") from error
-    if fold:
-        sae.load_state_dict(fold_decoder_norm(sae.state_dict()))
-    return sae.requires_grad_(False).eval()
+def small_config(d_model: int) -> TrainingConfig:
+    """Enough training to have something to look at, within a minute for a large model."""
+    return TrainingConfig(d_sae=2 * d_model, kind="topk", k=24, steps=150, batch=512, warm_up=30, dead_after=50)
 
 
-def _check_weights(weights: dict[str, Tensor], expected: tuple[int, int], file: Path, config: Path) -> None:
-    """Raise ValueError, before anything as large as the configuration says is made, unless W_dec is as large.
-
-    A factor that scales the latents of old files, 1 where nothing was fine-tuned, is taken out; another is refused.
-    """
-    for name in ("scaling_factor", "finetuning_scaling_factor"):
-        if (factor := weights.pop(name, None)) is not None and not (factor == 1).all():
-            raise ValueError(f"{file}: its {name} is not 1 everywhere; a fine-tuned scaling factor is not supported")
-    shape = tuple(weights["W_dec"].shape) if "W_dec" in weights else None
-    if shape != expected and min(expected) > 0:
-        raise ValueError(f"{file} does not fit {config}: W_dec is {shape}, not {expected}")
-
-
-def format_of(folder: Path) -> Format:
-    """The library whose weights are in a folder; SAELens where there are none, whose reader says what is missing.
-
-    Raises:
-        ValueError: if there is only a pickle.
-    """
-    found = next((each for each in FORMATS if (folder / each.files[-1]).is_file()), None)
-    if found is None and folder.is_dir():
-        refuse_pickles((file.name for file in folder.iterdir()), folder)
-    return found or FORMATS[0]
-
-
-def read_saelens(folder: Path) -> Read:
-    """Both files of SAELens, of any version, also as it trains them. Raises ValueError as `read_sae` does."""
-    config, weights = read_config(folder), read_floats(folder / WEIGHTS)
-    batch_topk = config["architecture"] in BATCH_TOPK
-    if batch_topk:
-        weights = with_one_threshold(weights, "topk_threshold", folder / WEIGHTS)
-    about = {**config, **config["metadata"]}
-    if (gives := about.get("hook_name_out")) not in (None, about["hook_name"]):
-        raise ValueError(f"{folder / CONFIG}: this is a transcoder: what it gives belongs at {str(gives)[:80]}, "
-                         "so it cannot stand in the place of what it read")
-    return Read({
-        "d_in": config["d_in"], "d_sae": config["d_sae"], "kind": "jumprelu" if batch_topk else kind_of(config),
-        "k": config["k"], "normalize": config["normalize_activations"], "hook_name": about["hook_name"],
-        "head": about["hook_head_index"], "model_name": about["model_name"],
-        "subtract_b_dec": config["apply_b_dec_to_input"],
-    }, weights, fold=bool(config["rescale_acts_by_decoder_norm"]) and config["architecture"] in ("topk", *BATCH_TOPK))
-
-
-FORMATS = (Format("SAELens", (CONFIG, WEIGHTS), read_saelens), *sae_formats.FORMATS)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """cfg.json with the names of SAELens 6, also where an older version wrote it, and with every entry in TYPES.
-
-    Raises ValueError as `SparseAutoencoder.load` does.
-    """
-    file = folder / CONFIG
-    config = read_json(file)
-    if not isinstance(config, dict) or not {"d_in", "d_sae"} <= set(config):
-        raise ValueError(f"{file} does not say d_in and d_sae: it is not the configuration of an autoencoder")
-    old_names = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index",
-                 "activation_fn_str": "activation_fn"}
-    config = {**DEFAULTS, **{old_names.get(name, name): value for name, value in config.items()}}
-    _judge_architecture(config, file)
-    config["metadata"] = {} if config["metadata"] is None else config["metadata"]
-    if config["architecture"] in BATCH_TOPK:
-        config["k"] = None                                                  # a mean over a batch, not needed any more
-    _check_types(config, file)
-    _check_types(config["metadata"], file)
-    if config["architecture"] == "topk" and config["k"] is None:
-        config["k"] = (config["activation_fn_kwargs"] or {}).get("k")
-        _check_types(config, file)
-    if other := {name for name, value in (config["activation_fn_kwargs"] or {}).items() if name != "k" and value}:
-        raise ValueError(f"{file}: activation_fn_kwargs {', '.join(sorted(other))[:80]} are not supported; only k is")
-    config["normalize_activations"] = config["normalize_activations"] or "none"
-    if config["normalize_activations"] not in NORMS:
-        named = repr(config["normalize_activations"])[:80]
-        raise ValueError(f"{file}: normalize_activations {named} is not supported; supported are {', '.join(NORMS)}")
-    return config
-
-
-def _judge_architecture(config: dict[str, Any], file: Path) -> None:
-    """Fill in the architecture where an old file names only its activation function. Raises ValueError if unknown."""
-    known, function = (*ARCHITECTURES.values(), *BATCH_TOPK), config["activation_fn"]
-    if config["architecture"] in (None, "standard"):
-        config["architecture"] = "topk" if function == "topk" else "standard"           # before topk was one by itself
-    if config["architecture"] not in known:
-        named = repr(config["architecture"])[:80]
-        raise ValueError(f"{file}: architecture {named} is not one that this course knows; it knows {', '.join(known)}")
-    if function not in (None, "relu") and (function, config["architecture"]) != ("topk", "topk"):
-        named = repr(function)[:80]
-        raise ValueError(f"{file}: activation_fn {named} with {config['architecture']} is not one that this course "
-                         "knows; it knows relu, and topk by itself")
-
-
-def _check_types(config: dict[str, Any], file: Path) -> None:
-    for name, types in TYPES.items():
-        if name in config and type(config[name]) not in types:
-            expected = " or ".join("null" if each is NoneType else each.__name__ for each in types)
-            raise ValueError(f"{file}: {name} must be {expected}, not {type(config[name]).__name__}")
-
-
-def kind_of(config: dict[str, Any]) -> str:
-    """Our word for SAELens's architecture."""
-    return next(kind for kind, name in ARCHITECTURES.items() if name == config["architecture"])
-
-
-def fold_decoder_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same autoencoder with unit decoder rows, for files whose pre-activations are to be scaled by their norms.
-
-    A row of zeros stays one, and its latent, scaled by 0, is never active.
-    """
-    norm = weights["W_dec"].norm(dim=1)                                     # [d_sae]
-    return {**weights, "W_enc": weights["W_enc"] * norm, "b_enc": weights["b_enc"] * norm,
-            "W_dec": weights["W_dec"] / torch.where(norm > 0, norm, 1)[:, None]}
+def topk_sae_for(model: TransformerBridge) -> SparseAutoencoder:
+    """The shipped TopK autoencoder of the middle layer; for a model without one, a small one that is trained now."""
+    layer, name = middle_layer(model), model.cfg.model_name
+    if f"topk-{layer}" in shipped_saes(name):
+        return load_shipped_sae(name, f"topk-{layer}").to(model.cfg.device)
+    print(f"no autoencoder is shipped for {name}: training a small one (about a minute)")
+    tokens = sample_text(model, n=32, length=min(64, model.cfg.n_ctx), seed=1)
+    return train_sae(model, f"blocks.{layer}.hook_resid_pre", tokens, small_config(model.cfg.d_model))
 
 
 def load_pretrained_sae(release: str, sae_id: str) -> SparseAutoencoder:

@@ -18,11 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.files import check_checkpoint, claim_folder, damaged, read_tensors, whole_file
-from course_utils.model_files import bars_are_off
-from course_utils.padding import checked_mask
+from course_utils.house import bars_are_off, check_checkpoint, claim_folder, damaged, read_tensors, whole_file
+from course_utils.passes import Site, checked_mask, collect_activations
 from course_utils.sae import SparseAutoencoder, Step
-from course_utils.sites import Site, collect_activations
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

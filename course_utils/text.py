@@ -11,16 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from course_utils.house import WEIGHTS, bars_are_off
 from course_utils.language import StoryLanguage, vocabulary
-from course_utils.model_files import bars_are_off
-from course_utils.models import TINY_FOLDER, bos_token_id
-from course_utils.padding import looks_like_padding, special_tokens
+from course_utils.models import bos_token_id
+from course_utils.passes import looks_like_padding, special_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-SAES_FOLDER = TINY_FOLDER.parent / "saes"
-SMOLLM2_TEXT = SAES_FOLDER / "smollm2-135m" / "text.safetensors"  # training/smollm2_text.py made it
+SMOLLM2_TEXT = WEIGHTS / "saes" / "smollm2-135m" / "text.safetensors"  # training/smollm2_text.py made it
 
 
 def reads_stories(model: TransformerBridge) -> bool:

@@ -27,27 +27,32 @@ from IPython.display import display
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from course_utils.ablation import hook_z
-from course_utils.charts import plot_bars, plot_points
-from course_utils.dashboards import latent_dashboard
-from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
+from course_utils.exercises import exercise, predict, progress, reveal
 from course_utils.faithfulness import evaluate_sae
-from course_utils.heads import (induction_scores, induction_targets, is_pattern, previous_token_scores,
-                                top_heads)
+from course_utils.heads import induction_scores, induction_targets, is_pattern, previous_token_scores, top_heads
 from course_utils.latents import auc, latent_activations
+from course_utils.measured import measured
+from course_utils.metrics import interval
 from course_utils.models import load_model, load_real_model
-from course_utils.pooling import interval
+from course_utils.passes import collect_activations, hook_z
 from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
-from course_utils.report import measured
 from course_utils.report_card import circuit_interval, report_card
 from course_utils.sae import SparseAutoencoder
+from course_utils.sae_files import load_shipped_sae, shipped_saes, topk_sae_for
 from course_utils.sae_training import TrainingConfig, fit
-from course_utils.shipped_saes import load_shipped_sae, shipped_saes, topk_sae_for
-from course_utils.sites import collect_activations
-from course_utils.splicing import (after_token, circuit_score, log_probs_reading, remove_latents,
-                                   same_token_auc, spliced, without_latents)
+from course_utils.splicing import (
+    after_token,
+    circuit_score,
+    log_probs_reading,
+    remove_latents,
+    same_token_auc,
+    spliced,
+    without_latents,
+)
 from course_utils.text import sample_text
 from course_utils.viz import plot_by_position
+from course_utils.viz.charts import plot_bars, plot_points
+from course_utils.viz.dashboards import latent_dashboard
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
 model = load_model(MODEL)

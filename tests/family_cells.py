@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-from torch import Tensor
-
 import families
 import plain_passes as slow
 import plain_paths as paths
-from course_utils import ablation, baselines, circuits, clean_run, faithfulness, heads, repeated_tokens, sites, splicing, text
-from course_utils.logit_attribution import direct_logit_attribution
-from course_utils.model_files import NotForThisModel
-from course_utils.path_patching import path_patching
+import torch
 from plain_model import OnlyRefusal, Plain
+from torch import Tensor
+
+from course_utils import ablation, baselines, circuits, faithfulness, heads, repeated_tokens, splicing, text
+from course_utils.house import NotForThisModel
+from course_utils.logit_attribution import direct_logit_attribution
+from course_utils.passes import clean_run, sites
+from course_utils.path_patching import path_patching
 
 SEQ_LEN, BATCH = 6, 3
 TOLERANCE = 2e-3                # of the largest number of a cell

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from torch import Tensor
-
 from plain_model import OnlyRefusal, Plain, is_norm, scale, unscaled
+from torch import Tensor
 
 KEYS, QUERIES = torch.arange(1, 9), torch.arange(9, 15)         # tokens at which circuits are compared
 

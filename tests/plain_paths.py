@@ -6,10 +6,9 @@ from contextlib import suppress
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
-
 from plain_model import OnlyRefusal, Plain, is_norm
 from plain_passes import instead, mlp_output, multipliers, put, put_head
+from torch import Tensor, nn
 
 # --- what single heads read -------------------------------------------------------------------------------------------
 

@@ -17,14 +17,13 @@ from course_utils.ablation import (
     gradients,
     head_ablation_scores,
     head_attribution_scores,
-    hook_z,
     mlp_ablation_scores,
     mlp_attribution_sweep,
-    mlp_out,
     mlp_patch_sweep,
     second_copy_loss,
     some_layers,
 )
+from course_utils.passes import hook_z, mlp_out
 from course_utils.repeated_tokens import correct_token_log_probs
 
 N = 6

@@ -12,13 +12,22 @@ from hypothesis import strategies as st
 from small_models import forbidden_forward
 from test_baselines import RESIDUAL, some_sae, some_tokens
 
-from course_utils.arguments import confidently_wrong, expected_delta_ce, kl_terms, score_interval, tokens_needed
 from course_utils.baselines import coarser_log_probs, true_noise_floor
-from course_utils.faithfulness import delta_cross_entropy, kl_divergence, patched_logits
+from course_utils.exercises.checks.lesson_07 import kl_divergence
+from course_utils.faithfulness import patched_logits
 from course_utils.language import Sample, StoryLanguage
-from course_utils.pooling import mean_and_error
-from course_utils.shipped_saes import load_shipped_sae
+from course_utils.metrics import (
+    confidently_wrong,
+    delta_cross_entropy,
+    expected_delta_ce,
+    kl_terms,
+    mean_and_error,
+    score_interval,
+    tokens_needed,
+)
+from course_utils.sae_files import load_shipped_sae
 from course_utils.text import own_text
+
 
 def logits(seed, *shape, scale=2.0):
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -13,8 +13,8 @@ from small_models import forbidden_forward
 from course_utils import baselines
 from course_utils.baselines import KINDS, RANDOM, covariance_root, epsilon_random, noise_floor, theta_random
 from course_utils.faithfulness import evaluate_sae
+from course_utils.passes import Site
 from course_utils.sae import SparseAutoencoder
-from course_utils.sites import Site
 
 N, LENGTH, RESIDUAL, Z = 5, 9, "blocks.1.hook_resid_pre", "blocks.1.attn.hook_z"
 PLACES = [(RESIDUAL, None), ("blocks.0.hook_mlp_out", None), ("blocks.1.hook_attn_out", None), (Z, None), (Z, 2)]

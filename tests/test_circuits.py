@@ -12,7 +12,6 @@ from small_models import forbidden_forward, grouped_query_biased, repeated
 from transformer_lens import FactoredMatrix
 
 from course_utils import circuits
-from course_utils.ablation import hook_z
 from course_utils.circuits import (
     K_comp_full_circuit,
     composition_score,
@@ -22,8 +21,6 @@ from course_utils.circuits import (
     fold_layer_norm,
     full_OV_circuit,
     full_QK_circuit,
-    head_weights,
-    normalize,
     positional_pattern,
     random_head_pairs,
     rotate,
@@ -31,8 +28,8 @@ from course_utils.circuits import (
     top_k_accuracy,
 )
 from course_utils.heads import best_head, induction_scores, previous_token_scores
-from course_utils.local_models import from_folder
-from course_utils.models import TINY_FOLDER, checkpoint_steps
+from course_utils.models import TINY_FOLDER, checkpoint_steps, from_folder
+from course_utils.passes import head_weights, hook_z, normalize
 from course_utils.path_patching import head_reading, path_patching
 from course_utils.repeated_tokens import generate_repeated_tokens
 

@@ -5,8 +5,7 @@ import small_models
 import torch
 from small_models import hook_count, repeated
 
-from course_utils.ablation import hook_z, mlp_out
-from course_utils.clean_run import CleanRun
+from course_utils.passes import CleanRun, hook_z, mlp_out
 
 N = 6
 LAST = 2 * N                                                        # the last position

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("nbclient")
 costs = pytest.importorskip("costs")
 try_colab = pytest.importorskip("try_colab")
-from course_utils import exercises  # noqa: E402
+from course_utils import exercises
 
 ROOT = Path(__file__).parent.parent
 

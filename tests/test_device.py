@@ -19,11 +19,37 @@ from second_device import DEVICE, second_device
 
 import course_utils
 from course_utils import (
-    ablation, arguments, baselines, charts, circuits, clean_run, dashboards, faithfulness, grading, heads, language,
-    latents, logit_attribution, models, padding, path_patching, pooling, repeated_tokens, report_card, sae, sae_files,
-    sae_formats, sae_objects, sae_training, shipped_saes, sites, splicing, text, traits, trial, viz,
+    ablation,
+    baselines,
+    circuits,
+    faithfulness,
+    heads,
+    language,
+    latents,
+    logit_attribution,
+    models,
+    repeated_tokens,
+    sae,
+    sae_files,
+    sae_training,
+    splicing,
+    text,
 )
-from course_utils.checking import Case, Exercise, assess, compare_cases, property_check, require
+from course_utils import (
+    metrics as arguments,
+)
+from course_utils import (
+    sae_files as shipped_saes,
+)
+from course_utils.exercises import Exercise, assess, grading
+from course_utils.exercises.checking import Case, compare_cases, property_check, require
+from course_utils.passes import clean_run, padding, pooling, sites, traits, trial
+from course_utils.path_patching import path_patching
+from course_utils.report_card import report_card
+from course_utils.sae_formats import objects as sae_objects
+from course_utils.sae_formats import others as sae_formats
+from course_utils import viz
+from course_utils.viz import charts, dashboards
 
 N = 6  # tokens in each copy
 

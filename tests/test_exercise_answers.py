@@ -14,7 +14,8 @@ import torch
 from answers import Answers, function_of
 
 from course_utils import exercises
-from course_utils.checking import Exercise, PropertyCheck, Verdict, assess
+from course_utils.exercises import Exercise, Verdict, assess
+from course_utils.exercises.checking import PropertyCheck
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = exercises.lessons()

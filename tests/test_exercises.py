@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from course_utils import cards, exercises, progress_store
-from course_utils.calling import is_stub
-from course_utils.checking import Case, Exercise, Mistake, assess, compare_cases, property_check
-from course_utils.comparing import describe, first_difference
-from course_utils.console import write_anything
+from course_utils import exercises
+from course_utils.exercises import Exercise, assess, cards, progress_store
+from course_utils.exercises.calling import is_stub
+from course_utils.exercises.checking import Case, Mistake, compare_cases, property_check
+from course_utils.exercises.comparing import describe, first_difference
+from course_utils.house.console import write_anything
 
 HINTS = ("one", "two", "three")
 

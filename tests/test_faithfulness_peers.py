@@ -15,9 +15,9 @@ from sae_lens.training.activation_scaler import ActivationScaler  # noqa: E402
 from sae_lens.training.activations_store import ActivationsStore  # noqa: E402
 from sae_lens.util import get_special_token_ids  # noqa: E402
 
-from course_utils.faithfulness import COURSE, SAELENS, Convention, evaluate_sae  # noqa: E402
-from course_utils.language import StoryLanguage  # noqa: E402
-from course_utils.sae import KINDS, SparseAutoencoder  # noqa: E402
+from course_utils.faithfulness import COURSE, SAELENS, Convention, evaluate_sae
+from course_utils.language import StoryLanguage
+from course_utils.sae import KINDS, SparseAutoencoder
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 N, LENGTH, BATCH = 8, 24, 4

@@ -37,11 +37,14 @@ from test_sae_training import config as sae_config
 from test_sae_training import new_sae, same, some
 from tqdm import tqdm
 
-from course_utils import exercises, hub, model_files, models, progress_store, report, smollm2
-from course_utils.model_files import check_hashes
-from course_utils.paths import write_whole
+from course_utils import exercises, models
+from course_utils import measured as report
+from course_utils.exercises import progress_store
+from course_utils.house import write_whole
+from course_utils.models import check_hashes, hub, smollm2
+from course_utils.models import folders as model_files
 from course_utils.sae import SparseAutoencoder
-from course_utils.sae_files import CONFIG
+from course_utils.sae_formats import CONFIG
 from course_utils.sae_training import Training, fit
 
 resource = pytest.importorskip("resource")

@@ -38,14 +38,18 @@ from test_sae_formats import write_dictionary, write_scope, write_sparsify
 from test_sae_training import config as sae_config
 from test_sae_training import new_sae, some
 
-from course_utils import exercises, grading, models, progress_store, report
-from course_utils.files import SETTINGS
-from course_utils.local_models import from_folder
-from course_utils.model_files import HASHES, DamagedModelFile, write_hashes
+from course_utils import exercises, models
+from course_utils import measured as report
+from course_utils.exercises import grading, progress_store
+from course_utils.exercises.grading.submissions import attempts_in
+from course_utils.house import DamagedModelFile
+from course_utils.house.files import SETTINGS
+from course_utils.models import HASHES, from_folder
+from course_utils.models.folders import write_hashes
 from course_utils.sae import KINDS, SparseAutoencoder
-from course_utils.sae_files import CONFIG, WEIGHTS
+from course_utils.sae_files import WEIGHTS
+from course_utils.sae_formats import CONFIG
 from course_utils.sae_training import STATE, Training, fit
-from course_utils.submissions import attempts_in
 
 LONG = "COURSE_FUZZ" in os.environ
 EXAMPLES = int(os.environ.get("COURSE_FUZZ", 20))

@@ -9,19 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import submissions_made
 import torch
 from answers import function_of
 
-from course_utils import allowance, exercises, grading
+from course_utils import exercises
 from course_utils.__main__ import main
-from course_utils.allowance import TimedOut
-from course_utils.checking import assess
-from course_utils.grading import CannotGrade, Row, grade, judge, summary
-from course_utils.isolation import Limits, NoAnswer, isolated
-from course_utils.submissions import Attempt, attempts_in, read_cells
+from course_utils.exercises import assess, grading
+from course_utils.exercises.grading import CannotGrade, Row, allowance, grade, judge, summary
+from course_utils.exercises.grading.allowance import TimedOut
+from course_utils.exercises.grading.isolation import Limits, NoAnswer, isolated
+from course_utils.exercises.grading.submissions import Attempt, attempts_in, read_cells
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="grading needs Linux")
 LIMITS = Limits(seconds=15, gigabytes=4)
@@ -154,7 +153,8 @@ def attempt(model, tokens):
 
 
 def test_changed_inputs_and_weights_are_seen():
-    from course_utils.checking import Case, Exercise, compare_cases
+    from course_utils.exercises import Exercise
+    from course_utils.exercises.checking import Case, compare_cases
 
     layer = torch.nn.Linear(2, 2)
     check = compare_cases(lambda: [Case(layer, torch.ones(2), label="ones")], keeps_inputs=True)

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_utils import shipped_saes, text
-from course_utils.dashboards import Dashboard, latent_dashboard
+from course_utils import sae_files as shipped_saes
+from course_utils import text
 from course_utils.faithfulness import evaluate_sae
 from course_utils.language import StoryLanguage
 from course_utils.latents import (
@@ -23,8 +23,9 @@ from course_utils.latents import (
     top_activations,
 )
 from course_utils.sae import SparseAutoencoder
-from course_utils.shipped_saes import load_shipped_sae, topk_sae_for
+from course_utils.sae_files import load_shipped_sae, topk_sae_for
 from course_utils.text import sample_text
+from course_utils.viz.dashboards import Dashboard, latent_dashboard
 
 
 def random_sae(model, kind="relu", **more):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from course_utils import progress_store
-from course_utils.report import passed
+from course_utils.exercises import progress_store
+from course_utils.measured import passed
 
 SOLUTIONS = sorted((Path(__file__).parent.parent / "solutions").glob("*.ipynb"))
 SHORT, LONG = SOLUTIONS[:6], SOLUTIONS[6:]  # the long ones take a minute each

@@ -23,8 +23,12 @@ import pytest
 import small_models
 import torch
 
-from course_utils import __main__, hub, local_models, model_files, models, paths, smollm2
-from course_utils.model_files import HASHES, PARTIAL_PREFIX, sha256_of, write_hashes
+from course_utils import __main__, models
+from course_utils.house import settings as paths
+from course_utils.models import HASHES, hub, smollm2
+from course_utils.models import folders as model_files
+from course_utils.models import local as local_models
+from course_utils.models.folders import PARTIAL_PREFIX, sha256_of, write_hashes
 
 WORDS = ["<bos>", "<unk>", "the", "cat", "sat", "on", "a", "mat", "and", "saw", "her", "dog"]
 REPO = Path(__file__).resolve().parents[1]

@@ -3,7 +3,8 @@
 import pytest
 
 from course_utils import exercises
-from course_utils.checking import Case, Exercise, compare_cases
+from course_utils.exercises import Exercise
+from course_utils.exercises.checking import Case, compare_cases
 
 mutants = pytest.importorskip("mutants")
 

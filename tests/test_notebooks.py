@@ -11,7 +11,8 @@ import pytest
 import small_models
 from IPython.core.interactiveshell import InteractiveShell
 
-from course_utils import exercises, progress_store
+from course_utils import exercises
+from course_utils.exercises import progress_store
 
 nbformat = pytest.importorskip("nbformat")
 build_notebooks = pytest.importorskip("build_notebooks")

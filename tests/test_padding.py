@@ -11,19 +11,25 @@ from small_models import forbidden_forward
 from course_utils.ablation import head_ablation_scores, mlp_ablation_scores
 from course_utils.baselines import KINDS, RANDOM, noise_floor, true_noise_floor
 from course_utils.circuits import score_by_distance
-from course_utils.dashboards import latent_dashboard
 from course_utils.faithfulness import COURSE, SAELENS, evaluate_sae, patched_logits
 from course_utils.heads import induction_scores_in_text, previous_token_scores
 from course_utils.language import StoryLanguage
 from course_utils.latents import latent_activations
 from course_utils.logit_attribution import direct_logit_attribution
-from course_utils.padding import all_but_first, checked_mask, looks_like_padding, without_padding
+from course_utils.passes import (
+    Site,
+    all_but_first,
+    checked_mask,
+    collect_activations,
+    looks_like_padding,
+    without_padding,
+)
 from course_utils.repeated_tokens import generate_repeated_tokens
 from course_utils.report_card import report_card
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_training import TrainingConfig, train_sae
-from course_utils.sites import Site, collect_activations
 from course_utils.text import own_text
+from course_utils.viz.dashboards import latent_dashboard
 
 LENGTHS, LONGEST = (9, 6, 10, 5), 10                                # one of them ends one before another
 PLACES = [("blocks.1.hook_resid_pre", None), ("blocks.0.hook_mlp_out", None), ("blocks.1.attn.hook_z", 2)]

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_utils.pooling import Pooled, defined_ratio, interval, mean_and_error
+from course_utils.metrics import defined_ratio, interval, mean_and_error
+from course_utils.passes import Pooled
 
 
 def drawn(seed, n, length):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from course_utils import progress_store
+from course_utils.exercises import progress_store
 
 WRITER = """
 import sys

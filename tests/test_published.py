@@ -7,7 +7,8 @@ model, another half or another head fails them: `test_the_bands_are_not_met_by_a
 import pytest
 
 from course_utils.heads import induction_scores, previous_token_scores, top_heads
-from course_utils.models import ModelUnavailable, load_model
+from course_utils.house import ModelUnavailable
+from course_utils.models import load_model
 from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
 
 PUBLISHED_INDUCTION = {(5, 5): 0.926, (7, 10): 0.904, (5, 1): 0.931, (6, 9): 0.926, (7, 2): 0.851}

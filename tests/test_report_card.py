@@ -19,9 +19,15 @@ from course_utils.latents import latent_activations
 from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
 from course_utils.report_card import SHARES, ReportCard, circuit_interval, circuit_scores, report_card
 from course_utils.sae import SparseAutoencoder
-from course_utils.shipped_saes import load_shipped_sae
-from course_utils.splicing import (after_token, circuit_score, log_probs_reading, same_token_auc, spliced,
-                                   without_latents)
+from course_utils.sae_files import load_shipped_sae
+from course_utils.splicing import (
+    after_token,
+    circuit_score,
+    log_probs_reading,
+    same_token_auc,
+    spliced,
+    without_latents,
+)
 from course_utils.text import sample_text
 
 SIZES = {"seq_len": 6, "batch": 5, "draws": 2, "seed": 1}

@@ -9,9 +9,9 @@ import pytest
 nbformat = pytest.importorskip("nbformat")
 run_course = pytest.importorskip("run_course")
 
-from course_utils.report import main as check_report  # noqa: E402
-from course_utils.report import measured, passed  # noqa: E402
-from course_utils.viz import Widget  # noqa: E402
+from course_utils.measured import main as check_report
+from course_utils.measured import measured, passed
+from course_utils.viz import Widget
 
 SAMPLE = Path(__file__).parent / "data" / "course"
 

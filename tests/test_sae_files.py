@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from course_utils.model_files import ModelUnavailable
+from course_utils.house import ModelUnavailable
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
-from course_utils.sae_files import ARCHITECTURES, CONFIG, RELEASES, WEIGHTS, fold_decoder_norm, load_pretrained_sae
+from course_utils.sae_files import RELEASES, WEIGHTS, load_pretrained_sae
+from course_utils.sae_formats import CONFIG, fold_decoder_norm
+from course_utils.sae_formats.saelens import ARCHITECTURES
 
 D_IN, D_SAE, K = 6, 16, 3
 HOOK = "blocks.1.hook_resid_pre"

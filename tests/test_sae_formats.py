@@ -11,10 +11,10 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from test_sae_files import D_IN, D_SAE, HOOK, K, old_folder, same_weights, some_activations
 
-from course_utils.model_files import ModelUnavailable
+from course_utils.house import ModelUnavailable
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_files import load_pretrained_sae
-from course_utils.sae_formats import CLASSES
+from course_utils.sae_formats.others import CLASSES
 
 SCOPE = "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"
 

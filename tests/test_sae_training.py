@@ -16,7 +16,8 @@ import torch
 from small_models import forbidden_forward, repeated
 
 from course_utils import sae_training
-from course_utils.files import SETTINGS
+from course_utils.house.files import SETTINGS
+from course_utils.passes import collect_activations
 from course_utils.sae import BANDWIDTH, KINDS, NORMS, SparseAutoencoder
 from course_utils.sae_training import (
     STATE,
@@ -28,7 +29,6 @@ from course_utils.sae_training import (
     sparsity_loss,
     train_sae,
 )
-from course_utils.sites import collect_activations
 
 D_IN, D_SAE, K = 6, 12, 3
 REPO = Path(__file__).resolve().parent.parent

@@ -5,8 +5,8 @@ import small_models
 import torch
 from small_models import forbidden_forward, hook_count, repeated
 
-from course_utils.clean_run import CleanRun
-from course_utils.sites import POINTS, Site, activations_in_batches, collect_activations
+from course_utils.passes import CleanRun, Site, activations_in_batches, collect_activations
+from course_utils.passes.sites import POINTS
 
 MODELS = {"multi_head": small_models.multi_head, "grouped_query": small_models.grouped_query,
           "grouped_query_biased": small_models.grouped_query_biased, "tiny": small_models.tiny}

@@ -7,14 +7,14 @@ import pytest
 import small_models
 import torch
 
-from course_utils import ablation, circuits, exercises, heads, path_patching, sites, trial
+from course_utils import ablation, circuits, exercises, heads
 from course_utils.__main__ import main
-from course_utils.clean_run import CleanRun
-from course_utils.local_models import as_bridge, word_tokenizer
+from course_utils.house import NotForThisModel
 from course_utils.logit_attribution import direct_logit_attribution
-from course_utils.model_files import NotForThisModel
-from course_utils.models import load_model
-from course_utils.traits import NEEDS, Turn, traits_of
+from course_utils.models import as_bridge, load_model
+from course_utils.models.local import word_tokenizer
+from course_utils.passes import NEEDS, CleanRun, Turn, sites, traits_of, trial
+from course_utils.path_patching import path_patching
 
 SEQ_LEN = 6
 

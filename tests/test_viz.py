@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from course_utils import charts, viz
+from course_utils import viz
+from course_utils.viz import charts
 
 TOKENS = ["<bos>", "the", "cat", "</script>"]
 PATTERN = torch.tril(torch.ones(4, 4)) / torch.arange(1, 5)[:, None]
@@ -97,7 +98,7 @@ def test_long_sequences_get_fewer_labels_each_at_its_own_position():
     n = 101
     axes = viz.plot_attention(np.eye(n), [f"t{i}" for i in range(n)]).axes[0]
     labels = [t.get_text() for t in axes.get_xticklabels()]
-    assert len(labels) <= viz.MAX_TICKS
+    assert len(labels) <= viz.charts.MAX_TICKS
     assert labels == [f"t{int(x)}" for x in axes.get_xticks()]
 
 

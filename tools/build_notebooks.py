@@ -28,18 +28,18 @@ import json
 import re
 import sys
 import textwrap
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import costs
 import jupytext
 import nbformat
+import tomllib
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 from notebook_runs import LessonError, read_notebook, run_notebook
 
-from course_utils.paths import write_whole
+from course_utils.house import write_whole
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -24,8 +24,7 @@ from pathlib import Path
 import psutil
 from notebook_runs import read_notebook, run_notebook, stored_lessons
 
-from course_utils.files import read_json
-from course_utils.paths import write_whole
+from course_utils.house import read_json, write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = Path("lessons") / "costs.json"

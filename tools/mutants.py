@@ -28,9 +28,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from course_utils.checking import Exercise, assess
-from course_utils.exercises import exercises_of, get, lessons
-from course_utils.model_files import bars_are_off
+from course_utils.exercises import Exercise, assess, exercises_of, get, lessons
+from course_utils.house import bars_are_off
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from equivalent_mutants import EQUIVALENT, PLAIN  # noqa: E402

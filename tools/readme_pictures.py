@@ -11,15 +11,15 @@ import torch
 
 from course_utils.ablation import head_ablation_scores
 from course_utils.baselines import noise_floor
-from course_utils.charts import plot_bars
 from course_utils.heads import best_head, induction_scores, is_pattern, previous_token_scores, top_heads
 from course_utils.models import checkpoint_steps, load_model
 from course_utils.path_patching import path_patching
 from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
-from course_utils.shipped_saes import load_shipped_sae, shipped_saes
+from course_utils.sae_files import load_shipped_sae, shipped_saes
 from course_utils.splicing import spliced
 from course_utils.text import sample_text
 from course_utils.viz import plot_attention, plot_by_position, plot_head_scores
+from course_utils.viz.charts import plot_bars
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"
 

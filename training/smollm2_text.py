@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from course_utils.smollm2 import folder
+from course_utils.models.smollm2 import folder
 
 LENGTH = 128
 ROWS = 128  # sequences that are written together

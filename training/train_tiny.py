@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import random
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,9 +28,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from course_utils.files import check_checkpoint, claim_folder, damaged, read_tensors, whole_file
+from course_utils.house import check_checkpoint, claim_folder, damaged, read_tensors, whole_file
 from course_utils.language import BOS, UNK, StoryLanguage, stream, vocabulary
-from course_utils.model_files import write_hashes
+from course_utils.models.folders import write_hashes
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Answers for lesson 00."""
 
 import torch
+
 from answers import Answers, Wrong
 
 # --- 00.next_token_probs -------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import math
 
 import torch
+
 from answers import Answers, Wrong
 
 # --- 01.generate_repeated_tokens: every answer is this text with something done differently -------------------------

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from answers import Answers, Wrong
 
 # --- 02.where_heads_look -----------------------------------------------------------------------------------------------

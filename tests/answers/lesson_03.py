@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from answers import Answers, Wrong
 
-from course_utils.ablation import ablate, hook_z, mlp_out, second_copy_loss
+from answers import Answers, Wrong
+from course_utils.ablation import ablate, second_copy_loss
+from course_utils.passes import hook_z, mlp_out
 
 # --- 03.second_copy_loss ----------------------------------------------------------------------------------------------
 

@@ -1,10 +1,10 @@
 """Answers for lesson 04."""
 
 import torch
-from answers import Answers, Wrong
 from transformer_lens import FactoredMatrix
 
-from course_utils.circuits import head_weights
+from answers import Answers, Wrong
+from course_utils.passes import head_weights
 
 # --- 04.key_value_head ----------------------------------------------------------------------------------------------
 

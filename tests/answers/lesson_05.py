@@ -6,10 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from answers import Answers, Wrong
 from transformer_lens import FactoredMatrix
 
-from course_utils.circuits import head_weights
+from answers import Answers, Wrong
+from course_utils.passes import head_weights
 
 # --- 05.composition_score -------------------------------------------------------------------------------------------
 

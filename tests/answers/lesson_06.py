@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+
 from answers import Answers, Wrong
 
 # --- 06.encode ------------------------------------------------------------------------------------------------

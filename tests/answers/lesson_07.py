@@ -5,11 +5,10 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from answers import Answers, Wrong
 
+from answers import Answers, Wrong
 from course_utils import faithfulness
-from course_utils.clean_run import CleanRun
-from course_utils.sites import Site
+from course_utils.passes import CleanRun, Site
 
 # --- 07.patched_logits: the hook is left open -----------------------------------------------------------------
 

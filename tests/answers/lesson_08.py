@@ -5,8 +5,8 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from answers import Answers, Wrong
 
+from answers import Answers, Wrong
 from course_utils import faithfulness
 
 # --- 08.expected_delta_ce -------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-from answers import Answers, Wrong
 
+from answers import Answers, Wrong
 from course_utils import splicing
 from course_utils.latents import auc
 

@@ -6,7 +6,8 @@ import torch
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from course_utils.checking import Case, Exercise, Mistake, compare_cases, property_check, require
+from course_utils.exercises import Exercise
+from course_utils.exercises.checking import Case, Mistake, compare_cases, property_check, require
 
 HINTS = ("Think of the axis.", "It is the last axis.", "x.softmax(-1)")
 NOT_A_COPY = "the second half is not a copy of the first"

@@ -16,7 +16,7 @@ import os
 from IPython.display import HTML
 from sample_exercises import exercise
 
-from course_utils.report import measured
+from course_utils.measured import measured
 
 # %% [markdown] tags=["exercise-only"]
 # Fill in the function.

@@ -1,0 +1,304 @@
+"""Exercises of lesson 00: logits, the cache, hooks, and the distance to a known truth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from course_utils.exercises.checking import Case, Exercise, Mistake, compare_cases
+from course_utils.exercises.checks.shared import random_logits, random_model, random_tokens
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+# --- the course's answers ------------------------------------------------------------------------------------------
+
+
+def next_token_probs(logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, "batch vocab"]:
+    """Probability of each token to come after the last position."""
+    return logits[:, -1].softmax(dim=-1)
+
+
+def top_tokens(model: TransformerBridge, text: str, k: int = 5) -> list[tuple[str, float]]:
+    """The k most likely next words after `text` (BOS in front), with their probabilities, best first."""
+    probs = model(model.to_tokens(text))[0, -1].softmax(dim=-1)  # [vocab]
+    best = probs.topk(k)
+    words = [model.tokenizer.decode([index]) for index in best.indices.tolist()]
+    return list(zip(words, best.values.tolist()))
+
+
+def head_pattern(
+    model: TransformerBridge, tokens: Int[Tensor, "1 pos"], layer: int, head: int
+) -> Float[Tensor, "query key"]:
+    """The attention pattern of one head on one sequence."""
+    name = f"blocks.{layer}.attn.hook_pattern"
+    _, cache = model.run_with_cache(tokens, names_filter=name)
+    return cache[name][0, head]  # [batch, head, query, key] -> [query, key]
+
+
+def without_head(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], layer: int, head: int
+) -> Float[Tensor, "batch pos vocab"]:
+    """Logits of the model with one head's output set to zero."""
+
+    def silence(z, hook):
+        z[:, :, head] = 0.0  # [batch, pos, head, d_head]
+        return z
+
+    return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", silence)])
+
+
+def kl_from_truth(
+    true_log_probs: Float[Tensor, "batch pos vocab"], logits: Float[Tensor, "batch pos vocab"]
+) -> Float[Tensor, "batch pos"]:
+    """KL(truth ‖ model) in nats at each position: sum over tokens of p (ln p − ln q), where p = 0 adds nothing."""
+    log_q = logits.log_softmax(dim=-1)
+    terms = true_log_probs.exp() * (true_log_probs - log_q)  # 0 * inf is NaN where p = 0 …
+    terms = torch.where(true_log_probs.isfinite(), terms, 0.0)  # … so those terms are replaced by 0
+    return terms.sum(dim=-1)
+
+
+# --- inputs --------------------------------------------------------------------------------------------------------
+
+
+def logits_cases() -> list[Case]:
+    return [
+        Case(random_logits(2, 4, 7), label="2 sequences, 4 positions, 7 tokens"),
+        Case(random_logits(1, 6, 5, seed=1), label="1 sequence"),
+    ]
+
+
+def text_cases() -> list[Case]:
+    model = random_model()
+    return [
+        Case(model, "w1 w2 w3", k=3, label="three words"),
+        Case(model, "w9 w9 w8 w1 w30", k=5, label="five words"),
+    ]
+
+
+def head_cases() -> list[Case]:
+    model = random_model()
+    return [
+        Case(model, random_tokens(1, 6), 2, 0, label="head 2.0"),
+        Case(model, random_tokens(1, 9, seed=1), 1, 1, label="head 1.1"),
+    ]
+
+
+def silence_cases() -> list[Case]:
+    model = random_model()
+    return [
+        Case(model, random_tokens(2, 6), 0, 1, label="head 0.1"),
+        Case(model, random_tokens(1, 5, seed=1), 2, 0, label="head 2.0"),
+    ]
+
+
+def truth_cases() -> list[Case]:
+    truth = random_logits(2, 3, 6, seed=2)
+    truth[..., :2] = -torch.inf  # two tokens that cannot come
+    return [
+        Case(truth.log_softmax(-1), random_logits(2, 3, 6, seed=3), label="two impossible tokens"),
+        Case(
+            random_logits(1, 4, 5, seed=4).log_softmax(-1),
+            random_logits(1, 4, 5, seed=5),
+            label="every token possible",
+        ),
+    ]
+
+
+# --- known mistakes ------------------------------------------------------------------------------------------------
+
+PROBS_MISTAKES = [
+    Mistake(
+        "these are log-probabilities: the exercise asks for probabilities, which sum to 1",
+        lambda logits: logits[:, -1].log_softmax(-1),
+    ),
+    Mistake(
+        "this is the first position; what comes next is predicted at the last one",
+        lambda logits: logits[:, 0].softmax(-1),
+    ),
+    Mistake(
+        "the softmax runs over the sequences of the batch, not over the vocabulary (dim=-1)",
+        lambda logits: logits[:, -1].softmax(0),
+    ),
+    Mistake(
+        "every position is returned: pick the last one",
+        predicate=lambda got, expected: getattr(got, "ndim", 0) == 3,
+    ),
+    Mistake(
+        "these are the raw logits: they are not probabilities until the softmax", lambda logits: logits[:, -1]
+    ),
+]
+
+
+def _top_tokens_without_bos(model, text, k=5):
+    probs = model(model.to_tokens(text, prepend_bos=False))[0, -1].softmax(-1).topk(k)
+    return [(model.tokenizer.decode([i]), p) for p, i in zip(probs.values.tolist(), probs.indices.tolist())]
+
+
+TOP_MISTAKES = [
+    Mistake("BOS is missing: the model was trained with it in front of every text", _top_tokens_without_bos),
+    Mistake(
+        "the second items are not probabilities, which lie between 0 and 1: take the softmax of the logits",
+        predicate=lambda got, expected: isinstance(got, list) and not all(0 <= float(p) <= 1 for _, p in got),
+    ),
+    Mistake(
+        "token ids were returned; `model.tokenizer.decode([id])` gives the word",
+        predicate=lambda got, expected: isinstance(got, list) and isinstance(got[0][0], int),
+    ),
+    Mistake(
+        "the pairs are turned round: each is (word, probability)",
+        predicate=lambda got, expected: isinstance(got[0][0], float) and isinstance(got[0][1], str),
+    ),
+    Mistake(
+        "the least likely comes first: sort from high to low",
+        predicate=lambda got, expected: got[0][1] < got[-1][1],
+    ),
+]
+
+
+def _pattern_of(model, tokens, name):
+    return model.run_with_cache(tokens, names_filter=name)[1][name]
+
+
+PATTERN_MISTAKES = [
+    Mistake(
+        "rows and columns are swapped: the query comes first, and each row sums to 1",
+        lambda model, tokens, layer, head: head_pattern(model, tokens, layer, head).T,
+    ),
+    Mistake(
+        "these are attention scores, before the softmax: use hook_pattern",
+        lambda model, tokens, layer, head: _pattern_of(
+            model, tokens, f"blocks.{layer}.attn.hook_attn_scores"
+        )[0, head],
+    ),
+    Mistake(
+        "the batch axis is still there: there is one sequence, take [0]",
+        predicate=lambda got, expected: tuple(got.shape) == (1, *expected.shape),
+    ),
+    Mistake(
+        "all heads of the layer were averaged",
+        lambda model, tokens, layer, head: _pattern_of(model, tokens, f"blocks.{layer}.attn.hook_pattern")[
+            0
+        ].mean(0),
+    ),
+]
+
+
+def _silence_all(model, tokens, layer, head):
+    return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", lambda z, hook: z * 0)])
+
+
+def _silence_position(model, tokens, layer, head):
+    def silence(z, hook):
+        z[:, head] = 0.0
+        return z
+
+    return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", silence)])
+
+
+SILENCE_MISTAKES = [
+    Mistake("all heads of the layer are silenced: only one should be", _silence_all),
+    Mistake("a position was zeroed, not a head: z is [batch, pos, head, d_head]", _silence_position),
+    Mistake(
+        "nothing changed: does the hook return z, and is it passed in fwd_hooks?",
+        lambda model, tokens, layer, head: model(tokens),
+    ),
+]
+
+KL_MISTAKES = [
+    Mistake(
+        "this is KL(model ‖ truth): the weights must be the truth's probabilities",
+        lambda truth, logits: (logits.softmax(-1) * (logits.log_softmax(-1) - truth)).sum(-1),
+        lambda truth, logits: (
+            (logits.softmax(-1) * (logits.log_softmax(-1) - truth)).nan_to_num(posinf=0.0).sum(-1)
+        ),
+    ),
+    Mistake(
+        "this is the cross-entropy −Σ p ln q: subtract the entropy of the truth",
+        lambda truth, logits: -(truth.exp() * logits.log_softmax(-1)).sum(-1),
+    ),
+    Mistake(
+        "NaN: where p = 0 the product 0 * inf is not 0; replace those terms (torch.where)",
+        predicate=lambda got, expected: bool(torch.as_tensor(got).isnan().any()),
+    ),
+    Mistake(
+        "the sign is turned: a KL is never negative", lambda truth, logits: -kl_from_truth(truth, logits)
+    ),
+    Mistake(
+        "the terms are averaged over the vocabulary: a KL sums them",
+        lambda truth, logits: kl_from_truth(truth, logits) / logits.shape[-1],
+    ),
+]
+
+
+EXERCISES = [
+    Exercise(
+        id="00.next_token_probs",
+        title="From logits to probabilities",
+        reference=next_token_probs,
+        check=compare_cases(logits_cases, PROBS_MISTAKES, keeps_inputs=True),
+        hints=(
+            "Logits have the shape [batch, pos, vocab]. Which position predicts what comes next?",
+            "The last position, index -1. Probabilities over which axis should sum to 1?",
+            "`logits[:, -1].softmax(dim=-1)`",
+        ),
+        minutes=3,
+        difficulty=1,
+    ),
+    Exercise(
+        id="00.top_tokens",
+        title="The model's best guesses",
+        reference=top_tokens,
+        check=compare_cases(text_cases, TOP_MISTAKES, keeps_inputs=True),
+        hints=(
+            "`model.to_tokens(text)` gives [1, pos] ids with BOS in front; `model(tokens)` gives logits.",
+            "`probs.topk(k)` has `.values` and `.indices`; `model.tokenizer.decode([id])` makes a word of an id.",
+            "Take `model(model.to_tokens(text))[0, -1].softmax(-1).topk(k)`, then build the list of pairs.",
+        ),
+        minutes=6,
+        difficulty=1,
+    ),
+    Exercise(
+        id="00.head_pattern",
+        title="What one head looks at",
+        reference=head_pattern,
+        check=compare_cases(head_cases, PATTERN_MISTAKES, keeps_inputs=True),
+        hints=(
+            "Every activation has a name. Attention patterns are `blocks.{layer}.attn.hook_pattern`.",
+            "`_, cache = model.run_with_cache(tokens, names_filter=name)` keeps only that one.",
+            "`cache[name]` is [batch, head, query, key]: return `cache[name][0, head]`.",
+        ),
+        minutes=6,
+        difficulty=1,
+    ),
+    Exercise(
+        id="00.without_head",
+        title="Silence one head",
+        reference=without_head,
+        check=compare_cases(silence_cases, SILENCE_MISTAKES, atol=1e-4, keeps_inputs=True),
+        hints=(
+            "A hook is a function (activation, hook) that returns the activation to go on with.",
+            "The output of each head is `blocks.{layer}.attn.hook_z`, of shape [batch, pos, head, d_head].",
+            "In the hook: `z[:, :, head] = 0.0; return z`. Then `model.run_with_hooks(tokens, fwd_hooks=[(name, hook)])`.",
+        ),
+        minutes=8,
+        difficulty=2,
+    ),
+    Exercise(
+        id="00.kl_from_truth",
+        title="How far from the truth?",
+        reference=kl_from_truth,
+        check=compare_cases(truth_cases, KL_MISTAKES, keeps_inputs=True),
+        hints=(
+            "KL(p ‖ q) = Σ p (ln p − ln q), summed over the vocabulary. Which of the two is p here?",
+            "`true_log_probs` is ln p already; ln q is `logits.log_softmax(-1)`. What is 0 * inf?",
+            "Compute the terms, put 0 where `true_log_probs` is not finite (`torch.where`), sum over the last axis.",
+        ),
+        minutes=8,
+        difficulty=2,
+    ),
+]

@@ -1,0 +1,424 @@
+"""Exercises of lesson 02: finding induction heads."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from course_utils.exercises.checking import (
+    Case,
+    CompareThenState,
+    Exercise,
+    Mistake,
+    compare_cases,
+    or_raised,
+    property_check,
+    require,
+)
+from course_utils.exercises.checks.shared import planted_model, random_model, random_tokens, repeated_distinct, shown
+from course_utils.heads import (
+    duplicate_token_scores,
+    induction_scores,
+    induction_targets,
+    previous_token_scores,
+    top_heads,
+)
+
+# --- the course's answers that no later lesson needs --------------------------------------------------------------
+
+
+def where_heads_look(query: int, seq_len: int) -> dict[str, int]:
+    """The key position on which each kind of head puts its attention, for a query in the second copy."""
+    return {"previous": query - 1, "duplicate": query - seq_len, "induction": query - seq_len + 1}
+
+
+def formation_step(steps: list[int], scores: Float[Tensor, "step"], threshold: float = 0.5) -> int | None:
+    """The first training step at which a score has reached `threshold`; None if it never does."""
+    reached = [step for step, score in zip(steps, scores) if score >= threshold]
+    return reached[0] if reached else None
+
+
+# --- inputs --------------------------------------------------------------------------------------------------------
+
+
+def position_cases() -> list[Case]:
+    return [Case(6, 5, label="first token of the second copy"), Case(4, 3, label="seq_len 3"), Case(100, 50)]
+
+
+def previous_cases() -> list[Case]:
+    return [
+        Case(planted_model(), repeated_distinct(2, 6), label="the planted model: head 0.0 must score 1"),
+        Case(random_model(), random_tokens(3, 9), label="a random model"),
+    ]
+
+
+def repeated_cases() -> list[Case]:
+    """Head 1.0 of the planted model is an induction head, so it must score exactly 1."""
+    return [
+        Case(planted_model(), repeated_distinct(2, 6), 6, label="the planted model: head 1.0 must score 1"),
+        Case(random_model(), repeated_distinct(9, 4, vocab=40, seed=1), 4, label="a random model, 9 rows"),
+    ]
+
+
+def duplicate_cases() -> list[Case]:
+    return [
+        Case(random_model(), repeated_distinct(2, 6, vocab=40), 6, label="a random model"),
+        Case(random_model(), repeated_distinct(9, 4, vocab=40, seed=1), 4, label="9 rows"),
+    ]
+
+
+def score_cases() -> list[Case]:
+    rng = torch.Generator().manual_seed(0)
+    return [
+        Case(torch.rand(4, 3, generator=rng), 3, label="4 layers of 3 heads"),
+        Case(torch.rand(2, 6, generator=rng), label="2 layers of 6 heads, k left out"),
+    ]
+
+
+def text_cases() -> list[Case]:
+    return [
+        Case(torch.tensor([[0, 7, 3, 7, 3, 3]]), label="<bos> a b a b b"),
+        Case(random_tokens(3, 12, vocab=6), label="3 random texts of 6 words"),
+    ]
+
+
+def formation_cases() -> list[Case]:
+    steps = [0, 100, 200, 400]
+    return [
+        Case(steps, torch.tensor([0.01, 0.6, 0.9, 0.8]), label="forms"),
+        Case(steps, torch.tensor([0.01, 0.5, 0.3, 0.9]), label="dips"),
+        Case(steps, torch.tensor([0.01, 0.1, 0.2, 0.7]), 0.15, label="another threshold"),
+        Case(steps, torch.tensor([0.7, 0.1, 0.2, 0.9]), label="is there from the start"),
+        Case(steps, torch.tensor([0.01, 0.1, 0.2, 0.7]), label="forms at the very end"),
+    ]
+
+
+# --- known mistakes ------------------------------------------------------------------------------------------------
+
+
+def _stripe(offset, first=0):
+    """A wrong scores function: the mean of the diagonal at offset(seq_len), from entry `first` on."""
+
+    def scores(model, tokens, seq_len=None):
+        found = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+        _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
+        for layer in range(model.cfg.n_layers):
+            diagonal = cache[f"blocks.{layer}.attn.hook_pattern"].diagonal(offset(seq_len), -2, -1)
+            found[layer] = diagonal[..., first:].mean(dim=(0, -1))
+        return found
+
+    return scores
+
+
+def _swapped(query, seq_len):
+    return {"previous": query - 1, "duplicate": query - seq_len + 1, "induction": query - seq_len}
+
+
+def _before(query, seq_len):
+    return {"previous": query - 1, "duplicate": query - seq_len, "induction": query - seq_len - 1}
+
+
+LOOK_MISTAKES = [
+    Mistake(
+        "a head cannot look ahead: keys come before the query",
+        predicate=lambda got, expected: any(key > expected["previous"] + 1 for key in got.values()),
+    ),
+    Mistake(
+        "the duplicate-token head's place, twice: induction looks at the token after the first occurrence",
+        lambda query, seq_len: {
+            "previous": query - 1,
+            "duplicate": query - seq_len,
+            "induction": query - seq_len,
+        },
+    ),
+    Mistake(
+        "duplicate and induction are swapped: induction looks at the token after the first occurrence",
+        _swapped,
+    ),
+    Mistake("induction looks at the token after the first occurrence, not before it", _before),
+]
+
+BOTH_SHAPES = Mistake(
+    "the head axis is gone: one score per layer and head, [layer, head]",
+    predicate=lambda got, expected: getattr(got, "ndim", 0) == 1,
+)
+
+
+def _first_row(score):
+    return Mistake(
+        "only the first row of the batch is used: average over all rows",
+        lambda model, tokens, *args: score(model, tokens[:1], *args),
+    )
+
+
+def _summed(score):
+    """Summed over positions, over rows, or over both."""
+
+    def times(rows, positions):
+        def scores(model, tokens, *seq_len):
+            entries = seq_len[0] if seq_len else tokens.shape[1] - 1
+            return score(model, tokens, *seq_len) * len(tokens) ** rows * entries**positions
+
+        return scores
+
+    return Mistake(
+        "summed over positions or rows: take the mean, so that a perfect head scores 1",
+        times(0, 1), times(1, 0), times(1, 1),
+    )
+
+
+PREVIOUS_MISTAKES = [
+    Mistake(
+        "this is the main diagonal, attention to the token itself: the one below it has offset -1",
+        _stripe(lambda n: 0),
+    ),
+    Mistake(
+        "every score is 0: this looks ahead (offset +1), where a causal model never attends, or no hook ran",
+        predicate=lambda got, expected: bool((got == 0).all()),
+    ),
+    Mistake("two tokens back: the token just before is the diagonal at offset -1", _stripe(lambda n: -2)),
+    _first_row(previous_token_scores),
+    BOTH_SHAPES,
+    _summed(previous_token_scores),
+]
+
+INDUCTION_MISTAKES = [
+    Mistake(
+        "these are duplicate-token scores (offset −seq_len): induction looks one token further, at 1 − seq_len",
+        *(_stripe(lambda n: -n, first=first) for first in (0, 1, 2)),
+    ),
+    Mistake(
+        "shifted by one: the stripe starts at 1 − seq_len, not at −1 − seq_len", _stripe(lambda n: -n - 1)
+    ),
+    Mistake(
+        "two entries of this diagonal lie in the first copy, where there is nothing to look back at: "
+        "leave out the first two (queries seq_len − 1 and seq_len)",
+        _stripe(lambda n: 1 - n),
+    ),
+    Mistake(
+        "one entry of this diagonal still lies in the first copy: leave out the first two",
+        _stripe(lambda n: 1 - n, first=1),
+    ),
+    Mistake(
+        "every score is 0: this looks ahead (a positive offset), where a causal model never attends, "
+        "or no hook ran",
+        predicate=lambda got, expected: bool((got == 0).all()),
+    ),
+    _first_row(induction_scores),
+    BOTH_SHAPES,
+    _summed(induction_scores),
+]
+
+DUPLICATE_MISTAKES = [
+    Mistake(
+        "these are induction scores (offset 1 − seq_len): the same token's first occurrence is at −seq_len",
+        *(_stripe(lambda n: 1 - n, first=first) for first in (0, 1, 2)),
+    ),
+    Mistake(
+        "the first entry of this diagonal (query seq_len) looks at BOS: leave it out", _stripe(lambda n: -n)
+    ),
+    _first_row(duplicate_token_scores),
+    BOTH_SHAPES,
+    _summed(duplicate_token_scores),
+]
+
+TOP_MISTAKES = [
+    Mistake(
+        "layer and head are swapped: scores are [layer, head]",
+        lambda scores, k=5: [((h, layer), v) for (layer, h), v in top_heads(scores, k)],
+    ),
+    Mistake(
+        "the worst heads come first: sort from high to low",
+        predicate=lambda got, expected: got[0][-1] < got[-1][-1],
+    ),
+    Mistake(
+        "these are positions in the flattened scores: divide by the number of heads to get (layer, head)",
+        predicate=lambda got, expected: (
+            len(got[0]) == 2 and isinstance(got[0][0], int) and isinstance(got[0][1], float)
+        ),
+    ),
+    Mistake(
+        "this divides by the number of layers: a row of scores has n_heads entries",
+        lambda scores, k=5: [
+            (divmod(layer * scores.shape[1] + h, scores.shape[0]), v)
+            for (layer, h), v in top_heads(scores, k)
+        ],
+    ),
+]
+
+
+def _same_token(tokens):
+    return (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
+
+
+def _roll_wrong(tokens):
+    after = tokens.roll(-1, dims=1)
+    matches = tokens[:, :, None] == after[:, None, :]
+    matches[:, :, -1] = False
+    return matches.tril()
+
+
+def _with_future(tokens):
+    matches = tokens[:, :, None] == tokens.roll(1, dims=1)[:, None, :]
+    matches[:, :, 0] = False
+    return matches
+
+
+def _wrapped(tokens):
+    return (tokens[:, :, None] == tokens.roll(1, dims=1)[:, None, :]).tril()
+
+
+TARGET_MISTAKES = [
+    Mistake(
+        "these are the earlier occurrences of the token itself: induction looks one position further",
+        _same_token,
+    ),
+    Mistake(
+        "these are occurrences of the token itself, itself included: induction looks one position further",
+        lambda tokens: (tokens[:, :, None] == tokens[:, None, :]).tril(),
+    ),
+    Mistake(
+        "this is the token before the earlier occurrence: induction looks at the one after it", _roll_wrong
+    ),
+    Mistake(
+        "some keys come after their query: `.tril()` keeps only what a causal head can see", _with_future
+    ),
+    Mistake(
+        "`roll` brings the last token round to the front: the first key has no token before it", _wrapped
+    ),
+    Mistake(
+        "queries and keys are swapped: rows are queries",
+        lambda tokens: _with_future(tokens).transpose(1, 2).triu(),
+        lambda tokens: _with_future(tokens).transpose(1, 2).tril(),
+    ),
+]
+
+FORMATION_MISTAKES = [
+    Mistake(
+        "this is the step with the highest score, not the first that reaches the threshold",
+        lambda steps, scores, threshold=0.5: steps[int(scores.argmax())],
+    ),
+    Mistake(
+        "this is the last step that reaches the threshold: stop at the first",
+        lambda steps, scores, threshold=0.5: [st for st, s in zip(steps, scores) if s >= threshold][-1],
+    ),
+    Mistake(
+        "this is the index of the step, not the step",
+        lambda steps, scores, threshold=0.5: next(i for i, s in enumerate(scores) if s >= threshold),
+    ),
+    Mistake(
+        "this is the last step below the threshold: the score has not reached it yet",
+        lambda steps, scores, threshold=0.5: [st for st, s in zip(steps, scores) if s < threshold][-1],
+    ),
+    Mistake(
+        "the threshold is ignored: it is an argument",
+        lambda steps, scores, threshold=0.5: next(st for st, s in zip(steps, scores) if s >= 0.5),
+    ),
+]
+
+NEVER = "there is no such step if no score reaches the threshold: return None"
+
+
+@property_check(mistakes=[NEVER], none_is_fine=True)
+def never_formed(attempt):
+    """None where no score reaches the threshold"""
+    steps, scores = [0, 100, 200], torch.tensor([0.1, 0.4, 0.3])
+    answer = or_raised(attempt, (IndexError, StopIteration, ValueError, RuntimeError), steps, scores.clone())
+    require(answer is None, NEVER, input=f"steps = {steps}\nscores = {scores.tolist()}", got=shown(answer))
+
+
+EXERCISES = [
+    Exercise(
+        id="02.where_heads_look",
+        title="Three kinds of head, three places to look",
+        reference=where_heads_look,
+        check=compare_cases(position_cases, LOOK_MISTAKES),
+        hints=(
+            "Write out [BOS, A, B, C, A, B, C] with positions 0 to 6; take the A at position 4 as the query.",
+            "Its previous token is at 3, its first occurrence at 1, and the token after that at 2. Here seq_len is 3.",
+            "`query - 1`, `query - seq_len` and `query - seq_len + 1`",
+        ),
+        minutes=4,
+        difficulty=1,
+    ),
+    Exercise(
+        id="02.previous_token_scores",
+        title="Score the previous-token heads",
+        reference=previous_token_scores,
+        check=compare_cases(previous_cases, PREVIOUS_MISTAKES, keeps_inputs=True),
+        hints=(
+            "In a pattern [batch, head, query, key], which diagonal holds the entries with key = query − 1?",
+            "`pattern.diagonal(-1, -2, -1)` is [batch, head, entry]. Average over batch and entries, in every layer.",
+            "Run with a hook (or a cache) on every `hook_pattern`, and put `pattern.diagonal(-1, -2, -1).mean((0, -1))` "
+            "into row `hook.layer()` of a [layer, head] tensor.",
+        ),
+        minutes=10,
+        difficulty=2,
+    ),
+    Exercise(
+        id="02.induction_scores",
+        title="Score the induction heads",
+        reference=induction_scores,
+        check=compare_cases(repeated_cases, INDUCTION_MISTAKES, keeps_inputs=True),
+        hints=(
+            "For a query in the second copy, which key does an induction head look at? Which diagonal is that?",
+            "The diagonal at offset 1 − seq_len. How many entries does it have, and which are in the second copy?",
+            "`pattern.diagonal(1 - seq_len, -2, -1)[..., 2:]`, averaged over batch and entries, layer by layer.",
+        ),
+        minutes=10,
+        difficulty=2,
+    ),
+    Exercise(
+        id="02.duplicate_token_scores",
+        title="Score the duplicate-token heads",
+        reference=duplicate_token_scores,
+        check=compare_cases(duplicate_cases, DUPLICATE_MISTAKES, keeps_inputs=True),
+        hints=(
+            "The same token stood seq_len positions earlier.",
+            "That is the diagonal at offset −seq_len; its first entry is query seq_len looking at BOS.",
+            "`pattern.diagonal(-seq_len, -2, -1)[..., 1:]`, averaged over batch and entries, layer by layer.",
+        ),
+        minutes=6,
+        difficulty=2,
+    ),
+    Exercise(
+        id="02.top_heads",
+        title="Name the best heads",
+        reference=top_heads,
+        check=compare_cases(score_cases, TOP_MISTAKES, keeps_inputs=True),
+        hints=(
+            "`scores.flatten().topk(k)` gives values and flat indices.",
+            "A flat index is layer * n_heads + head. What does `divmod` do with it?",
+            "`[(divmod(int(i), scores.shape[1]), float(v)) for v, i in zip(*scores.flatten().topk(k))]`",
+        ),
+        minutes=5,
+        difficulty=1,
+    ),
+    Exercise(
+        id="02.induction_targets",
+        title="Induction in any text",
+        reference=induction_targets,
+        check=compare_cases(text_cases, TARGET_MISTAKES, keeps_inputs=True),
+        hints=(
+            "Compare every query's token with the token that stands just before every key.",
+            "`tokens.roll(1, dims=1)` has at each position the token before it, except at the first.",
+            "`(tokens[:, :, None] == tokens.roll(1, dims=1)[:, None, :])`, column 0 set to False, then `.tril()`.",
+        ),
+        minutes=10,
+        difficulty=3,
+    ),
+    Exercise(
+        id="02.formation_step",
+        title="When did it form?",
+        reference=formation_step,
+        check=CompareThenState(compare_cases(formation_cases, FORMATION_MISTAKES), never_formed),
+        hints=(
+            "Go through steps and scores together, in order.",
+            "Stop at the first score that is at least the threshold; if there is none, return None.",
+            "`next((step for step, score in zip(steps, scores) if score >= threshold), None)`",
+        ),
+        minutes=4,
+        difficulty=1,
+    ),
+]

@@ -1,0 +1,749 @@
+"""Exercises of lesson 08: the arguments."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from course_utils.baselines import covariance_root, epsilon_random, theta_random
+from course_utils.exercises.checking import (
+    Case,
+    CompareCases,
+    CompareThenState,
+    Exercise,
+    Mistake,
+    compare_cases,
+    or_raised,
+    property_check,
+    require,
+)
+from course_utils.exercises.checks.lesson_07 import kl_divergence
+from course_utils.exercises.checks.shared import FAR_APART, drawn, random_logits, random_tokens, shown
+from course_utils.exercises.comparing import describe, first_difference
+from course_utils.metrics import confidently_wrong, expected_delta_ce, score_interval, tokens_needed
+
+# --- the course's answer to what has no function in the package ------------------------------------------------
+
+
+def counter_example() -> tuple[list[float], list[float], list[float]]:
+    """(P, p, q): the data, the model and the patched model. The patch puts the model right: q is P."""
+    return [0.7, 0.3], [0.6, 0.4], [0.7, 0.3]
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------
+
+
+def expected_cases() -> list[Case]:
+    def three(*shape, seed):
+        truth, p, q = (2 * drawn(*shape, seed=seed + i) for i in range(3))
+        return truth.log_softmax(-1), p, q
+    return [
+        Case(*three(2, 5, 7, seed=0), label="2 × 5 positions"),
+        Case(*three(6, seed=3), label="one position alone"),
+        Case(*three(2, 3, 2, 4, seed=6), label="2 × 3 × 2 positions"),
+    ]
+
+
+def needed_cases() -> list[Case]:
+    p = random_logits(1, 6, 9)[0]
+    near = p + torch.linspace(0.1, 1.5, 6)[:, None] * drawn(6, 9, seed=1)
+    return [
+        Case(p, near, 0.3, label="6 positions, a small KL"),
+        Case(random_logits(1, 8, 5, seed=2)[0], random_logits(1, 8, 5, seed=3)[0], label="8 positions, a large KL"),
+        Case(p, near, precision=0.05, label="another precision"),
+    ]
+
+
+def interval_cases() -> list[Case]:
+    def texts(n, resamples, seed):
+        rng = torch.Generator().manual_seed(seed)
+        clean = torch.linspace(1, 6, n)[torch.randperm(n, generator=rng)]               # some texts are hard
+        cost = 2 + 3 * drawn(n, seed=seed + 1).abs()
+        loss = 0.05 * drawn(n, seed=seed + 2) + 0.02
+        return clean, clean + loss * cost, clean + cost, torch.randint(0, n, (resamples, n), generator=rng)
+    return [
+        Case(*texts(6, 41, 0), label="6 sequences, 41 resamples"),
+        Case(*texts(12, 201, 5), label="12 sequences, 201 resamples"),
+    ]
+
+
+def confident_cases() -> list[Case]:
+    def told(batch, length, vocab, seed):
+        """Logits and a text in which about half of the favourites come."""
+        logits, tokens = random_logits(batch, length, vocab, seed), random_tokens(batch, length, vocab, seed)
+        came = drawn(batch, length - 1, seed=seed + 1) > 0
+        tokens[:, 1:] = torch.where(came, logits[:, :-1].argmax(-1), tokens[:, 1:])
+        return logits, tokens
+    return [
+        Case(*told(4, 9, 6, 0), label="4 rows of 9 tokens"),
+        Case(*told(3, 12, 5, 3), 0.8, label="confident means above 0.8"),
+        Case(*told(2, 10, 7, 2), confidence=0.6, label="above 0.6"),
+    ]
+
+
+def noise_cases() -> list[Case]:
+    def three(*shape, seed):
+        n = math.prod(shape[:-1])
+        x = 2 * drawn(*shape, seed=seed) + 0.5
+        share = torch.linspace(-0.7, 1.2, n).reshape(*shape[:-1], 1)                    # of x in x̂: also below 0
+        x_hat = share * x + 0.8 * drawn(*shape, seed=seed + 1)
+        return x, x_hat, drawn(*shape, seed=seed + 2) * torch.linspace(0.3, 4, n).reshape(*shape[:-1], 1)
+    return [
+        Case(*three(2, 3, 5, seed=0), label="2 × 3 positions"),
+        Case(*three(4, seed=3), label="one vector alone"),
+        Case(*three(2, 2, 3, 4, seed=6), label="2 × 2 × 3 positions"),
+    ]
+
+
+def root_cases() -> list[Case]:
+    return [
+        Case(_covariance(4, 9).double(), label="4 × 4, float64"),
+        Case(_covariance(6, 20, seed=1), label="6 × 6, float32"),
+        Case(torch.tensor([[2.0, -0.5], [-0.5, 1.0]]), label="2 × 2"),
+    ]
+
+
+def _covariance(d: int, n: int, seed: int = 0) -> Tensor:
+    x = drawn(n, d, seed=seed) * torch.linspace(0.7, 2, d)
+    return x.T @ x / n
+
+
+# --- known mistakes --------------------------------------------------------------------------------------------
+
+
+def _weighted(terms):
+    """A wrong expectation: the sum over the vocabulary of terms(ln P, ln p, ln q)."""
+    return lambda truth, p, q: terms(truth, p.log_softmax(-1), q.log_softmax(-1)).sum(-1)
+
+
+def _at_favourite(of, weigh):
+    """ln p − ln q at one token of each position, the most likely of `of`."""
+    def expectation(truth, p, q):
+        best = {"P": truth, "p": p}[of].argmax(-1, keepdim=True)
+        ratio = (p.log_softmax(-1) - q.log_softmax(-1)).gather(-1, best)[..., 0]
+        return truth.gather(-1, best)[..., 0].exp() * ratio if weigh else ratio
+    return expectation
+
+
+EXPECTED_MISTAKES = [
+    Mistake("weighted by p, the model's opinion: this is KL(p‖q), the slip of the thread. The weight is P, "
+            "true_log_probs.exp()", lambda truth, p, q: kl_divergence(p, q)),
+    Mistake("weighted by q: the weight is P, true_log_probs.exp()",
+            _weighted(lambda truth, p, q: q.exp() * (p - q))),
+    Mistake("every token counts alike: weigh it by P, true_log_probs.exp()",
+            _weighted(lambda truth, p, q: p - q), _weighted(lambda truth, p, q: (p - q) / p.shape[-1])),
+    Mistake("this is a mean over the vocabulary: P gives the weights already, so take the sum",
+            _weighted(lambda truth, p, q: truth.exp() * (p - q) / p.shape[-1])),
+    Mistake("the sign is turned: ln p − ln q, so that harm is positive",
+            _weighted(lambda truth, p, q: truth.exp() * (q - p))),
+    Mistake("weighted by ln P: `true_log_probs` are logarithms, take `.exp()`",
+            _weighted(lambda truth, p, q: truth * (p - q))),
+    Mistake("this is KL(P‖q) alone: subtract KL(P‖p), the distance that the clean model had already",
+            _weighted(lambda truth, p, q: truth.exp() * (truth - q))),
+    Mistake("this is KL(P‖p), about the clean model alone: where is q?",
+            _weighted(lambda truth, p, q: truth.exp() * (truth - p))),
+    Mistake("this is the patched model's expected loss: subtract the clean model's",
+            _weighted(lambda truth, p, q: -truth.exp() * q)),
+    Mistake("the distances have their arguments reversed: a loss on the data is KL(P‖·), with P first",
+            _weighted(lambda truth, p, q: q.exp() * (q - truth) - p.exp() * (p - truth))),
+    Mistake("this is the rest alone, Σ (P − p) ln(p / q): weigh by P, not by P − p",
+            _weighted(lambda truth, p, q: (truth.exp() - p.exp()) * (p - q))),
+    Mistake("this is a difference of logits, weighted: log_softmax makes log-probabilities of them",
+            lambda truth, p, q: (truth.exp() * (p - q)).sum(-1)),
+    Mistake("this is a difference of probabilities: take their logarithms first",
+            _weighted(lambda truth, p, q: truth.exp() * (p.exp() - q.exp()))),
+    Mistake("this is about the most likely token alone: all that could have come count",
+            *(_at_favourite(of, weigh) for of in "Pp" for weigh in (True, False))),
+    Mistake("the size of each difference is taken: a token's ΔCE has both signs",
+            _weighted(lambda truth, p, q: truth.exp() * (p - q).abs())),
+    Mistake("these are bits: take the natural logarithm for nats",
+            _weighted(lambda truth, p, q: truth.exp() * (p - q) / math.log(2))),
+    Mistake("these are the terms: sum them over the vocabulary",
+            lambda truth, p, q: truth.exp() * (p.log_softmax(-1) - q.log_softmax(-1))),
+    Mistake("this is one number: keep the positions, sum over the last axis only",
+            predicate=lambda got, expected: got.ndim == 0 and expected.ndim > 0),
+]
+
+
+def _needed(count):
+    """A wrong number of tokens: count(p, r, KL, variance, precision), where r is ln(p / q)."""
+
+    def tokens(p_logits, q_logits, precision=0.1):
+        p, r = p_logits.softmax(-1), p_logits.log_softmax(-1) - q_logits.log_softmax(-1)
+        kl = (p * r).sum(-1)
+        variance = (p * (r - kl[:, None]) ** 2).sum(-1)
+        return float(count(p, r, kl, variance, precision))
+
+    return tokens
+
+
+def _with_variance(variance):
+    """With another variance(p, r, KL) at each position."""
+    return _needed(lambda p, r, kl, right, precision: variance(p, r, kl).mean() / (precision * kl.mean()) ** 2)
+
+
+def _from_logits(p_logits, q_logits, precision=0.1):
+    p, r = p_logits.softmax(-1), p_logits - q_logits
+    kl = (p * r).sum(-1)
+    return ((p * (r - kl[:, None]) ** 2).sum(-1).mean() / (precision * kl.mean()) ** 2).item()
+
+
+def _favourites(p, r):
+    return r.gather(1, p.argmax(-1, keepdim=True))[:, 0]
+
+
+NEEDED_MISTAKES = [
+    Mistake("precision is not squared: the standard error falls with √n, so n = variance / (precision · KL)²",
+            _needed(lambda p, r, kl, variance, precision: variance.mean() / (precision * kl.mean() ** 2))),
+    Mistake("the KL is not squared: n = variance / (precision · KL)²",
+            _needed(lambda p, r, kl, variance, precision: variance.mean() / (precision ** 2 * kl.mean()))),
+    Mistake("nothing is squared below: n = variance / (precision · KL)²",
+            _needed(lambda p, r, kl, variance, precision: variance.mean() / (precision * kl.mean()))),
+    Mistake("this has a standard deviation where the variance belongs: n = variance / (precision · KL)²",
+            _needed(lambda p, r, kl, variance, precision: variance.mean() ** 0.5 / (precision * kl.mean()) ** 2),
+            _needed(lambda p, r, kl, variance, precision: variance.sqrt().mean() / (precision * kl.mean()) ** 2),
+            _needed(lambda p, r, kl, variance, precision: variance.mean() ** 0.5 / (precision * kl.mean())),
+            _needed(lambda p, r, kl, variance, precision: variance.sqrt().mean() / (precision * kl.mean()))),
+    Mistake("this takes the mean of the standard deviations: take the mean of the variances",
+            _needed(lambda p, r, kl, variance, precision: (variance.sqrt().mean() / (precision * kl.mean())) ** 2)),
+    Mistake("this is the rule of thumb: it holds for a small KL only. Compute the variance",
+            _needed(lambda p, r, kl, variance, precision: 2 / (kl.mean() * precision ** 2))),
+    Mistake("every token counts alike in this variance: weigh the squares by p",
+            _with_variance(lambda p, r, kl: ((r - kl[:, None]) ** 2).mean(-1)),
+            _with_variance(lambda p, r, kl: ((r - kl[:, None]) ** 2).sum(-1)),
+            _with_variance(lambda p, r, kl: r.var(-1)), _with_variance(lambda p, r, kl: r.var(-1, unbiased=False))),
+    Mistake("this is the mean square of ln(p / q), not its variance: take the KL off first",
+            _with_variance(lambda p, r, kl: (p * r ** 2).sum(-1))),
+    Mistake("this takes one mean KL off at all positions: each position's variance is about its own KL",
+            _with_variance(lambda p, r, kl: (p * (r - kl.mean()) ** 2).sum(-1))),
+    Mistake("this is the variance of the terms p ln(p / q): that of ln(p / q) is Σ p (ln(p / q) − KL)²",
+            _with_variance(lambda p, r, kl: (p * r).var(-1))),
+    Mistake("this is how the KL differs from position to position: take the variance over tokens, at each position",
+            _with_variance(lambda p, r, kl: kl.var()), _with_variance(lambda p, r, kl: kl.var(unbiased=False))),
+    Mistake("this is about the model's favourite tokens: any token may be drawn, each as often as p says",
+            _with_variance(lambda p, r, kl: _favourites(p, r).var()),
+            _needed(lambda p, r, kl, variance, precision:
+                    _favourites(p, r).var() / (precision * _favourites(p, r).mean()) ** 2)),
+    Mistake("this is a mean of the positions' ratios: take both means first, then one ratio",
+            _needed(lambda p, r, kl, variance, precision: (variance / (precision * kl) ** 2).mean())),
+    Mistake("this squares each KL and takes the mean: take the mean KL first, then its square",
+            _needed(lambda p, r, kl, variance, precision: variance.mean() / (precision ** 2 * (kl ** 2).mean()))),
+    Mistake("these are sums over positions: take means",
+            _needed(lambda p, r, kl, variance, precision: variance.sum() / (precision * kl.sum()) ** 2)),
+    Mistake("precision is not used",
+            _needed(lambda p, r, kl, variance, precision: variance.mean() / kl.mean() ** 2),
+            _needed(lambda p, r, kl, variance, precision: variance.mean() / (0.1 * kl.mean()) ** 2)),
+    Mistake("precision is a share of the KL: the standard error should be precision · KL",
+            _needed(lambda p, r, kl, variance, precision: variance.mean() / precision ** 2)),
+    Mistake("p and q have changed places: tokens are drawn from p",
+            lambda p, q, precision=0.1: tokens_needed(q, p, precision)),
+    Mistake("these are differences of logits: log_softmax makes log-probabilities of them", _from_logits),
+    Mistake("rounded: return the number as it is",
+            predicate=lambda got, expected: abs(got - expected) <= 1 and float(got) == int(got)),
+]
+
+
+def _resampled(statistic, low=0.025, high=0.975, rows=lambda row: row):
+    """A wrong interval: quantiles of statistic(clean, sae, zero) over the sequences of each resample."""
+
+    def interval(clean, sae, zero, draws):
+        found = torch.stack([statistic(clean[rows(row)], sae[rows(row)], zero[rows(row)]) for row in draws])
+        return found.quantile(low).item(), found.quantile(high).item()
+
+    return interval
+
+
+def _score(clean, sae, zero):
+    return (zero.mean() - sae.mean()) / (zero.mean() - clean.mean())
+
+
+def _whole_below(clean, sae, zero, draws):
+    found = (zero - sae)[draws].mean(1) / (zero - clean).mean()
+    return found.quantile(0.025).item(), found.quantile(0.975).item()
+
+
+def _whole_above(clean, sae, zero, draws):
+    found = (zero - sae).mean() / (zero - clean)[draws].mean(1)
+    return found.quantile(0.025).item(), found.quantile(0.975).item()
+
+
+def _two_standard_errors(clean, sae, zero, draws):
+    found = torch.stack([_score(clean[row], sae[row], zero[row]) for row in draws])
+    return (found.mean() - 1.96 * found.std()).item(), (found.mean() + 1.96 * found.std()).item()
+
+
+def _predicted(centre):
+    def interval(clean, sae, zero, draws):
+        each = (zero - sae) / (zero - clean)
+        middle, half = centre(clean, sae, zero, each), 1.96 * each.std() / len(each) ** 0.5
+        return (middle - half).item(), (middle + half).item()
+    return interval
+
+
+def _not_drawn(clean, sae, zero, draws):
+    each = (zero - sae) / (zero - clean)
+    return each.quantile(0.025).item(), each.quantile(0.975).item()
+
+
+def _far_too_wide(got, expected):
+    low, high = map(float, got)
+    return high - low > 3 * (expected[1] - expected[0])
+
+
+INTERVAL_MISTAKES = [
+    Mistake("this takes means of the sequences' scores: take the three means of a resample, then one ratio",
+            _resampled(lambda clean, sae, zero: ((zero - sae) / (zero - clean)).mean())),
+    Mistake("these are the 5 % and 95 % quantiles: the middle 95 % leaves 2.5 % at each end",
+            _resampled(_score, 0.05, 0.95)),
+    Mistake("these are the smallest and the largest resampled score: leave out 2.5 % at each end",
+            _resampled(_score, 0.0, 1.0)),
+    Mistake("low and high are swapped", _resampled(_score, 0.975, 0.025)),
+    Mistake("this is a mean ± 1.96 standard errors: take quantiles of the resampled scores", _two_standard_errors,
+            _predicted(lambda clean, sae, zero, each: each.mean()),
+            _predicted(lambda clean, sae, zero, each: _score(clean, sae, zero))),
+    Mistake("the draws are not used: these are quantiles of the sequences' own scores", _not_drawn),
+    Mistake("this is 1 − score, ΔCE / (L_zero − L_clean): the numerator is L_zero − L_sae",
+            _resampled(lambda clean, sae, zero: 1 - _score(clean, sae, zero))),
+    Mistake("numerator and denominator are swapped",
+            _resampled(lambda clean, sae, zero: 1 / _score(clean, sae, zero))),
+    Mistake("this is not the score but another quantity: (L_zero − L_sae) / (L_zero − L_clean)",
+            _resampled(lambda clean, sae, zero: (sae - clean).mean()),
+            _resampled(lambda clean, sae, zero: sae.mean()),
+            _resampled(lambda clean, sae, zero: clean.mean() / sae.mean()),
+            _resampled(lambda clean, sae, zero: (zero - sae).mean() / zero.mean()),
+            _resampled(lambda clean, sae, zero: (zero - sae).mean())),
+    Mistake("one of the two differences is that of all sequences: take both from the resample",
+            _whole_below, _whole_above),
+    Mistake("a sequence that is drawn twice must count twice: here it counts once",
+            _resampled(_score, rows=lambda row: row.unique())),
+    Mistake("a score may be above 1, when the patch helps: do not clip it",
+            _resampled(lambda *losses: _score(*losses).clamp(0, 1))),
+    Mistake("this interval is far too wide: does one row of `draws` serve all three losses?",
+            predicate=_far_too_wide),
+]
+
+
+def _compared(decide, at=slice(None, -1), of=slice(1, None)):
+    """A wrong answer: decide(probability of the favourite, favourite, token, confidence) at other positions."""
+
+    def answer(p_logits, tokens, confidence=0.5):
+        probability, favourite = p_logits[:, at].softmax(-1).max(-1)
+        return decide(probability, favourite, tokens[:, of], confidence)
+
+    return answer
+
+
+def _both(probability, favourite, token, confidence):
+    return (probability > confidence) & (favourite != token)
+
+
+def _of_all(change):
+    """With change(logits) in the place of probabilities."""
+    def answer(p_logits, tokens, confidence=0.5):
+        return (change(p_logits[:, :-1]).amax(-1) > confidence) & (p_logits[:, :-1].argmax(-1) != tokens[:, 1:])
+    return answer
+
+
+def _about_the_token(decide):
+    """decide(probability of the token that came, confidence)."""
+    def answer(p_logits, tokens, confidence=0.5):
+        return decide(p_logits[:, :-1].softmax(-1).gather(2, tokens[:, 1:, None])[..., 0], confidence)
+    return answer
+
+
+CONFIDENT_MISTAKES = [
+    Mistake("these are about the tokens that are there: the logits at position j are about token j + 1",
+            *(_compared(_both, at, at) for at in (slice(None), slice(None, -1), slice(1, None)))),
+    Mistake("shifted the wrong way: the logits at position j are about token j + 1, not j − 1",
+            _compared(_both, slice(1, None), slice(None, -1))),
+    Mistake("this is where the model was wrong: it must also give its favourite more than `confidence`",
+            _compared(lambda probability, favourite, token, confidence: favourite != token)),
+    Mistake("this is where the model was confident: another token must also have come",
+            _compared(lambda probability, favourite, token, confidence: probability > confidence)),
+    Mistake("these are confident and right: the favourite must not be the token that came (`!=`)",
+            _compared(lambda probability, favourite, token, confidence:
+                      (probability > confidence) & (favourite == token))),
+    Mistake("this is wrong without confidence: the favourite's probability must be above, not below",
+            _compared(lambda probability, favourite, token, confidence:
+                      (probability < confidence) & (favourite != token))),
+    Mistake("this is turned round: True where the model is confidently wrong",
+            lambda *args, **kwargs: ~confidently_wrong(*args, **kwargs)),
+    Mistake("one of the two is enough here: both must hold (`&`)",
+            _compared(lambda probability, favourite, token, confidence:
+                      (probability > confidence) | (favourite != token))),
+    Mistake("this asks about the token that came: ask whether the model's favourite has more than `confidence`",
+            _about_the_token(lambda probability, confidence: probability < confidence),
+            _about_the_token(lambda probability, confidence: probability < 1 - confidence),
+            _about_the_token(lambda probability, confidence: probability > confidence)),
+    Mistake("logits are compared with `confidence`: softmax makes probabilities of them", _of_all(lambda x: x)),
+    Mistake("no token is ever above `confidence` here: take probabilities, not their logarithms",
+            predicate=lambda got, expected: got.shape == expected.shape and not got.any()),
+    Mistake("confidence is fixed at 0.5: use the argument",
+            _compared(lambda probability, favourite, token, confidence: (probability > 0.5) & (favourite != token))),
+    Mistake("the last position is kept: no token comes after it, so leave it out",
+            predicate=lambda got, expected: got.shape == (expected.shape[0], expected.shape[1] + 1)),
+]
+
+
+def _unit(x, dim=-1):
+    return x / (x.norm() if dim is None else x.norm(dim=dim, keepdim=True))
+
+
+def _length(x):
+    return x.norm(dim=-1, keepdim=True)
+
+
+def _moved(distance, start=lambda x, x_hat: x, direction=lambda x, x_hat, noise: _unit(noise)):
+    """A wrong ε-random point: start + distance · direction."""
+    return lambda x, x_hat, noise: start(x, x_hat) + distance(x, x_hat) * direction(x, x_hat, noise)
+
+
+def _distance(x, x_hat):
+    return (x_hat - x).norm(dim=-1, keepdim=True)
+
+
+EPSILON_MISTAKES = [
+    Mistake("the noise keeps its own length: divide it by `noise.norm(dim=-1, keepdim=True)`",
+            _moved(_distance, direction=lambda x, x_hat, noise: noise)),
+    Mistake("this adds the noise as it is: give it the length ‖x̂ − x‖", lambda x, x_hat, noise: x + noise),
+    Mistake("every point is at distance 1: multiply the direction by ‖x̂ − x‖", _moved(lambda x, x_hat: 1)),
+    Mistake("this is the squared distance: take its root", _moved(lambda x, x_hat: _distance(x, x_hat) ** 2)),
+    Mistake("a length is that of the whole tensor: each position has its own, `norm(dim=-1, keepdim=True)`",
+            _moved(lambda x, x_hat: (x_hat - x).norm()),
+            _moved(_distance, direction=lambda x, x_hat, noise: _unit(noise, None)),
+            _moved(lambda x, x_hat: (x_hat - x).norm(), direction=lambda x, x_hat, noise: _unit(noise, None))),
+    Mistake("this is the mean distance everywhere: each position has its own",
+            _moved(lambda x, x_hat: _distance(x, x_hat).mean())),
+    Mistake("a length is taken over the wrong axis: each vector's own is `norm(dim=-1, keepdim=True)`",
+            _moved(_distance, direction=lambda x, x_hat, noise: _unit(noise, 0)),
+            _moved(lambda x, x_hat: (x_hat - x).norm(dim=0, keepdim=True)),
+            _moved(lambda x, x_hat: (x_hat - x).norm(dim=0, keepdim=True),
+                   direction=lambda x, x_hat, noise: _unit(noise, 0))),
+    Mistake("this starts from x_hat: the distance is from x, so start there",
+            _moved(_distance, lambda x, x_hat: x_hat)),
+    Mistake("this is the error alone: add it to x", _moved(_distance, lambda x, x_hat: 0)),
+    Mistake("this is x_hat itself: only the distance is kept, the direction is that of the noise",
+            lambda x, x_hat, noise: x_hat),
+    Mistake("this goes as far as a vector is long: the distance is that from x to x_hat, ‖x̂ − x‖",
+            _moved(lambda x, x_hat: _length(x_hat)), _moved(lambda x, x_hat: _length(x)),
+            _moved(lambda x, x_hat: (_length(x_hat) - _length(x)).abs())),
+    Mistake("this goes against the noise: add the error, do not subtract it",
+            _moved(lambda x, x_hat: -_distance(x, x_hat))),
+    Mistake("the noise is taken for a point (noise − x): it is the direction itself",
+            _moved(_distance, direction=lambda x, x_hat, noise: _unit(noise - x))),
+]
+
+
+def _turned(point):
+    """A wrong θ-random point: point(x, x̂, noise, x̂'s part along x, its part across x, the noise's part across x)."""
+
+    def theta(x, x_hat, noise):
+        along, noise_along = ((v * _unit(x)).sum(-1, keepdim=True) * _unit(x) for v in (x_hat, noise))
+        return point(x, x_hat, noise, along, x_hat - along, noise - noise_along)
+
+    return theta
+
+
+def _across_x_hat(x, x_hat, noise):
+    return noise - (noise * _unit(x_hat)).sum(-1, keepdim=True) * _unit(x_hat)
+
+
+def _sum_over_everything(x, x_hat, noise):
+    """Lengths and products over the whole tensor: one of each."""
+    unit = _unit(x, None)
+    along, across = (x_hat * unit).sum() * unit, noise - (noise * unit).sum() * unit
+    return along + (x_hat - along).norm() * _unit(across, None)
+
+
+THETA_MISTAKES = [
+    Mistake("the noise still has a part along x: take it off, so that only what is across x is left",
+            _turned(lambda x, x_hat, noise, along, rest, across: along + _length(rest) * _unit(noise))),
+    Mistake("the noise is made orthogonal to x_hat: make it orthogonal to x",
+            _turned(lambda x, x_hat, noise, along, rest, across:
+                    along + _length(rest) * _unit(_across_x_hat(x, x_hat, noise)))),
+    Mistake("the angle is right, but this is as long as x (as some published code has it): here it is as long as x_hat",
+            lambda *args: _length(args[0]) * _unit(theta_random(*args))),
+    Mistake("the angle is right, but the length is 1: multiply by ‖x̂‖", lambda *args: _unit(theta_random(*args))),
+    Mistake("the part along x is lost: add it to the part across x",
+            _turned(lambda x, x_hat, noise, along, rest, across: _length(rest) * _unit(across))),
+    Mistake("‖x̂ − x‖ is not the length of the part across x: x̂ also differs from x along x",
+            _turned(lambda x, x_hat, noise, along, rest, across: along + _length(x_hat - x) * _unit(across))),
+    Mistake("‖x̂‖ is not the length of the part across x: take the part along x off first",
+            _turned(lambda x, x_hat, noise, along, rest, across: along + _length(x_hat) * _unit(across))),
+    Mistake("the part along x is x itself here: keep x_hat's part, (x̂ · x) x / ‖x‖²",
+            _turned(lambda x, x_hat, noise, along, rest, across: x + _length(rest) * _unit(across)),
+            _turned(lambda x, x_hat, noise, along, rest, across: x + _length(x_hat - x) * _unit(across))),
+    Mistake("the sign of the part along x is lost: x_hat may point away from x, at more than 90 degrees",
+            _turned(lambda x, x_hat, noise, along, rest, across:
+                    _length(along) * _unit(x) + _length(rest) * _unit(across))),
+    Mistake("the part across x keeps the noise's length: divide by its length, then multiply by that of x_hat's part",
+            _turned(lambda x, x_hat, noise, along, rest, across: along + _length(rest) * across),
+            _turned(lambda x, x_hat, noise, along, rest, across: along + across)),
+    Mistake("divided by the length of all the noise: take its part along x off first, then divide by what is left",
+            _turned(lambda x, x_hat, noise, along, rest, across: along + _length(rest) * across / _length(noise))),
+    Mistake("x is not of length 1: the part of v along x is (v · x) x / ‖x‖²", *(
+        _turned(lambda x, x_hat, noise, along, rest, across, power=power:
+                along * _length(x) ** power + _length(x_hat - along * _length(x) ** power)
+                * _unit(noise - (noise - across) * _length(x) ** power))
+        for power in (1, 2))),
+    Mistake("the whole tensor is taken for one vector: each position has its own, sum over the last axis",
+            _sum_over_everything),
+    Mistake("this is x_hat itself: its part across x gets the direction of the noise", lambda x, x_hat, noise: x_hat),
+    Mistake("this is ε-random: it has the distance of x_hat, but not its angle with x", epsilon_random),
+    Mistake("this goes against the noise: add the part across x, do not subtract it",
+            _turned(lambda x, x_hat, noise, along, rest, across: along - _length(rest) * _unit(across))),
+]
+
+
+def _by_eigenvalues(build):
+    def root(covariance):
+        return build(*torch.linalg.eigh(covariance))
+    return root
+
+
+def _product(root: Tensor) -> Tensor:
+    """R.T @ R, in float64. Raises TypeError unless R is real."""
+    if not root.is_floating_point():
+        raise TypeError(f"real numbers are needed, not {root.dtype}")
+    return root.double().mT @ root.double()
+
+
+def _is_transposed(got, expected):
+    return torch.allclose(_product(got.mT), _product(expected), atol=1e-4, rtol=1e-3)
+
+
+def _entry_by_entry(got, expected):
+    if not got.is_floating_point():
+        return False
+    covariance, squares = _product(expected), got * got.abs()           # with their signs
+    same = torch.allclose(squares.to(covariance), covariance, atol=1e-4)
+    return same or torch.allclose(got.to(covariance), covariance.sqrt(), atol=1e-4, equal_nan=True)
+
+
+ROOT_MISTAKES = [
+    Mistake("R @ R.T is the covariance, but noise @ R needs R.T @ R: transpose it (torch's Cholesky factor is lower; "
+            "directions * roots needs `@ directions.T`)", predicate=_is_transposed),
+    Mistake("this is no root: R.T @ R is the covariance squared. Take the root of the variances",
+            lambda covariance: covariance),
+    Mistake("the variances are not rooted, and `@ directions.T` is missing",
+            _by_eigenvalues(lambda variances, directions: directions * variances)),
+    Mistake("this is the inverse root, which makes white noise of coloured: multiply by the roots, do not divide",
+            _by_eigenvalues(lambda variances, directions: directions / variances.sqrt() @ directions.T)),
+    Mistake("this is the diagonal only: the components vary together, too",
+            lambda covariance: covariance.diag().sqrt().diag()),
+    Mistake("the directions are missing: the variances are those along the directions, not along the axes",
+            _by_eigenvalues(lambda variances, directions: variances.sqrt().diag())),
+    Mistake("the directions are the columns: directions * roots @ directions.T, not the other way round",
+            _by_eigenvalues(lambda variances, directions: directions.T * variances.sqrt() @ directions)),
+    Mistake("this is the root of each entry: a root of the matrix is needed, R.T @ R = covariance",
+            predicate=_entry_by_entry),
+]
+
+
+class CompareProducts(CompareCases):
+    """Compares R.T @ R: a covariance has many roots, and each of them is right."""
+
+    def _difference(self, got, expected):
+        if not isinstance(got, Tensor) or got.shape != expected.shape or not got.is_floating_point():
+            return first_difference(got, expected, **self.options)
+        return first_difference(_product(got), _product(expected), where="(R.T @ R)", **self.options)
+
+
+# --- what a comparison cannot state ----------------------------------------------------------------------------
+
+
+IMPOSSIBLE = ("where a token is impossible (true_log_probs −inf, P = 0) it must add 0, and 0 · (−inf) is NaN: weigh "
+              "ln p − ln q by P, or leave such tokens out (`torch.where`)")
+
+
+@property_check(mistakes=[IMPOSSIBLE, FAR_APART])
+def impossible_tokens(attempt):
+    """tokens that the truth rules out; only one token possible; logits hundreds apart"""
+    truth, p, q = random_logits(2, 3, 5), random_logits(2, 3, 5, seed=1), random_logits(2, 3, 5, seed=2)
+    truth[:, :2, 3] = truth[:, 1, 0] = truth[0, 2, 1:] = -torch.inf
+    _agrees(attempt, truth.log_softmax(-1), p, q, IMPOSSIBLE)
+    p = torch.tensor([[0.0, 300.0, -200.0], [0.0, 200.0, 0.0]])
+    q = torch.tensor([[250.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    _agrees(attempt, random_logits(1, 2, 3)[0].log_softmax(-1), p, q, FAR_APART)
+
+
+def _agrees(attempt, truth, p, q, message):
+    got, expected = attempt(truth.clone(), p.clone(), q.clone()), expected_delta_ce(truth, p, q)
+    same = torch.allclose(torch.as_tensor(got).to(expected), expected, atol=1e-4, rtol=1e-3)
+    inputs = f"true_log_probs = {describe(truth)}\np_logits = {describe(p)}\nq_logits = {describe(q)}"
+    require(same, message, input=inputs, got=got, expected=expected)
+
+
+THREE = "return three distributions, in this order: (P, p, q)"
+SAME_TOKENS = "P, p and q must be over the same tokens: three lists of one length, 2 or more"
+ABOVE_0 = "all probabilities must be above 0, and none may be a logarithm"
+SUM_1 = "the probabilities of each distribution must have the sum 1"
+UNCHANGED = ("q equals p: the patch changes nothing, and E[ΔCE] and the KL are both 0. Move q away from p, towards P "
+             "(the order is P, p, q)")
+OWN_TEXT = ("P equals p: then E[ΔCE] is the KL, which is never negative. Let the model be wrong about the data: p must "
+            "differ from P")
+NO_NEARER = ("q is no nearer to P than p is, so that the patch does no good: move q from p towards P (or have p and q "
+             "changed places? The order is P, p, q)")
+TOO_LITTLE = ("q is nearer to P than p is, but too little: E[ΔCE] must be below −0.01. Move q further towards P, or p "
+              "further away from it")
+
+
+@property_check(mistakes=[THREE, SAME_TOKENS, ABOVE_0, SUM_1, UNCHANGED, OWN_TEXT, NO_NEARER, TOO_LITTLE])
+def is_counter_example(attempt):
+    """three distributions over the same tokens, each above 0 with sum 1, and E[ΔCE] below −0.01 nats"""
+    answer = attempt()
+    require(hasattr(answer, "__len__") and len(answer) == 3, THREE, got=answer)
+    P, p, q = found = [torch.as_tensor(each, dtype=torch.float64).detach() for each in answer]
+    card = {"got": f"P = {describe(P)}\np = {describe(p)}\nq = {describe(q)}"}
+    require(all(each.ndim == 1 and len(each) == len(P) >= 2 for each in found), SAME_TOKENS, **card)
+    require(all(bool((each > 0).all()) for each in found), ABOVE_0, **card)
+    require(all(abs(each.sum() - 1) < 1e-4 for each in found), SUM_1, **card)
+    require(not torch.allclose(p, q, atol=1e-6), UNCHANGED, **card)
+    require(not torch.allclose(P, p, atol=1e-6), OWN_TEXT, **card)
+    harm = expected_delta_ce(P.log(), p.log(), q.log()).item()
+    card["expected"] = f"E[ΔCE] below −0.01 nats; here it is {harm:.4f}"
+    require(harm < 0, NO_NEARER, **card)
+    require(harm < -0.01, TOO_LITTLE, **card)
+
+
+CLAMP = "a variance is slightly below 0 by rounding, and its root is NaN: make it 0 first, `variances.clamp_min(0)`"
+SINGULAR = ("this breaks where a direction has no variance: a Cholesky factor and an inverse need variances above 0. "
+            "Take `torch.linalg.eigh`")
+LINALG_ERRORS = (torch.linalg.LinAlgError, np.linalg.LinAlgError)
+
+
+@property_check(mistakes=[CLAMP, SINGULAR])
+def root_of_singular(attempt):
+    """covariances with directions that have no variance, or one slightly below 0; float64 and float32"""
+    directions = torch.linalg.qr(drawn(5, 5).double())[0]
+    for least, dtype in ((-1e-9, torch.float64), (0.0, torch.float64), (-1e-6, torch.float32), (0.0, torch.float32)):
+        variances = torch.tensor([least, least, 0.3, 1.0, 4.0], dtype=torch.float64)
+        covariance = (directions * variances @ directions.T).to(dtype)
+        root = or_raised(attempt, LINALG_ERRORS, covariance.clone())
+        case = {"input": f"covariance = {describe(covariance)}, smallest variance {least:.0e}", "got": shown(root)}
+        require(not isinstance(root, Exception), SINGULAR, **case)
+        require(not root.isnan().any(), CLAMP, **case)
+        real = root.is_floating_point() and root.shape == covariance.shape
+        require(real, "R must be real, and of the shape of the covariance, always", **case)
+        difference = first_difference(_product(root), covariance, atol=1e-4, where="(R.T @ R)")
+        require(not difference, f"where a direction has no variance: {difference}", **case)
+
+
+EXERCISES = [
+    Exercise(
+        id="08.expected_delta_ce",
+        title="What ΔCE expects",
+        reference=expected_delta_ce,
+        check=CompareThenState(compare_cases(expected_cases, EXPECTED_MISTAKES, keeps_inputs=True), impossible_tokens),
+        hints=(
+            "An expected value is a sum over all tokens: how often each comes, times its ln p(t) − ln q(t).",
+            "How often a token comes is P: `true_log_probs.exp()`. The logarithms come from log_softmax of the logits.",
+            "`(true_log_probs.exp() * (p_logits.log_softmax(-1) - q_logits.log_softmax(-1))).sum(dim=-1)`",
+        ),
+        minutes=5,
+        difficulty=1,
+    ),
+    Exercise(
+        id="08.counter_example",
+        title="A patch that helps",
+        reference=counter_example,
+        check=is_counter_example,
+        hints=(
+            "E[ΔCE] = KL(P‖q) − KL(P‖p). It is negative where q is nearer to the data than p was.",
+            "Take any P and a p that differs from it. Which q is as near to P as can be?",
+            "q = P. Then E[ΔCE] is −KL(P‖p): `P = [0.7, 0.3]`, a `p` that is off by 0.1 or more, and "
+            "`return P, p, P`.",
+        ),
+        minutes=5,
+        difficulty=1,
+    ),
+    Exercise(
+        id="08.tokens_needed",
+        title="How many tokens?",
+        reference=tokens_needed,
+        check=compare_cases(needed_cases, NEEDED_MISTAKES, keeps_inputs=True, loose_scalars=True, rtol=1e-3),
+        hints=(
+            "The standard error of a mean of n is √(variance / n). Set it to precision · KL, and solve for n.",
+            "With r = ln(p / q), `kl = (p * r).sum(-1)` and `variance = (p * (r - kl[:, None]) ** 2).sum(-1)`, at each "
+            "position.",
+            "`(variance.mean() / (precision * kl.mean()) ** 2).item()`",
+        ),
+        minutes=8,
+        difficulty=2,
+    ),
+    Exercise(
+        id="08.score_interval",
+        title="One draw for all three",
+        reference=score_interval,
+        check=compare_cases(interval_cases, INTERVAL_MISTAKES, keeps_inputs=True, loose_scalars=True),
+        hints=(
+            "`ce_clean[draws]` is [resample, n]: the losses of the sequences of each resample. Do the same with the "
+            "other two.",
+            "Take the mean of each over the sequences (dim=1), then one score for each resample.",
+            "`score = (zero - sae) / (zero - clean)` with `zero = ce_zero[draws].mean(1)` and so on; then "
+            "`score.quantile(0.025).item()`, and the same with 0.975.",
+        ),
+        minutes=6,
+        difficulty=2,
+    ),
+    Exercise(
+        id="08.confidently_wrong",
+        title="Sure, and wrong",
+        reference=confidently_wrong,
+        check=compare_cases(confident_cases, CONFIDENT_MISTAKES, keeps_inputs=True),
+        hints=(
+            "What is the model's favourite at each position, and with what probability? `softmax`, then `max`.",
+            "`probability, favourite = p_logits[:, :-1].softmax(-1).max(-1)`; what came is tokens[:, 1:].",
+            "`(probability > confidence) & (favourite != tokens[:, 1:])`",
+        ),
+        minutes=5,
+        difficulty=1,
+    ),
+    Exercise(
+        id="08.epsilon_random",
+        title="As far away",
+        reference=epsilon_random,
+        check=compare_cases(noise_cases, EPSILON_MISTAKES, keeps_inputs=True),
+        hints=(
+            "How far is x_hat from x at each position? Go as far from x in another direction.",
+            "A direction is a vector of length 1: `noise / noise.norm(dim=-1, keepdim=True)`.",
+            "`x + (x_hat - x).norm(dim=-1, keepdim=True) * direction`",
+        ),
+        minutes=5,
+        difficulty=1,
+    ),
+    Exercise(
+        id="08.theta_random",
+        title="As far away, at the same angle",
+        reference=theta_random,
+        check=compare_cases(noise_cases, THETA_MISTAKES, keeps_inputs=True, atol=1e-4),
+        hints=(
+            "Split x_hat into its part along x and the rest. Only the direction of the rest changes, not its length.",
+            "With `unit = x / x.norm(dim=-1, keepdim=True)` the part of v along x is "
+            "`(v * unit).sum(-1, keepdim=True) * unit`. Take it off the noise as well.",
+            "`along + (x_hat - along).norm(dim=-1, keepdim=True) * across / across.norm(dim=-1, keepdim=True)`, where "
+            "`across` is the noise without its part along x.",
+        ),
+        minutes=10,
+        difficulty=3,
+    ),
+    Exercise(
+        id="08.covariance_root",
+        title="Noise that varies as activations do",
+        reference=covariance_root,
+        check=CompareThenState(
+            compare_cases(root_cases, ROOT_MISTAKES, keeps_inputs=True, atol=1e-4, kind=CompareProducts),
+            root_of_singular),
+        hints=(
+            "In the basis of its directions a covariance is diagonal: there the root is the root of each variance.",
+            "`variances, directions = torch.linalg.eigh(covariance)`; the directions are the columns. "
+            "`clamp_min(0)` before the root.",
+            "`directions * variances.clamp_min(0).sqrt() @ directions.T`",
+        ),
+        minutes=6,
+        difficulty=2,
+    ),
+]

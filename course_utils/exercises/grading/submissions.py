@@ -1,0 +1,225 @@
+"""Reading a submitted notebook: which exercises it attempts, and the code that each attempt needs.
+
+Nothing of the submission is run here. The notebook is taken apart as text: of each function under
+`@exercise("NN.name")` we keep the function, and of everything else only the imports, functions, classes and
+values that it uses. Stored outputs, and whatever the other cells would do, are left behind.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import symtable
+import types
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from IPython.core.inputtransformer2 import TransformerManager
+
+from course_utils.exercises.calling import is_stub
+
+MAX_BYTES = 50_000_000  # a larger file is not read
+MARK = re.compile(r"""^\s*@exercise\(\s*["']([^"']+)["']""", re.MULTILINE)
+CALLED = "_attempt"  # the name that `exercise("NN.name")(function)` gets in its program
+
+
+class Unreadable(Exception):
+    """The file is not a notebook that can be graded; the message says what it is instead."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempted exercise: a program that defines `name`; or, in `problem`, why there is none."""
+
+    id: str
+    name: str = ""
+    program: str = ""
+    empty: bool = False  # still the stub
+    others: dict[str, str] = field(default_factory=dict)  # other exercises that it uses: name -> id
+    problem: str = ""
+
+
+def read_cells(path: Path) -> list[str]:
+    """The code cells of a notebook, as Python (magics become calls). Raises Unreadable."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise Unreadable(f"the file has more than {MAX_BYTES / 1e6:.0f} MB")
+        notebook = json.loads(path.read_bytes())  # with a byte-order mark or without
+        sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        language = _language(notebook.get("metadata", {}))
+    except OSError as error:
+        raise Unreadable(f"the file cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"the file is not a notebook: no valid JSON ({str(error)[:80]})") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Unreadable("the file is not a notebook in format 4: it has no list of cells") from error
+    if language != "python":
+        raise Unreadable(f"the notebook's kernel is for {language[:40]}; the course is in Python")
+    return [_as_python(source) for source in sources]
+
+
+def _language(metadata: dict) -> str:
+    named = metadata.get("language_info", {}).get("name") or metadata.get("kernelspec", {}).get("language")
+    return str(named or "python").lower().removeprefix("i")  # "ipython" is Python
+
+
+def _as_python(source: str) -> str:
+    """A `%%magic` at the top is dropped, the cell under it kept; `%…` and `!…` lines become calls."""
+    if source.startswith("%%"):
+        source = "\n" + source.partition("\n")[2]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return TransformerManager().transform_cell(source)
+    except (SyntaxError, ValueError):
+        return source  # reported where it is parsed
+
+
+# --- the attempts ------------------------------------------------------------------------------------------
+
+
+def attempts_in(cells: Iterable[str]) -> dict[str, Attempt]:
+    """Exercise id -> attempt, for every exercise in the cells; of several, the last that is not a stub."""
+    found: dict[str, Attempt] = {}
+    statements: list[ast.stmt] = []
+    marked: list[tuple[str, int, ast.stmt]] = []
+    for cell in cells:
+        try:
+            body = _parsed(cell)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            found |= {id: Attempt(id, problem=f"{type(error).__name__}: {error}") for id in MARK.findall(cell)}
+            continue
+        for statement in body:
+            marked += [(id, len(statements), target) for id, target in _targets(statement)]
+            statements.append(statement)
+    for id, position, target in marked:
+        try:
+            attempt = _attempt(id, target, position, statements)
+        except (SyntaxError, ValueError, RecursionError) as error:  # parsed, but no valid program
+            attempt = Attempt(id, problem=f"{type(error).__name__}: {error}")
+        if id not in found or found[id].empty or not attempt.empty:
+            found[id] = attempt
+    return found
+
+
+def _parsed(source: str) -> list[ast.stmt]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source).body
+
+
+def _exercise_id(node: ast.AST) -> str | None:
+    """"02.x" for the expression `exercise("02.x")`; None for any other."""
+    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        name = getattr(node.func, "id", getattr(node.func, "attr", None))
+        return str(node.args[0].value) if name == "exercise" else None
+    return None
+
+
+def _targets(statement: ast.stmt) -> Iterator[tuple[str, ast.stmt]]:
+    """(id, statement that defines the function) for `@exercise(id) def …` and for `exercise(id)(function)`."""
+    if isinstance(statement, ast.FunctionDef):
+        for id in filter(None, map(_exercise_id, statement.decorator_list)):
+            rest = [d for d in statement.decorator_list if not _exercise_id(d)]
+            fields = {**dict(ast.iter_fields(statement)), "decorator_list": rest}
+            yield id, ast.copy_location(ast.FunctionDef(**fields), statement)
+    elif isinstance(statement, (ast.Expr, ast.Assign)):
+        call = statement.value
+        if isinstance(call, ast.Call) and (id := _exercise_id(call.func)) and len(call.args) == 1:
+            target = ast.Assign([ast.Name(CALLED, ast.Store())], call.args[0])
+            yield id, ast.fix_missing_locations(ast.copy_location(target, statement))
+
+
+def _attempt(id: str, target: ast.stmt, position: int, statements: list[ast.stmt]) -> Attempt:
+    chosen, others = needed(target, position, statements)
+    name = target.name if isinstance(target, ast.FunctionDef) else CALLED
+    program = ast.unparse(ast.Module([*chosen, target], type_ignores=[]))
+    others = {other: of for other, of in others.items() if other != name}
+    return Attempt(id, name, program, _is_empty(target), others)
+
+
+def _is_empty(target: ast.stmt) -> bool:
+    """Whether the function is still a stub; its code is compiled, not run."""
+    if not isinstance(target, ast.FunctionDef):
+        return False
+    bare = ast.parse(ast.unparse(ast.Module([target], type_ignores=[]))).body[0]
+    bare.args, bare.decorator_list, bare.returns = ast.parse("def f(*args, **kwargs): ...").body[0].args, [], None
+    try:
+        module = compile(ast.Module([bare], type_ignores=[]), "<stub>", "exec")
+    except (SyntaxError, ValueError):
+        return False
+    code = next(const for const in module.co_consts if isinstance(const, types.CodeType))
+    return not code.co_freevars and is_stub(types.FunctionType(code, {}))
+
+
+# --- what an attempt needs ---------------------------------------------------------------------------------
+
+
+def needed(
+    target: ast.stmt, position: int, statements: list[ast.stmt]
+) -> tuple[list[ast.stmt], dict[str, str]]:
+    """The statements that define what `target` uses, in order; and the other exercises among them, by name.
+
+    A name means what it means when the notebook is run from top to bottom up to the target: its last
+    definition before it. Only where there is none, the first one after it counts.
+    """
+    chosen: set[int] = {i for i, s in enumerate(statements[:position]) if "*" in _defined(s)}
+    others: dict[str, str] = {}
+    wanted = [(name, position) for name in _used(target)]
+    seen = set(wanted)
+    while wanted:
+        name, before = wanted.pop()
+        found = _definition(name, before, position, statements)
+        if found is None or found in chosen:
+            continue
+        statement = statements[found]
+        if ids := [id for id, _ in _targets(statement)]:
+            others[name] = ids[0]
+            continue
+        chosen.add(found)
+        late = isinstance(statement, (ast.FunctionDef, ast.ClassDef))  # its names are looked up when it is called
+        new = {(used, position if late else found) for used in _used(statement)} - seen
+        seen |= new
+        wanted += sorted(new)
+    return [statements[i] for i in sorted(chosen)], others
+
+
+def _definition(name: str, before: int, position: int, statements: list[ast.stmt]) -> int | None:
+    for i in reversed(range(before)):
+        if name in _defined(statements[i]):
+            return i
+    later = range(position + 1, len(statements)) if before == position else ()
+    return next((i for i in later if name in _defined(statements[i])), None)
+
+
+@lru_cache(maxsize=2000)
+def _table(statement: ast.stmt) -> symtable.SymbolTable:
+    """The names in a statement; none where it is no valid program or nested too deep, as its cell fails by itself."""
+    try:
+        return symtable.symtable(ast.unparse(statement), "<cell>", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return symtable.symtable("", "<cell>", "exec")
+
+
+def _defined(statement: ast.stmt) -> set[str]:
+    """The notebook's names that a statement gives a value to; "*" for a star import."""
+    if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
+        return {"*"}
+    return {s.get_name() for s in _table(statement).get_symbols() if s.is_assigned() or s.is_imported()}
+
+
+def _used(statement: ast.stmt) -> set[str]:
+    """The notebook's names that a statement reads, also inside the functions that it defines."""
+    return set(_global_names(_table(statement)))
+
+
+def _global_names(table: symtable.SymbolTable) -> Iterator[str]:
+    for symbol in table.get_symbols():
+        if symbol.is_referenced() and (table.get_type() == "module" or symbol.is_global()):
+            yield symbol.get_name()
+    for inner in table.get_children():
+        yield from _global_names(inner)

@@ -1,0 +1,38 @@
+"""How passes through a model are taken apart, patched and made cheap; and what a model can be asked."""
+
+from course_utils.passes.clean_run import CleanRun
+from course_utils.passes.padding import (
+    all_but_first,
+    check_unpadded,
+    checked_mask,
+    counted_positions,
+    followed,
+    looks_like_padding,
+    special_tokens,
+    without_padding,
+)
+from course_utils.passes.parts import (
+    after_block_0,
+    centred,
+    check_head,
+    gain_of,
+    head_weights,
+    key_value_head,
+    normalize,
+    normed_reading,
+    output_scale,
+)
+from course_utils.passes.pooling import Pooled
+from course_utils.passes.record import NEEDS, Traits, Turn
+from course_utils.passes.resumed import Enough, Residual, after_unembedding, read_activation
+from course_utils.passes.sites import Site, activations_in_batches, collect_activations, hook_z, in_float64, mlp_out
+from course_utils.passes.traits import require, traits_of
+from course_utils.passes.trial import check_causal, check_same, trial_tokens, try_out
+
+__all__ = [
+    "NEEDS", "CleanRun", "Enough", "Pooled", "Residual", "Site", "Traits", "Turn", "activations_in_batches",
+    "after_block_0", "after_unembedding", "all_but_first", "centred", "check_causal", "check_head", "check_same",
+    "check_unpadded", "checked_mask", "collect_activations", "counted_positions", "followed", "gain_of", "head_weights", "hook_z",
+    "in_float64", "key_value_head", "looks_like_padding", "mlp_out", "normalize", "normed_reading", "output_scale",
+    "read_activation", "require", "special_tokens", "traits_of", "trial_tokens", "try_out", "without_padding",
+]

@@ -1,0 +1,40 @@
+"""The clean pass that patched passes are continued from: as far inside as the model's record allows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from course_utils.passes.resumed import ResumedPass
+from course_utils.passes.traits import require, traits_of
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+class CleanRun(ResumedPass):
+    """The clean pass of a model over some tokens.
+
+    How it is continued depends on what the model can do (`Traits.resumes`): most run from any block and position on;
+    where a block needs more than the course knows of, the whole model runs again with the stream replaced.
+
+    Attributes:
+        residuals: n_layers + 1 tensors [batch, pos, d_model]: what enters each block, then what leaves the last.
+        activations: {hook name: value} of the names asked for, up to the last block.
+    """
+
+    def __init__(self, model: TransformerBridge, tokens: Int[Tensor, "batch pos"], names: list[str] = ()) -> None:
+        super().__init__(model, tokens, names, resumes=traits_of(model).resumes)
+
+    @torch.no_grad()
+    def logits(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
+        """The final norm, the unembedding and what the model does to logits after it, for any residual vectors.
+
+        Raises:
+            NotForThisModel: if that is not all that happens after the last block.
+        """
+        require(self.model, "a pass continued from inside", "logits")
+        return super().logits(residual)

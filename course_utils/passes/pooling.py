@@ -1,0 +1,45 @@
+"""Means over all counted positions of all batches, and how sure they are: one sum, divided once."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from course_utils.metrics import resample
+
+
+class Pooled:
+    """Running sums of per-position values: row 0 for all sequences, the other rows for resamples of them (bootstrap).
+
+    A resample draws as many sequences as there are, with replacement; row r counts sequence i weights[r, i] times.
+    Memory grows with the number of positions of one sequence and of resamples, not with the number of sequences.
+    """
+
+    def __init__(self, n: int, resamples: int, seed: int) -> None:
+        drawn = resample(n, resamples, seed)
+        times = torch.zeros(resamples, n, dtype=torch.int32).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.int32))
+        self.weights = torch.cat([torch.ones(1, n, dtype=torch.int32), times])
+        self.sums: dict[str, Float[Tensor, "row pos"]] = {}
+        self.counts: dict[str, Float[Tensor, "row pos"]] = {}
+
+    def add(
+        self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"],
+        values: dict[str, Float[Tensor, "batch pos"]],
+    ) -> None:
+        """Add the values of some sequences at the positions that are counted."""
+        weights, counted = self.weights[:, rows].double(), counted.cpu()
+        for name, value in values.items():
+            value = torch.where(counted, value.cpu().double(), 0.0)
+            self.sums[name] = self.sums.get(name, 0.0) + weights @ value
+            self.counts[name] = self.counts.get(name, 0.0) + weights @ counted.double()
+
+    def mean(self, name: str) -> Float[Tensor, "row"]:
+        """The mean over counted positions, of all sequences and of each resample."""
+        return self.sums[name].sum(1) / self.counts[name].sum(1)
+
+    def by_position(self, name: str) -> Float[Tensor, "pos"]:
+        """The mean over sequences; NaN where none is counted."""
+        return self.sums[name][0] / self.counts[name][0]
+
+

@@ -1,0 +1,183 @@
+"""A pass that is remembered, so that later passes do only the work that a patch changes.
+
+A patch at layer L and position p changes nothing below L, and nothing before p (attention is causal). So a patched
+pass may start at block L with the clean residual stream, run positions p and later alone, and read the keys and
+values of the earlier positions from the clean pass. TransformerLens's own `start_at_layer` computes the skipped
+blocks all the same and then throws their output away (seen in 4.3.0).
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Residual = Float[Tensor, "batch pos d_model"]
+
+
+class ResumedPass:
+    """The clean pass of a model over some tokens, continued in the way that it is told.
+
+    `resumes`: see `Traits.resumes`.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, model: TransformerBridge, tokens: Int[Tensor, "batch pos"], names: list[str] = (), *,
+        resumes: str,
+    ) -> None:
+        self.model, self.tokens, self.resumes = model, tokens, resumes
+        self.residuals: list[Residual] = []
+        self.activations: dict[str, Tensor] = {}
+        self._keys_values = _KeysValues()
+        self._block_arguments: list[dict[str, Any]] = []
+        keep = [(name, self._keep) for name in names]
+        pre_hooks = [(block, self._remember) for block in model.blocks] + [(model.ln_final, self._end)]
+        _run(model, tokens, pre_hooks, keep)
+
+    def _remember(self, block, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Note what a block is called with, and let it hand its keys and values to us."""
+        signature = inspect.signature(block.original_component.forward)
+        arguments = signature.bind(*args, **kwargs).arguments
+        arguments.update(arguments.pop("kwargs", {}))
+        residual, *others = arguments.pop("args") if "args" in arguments else [arguments.pop("hidden_states")]
+        past = next((name for name in (*arguments, *signature.parameters) if "past" in name), "past_key_values")
+        arguments[past] = self._keys_values if self.resumes == "positions" else None
+        self.residuals.append(residual)
+        self._block_arguments.append(arguments)
+        return (residual, *others), arguments
+
+    def _keep(self, value: Tensor, hook) -> None:
+        self.activations[hook.name] = value
+
+    def _end(self, ln_final, args: tuple, kwargs: dict) -> None:
+        """Note what leaves the last block, and end the pass: the unembedding would be for nothing."""
+        self.residuals.append(args[0])
+        raise Enough
+
+    def rotary(self, layer: int) -> tuple[Float[Tensor, "1 pos d"], Float[Tensor, "1 pos d"]] | None:
+        """The cosines and sines by which a block turns its queries and keys; None if it is given none."""
+        return self._block_arguments[layer].get("position_embeddings")
+
+    @torch.no_grad()
+    def continue_from(
+        self, layer: int, residual: Float[Tensor, "rows pos-start d_model"], *, start: int = 0, stop: int | None = None
+    ) -> Residual:
+        """Run blocks `layer` … `stop` − 1 (default: the last) on positions `start` … last; return what leaves them.
+
+        Before `start` everything is as in the clean pass. `rows` is a multiple of the clean batch, in its order.
+        Hooks that are on the model (`with model.hooks(...)`) act in these blocks as they do in a full pass.
+        """
+        times = len(residual) // len(self.tokens)
+        if self.resumes == "positions":
+            return self._through_blocks(layer, residual, start, stop, times)
+        before = self.residuals[layer][:, :start].repeat(times, 1, 1)
+        residual = torch.cat([before, residual], dim=1)
+        through = self._through_blocks if self.resumes == "blocks" else self.through_model
+        return through(layer, residual, 0, stop, times)[:, start:]
+
+    def _through_blocks(self, layer: int, residual: Residual, start: int, stop: int | None, times: int) -> Residual:
+        for block, arguments in zip(self.model.blocks[layer:stop], self._block_arguments[layer:stop]):
+            out = block(residual, **_later(arguments, start, times))
+            residual = out[0] if isinstance(out, tuple) else out
+        return residual
+
+    def through_model(self, layer: int, residual: Residual, start: int, stop: int | None, times: int) -> Residual:
+        """The slow way, for any model: a whole pass in which what enters one block is replaced."""
+        places, left = [*self.model.blocks, self.model.ln_final], []
+        stop = len(self.model.blocks) if stop is None else stop
+
+        def enter(block, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            return ((residual, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": residual})
+
+        def leave(block, args: tuple, kwargs: dict) -> None:
+            left.append(args[0] if args else kwargs["hidden_states"])
+            raise Enough
+
+        if stop <= layer:
+            return residual
+        _run(self.model, self.tokens.repeat(times, 1), [(places[layer], enter), (places[stop], leave)])
+        return left[0]
+
+    @torch.no_grad()
+    def logits(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
+        """The final norm, the unembedding and what the model does to logits after it, for any residual vectors."""
+        flat = residual.reshape(1, -1, residual.shape[-1])                          # [1, positions, d_model]
+        logits = after_unembedding(self.model, self.model.unembed(self.model.ln_final(flat)))
+        return logits.reshape(*residual.shape[:-1], self.model.cfg.d_vocab)
+
+
+def after_unembedding(model: TransformerBridge, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
+    """What some models do to their logits at the end: a soft cap, or a scale."""
+    transform = getattr(getattr(model, "adapter", None), "apply_output_logits_transform", None)
+    return logits if transform is None else transform(logits)
+
+
+def _run(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], pre_hooks: list, fwd_hooks: list = ()) -> None:
+    """A pass that may end early (`Enough`), with functions called before some modules, and hooks."""
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in pre_hooks]
+    try:
+        model.run_with_hooks(tokens, return_type=None, fwd_hooks=list(fwd_hooks))
+    except Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def read_activation(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str) -> Tensor:
+    """One activation; what comes after it is not run."""
+    seen = []
+
+    def keep(value: Tensor, hook) -> None:
+        seen.append(value)
+        raise Enough
+
+    _run(model, tokens, [], [(hook_name, keep)])
+    return seen[0]
+
+
+class Enough(Exception):
+    """All that was wanted from a pass is there."""
+
+
+class _KeysValues:
+    """Takes the place of a key-value cache: remembers a clean pass, or puts its earlier positions before new ones."""
+
+    def __init__(self, clean: dict[int, tuple[Tensor, Tensor]] | None = None, start: int = 0) -> None:
+        self.clean, self.start, self.seen = clean, start, {}                # layer: two [batch, head, pos, d_head]
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        if self.clean is None:
+            self.seen[layer] = keys, values
+        elif self.start:
+            times = len(keys) // len(self.clean[layer][0])
+            past = (each[:, :, :self.start].repeat(times, 1, 1, 1) for each in self.clean[layer])
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(past, (keys, values)))
+        return keys, values
+
+
+def _later(arguments: dict[str, Any], start: int, times: int) -> dict[str, Any]:
+    """A block's arguments for positions `start` … last, for `times` copies of the batch."""
+
+    def cut(value: Tensor, dim: int) -> Tensor:
+        value = value.narrow(dim, start, value.shape[dim] - start)
+        return value if len(value) == 1 else value.repeat(times, *[1] * (value.ndim - 1))
+
+    later = {name: _KeysValues(value.seen, start) if isinstance(value, _KeysValues) else value
+             for name, value in arguments.items()}
+    if (mask := arguments.get("attention_mask")) is not None:
+        later["attention_mask"] = cut(mask, 2)                              # [batch, 1, query, key]
+    if (rotary := arguments.get("position_embeddings")) is not None:
+        later["position_embeddings"] = tuple(cut(each, 1) for each in rotary)       # cos and sin: [1, pos, d_head]
+    if (ids := arguments.get("position_ids")) is not None:
+        later["position_ids"] = cut(ids, 1)                                 # [1, pos]
+    if (alibi := arguments.get("alibi")) is not None:
+        later["alibi"] = alibi.repeat(times, *[1] * (alibi.ndim - 1))       # [batch * head, 1, key]
+    return later

@@ -1,0 +1,40 @@
+"""The record of a model, and the one question that functions ask it: is all there that I rest on?
+
+The record is measured on a few tokens when a model is loaded, not guessed from its name. A function that needs what
+does not hold refuses in words instead of giving a wrong number.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from course_utils.house import NotForThisModel
+from course_utils.passes.record import NEEDS, Traits
+from course_utils.passes.trial import try_out
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def traits_of(model: TransformerBridge) -> Traits:
+    """The record that `load_model` made; for a bridge from elsewhere it is made now, in a few passes on short text."""
+    if not hasattr(model, "course_traits"):
+        model.course_traits = try_out(model)
+    return model.course_traits
+
+
+def require(model: TransformerBridge, what: str, *needs: str) -> Traits:
+    """The model's record, if it has all that `what` rests on.
+
+    Args:
+        what: the thing that was asked for, the beginning of the message.
+        needs: keys of NEEDS.
+    Raises:
+        NotForThisModel: naming the first assumption that does not hold, and what was seen instead.
+    """
+    traits = traits_of(model)
+    for need in needs:
+        if need in traits.lacks:
+            raise NotForThisModel(f"{what} is not for this model ({model.cfg.model_name}): it needs {NEEDS[need]}. "
+                                  f"When the model was tried: {traits.lacks[need]}.")
+    return traits

@@ -1,0 +1,61 @@
+"""Autoencoders on disk, as plain tensors and settings: written in the form of SAELens, read in that of four libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from course_utils.sae_formats import others, saelens
+from course_utils.sae_formats.objects import check_own_call, encode_decode, refuse_transcoder
+from course_utils.sae_formats.others import Format, Read, refuse_pickles
+from course_utils.sae_formats.saelens import CONFIG, WEIGHTS, fold_decoder_norm, write_sae
+
+__all__ = [
+    "CONFIG", "FORMATS", "WEIGHTS", "Format", "Read", "check_own_call", "encode_decode", "files_of", "fold_decoder_norm",
+    "format_of", "read_folder", "refuse_pickles", "refuse_transcoder", "write_sae",
+]
+
+FORMATS = (Format("SAELens", (CONFIG, WEIGHTS), saelens.read_saelens), *others.FORMATS)
+
+
+def read_folder(folder: Path) -> Read:
+    """Read the files of any library in FORMATS; W_dec is as large as the settings say.
+
+    Raises:
+        ValueError: if a file is missing, damaged or a pickle, or asks for what the course does not do.
+    """
+    found = format_of(folder)
+    read = found.read(folder)
+    _check_weights(read.weights, (read.settings["d_sae"], read.settings["d_in"]), *files_of(folder, found))
+    return read
+
+
+def files_of(folder: Path, found: Format) -> tuple[Path, Path]:
+    """The file of weights, and the one of settings (the same, where a library has only one)."""
+    return folder / found.files[-1], folder / found.files[0]
+
+
+def _check_weights(weights: dict[str, Tensor], expected: tuple[int, int], file: Path, config: Path) -> None:
+    """Raise ValueError, before anything as large as the configuration says is made, unless W_dec is as large.
+
+    A factor that scales the latents of old files, 1 where nothing was fine-tuned, is taken out; another is refused.
+    """
+    for name in ("scaling_factor", "finetuning_scaling_factor"):
+        if (factor := weights.pop(name, None)) is not None and not (factor == 1).all():
+            raise ValueError(f"{file}: its {name} is not 1 everywhere; a fine-tuned scaling factor is not supported")
+    shape = tuple(weights["W_dec"].shape) if "W_dec" in weights else None
+    if shape != expected and min(expected) > 0:
+        raise ValueError(f"{file} does not fit {config}: W_dec is {shape}, not {expected}")
+
+
+def format_of(folder: Path) -> Format:
+    """The library whose weights are in a folder; SAELens where there are none, whose reader says what is missing.
+
+    Raises:
+        ValueError: if there is only a pickle.
+    """
+    found = next((each for each in FORMATS if (folder / each.files[-1]).is_file()), None)
+    if found is None and folder.is_dir():
+        refuse_pickles((file.name for file in folder.iterdir()), folder)
+    return found or FORMATS[0]

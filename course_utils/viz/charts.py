@@ -1,0 +1,301 @@
+"""The static pictures of the lessons, drawn with matplotlib.
+
+Each function returns a Figure that is already closed: as the last expression of a cell it is shown once,
+`display(figure)` shows it anywhere else, and nothing is ever drawn twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy import ndarray
+
+from course_utils.viz.axes import LINE_STYLES, OKABE_ITO, WIDTH, as_array, new_axes
+
+MAX_ANNOTATED = 64  # a heat map with more cells than this is read by colour only
+MAX_TICKS = 40  # more labels than this on an axis cannot be read
+
+
+def plot_attention(
+    pattern: Float[ndarray, "query key"], tokens: list[str], title: str = "", *, ax: Axes | None = None
+) -> Figure:
+    """One head's attention as a picture: row = the position that looks, column = the position looked at.
+
+    Args:
+        pattern: attention probabilities, [query, key]; each row sums to 1.
+        tokens: one string per position.
+
+    Raises:
+        ValueError: when the shape is not [len(tokens), len(tokens)].
+    """
+    values, n = as_array(pattern), len(tokens)
+    if values.shape != (n, n):
+        raise ValueError(f"pattern has shape {values.shape}; {n} tokens need [{n}, {n}]")
+    ax = ax or new_axes(6.2)
+    image = ax.imshow(values, cmap="viridis", vmin=0, vmax=1)
+    labels = [str(token).replace("$", r"\$") for token in tokens]  # a lone $ would start a formula
+    size = 9 if n <= 20 else 7
+    ax.set_xticks(_ticks(n), [labels[i] for i in _ticks(n)], rotation=90, fontsize=size)
+    ax.set_yticks(_ticks(n), [labels[i] for i in _ticks(n)], fontsize=size)
+    ax.set(xlabel="key: the position looked at", ylabel="query: the position that looks", title=title)
+    ax.figure.colorbar(image, ax=ax, label="attention probability", shrink=0.8)
+    return ax.figure
+
+
+def plot_head_scores(
+    scores: Float[ndarray, "layer head"],
+    title: str = "",
+    *,
+    vmax: float | None = 1.0,
+    unit: str = "mean attention probability",
+    diverging: bool = False,
+    columns: str = "head",
+    ax: Axes | None = None,
+) -> Figure:
+    """One number per head as a heat map, layer by head; numbers written in when there are at most 64 heads.
+
+    Args:
+        scores: [layer, head], tensor or array. NaN stays white.
+        vmax: upper end of the colour scale, which starts at 0 (or at -vmax); None takes it from the data.
+        unit: label of the colour bar, with its unit.
+        diverging: for scores of either sign: 0 in the middle, orange below and purple above.
+        columns: what the columns are, when they are not heads ("position", say).
+
+    Raises:
+        ValueError: when scores has not two dimensions, or vmax is not positive.
+    """
+    values = as_array(scores)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"scores has shape {values.shape}; it must be [layer, head]")
+    if vmax is None:
+        vmax = float(np.nanmax(np.abs(values))) or 1.0
+    if not vmax > 0:
+        raise ValueError(f"vmax is {vmax}; the colour scale needs a positive upper end")
+    layers, heads = values.shape
+    ax = ax or new_axes(min(8.0, 1.8 + 0.42 * layers))
+    colours = {"cmap": "PuOr", "vmin": -vmax} if diverging else {"cmap": "viridis", "vmin": 0}
+    image = ax.imshow(values, vmax=vmax, aspect="auto", **colours)
+    ax.set_xticks(_ticks(heads))
+    ax.set_yticks(_ticks(layers))
+    ax.set(xlabel=columns, ylabel="layer", title=title)
+    ax.figure.colorbar(image, ax=ax, label=unit)
+    if values.size <= MAX_ANNOTATED:
+        _annotate(ax, image, values)
+    return ax.figure
+
+
+def plot_by_position(
+    values: dict[str, Float[ndarray, "pos"]],
+    ylabel: str,
+    *,
+    boundary: float | None = None,
+    x: Float[ndarray, "pos"] | None = None,
+    xlabel: str = "position in the sequence",
+    title: str = "",
+    ax: Axes | None = None,
+) -> Figure:
+    """Lines over positions (or, with x and xlabel, over anything else: training steps, layers).
+
+    Args:
+        values: {label: one number per position}; each line has its own colour and its own dashes.
+        ylabel: what is drawn, with its unit, for example "log-probability (nats)".
+        boundary: x of a dotted vertical line, where the second copy starts.
+        x: the positions; 0, 1, 2, … when not given.
+
+    Raises:
+        ValueError: when values is empty or a line has not one number per position.
+    """
+    if not values:
+        raise ValueError("values is empty; it must hold at least one {label: numbers}")
+    ax = ax or new_axes(3.4)
+    for i, (label, line) in enumerate(values.items()):
+        line = as_array(line)
+        at = np.arange(line.size) if x is None else as_array(x)
+        if line.shape != at.shape:
+            raise ValueError(f"{label!r} has shape {line.shape}; the positions have shape {at.shape}")
+        style = {"color": OKABE_ITO[i % len(OKABE_ITO)], "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
+        ax.plot(at, line, label=label, linewidth=1.6, **style)
+    if boundary is not None:
+        ax.axvline(boundary, color="0.4", linestyle=":", linewidth=1.2, label="second copy starts")
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(alpha=0.3)
+    ax.set_title(title)
+    if len(values) > 1 or boundary is not None:
+        ax.legend(fontsize=9, framealpha=0.9)
+    return ax.figure
+
+
+def plot_next_tokens(
+    distributions: dict[str, Float[ndarray, "vocab"]], vocabulary: Sequence[str], *, title: str = ""
+) -> Figure:
+    """The ten likeliest next tokens of the first distribution, as bars beside those of the others.
+
+    Args:
+        distributions: {label: one probability per token}.
+        vocabulary: the token of each id.
+
+    Raises:
+        ValueError: when there is no distribution, or one has not one probability per token.
+    """
+    values = {label: as_array(probs) for label, probs in distributions.items()}
+    if not values or any(probs.shape != (len(vocabulary), ) for probs in values.values()):
+        raise ValueError(f"each distribution needs {len(vocabulary)} probabilities, one per token; "
+                         f"got {({label: probs.shape for label, probs in values.items()})}")
+    shown = np.argsort(-next(iter(values.values())), kind="stable")[:10]
+    ax = new_axes(4.2)
+    height = 0.8 / len(values)
+    for i, (label, probs) in enumerate(values.items()):
+        at = np.arange(len(shown)) + (i - (len(values) - 1) / 2) * height
+        ax.barh(at, probs[shown], height=height, label=label, color=OKABE_ITO[i % len(OKABE_ITO)])
+    ax.set_yticks(range(len(shown)), [str(vocabulary[i]).replace("$", r"\$") for i in shown])
+    ax.invert_yaxis()
+    ax.set(xlabel="probability of the next token", ylabel="token")
+    ax.set_title(title, fontsize=10)
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(fontsize=9)
+    return ax.figure
+
+
+def _ticks(length: int) -> range:
+    return range(0, length, -(-length // MAX_TICKS))
+
+
+def _annotate(ax: Axes, image, values: ndarray) -> None:
+    """Write each value in its cell, in black or white, whichever contrasts with the cell."""
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isfinite(value):
+            continue
+        red, green, blue, _ = image.cmap(image.norm(value))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        text = f"{value:.2f}".replace("-0.00", "0.00")
+        ax.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+
+
+def plot_scatter(
+    x: Float[ndarray, "..."], y: Float[ndarray, "..."], xlabel: str, ylabel: str, *, title: str = ""
+) -> Figure:
+    """Points with the line y = x: how far one number stands for another.
+
+    Args:
+        x, y: tensors or arrays of the same shape.
+        xlabel, ylabel: what they are, with units.
+
+    Raises:
+        ValueError: when x and y have not the same shape, or are empty.
+    """
+    xs, ys = as_array(x), as_array(y)
+    if xs.shape != ys.shape or not xs.size:
+        raise ValueError(f"x has shape {xs.shape} and y {ys.shape}; they must be equal, with at least one point")
+    ax = new_axes(4.2)
+    low, high = min(xs.min(), ys.min()), max(xs.max(), ys.max())
+    ax.plot([low, high], [low, high], color="0.4", linestyle=":", linewidth=1.2, label="equal")
+    ax.scatter(xs, ys, s=14, color=OKABE_ITO[0], alpha=0.7)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=9)
+    return ax.figure
+
+
+def plot_bars(values: dict[str, dict[str, float]], xlabel: str, *, title: str = "") -> Figure:
+    """Horizontal bars: one row per name, one colour per series. `values` is {series: {name: number}}.
+
+    Args:
+        xlabel: what the numbers are, with the unit.
+
+    Raises:
+        ValueError: when there is nothing to draw or the series have not the same names.
+    """
+    names = list(next(iter(values.values()), {}))
+    if not names or any(list(series) != names for series in values.values()):
+        raise ValueError("values must be {series: {name: number}} with the same names, in the same order, in every series")
+    ax = new_axes(1.2 + 0.3 * (len(values) > 1) + 0.2 * len(names) * max(1, 0.6 * len(values)))
+    height = 0.8 / len(values)
+    for i, (label, series) in enumerate(values.items()):
+        at = [row + (i - (len(values) - 1) / 2) * height for row in range(len(names))]
+        ax.barh(at, list(series.values()), height=height, label=label, color=OKABE_ITO[i % len(OKABE_ITO)])
+    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.invert_yaxis()
+    ax.axvline(0, color="0.4", linewidth=0.8)
+    ax.set(xlabel=xlabel, title=title)
+    ax.grid(axis="x", alpha=0.3)
+    if len(values) > 1:
+        ax.figure.legend(fontsize=9, ncols=len(values), loc="outside lower center")
+    return ax.figure
+
+
+def plot_curves(
+    panels: list[tuple[str, Float[ndarray, "x"] | dict[str, Float[ndarray, "x"]]]], *, xlabel: str,
+    x: Float[ndarray, "x"] | None = None, title: str = "",
+) -> Figure:
+    """Curves over one axis, a panel for each quantity: [(label of the y axis, one curve or {name: curve})].
+
+    Args:
+        x: where the numbers stand; 0, 1, 2, … when not given.
+
+    Raises:
+        ValueError: when there is no panel, or a curve has not one number for each x.
+    """
+    if not panels:
+        raise ValueError("panels must hold at least one (label, curves)")
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0), layout="constrained", squeeze=False)
+    plt.close(figure)
+    for ax, (ylabel, curves) in zip(axes[0], panels):
+        curves = curves if isinstance(curves, dict) else {"": curves}
+        for i, (name, curve) in enumerate(curves.items()):
+            ys = as_array(curve)
+            xs = np.arange(ys.size) if x is None else as_array(x)
+            if ys.shape != xs.shape:
+                raise ValueError(f"{name or ylabel!r} has shape {ys.shape}; x has shape {xs.shape}")
+            ax.plot(xs, ys, label=name, color=OKABE_ITO[i % len(OKABE_ITO)], linestyle=LINE_STYLES[i % len(LINE_STYLES)])
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        ax.grid(alpha=0.3)
+        if len(curves) > 1:
+            ax.legend(fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_histogram(
+    values: Float[ndarray, "n"], xlabel: str, what: str, *, bins: int = 40, title: str = ""
+) -> Figure:
+    """How many of the values lie where; `what` they are ("latents") is the label of the y axis.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    numbers = as_array(values)
+    if not numbers.size:
+        raise ValueError("there is nothing to count: values is empty")
+    ax = new_axes(2.8)
+    ax.hist(numbers.flatten(), bins=bins, color=OKABE_ITO[0])
+    ax.set(xlabel=xlabel, ylabel=f"number of {what}", title=title)
+    ax.grid(alpha=0.3)
+    return ax.figure
+
+
+def plot_points(
+    points: dict[str, tuple[float, float]], xlabel: str, ylabel: str, *, line: list[tuple[float, float]] | None = None,
+    line_label: str = "", title: str = "",
+) -> Figure:
+    """Named points over a logarithmic x axis, and a line of others to compare them with. Lower left to upper right is
+    a trade; what lies above and to the left of another point is better than it.
+
+    Raises:
+        ValueError: when there are no points.
+    """
+    if not points:
+        raise ValueError("points is empty; it must hold at least one {name: (x, y)}")
+    ax = new_axes(3.6)
+    if line:
+        ax.plot(*zip(*sorted(line)), color="0.5", linestyle="--", marker=".", label=line_label)
+    for i, (name, (x, y)) in enumerate(points.items()):
+        ax.plot(x, y, marker="osD^vP*X"[i % 8], color=OKABE_ITO[i % len(OKABE_ITO)], linestyle="", label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log")
+    ax.legend(fontsize=9, loc="best")
+    ax.grid(alpha=0.3)
+    return ax.figure
