@@ -19,6 +19,7 @@ from typing import Any
 
 from course_utils.exercises.calling import Failure, LearnerError, NotYet, call, file_of, is_stub, weights_kept
 from course_utils.exercises.comparing import clone, describe, first_difference, without_addresses
+from course_utils.exercises.mistakes import Mistake
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,6 @@ class Case:
         except (TypeError, ValueError):
             named = {str(i): value for i, value in enumerate(self.args)} | self.kwargs
         return "\n".join(f"{name} = {describe(value)}" for name, value in named.items())
-
-
-class Mistake:
-    """A mistake that is recognised and named.
-
-    Give either wrong `functions` (recognised when the learner's answers equal those of one of them in every case),
-    or a `predicate(got, expected) -> bool` (recognised when it holds in every case that is wrong).
-    """
-
-    def __init__(self, message: str, *functions: Callable, predicate: Callable[[Any, Any], bool] | None = None) -> None:
-        if bool(functions) == bool(predicate):
-            raise ValueError(f"mistake {message!r}: give functions or a predicate, one of the two")
-        self.message, self.functions, self.predicate = message, functions, predicate
 
 
 @dataclass(frozen=True)
@@ -168,27 +156,31 @@ class CompareCases:
     def _name(self, cases: list[Case], got: list[Any], expected: list[Any]) -> str | None:
         """The message of the first mistake that explains the answers."""
         wrong = [(a, b) for a, b in zip(got, expected) if self._difference(a, b)]
+        for mistake in self.mistakes:
+            if mistake.predicate:
+                explained = _holds(lambda: all(mistake.predicate(a, b) for a, b in wrong))
+            else:
+                explained = any(_holds(lambda: self._answers_like(each, cases, got)) for each in mistake.functions)
+            if explained:
+                return mistake.message
+        return None
 
-        def mistaken(function: Callable, number: int) -> Any:
-            """What a known mistake answers in a case: kept, so that the next attempt is judged sooner."""
+    def _answers_like(self, function: Callable, cases: list[Case], got: list[Any]) -> bool:
+        """Whether these are a known mistake's answers. They are kept, so that the next attempt is judged sooner."""
+        for number, answer in enumerate(got):
             if (function, number) not in self._mistaken:
                 self._mistaken[function, number] = self._run(function, cases[number])
-            return self._mistaken[function, number]
+            if self._difference(answer, self._mistaken[function, number]):
+                return False
+        return True
 
-        def answers_like(function: Callable) -> bool:
-            return all(not self._difference(answer, mistaken(function, number)) for number, answer in enumerate(got))
 
-        def holds(predicate: Callable[[Any, Any], bool]) -> bool:
-            return all(predicate(a, b) for a, b in wrong)
-
-        for mistake in self.mistakes:
-            for test, of in [(answers_like, each) for each in mistake.functions] or [(holds, mistake.predicate)]:
-                try:
-                    if test(of):
-                        return mistake.message
-                except Exception:  # it does not apply to this answer (another type, another shape)
-                    continue
-        return None
+def _holds(test: Callable[[], bool]) -> bool:
+    """Whether it does; False if it does not apply to this answer (another type, another shape)."""
+    try:
+        return bool(test())
+    except Exception:
+        return False
 
 
 def compare_cases(

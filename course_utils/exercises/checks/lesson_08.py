@@ -23,6 +23,7 @@ from course_utils.exercises.checking import (
 from course_utils.exercises.checks.lesson_07 import kl_divergence
 from course_utils.exercises.checks.shared import FAR_APART, drawn, random_logits, random_tokens, shown
 from course_utils.exercises.comparing import describe, first_difference
+from course_utils.exercises.mistakes import seen, variants
 from course_utils.metrics import confidently_wrong, expected_delta_ce, score_interval, tokens_needed
 
 # --- the course's answer to what has no function in the package ------------------------------------------------
@@ -168,82 +169,49 @@ EXPECTED_MISTAKES = [
 ]
 
 
-def _needed(count):
-    """A wrong number of tokens: count(p, r, KL, variance, precision), where r is ln(p / q)."""
-
-    def tokens(p_logits, q_logits, precision=0.1):
-        p, r = p_logits.softmax(-1), p_logits.log_softmax(-1) - q_logits.log_softmax(-1)
-        kl = (p * r).sum(-1)
-        variance = (p * (r - kl[:, None]) ** 2).sum(-1)
-        return float(count(p, r, kl, variance, precision))
-
-    return tokens
-
-
-def _with_variance(variance):
-    """With another variance(p, r, KL) at each position."""
-    return _needed(lambda p, r, kl, right, precision: variance(p, r, kl).mean() / (precision * kl.mean()) ** 2)
-
-
-def _from_logits(p_logits, q_logits, precision=0.1):
-    p, r = p_logits.softmax(-1), p_logits - q_logits
-    kl = (p * r).sum(-1)
-    return ((p * (r - kl[:, None]) ** 2).sum(-1).mean() / (precision * kl.mean()) ** 2).item()
-
-
-def _favourites(p, r):
-    return r.gather(1, p.argmax(-1, keepdim=True))[:, 0]
-
-
-NEEDED_MISTAKES = [
-    Mistake("precision is not squared: the standard error falls with √n, so n = variance / (precision · KL)²",
-            _needed(lambda p, r, kl, variance, precision: variance.mean() / (precision * kl.mean() ** 2))),
-    Mistake("the KL is not squared: n = variance / (precision · KL)²",
-            _needed(lambda p, r, kl, variance, precision: variance.mean() / (precision ** 2 * kl.mean()))),
-    Mistake("nothing is squared below: n = variance / (precision · KL)²",
-            _needed(lambda p, r, kl, variance, precision: variance.mean() / (precision * kl.mean()))),
-    Mistake("this has a standard deviation where the variance belongs: n = variance / (precision · KL)²",
-            _needed(lambda p, r, kl, variance, precision: variance.mean() ** 0.5 / (precision * kl.mean()) ** 2),
-            _needed(lambda p, r, kl, variance, precision: variance.sqrt().mean() / (precision * kl.mean()) ** 2),
-            _needed(lambda p, r, kl, variance, precision: variance.mean() ** 0.5 / (precision * kl.mean())),
-            _needed(lambda p, r, kl, variance, precision: variance.sqrt().mean() / (precision * kl.mean()))),
-    Mistake("this takes the mean of the standard deviations: take the mean of the variances",
-            _needed(lambda p, r, kl, variance, precision: (variance.sqrt().mean() / (precision * kl.mean())) ** 2)),
-    Mistake("this is the rule of thumb: it holds for a small KL only. Compute the variance",
-            _needed(lambda p, r, kl, variance, precision: 2 / (kl.mean() * precision ** 2))),
-    Mistake("every token counts alike in this variance: weigh the squares by p",
-            _with_variance(lambda p, r, kl: ((r - kl[:, None]) ** 2).mean(-1)),
-            _with_variance(lambda p, r, kl: ((r - kl[:, None]) ** 2).sum(-1)),
-            _with_variance(lambda p, r, kl: r.var(-1)), _with_variance(lambda p, r, kl: r.var(-1, unbiased=False))),
-    Mistake("this is the mean square of ln(p / q), not its variance: take the KL off first",
-            _with_variance(lambda p, r, kl: (p * r ** 2).sum(-1))),
-    Mistake("this takes one mean KL off at all positions: each position's variance is about its own KL",
-            _with_variance(lambda p, r, kl: (p * (r - kl.mean()) ** 2).sum(-1))),
-    Mistake("this is the variance of the terms p ln(p / q): that of ln(p / q) is Σ p (ln(p / q) − KL)²",
-            _with_variance(lambda p, r, kl: (p * r).var(-1))),
-    Mistake("this is how the KL differs from position to position: take the variance over tokens, at each position",
-            _with_variance(lambda p, r, kl: kl.var()), _with_variance(lambda p, r, kl: kl.var(unbiased=False))),
-    Mistake("this is about the model's favourite tokens: any token may be drawn, each as often as p says",
-            _with_variance(lambda p, r, kl: _favourites(p, r).var()),
-            _needed(lambda p, r, kl, variance, precision:
-                    _favourites(p, r).var() / (precision * _favourites(p, r).mean()) ** 2)),
-    Mistake("this is a mean of the positions' ratios: take both means first, then one ratio",
-            _needed(lambda p, r, kl, variance, precision: (variance / (precision * kl) ** 2).mean())),
-    Mistake("this squares each KL and takes the mean: take the mean KL first, then its square",
-            _needed(lambda p, r, kl, variance, precision: variance.mean() / (precision ** 2 * (kl ** 2).mean()))),
-    Mistake("these are sums over positions: take means",
-            _needed(lambda p, r, kl, variance, precision: variance.sum() / (precision * kl.sum()) ** 2)),
-    Mistake("precision is not used",
-            _needed(lambda p, r, kl, variance, precision: variance.mean() / kl.mean() ** 2),
-            _needed(lambda p, r, kl, variance, precision: variance.mean() / (0.1 * kl.mean()) ** 2)),
-    Mistake("precision is a share of the KL: the standard error should be precision · KL",
-            _needed(lambda p, r, kl, variance, precision: variance.mean() / precision ** 2)),
-    Mistake("p and q have changed places: tokens are drawn from p",
-            lambda p, q, precision=0.1: tokens_needed(q, p, precision)),
-    Mistake("these are differences of logits: log_softmax makes log-probabilities of them", _from_logits),
-    Mistake("rounded: return the number as it is",
-            predicate=lambda got, expected: abs(got - expected) <= 1 and float(got) == int(got)),
-]
+WEIGHTED = "(p * (r - kl[..., None]) ** 2).sum(dim=-1)"                  # a part of the solution
+FAVOURITES = "r.gather(1, p.argmax(-1, keepdim=True))[:, 0]"
+NEEDED_MISTAKES = variants(tokens_needed, {
+    "precision is not squared: the standard error falls with √n, so n = variance / (precision · KL)²":
+        "(variance.mean() / (precision * kl.mean() ** 2)).item()",
+    "the KL is not squared: n = variance / (precision · KL)²":
+        "(variance.mean() / (precision ** 2 * kl.mean())).item()",
+    "nothing is squared below: n = variance / (precision · KL)²":
+        "(variance.mean() / (precision * kl.mean())).item()",
+    "this has a standard deviation where the variance belongs: n = variance / (precision · KL)²": (
+        "(variance.mean() ** 0.5 / (precision * kl.mean()) ** 2).item()",
+        "(variance.sqrt().mean() / (precision * kl.mean()) ** 2).item()",
+        "(variance.mean() ** 0.5 / (precision * kl.mean())).item()",
+        "(variance.sqrt().mean() / (precision * kl.mean())).item()"),
+    "this takes the mean of the standard deviations: take the mean of the variances":
+        {"variance.mean()": "variance.sqrt().mean() ** 2"},
+    "this is the rule of thumb: it holds for a small KL only. Compute the variance":
+        "(2 / (kl.mean() * precision ** 2)).item()",
+    "every token counts alike in this variance: weigh the squares by p": (
+        {WEIGHTED: "((r - kl[..., None]) ** 2).mean(dim=-1)"}, {WEIGHTED: "((r - kl[..., None]) ** 2).sum(dim=-1)"},
+        {WEIGHTED: "r.var(-1)"}, {WEIGHTED: "r.var(-1, unbiased=False)"}),
+    "this is the mean square of ln(p / q), not its variance: subtract the KL first": {"r - kl[..., None]": "r"},
+    "this subtracts one mean KL at all positions: each position's variance is about its own KL":
+        {"kl[..., None]": "kl.mean()"},
+    "this is the variance of the terms p ln(p / q): that of ln(p / q) is Σ p (ln(p / q) − KL)²":
+        {WEIGHTED: "(p * r).var(-1)"},
+    "this is how the KL differs from position to position: take the variance over tokens, at each position":
+        ({WEIGHTED: "kl.var()"}, {WEIGHTED: "kl.var(unbiased=False)"}),
+    "this is about the model's favourite tokens: any token may be drawn, each as often as p says":
+        ({WEIGHTED: f"{FAVOURITES}.var()"}, {WEIGHTED: f"{FAVOURITES}.var()", "kl.mean()": f"{FAVOURITES}.mean()"}),
+    "this is a mean of the positions' ratios: take both means first, then one ratio":
+        "(variance / (precision * kl) ** 2).mean().item()",
+    "this squares each KL and takes the mean: take the mean KL first, then its square":
+        "(variance.mean() / (precision ** 2 * (kl ** 2).mean())).item()",
+    "these are sums over positions: take means": {".mean()": ".sum()"},
+    "precision is not used": ({"precision *": "1 *"}, {"precision *": "0.1 *"}),
+    "precision is a share of the KL: the standard error should be precision · KL":
+        "(variance.mean() / precision ** 2).item()",
+    "p and q have changed places: tokens are drawn from p": lambda p, q, precision=0.1: tokens_needed(q, p, precision),
+    "these are differences of logits: log_softmax makes log-probabilities of them": {"log_p - log_q": "p_logits - q_logits"},
+    "rounded: return the number as it is":
+        seen(lambda got, expected: abs(got - expected) <= 1 and float(got) == int(got)),
+})
 
 
 def _resampled(statistic, low=0.025, high=0.975, rows=lambda row: row):
