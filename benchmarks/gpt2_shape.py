@@ -10,11 +10,10 @@ from tqdm.auto import tqdm
 
 from benchmarks.measuring import GB, alone
 from benchmarks.registry import Row, benchmark
-from course_utils import ablation, circuits, logit_attribution
+from course_utils import ablation, circuits, logit_attribution, path_patching
 from course_utils.house import bars_are_off
 from course_utils.models import load_model
 from course_utils.passes import CleanRun, hook_z, mlp_out
-from course_utils.path_patching import path_patching
 from course_utils.repeated_tokens import generate_repeated_tokens
 
 LIMIT = 24 * 2**30 / GB     # 24 GiB

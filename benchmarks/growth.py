@@ -17,8 +17,7 @@ from course_utils.circuits import composition_scores, effective_embedding, top_k
 from course_utils.faithfulness import evaluate_sae
 from course_utils.heads import induction_scores
 from course_utils.house import bars_are_off
-from course_utils.models import as_bridge, best_device
-from course_utils.models.local import word_tokenizer
+from course_utils.models import as_bridge, best_device, word_tokenizer
 from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_training import Training, TrainingConfig

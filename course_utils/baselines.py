@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.faithfulness import POSITIONS_AT_A_TIME, HasEncodeDecode, run_and_reconstruct, site_of
+from course_utils.faithfulness import HasEncodeDecode, POSITIONS_AT_A_TIME, run_and_reconstruct, site_of
 from course_utils.house import bars_are_off
 from course_utils.language import Sample
 from course_utils.metrics import defined_ratio, interval, kl_of_log_probs, log_softmax

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.house import bars_are_off
-from course_utils.metrics import (  # those that are not used here were here once, and are imported from here
+from course_utils.metrics import (
     bootstrap_interval,
     cross_entropy_by_position,
     defined_ratio,
@@ -182,7 +182,7 @@ def evaluate_sae(
         sae: ours, SAELens's, or any object with `encode` and `decode`.
         hook_name, head: where it goes; None: where it says that it was trained.
         mask: which positions are patched and counted; None: all but the first (BOS). With padding it is needed: see
-            `padding.without_padding`. The last position before padding does not count, as a row's last one does not.
+            `passes.without_padding`. The last position before padding does not count, as a row's last one does not.
         convention: see `Convention`.
         everything: False leaves out what the peers do not have: reverse_kl, js, ce_mean.
         resamples, seed: of the bootstrap behind the intervals; 0 for none. Which scores are defined is then judged

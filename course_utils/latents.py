@@ -27,9 +27,9 @@ def latent_activations(
     """Every latent at every position; 0 at the first (BOS), which an autoencoder of this course never sees.
 
     Args:
-        mask: where else than at all but the first; 0 outside. With padding it is needed: see `padding.without_padding`.
+        mask: where else than at all but the first; 0 outside. With padding it is needed: see `passes.without_padding`.
     Raises:
-        ValueError: if the autoencoder does not fit the model, or as `padding.checked_mask` does.
+        ValueError: if the autoencoder does not fit the model, or as `passes.checked_mask` does.
     """
     site, mask = site_of(model, sae), checked_mask(model, tokens, mask)
     latents = torch.cat([reconstruct(sae, x, site)[0].cpu()

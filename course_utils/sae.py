@@ -231,7 +231,7 @@ def _check(d_in: int, d_sae: int, kind: str, k: int | None, normalize: str) -> N
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
     if normalize not in NORMS:
-        raise ValueError(f"normalize is {normalize!r}; it must be one of {', '.join(NORMS)}")
+        raise ValueError(f"normalize is {repr(normalize)[:80]}; it must be one of {', '.join(NORMS)}")
     if d_in < 1 or d_sae < 1:
         raise ValueError(f"d_in is {d_in} and d_sae is {d_sae}; both must be positive")
     if kind == "topk" and (k is None or not 1 <= k <= d_sae):

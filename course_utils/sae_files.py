@@ -104,7 +104,7 @@ def _downloaded(repo: str, sae_id: str, named: str) -> Path:
         f"  needed:  {CONFIG} and {WEIGHTS} in {repo}/{sae_id}, or {others}\n"
         f"  tried:   the local Hugging Face cache {constants.HF_HUB_CACHE}: not there\n"
         f"           the Hugging Face hub: {first_line(missing)}\n"
-        f"  works now: the autoencoders that the course ships, see course_utils.shipped_saes"
+        f"  works now: the autoencoders that the course ships, see shipped_saes(model_name)"
     ) from missing
 
 

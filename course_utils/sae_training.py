@@ -64,7 +64,7 @@ def train_sae(
     """An autoencoder for the activations at one place, at every position but the first.
 
     Args:
-        mask: at which positions instead. With padding it is needed: see `padding.without_padding`.
+        mask: at which positions instead. With padding it is needed: see `passes.without_padding`.
         folder: where to keep checkpoints. A run that was stopped goes on from the last one, and ends with exactly the
             weights it would have had.
     Raises:

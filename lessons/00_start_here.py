@@ -34,10 +34,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from course_utils.exercises import exercise, predict, progress, reveal
+from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.language import StoryLanguage
 from course_utils.measured import measured
-from course_utils.models import load_model, load_real_model
+from course_utils.models import MODELS, load_model, load_real_model
 from course_utils.story_grammar import PLACES
 from course_utils.viz import attention_patterns, plot_attention, plot_by_position, plot_next_tokens
 

@@ -27,10 +27,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from course_utils.exercises import exercise, predict, progress, reveal
+from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.measured import measured
-from course_utils.models import load_model, load_real_model
-from course_utils.repeated_tokens import repeated_token_report
+from course_utils.models import bos_token_id, load_model, load_real_model
+from course_utils.repeated_tokens import check_repeated_length, repeated_token_report
 from course_utils.viz import plot_by_position
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"

@@ -30,14 +30,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from course_utils.exercises import exercise, predict, progress, reveal
+from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.heads import best_head, induction_scores_in_text, is_pattern, stripe_scores
 from course_utils.house import bars_are_off
 from course_utils.language import StoryLanguage
 from course_utils.measured import measured
 from course_utils.models import checkpoint_steps, load_model, load_real_model
 from course_utils.planted import planted_induction_model
-from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
+from course_utils.repeated_tokens import check_repeated, generate_repeated_tokens, repeated_token_report
 from course_utils.viz import attention_patterns, plot_attention, plot_by_position, plot_head_scores
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"

@@ -29,19 +29,11 @@ from IPython.display import display
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from course_utils.exercises import exercise, predict, progress, reveal
+from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.faithfulness import evaluate_sae
 from course_utils.language import StoryLanguage
-from course_utils.latents import (
-    auc,
-    best_latents,
-    dead_latents,
-    latent_activations,
-    linear_direction,
-    story_labels,
-    token_labels,
-    top_activations,
-)
+from course_utils.latents import (auc, best_latents, dead_latents, latent_activations, linear_direction,
+                                  story_labels, token_labels, top_activations)
 from course_utils.measured import measured
 from course_utils.models import load_model, load_real_model
 from course_utils.passes import collect_activations
@@ -49,8 +41,7 @@ from course_utils.sae import SparseAutoencoder, top_k
 from course_utils.sae_files import load_shipped_sae, middle_layer, shipped_saes, topk_sae_for
 from course_utils.sae_training import TrainingConfig, fit
 from course_utils.text import reads_stories, sample_text
-from course_utils.viz.charts import plot_bars, plot_curves, plot_histogram, plot_points
-from course_utils.viz.dashboards import latent_dashboard
+from course_utils.viz import latent_dashboard, plot_bars, plot_curves, plot_histogram, plot_points
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
 model = load_model(MODEL)

@@ -24,28 +24,25 @@ import os
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from IPython.display import display
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from course_utils.exercises import exercise, predict, progress, reveal
-from course_utils.exercises.checks.lesson_07 import (
-    bootstrap_interval,
-    explained_variance,
-    kl_divergence,
-    reconstruction_score,
-)
+from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.faithfulness import SAEBENCH, SAELENS, evaluate_sae
 from course_utils.measured import measured
-from course_utils.metrics import cross_entropy_by_position, delta_cross_entropy, pooled_mean
+from course_utils.metrics import (bootstrap_interval, cross_entropy_by_position, delta_cross_entropy,
+                                  explained_variance, kl_divergence, log_softmax, pooled_mean,
+                                  reconstruction_score)
 from course_utils.models import load_model, load_real_model
-from course_utils.passes import collect_activations
+from course_utils.passes import CleanRun, collect_activations
 from course_utils.sae import SparseAutoencoder
-from course_utils.sae_files import load_pretrained_sae, load_shipped_sae, middle_layer, shipped_saes, topk_sae_for
+from course_utils.sae_files import (load_pretrained_sae, load_shipped_sae, middle_layer, shipped_saes,
+                                    topk_sae_for)
 from course_utils.text import sample_text
-from course_utils.viz import plot_by_position
-from course_utils.viz.charts import plot_histogram
+from course_utils.viz import plot_by_position, plot_histogram
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
 model = load_model(MODEL)

@@ -27,9 +27,10 @@ from IPython.display import display
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from course_utils.exercises import exercise, predict, progress, reveal
+from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.faithfulness import evaluate_sae
-from course_utils.heads import induction_scores, induction_targets, is_pattern, previous_token_scores, top_heads
+from course_utils.heads import (induction_scores, induction_targets, is_pattern, previous_token_scores,
+                                top_heads)
 from course_utils.latents import auc, latent_activations
 from course_utils.measured import measured
 from course_utils.metrics import interval
@@ -40,19 +41,10 @@ from course_utils.report_card import circuit_interval, report_card
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_files import load_shipped_sae, shipped_saes, topk_sae_for
 from course_utils.sae_training import TrainingConfig, fit
-from course_utils.splicing import (
-    after_token,
-    circuit_score,
-    log_probs_reading,
-    remove_latents,
-    same_token_auc,
-    spliced,
-    without_latents,
-)
+from course_utils.splicing import (after_token, circuit_score, log_probs_reading, remove_latents,
+                                   same_token_auc, spliced, without_latents)
 from course_utils.text import sample_text
-from course_utils.viz import plot_by_position
-from course_utils.viz.charts import plot_bars, plot_points
-from course_utils.viz.dashboards import latent_dashboard
+from course_utils.viz import latent_dashboard, plot_bars, plot_by_position, plot_points
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
 model = load_model(MODEL)

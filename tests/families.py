@@ -14,8 +14,7 @@ import torch
 import transformers
 from torch import nn
 
-from course_utils.models import as_bridge
-from course_utils.models.local import word_tokenizer
+from course_utils.models import as_bridge, word_tokenizer
 
 VOCAB, WIDTH, LAYERS, HEADS, CONTEXT, WINDOW = 40, 32, 3, 4, 64, 5
 WORDS = ["<bos>", *(f"t{i}" for i in range(1, VOCAB))]

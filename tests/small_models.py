@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from course_utils import models
-from course_utils.models import as_bridge
-from course_utils.models.local import word_tokenizer
+from course_utils.models import as_bridge, word_tokenizer
 from course_utils.planted import planted_induction_model
 
 WORDS = ["<bos>", *(f"t{i}" for i in range(1, 30))]

@@ -55,7 +55,9 @@ def with_cells(*cells: str) -> str:
 PASSED = {"01.chance_log_prob": ("passed", "")}
 PATCHES = """
 import builtins
-from course_utils import calling, checking, comparing, exercises, grading, isolation, progress_store
+from course_utils import exercises
+from course_utils.exercises import calling, checking, comparing, grading, progress_store
+from course_utils.exercises.grading import isolation
 
 def forge(*args, **kwargs):
     return checking.Verdict("passed", "Passed.")
@@ -200,7 +202,7 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
                                 chance("return 17.0")), wrong()),
     "prints_passed": (with_cells(chance("print('✓ passed · 01.chance_log_prob')\nreturn 17.0")), wrong()),
     "forged_progress": (with_cells(
-        "from course_utils.progress_store import record\nrecord('01.chance_log_prob', 'passed')",
+        "from course_utils.exercises.progress_store import record\nrecord('01.chance_log_prob', 'passed')",
         chance("raise NotImplementedError")), {}),
     "equal_to_all": (with_cells(chance("return Agreeable()", "class Agreeable(float):\n    __eq__ = lambda a, b: True\n"
                                        "    __sub__ = __rsub__ = lambda a, b: 0.0")), wrong()),

@@ -13,7 +13,7 @@ from small_models import forbidden_forward
 from test_baselines import RESIDUAL, some_sae, some_tokens
 
 from course_utils.baselines import coarser_log_probs, true_noise_floor
-from course_utils.exercises.checks.lesson_07 import kl_divergence
+from course_utils.metrics import kl_divergence
 from course_utils.faithfulness import patched_logits
 from course_utils.language import Sample, StoryLanguage
 from course_utils.metrics import (

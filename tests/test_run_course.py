@@ -75,7 +75,7 @@ def lesson(root: Path, name: str, *cells: str) -> None:
     nbformat.write(notebook, root / "solutions" / f"{name}.ipynb")
 
 
-GOOD = """from course_utils.report import measured
+GOOD = """from course_utils.measured import measured
 measured('score', 0.9, at_least=0.8, published='0.91 (quoted)')"""
 
 

@@ -197,7 +197,7 @@ def test_no_tensor_of_a_file_is_rounded(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"normalize_activations": True}, "normalize_activations True is not supported; supported are none, "),
+    ({"normalize_activations": True}, "normalize is True; it must be one of none, "),
     ({"activation_fn_str": "tanh-relu"}, "activation_fn 'tanh-relu' with standard is not one that this course knows"),
     ({"activation_fn_str": "topk", "architecture": "gated"}, "activation_fn 'topk' with gated is not one"),
     ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3, "signed": True}}, "activation_fn_kwargs signed"),

@@ -95,7 +95,7 @@ from course_utils import __main__, exercises, models, viz
 from course_utils.faithfulness import evaluate_sae
 from course_utils.heads import induction_scores
 from course_utils.repeated_tokens import generate_repeated_tokens
-from course_utils.shipped_saes import load_shipped_sae
+from course_utils.sae_files import load_shipped_sae
 from course_utils.text import sample_text
 
 model = models.load_model("tiny")

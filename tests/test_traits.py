@@ -7,14 +7,13 @@ import pytest
 import small_models
 import torch
 
-from course_utils import ablation, circuits, exercises, heads
+from course_utils import ablation, circuits, exercises, heads, path_patching
 from course_utils.__main__ import main
 from course_utils.house import NotForThisModel
 from course_utils.logit_attribution import direct_logit_attribution
-from course_utils.models import as_bridge, load_model
-from course_utils.models.local import word_tokenizer
+from course_utils.models import as_bridge, load_model, word_tokenizer
 from course_utils.passes import NEEDS, CleanRun, Turn, sites, traits_of, trial
-from course_utils.path_patching import path_patching
+from course_utils.passes.resumed import ResumedPass
 
 SEQ_LEN = 6
 
@@ -46,7 +45,7 @@ def test_the_record_of_a_model_that_has_it_all(make):
 def test_every_way_of_continuing_a_pass_gives_the_same(make, resumes):
     model = make()
     tokens, start, layer = small_models.repeated(model), 4, 1
-    quick, slow = CleanRun(model, tokens, resumes="positions"), CleanRun(model, tokens, resumes=resumes)
+    quick, slow = (ResumedPass(model, tokens, resumes=how) for how in ("positions", resumes))
     changed = quick.residuals[layer][:, start:].repeat(2, 1, 1).flip(0) * 1.5
     for stop in (None, layer + 1, layer):
         torch.testing.assert_close(slow.continue_from(layer, changed, start=start, stop=stop),

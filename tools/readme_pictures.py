@@ -18,8 +18,7 @@ from course_utils.repeated_tokens import generate_repeated_tokens, repeated_toke
 from course_utils.sae_files import load_shipped_sae, shipped_saes
 from course_utils.splicing import spliced
 from course_utils.text import sample_text
-from course_utils.viz import plot_attention, plot_by_position, plot_head_scores
-from course_utils.viz.charts import plot_bars
+from course_utils.viz import plot_attention, plot_bars, plot_by_position, plot_head_scores
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"
 

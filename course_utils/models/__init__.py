@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course_utils.house import (
-    WEIGHTS,
     CacheNotWritable,
     DamagedModelFile,
     ModelUnavailable,
     NotForThisModel,
     UnknownModel,
     UnknownStep,
+    WEIGHTS,
 )
 from course_utils.models import hub, smollm2
 from course_utils.models.folders import HASHES, check_hashes, read_hashes
@@ -79,7 +79,7 @@ def load_model(name: str = "tiny", *, device: str | torch.device | None = None,
     linear map, and weights that write to the residual stream (and the unembedding) are centred.
     That changes no probability; it shifts each position's logits by a constant. (Where the norm
     is RMSNorm, as in SmolLM2, only the unembedding is centred.) Whether it does is tried on a few
-    tokens, as is what else this course assumes of a model: `course_utils.traits` has the record.
+    tokens, as is what else this course assumes of a model: `course_utils.passes.traits_of` has the record.
     The value biases are moved to the attention's bias: zero ablation of a head is of its output
     without them.
 

@@ -78,7 +78,7 @@ def checked_mask(
     if tokens.ndim != 2 or tokens.shape[1] < 2 or len(tokens) == 0:
         raise ValueError(f"tokens are {tuple(tokens.shape)}; they must be [n, pos] with at least one row of two tokens")
     if mask is None:
-        check_unpadded(model, tokens, "Leave it out: mask=without_padding(model, tokens), of course_utils.padding. "
+        check_unpadded(model, tokens, "Leave it out: mask=without_padding(model, tokens), of course_utils.passes. "
                        "Or, if that token is text, because a document ends there: mask=all_but_first(tokens)")
         return all_but_first(tokens)
     if mask.shape != tokens.shape or mask.dtype != torch.bool:

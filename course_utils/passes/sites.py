@@ -132,12 +132,12 @@ def collect_activations(
     """The activation at every counted position, in order, on the CPU.
 
     Args:
-        mask: which positions; None: all but the first (BOS). With padding it is needed: see `padding.without_padding`.
+        mask: which positions; None: all but the first (BOS). With padding it is needed: see `passes.without_padding`.
         exact: compute in float64. Processors round sums differently: in float32 the activations agree to six or seven
             digits between machines, in float64 to fifteen. Training enlarges such differences. (Llama's norm and its
             like compute in float32 whatever they are given: such a model gains nothing.)
     Raises:
-        ValueError: if there is no such place, or as `padding.checked_mask` does; and, if exact, if the model is not
+        ValueError: if there is no such place, or as `passes.checked_mask` does; and, if exact, if the model is not
             float32.
     """
     site, mask = Site(model, hook_name, head), checked_mask(model, tokens, mask)

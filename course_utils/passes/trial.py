@@ -16,7 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.house import NotForThisModel
-from course_utils.passes.parts import after_block_0, head_weights, key_value_head, normalize, normed_reading, output_scale
+from course_utils.passes.parts import (
+    after_block_0,
+    head_weights,
+    key_value_head,
+    normalize,
+    normed_reading,
+    output_scale,
+)
 from course_utils.passes.record import Traits, Turn
 from course_utils.passes.resumed import ResumedPass
 

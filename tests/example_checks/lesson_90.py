@@ -7,7 +7,8 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from course_utils.exercises import Exercise
-from course_utils.exercises.checking import Case, Mistake, compare_cases, property_check, require
+from course_utils.exercises.checking import Case, compare_cases, property_check, require
+from course_utils.exercises.mistakes import Mistake
 
 HINTS = ("Think of the axis.", "It is the last axis.", "x.softmax(-1)")
 NOT_A_COPY = "the second half is not a copy of the first"
