@@ -214,7 +214,7 @@ def test_the_autoencoder_of_smollm2_is_good():
 
 def test_another_model_gets_a_small_one(capsys, monkeypatch):
     model = small_models.multi_head()
-    monkeypatch.setattr(shipped_saes, "small_config", lambda d: shipped_saes.TrainingConfig(
+    monkeypatch.setattr(sae_files, "small_config", lambda d: sae_files.TrainingConfig(
         d_sae=2 * d, kind="topk", k=4, steps=20, batch=64, warm_up=5, dead_after=10))
     sae = topk_sae_for(model)
     assert "training a small one" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 from notebook_runs import LessonError, read_notebook, run_notebook, stored_lessons
 from tqdm import tqdm
 
-from course_utils.measured import measured as report
+from course_utils import measured as report
 from course_utils.measured import passed
 from course_utils.viz import bundle_script
 
