@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from course_utils import faithfulness, metrics
 from course_utils.exercises.checking import (
     Case,
     CompareThenState,
     Exercise,
-    Mistake,
     compare_cases,
     or_raised,
     property_check,
@@ -30,17 +31,17 @@ from course_utils.exercises.checks.shared import (
     shown,
 )
 from course_utils.exercises.comparing import describe
-from course_utils.metrics import cross_entropy_by_position, delta_cross_entropy, pooled_mean
+from course_utils.exercises.mistakes import seen, variants
+from course_utils.metrics import pooled_mean
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-# --- the course's answers; `course_utils.faithfulness` has the same in shared pieces -----------------------
+# --- the course's answers, where they are plainer than the package's functions -----------------------------------
 
 
 def patched_logits(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str,
-    reconstruct,
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str, reconstruct
 ) -> Float[Tensor, "batch pos vocab"]:
     """Logits with reconstruct(activation) in the activation's place, everywhere but at position 0."""
 
@@ -50,6 +51,25 @@ def patched_logits(
     return model.run_with_hooks(tokens, fwd_hooks=[(hook_name, put)])
 
 
+def cross_entropy_by_position(
+    logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "pos-1"]:
+    """CE_j = −(1/N) Σ_i ln p(t_{i, j+1}), in nats: entry j is about the logits at position j."""
+    log_p = logits.log_softmax(dim=-1)
+    came = log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]         # of the tokens that came, [batch, pos-1]
+    return -came.mean(dim=0)
+
+
+def delta_cross_entropy(
+    p_logits: Float[Tensor, "batch pos vocab"], q_logits: Float[Tensor, "batch pos vocab"],
+    tokens: Int[Tensor, "batch pos"],
+) -> Float[Tensor, "batch pos-1"]:
+    """ln p(t) − ln q(t) at each position but the last, for the token t that came next, in nats."""
+    log_p, log_q = p_logits.log_softmax(dim=-1), q_logits.log_softmax(dim=-1)
+    change = (log_p - log_q)[:, :-1]                                    # of every token
+    return change.gather(2, tokens[:, 1:, None])[..., 0]                # of the one that came
+
+
 def kl_divergence(
     p_logits: Float[Tensor, "*position vocab"], q_logits: Float[Tensor, "*position vocab"]
 ) -> Float[Tensor, "*position"]:
@@ -57,7 +77,7 @@ def kl_divergence(
     log_p, log_q = p_logits.log_softmax(dim=-1), q_logits.log_softmax(dim=-1)
     p = log_p.exp()
     terms = torch.where(p > 0, p * (log_p - log_q), 0.0)                # 0 ln 0 = 0
-    return terms.sum(dim=-1).clamp_min(0)                               # rounding alone can make it negative
+    return terms.sum(dim=-1)
 
 
 def reconstruction_score(clean: float, patched: float, ablated: float) -> float:
@@ -184,341 +204,212 @@ def variance_cases() -> list[Case]:
 # --- known mistakes -------------------------------------------------------------------------------------------
 
 
-def _patched(value, names=lambda hook_name, n_layers: [hook_name]):
-    """Wrong logits: value(activation, reconstruct) at each of the hooks names(hook_name, n_layers)."""
-
-    def logits(model, tokens, hook_name, reconstruct):
-        hooks = [(name, lambda activation, hook: value(activation, reconstruct))
-                 for name in names(hook_name, model.cfg.n_layers)]
-        return model.run_with_hooks(tokens, fwd_hooks=hooks)
-
-    return logits
-
-
-def _but_bos(activation, new):
-    return torch.cat([activation[:, :1], new[:, 1:]], dim=1)
-
-
-def _right_value(activation, reconstruct):
-    return _but_bos(activation, reconstruct(activation))
-
-
-def _first_row_only(activation, reconstruct):
-    return torch.cat([_right_value(activation[:1], reconstruct), activation[1:]])
-
-
-def _this_and_later(hook_name, n_layers):
+def this_and_later(hook_name: str, n_layers: int) -> list[str]:
+    """The hook of this name in its own layer and in all later ones."""
     layer = int(re.search(r"\d+", hook_name)[0])
     return [hook_name.replace(f".{layer}.", f".{each}.") for each in range(layer, n_layers)]
 
 
-def _without_final_norm(model, tokens, hook_name, reconstruct):
-    kept = {}
-    hooks = [(hook_name, lambda activation, hook: _right_value(activation, reconstruct)),
-             (f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", lambda x, hook: kept.update(last=x))]
-    model.run_with_hooks(tokens, fwd_hooks=hooks)
-    return model.unembed(kept["last"])
-
-
-PATCH_MISTAKES = [
-    Mistake("position 0 is patched too: BOS keeps its own activation",
-            _patched(lambda old, reconstruct: reconstruct(old))),
-    Mistake("the reconstruction is put in at every later layer, too: put it in once, then let the model go on",
-            _patched(_right_value, _this_and_later)),
-    Mistake("the reconstruction is put in at every later layer, and at BOS: put it in once, from position 1 on",
-            _patched(lambda old, reconstruct: reconstruct(old), _this_and_later)),
-    Mistake("the reconstruction is added to the activation: it takes its place",
-            _patched(lambda old, reconstruct: _but_bos(old, old + reconstruct(old)))),
-    Mistake("the error x̂ − x is put in: put in the reconstruction x̂ itself",
-            _patched(lambda old, reconstruct: _but_bos(old, reconstruct(old) - old)),
-            _patched(lambda old, reconstruct: _but_bos(old, old - reconstruct(old)))),
-    Mistake("the error is added with the wrong sign: x̂ is x + (x̂ − x)",
-            _patched(lambda old, reconstruct: _but_bos(old, 2 * old - reconstruct(old)))),
-    Mistake("only the first row of the batch is patched: positions are the second axis, `[:, 1:]`",
-            _patched(_first_row_only)),
-    Mistake("the first row is spared instead of position 0: positions are the second axis, `[:, 1:]`",
-            _patched(lambda old, reconstruct: torch.cat([old[:1], reconstruct(old[1:])]))),
-    Mistake("only the last position is patched: all but position 0 should be",
-            _patched(lambda old, reconstruct: torch.cat([old[:, :-1], reconstruct(old[:, -1:])], dim=1))),
-    Mistake("these are the clean logits: does the hook return the new activation, and are these the logits "
-            "of the run with the hook?", lambda model, tokens, hook_name, reconstruct: model(tokens)),
-    Mistake("the final norm is left out: it stands between the last layer and the unembedding",
-            _without_final_norm),
-    Mistake("these are probabilities or their logarithms: return the logits",
-            lambda *args: patched_logits(*args).softmax(-1), lambda *args: patched_logits(*args).log_softmax(-1)),
-]
-
-
-def _came(logits, tokens):
-    """The log-probability of the token that came, at each position but the last."""
-    return logits[:, :-1].log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
-
-
-def _there(logits, tokens):
-    """That of the token which is there itself, at each position."""
-    return logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+NEW = "torch.cat([activation[:, :1], reconstruct(activation[:, 1:])], dim=1)"           # parts of the solution
+X_HAT = "reconstruct(activation[:, 1:])"
+HERE = "[(hook_name, put)]"
+LATER_TOO = "[(name, put) for name in this_and_later(hook_name, model.cfg.n_layers)]"
+PATCH_MISTAKES = variants(patched_logits, {
+    "position 0 is patched too: BOS keeps its own activation": {NEW: "reconstruct(activation)"},
+    "the reconstruction is put in at every later layer, too: put it in once, then let the model go on":
+        {HERE: LATER_TOO},
+    "the reconstruction is put in at every later layer, and at BOS: put it in once, from position 1 on":
+        {NEW: "reconstruct(activation)", HERE: LATER_TOO},
+    "the reconstruction is added to the activation: it must take its place": {X_HAT: f"activation[:, 1:] + {X_HAT}"},
+    "the error x̂ − x is put in: put in the reconstruction x̂ itself":
+        ({X_HAT: f"{X_HAT} - activation[:, 1:]"}, {X_HAT: f"activation[:, 1:] - {X_HAT}"}),
+    "the error is added with the wrong sign: x̂ is x + (x̂ − x)": {X_HAT: f"2 * activation[:, 1:] - {X_HAT}"},
+    "only the first row of the batch is patched: positions are the second axis, `[:, 1:]`":
+        {NEW: f"torch.cat([{NEW}[:1], activation[1:]])"},
+    "the first row is left alone instead of position 0: positions are the second axis, `[:, 1:]`":
+        {NEW: "torch.cat([activation[:1], reconstruct(activation[1:])])"},
+    "only the last position is patched: all but position 0 should be": {"[:, :1]": "[:, :-1]", "[:, 1:]": "[:, -1:]"},
+    "these are the clean logits: does the hook return the new activation, and are these the logits "
+    "of the run with the hook?": ("model(tokens)", {"return torch.cat": "torch.cat"}),
+    "the final norm is left out: it stands between the last layer and the unembedding":
+        "with model.hooks(fwd_hooks=[(hook_name, put)]):\n"
+        "    _, cache = model.run_with_cache(tokens)\n"
+        "return model.unembed(cache[f'blocks.{model.cfg.n_layers - 1}.hook_resid_post'])",
+    "these are probabilities or their logarithms: return the logits":
+        (f"model.run_with_hooks(tokens, fwd_hooks={HERE}).softmax(dim=-1)",
+         f"model.run_with_hooks(tokens, fwd_hooks={HERE}).log_softmax(dim=-1)"),
+}, names={"this_and_later": this_and_later})
 
 
 NOT_SHIFTED = "these are about the tokens that are there: the logits at position j are about token j + 1"
 TOO_LATE = "shifted the wrong way: the logits at position j are about token j + 1, not j − 1"
 IN_BITS = "these are bits: take the natural logarithm for nats"
 
-ENTROPY_MISTAKES = [
-    Mistake("the sign is lost: a cross-entropy is minus the mean log-probability",
-            lambda logits, tokens: _came(logits, tokens).mean(0)),
-    Mistake(NOT_SHIFTED, lambda logits, tokens: -_there(logits, tokens).mean(0),
-            lambda logits, tokens: -_there(logits, tokens).mean(0)[:-1],
-            lambda logits, tokens: -_there(logits, tokens).mean(0)[1:]),
-    Mistake(TOO_LATE, lambda logits, tokens: -_came(logits.flip(1), tokens.flip(1)).mean(0).flip(0)),
-    Mistake("this is a mean over positions, one number for each row: take the mean over the batch",
-            lambda logits, tokens: -_came(logits, tokens).mean(1)),
-    Mistake("this is one number: keep the positions, take the mean over the batch only",
-            lambda logits, tokens: -_came(logits, tokens).mean()),
-    Mistake("no mean is taken: the mean over the batch is still to come",
-            lambda logits, tokens: -_came(logits, tokens)),
-    Mistake("summed over the batch: divide by the number of rows",
-            lambda logits, tokens: -_came(logits, tokens).sum(0)),
-    Mistake(IN_BITS, lambda logits, tokens: -_came(logits, tokens).mean(0) / math.log(2)),
-    Mistake("softmax is applied twice: cross_entropy and log_softmax take logits",
-            lambda logits, tokens: -_came(logits.softmax(-1), tokens).mean(0)),
-    Mistake("this is the logarithm of the mean probability: take logarithms first, then their mean",
-            lambda logits, tokens: -_came(logits, tokens).exp().mean(0).log()),
-    Mistake("these are logits, not log-probabilities: log_softmax is missing",
-            lambda logits, tokens: -logits[:, :-1].gather(2, tokens[:, 1:, None])[..., 0].mean(0)),
-]
+UNSHIFTED = (                                           # the tokens that are there: all, or without the last or first
+    {"[:, :-1]": "", "[:, 1:, None]": "[:, :, None]"}, {"[:, 1:, None]": "[:, :-1, None]"}, {"[:, :-1]": "[:, 1:]"})
+BACKWARDS = {"[:, :-1]": "[:, 1:]", "[:, 1:, None]": "[:, :-1, None]"}
 
-DELTA_MISTAKES = [
-    Mistake("the sign is turned: ln p − ln q, so that harm is positive",
-            lambda p, q, t: _came(q, t) - _came(p, t)),
-    Mistake(NOT_SHIFTED, lambda p, q, t: _there(p, t) - _there(q, t),
-            lambda p, q, t: (_there(p, t) - _there(q, t))[:, :-1],
-            lambda p, q, t: (_there(p, t) - _there(q, t))[:, 1:]),
-    Mistake(TOO_LATE, lambda p, q, t: (_came(p.flip(1), t.flip(1)) - _came(q.flip(1), t.flip(1))).flip(1)),
-    Mistake("this is about the model's favourite token: ask about the token that came",
-            lambda p, q, t: _there(p, p.argmax(-1)) - _there(q, p.argmax(-1)),
-            lambda p, q, t: (_there(p, p.argmax(-1)) - _there(q, p.argmax(-1)))[:, :-1]),
-    Mistake("this is a mean: keep rows and positions apart",
-            *(lambda p, q, t, dim=dim: (_came(p, t) - _came(q, t)).mean(dim) for dim in (None, 0, 1))),
-    Mistake("all tokens of the vocabulary are here: keep the one that came (`gather`)",
-            lambda p, q, t: p.log_softmax(-1) - q.log_softmax(-1),
-            lambda p, q, t: (p.log_softmax(-1) - q.log_softmax(-1))[:, :-1]),
-    Mistake("this is a difference of logits: log_softmax makes log-probabilities of them",
-            lambda p, q, t: (p - q)[:, :-1].gather(2, t[:, 1:, None])[..., 0]),
-    Mistake("this is a difference of probabilities: take their logarithms first",
-            lambda p, q, t: _came(p, t).exp() - _came(q, t).exp()),
-    Mistake("this is the ratio p / q: its logarithm is missing",
-            lambda p, q, t: (_came(p, t) - _came(q, t)).exp()),
-    Mistake("the size alone: ΔCE has both signs", lambda p, q, t: (_came(p, t) - _came(q, t)).abs()),
-    Mistake("each difference is weighted by p: that belongs to the KL; here the token that came counts once",
-            lambda p, q, t: _came(p, t).exp() * (_came(p, t) - _came(q, t))),
-    Mistake("this is the KL: it asks about all tokens, ΔCE about the one that came",
-            lambda p, q, t: kl_divergence(p, q), lambda p, q, t: kl_divergence(p, q)[:, :-1]),
-    Mistake(IN_BITS, lambda p, q, t: (_came(p, t) - _came(q, t)) / math.log(2)),
-]
+ENTROPY_MISTAKES = variants(cross_entropy_by_position, {
+    "the sign is lost: a cross-entropy is minus the mean log-probability": "came.mean(dim=0)",
+    NOT_SHIFTED: UNSHIFTED,
+    TOO_LATE: BACKWARDS,
+    "this is a mean over positions, one number for each row: take the mean over the batch": "-came.mean(dim=1)",
+    "this is one number: keep the positions, take the mean over the batch only": "-came.mean()",
+    "no mean is taken: take the mean over the batch": "-came",
+    "summed over the batch: divide by the number of rows": "-came.sum(dim=0)",
+    IN_BITS: "-came.mean(dim=0) / math.log(2)",
+    "softmax is applied twice: cross_entropy and log_softmax take logits":
+        {"logits.log_softmax": "logits.softmax(dim=-1).log_softmax"},
+    "this is the logarithm of the mean probability: take logarithms first, then their mean":
+        "-came.exp().mean(dim=0).log()",
+    "these are logits, not log-probabilities: log_softmax is missing": {".log_softmax(dim=-1)": ""},
+})
+
+OF_FAVOURITE = "log_p.argmax(dim=-1, keepdim=True)"
+DELTA_MISTAKES = variants(delta_cross_entropy, {
+    "the sign is flipped: it is ln p − ln q, so that harm is positive": {"log_p - log_q": "log_q - log_p"},
+    NOT_SHIFTED: UNSHIFTED,
+    TOO_LATE: BACKWARDS,
+    "this is about the model's favourite token: ask about the token that came":
+        (f"(log_p - log_q).gather(2, {OF_FAVOURITE})[..., 0]", f"change.gather(2, {OF_FAVOURITE}[:, :-1])[..., 0]"),
+    "this is a mean: keep rows and positions apart":
+        ({"[..., 0]": "[..., 0].mean()"}, {"[..., 0]": "[..., 0].mean(dim=0)"}, {"[..., 0]": "[..., 0].mean(dim=1)"}),
+    "all tokens of the vocabulary are kept: keep only the one that came (`gather`)": ("log_p - log_q", "change"),
+    "this is a difference of logits: log_softmax makes log-probabilities of them": {".log_softmax(dim=-1)": ""},
+    "this is a difference of probabilities: take their logarithms first": {".log_softmax(": ".softmax("},
+    "this is the ratio p / q: its logarithm is missing": {"(log_p - log_q)": "(log_p - log_q).exp()"},
+    "this is the size alone: ΔCE may have either sign": {"(log_p - log_q)": "(log_p - log_q).abs()"},
+    "each difference is weighted by p: that belongs to the KL; here the token that came counts once":
+        {"(log_p - log_q)": "(log_p.exp() * (log_p - log_q))"},
+    "this is the KL: it asks about all tokens, ΔCE about the one that came":
+        ("(log_p.exp() * (log_p - log_q)).sum(dim=-1)", "(log_p.exp()[:, :-1] * change).sum(dim=-1)"),
+    IN_BITS: {"[..., 0]": "[..., 0] / math.log(2)"},
+})
 
 
-def _summed(terms):
-    """A wrong divergence: the sum over the vocabulary of terms(log p, log q)."""
-    return lambda p, q: terms(p.log_softmax(-1), q.log_softmax(-1)).sum(-1)
+KL_MISTAKES = variants(kl_divergence, {
+    "there are NaNs everywhere: `F.kl_div` takes ln q and p, or ln q and ln p with log_target=True":
+        seen(lambda got, expected: bool(got.isnan().all())),
+    "this is the other direction, KL(q‖p): p gives the weights (`F.kl_div` takes ln q first, then p)":
+        {"log_p, log_q =": "log_q, log_p ="},
+    "the first argument of `F.kl_div` must be log-probabilities: ln q, then p":
+        ("(p * (log_p - log_q.exp())).sum(dim=-1)", "(log_q.exp() * (log_q - p)).sum(dim=-1)"),
+    "this is a mean over the vocabulary: p gives the weights already, so take the sum": "terms.mean(dim=-1)",
+    "the sign is flipped: it is p ln(p / q), not p ln(q / p)": {"log_p - log_q": "log_q - log_p"},
+    "the logarithm of p is left out: this is the cross-entropy −Σ p ln q": "-(p * log_q).sum(dim=-1)",
+    "every token counts alike: weigh it by p": "(log_p - log_q).sum(dim=-1)",
+    "this is about p's favourite token alone: all tokens count":
+        ("terms.gather(-1, p.argmax(dim=-1, keepdim=True))[..., 0]",
+         "(log_p - log_q).gather(-1, p.argmax(dim=-1, keepdim=True))[..., 0]"),
+    "this is a difference of logits, weighted: log_softmax makes log-probabilities of them":
+        {"log_p - log_q": "p_logits - q_logits"},
+    "this is the Jensen-Shannon divergence: compare p with q itself":
+        "q = log_q.exp()\n"
+        "middle = ((p + q) / 2).log()\n"
+        "return (p * (log_p - middle) + q * (log_q - middle)).sum(dim=-1) / 2",
+    IN_BITS: "terms.sum(dim=-1) / math.log(2)",
+    "these are the terms: sum them over the vocabulary": "terms",
+    "this is one number: keep the positions (`F.kl_div`: reduction='none', then sum the last axis)":
+        seen(lambda got, expected: got.ndim == 0),
+})
 
 
-def _at_favourite(weigh):
-    def divergence(p, q):
-        log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
-        best, top = p.argmax(-1, keepdim=True), log_p.amax(-1)
-        return (top.exp() if weigh else 1) * (top - log_q.gather(-1, best)[..., 0])
-    return divergence
+SCORE_MISTAKES = variants(reconstruction_score, {
+    "this is the share that is lost: the score is 1 minus that": "(patched - clean) / cost",
+    "numerator and denominator are swapped": "cost / (ablated - patched)",
+    "divided by a loss: divide by what the ablation costs, L_ablated − L_clean":
+        ("(ablated - patched) / clean", "(ablated - patched) / ablated"),               # also 1 − patched / ablated
+    "this is a ratio of losses: the score is a ratio of two differences, from L_ablated":
+        ("clean / patched", "patched / ablated", "1 - (patched - clean) / clean", "1 - patched / clean",
+         "1 - (patched - clean) / ablated"),
+    "the sign is flipped: both differences start from L_ablated": "(patched - ablated) / cost",
+    "clipped: below 0 is worse than the ablation and above 1 is better than clean, and both happen":
+        "min(1.0, max(0.0, (ablated - patched) / cost))",
+    "the size of a difference is taken: its sign counts":
+        ("abs((ablated - patched) / cost)", "(ablated - patched) / abs(cost)", "1 - abs(patched - clean) / abs(cost)"),
+    "this is NaN where the ablation helps: the score is undefined only where the cost is near 0":
+        seen(lambda got, expected: expected > 1 and math.isnan(got)),
+    "this is in per cent: 1 is perfect": "100 * (ablated - patched) / cost",
+})
 
 
-KL_MISTAKES = [
-    Mistake("there are NaNs everywhere: `F.kl_div` takes ln q and p, or ln q and ln p with log_target=True",
-            predicate=lambda got, expected: bool(got.isnan().all())),
-    Mistake("this is the other direction, KL(q‖p): p gives the weights (`F.kl_div` takes ln q first, then p)",
-            lambda p, q: kl_divergence(q, p)),
-    Mistake("the first argument of `F.kl_div` must be log-probabilities: ln q, then p",
-            _summed(lambda log_p, log_q: log_p.exp() * (log_p - log_q.exp())),
-            _summed(lambda log_p, log_q: log_q.exp() * (log_q - log_p.exp()))),
-    Mistake("this is a mean over the vocabulary: p gives the weights already, so take the sum",
-            lambda p, q: kl_divergence(p, q) / p.shape[-1]),
-    Mistake("the sign is turned: p ln(p / q), not p ln(q / p)", lambda p, q: -kl_divergence(p, q)),
-    Mistake("the logarithm of p is left out: this is the cross-entropy −Σ p ln q",
-            _summed(lambda log_p, log_q: -log_p.exp() * log_q)),
-    Mistake("every token counts alike: weigh it by p", _summed(lambda log_p, log_q: log_p - log_q)),
-    Mistake("this is about p's favourite token alone: all tokens count", _at_favourite(True), _at_favourite(False)),
-    Mistake("this is a difference of logits, weighted: log_softmax makes log-probabilities of them",
-            lambda p, q: (p.softmax(-1) * (p - q)).sum(-1)),
-    Mistake("this is the Jensen-Shannon divergence: compare p with q itself",
-            lambda p, q: _jensen_shannon(p.softmax(-1), q.softmax(-1))),
-    Mistake(IN_BITS, lambda p, q: kl_divergence(p, q) / math.log(2)),
-    Mistake("these are the terms: sum them over the vocabulary",
-            lambda p, q: p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))),
-    Mistake("this is one number: keep the positions (`F.kl_div`: reduction='none', then sum the last axis)",
-            predicate=lambda got, expected: got.ndim == 0),
-]
+POOL_MISTAKES = variants(pooled_mean, {
+    "this is the mean of the batches' means: a batch with few counted positions weighs too much":
+        {"value[mask]": "value[mask].mean(dim=0, keepdim=True)"},
+    "this is the mean of the sequences' means: every counted position weighs the same":
+        {"value[mask]": "(value * mask).sum(dim=1) / mask.sum(dim=1)"},
+    "divided by the number of all positions: divide by the number of counted ones":
+        {"value[mask]": "(value * mask).flatten()"},
+    "the masks are not used: only positions whose mask is True count": {"value[mask]": "value.flatten()"},
+    "the masks are the wrong way round: True means counted": {"value[mask]": "value[~mask]"},
+    "this is the sum: divide by the number of counted positions": "counted.sum().item()",
+    "divided by the number of batches: divide by the number of counted positions":
+        "counted.sum().item() / len(values)",
+    "this is one batch only: pool all of them":
+        ("values[0][masks[0]].mean().item()", "values[-1][masks[-1]].mean().item()"),
+})
 
 
-def _jensen_shannon(p, q):
-    middle = ((p + q) / 2).log()
-    return ((p * (p.log() - middle)).sum(-1) + (q * (q.log() - middle)).sum(-1)) / 2
+def two_sided(middle: str, error: str) -> str:
+    """The text of middle ± 1.96 · error."""
+    return f"({middle} - 1.96 * {error}).item(), ({middle} + 1.96 * {error}).item()"
 
 
-SCORE_MISTAKES = [
-    Mistake("this is the share that is lost: the score is 1 minus that",
-            lambda clean, patched, ablated: (patched - clean) / (ablated - clean)),
-    Mistake("numerator and denominator are swapped",
-            lambda clean, patched, ablated: (ablated - clean) / (ablated - patched)),
-    Mistake("divided by a loss: divide by what the ablation costs, L_ablated − L_clean",
-            lambda clean, patched, ablated: (ablated - patched) / clean,
-            lambda clean, patched, ablated: (ablated - patched) / ablated),         # also 1 − patched / ablated
-    Mistake("this is a ratio of losses: the score is a ratio of two differences, from L_ablated",
-            lambda clean, patched, ablated: clean / patched,
-            lambda clean, patched, ablated: patched / ablated,
-            lambda clean, patched, ablated: 1 - (patched - clean) / clean,
-            lambda clean, patched, ablated: 1 - patched / clean,
-            lambda clean, patched, ablated: 1 - (patched - clean) / ablated),
-    Mistake("the sign is turned: both differences start from L_ablated",
-            lambda clean, patched, ablated: (patched - ablated) / (ablated - clean)),
-    Mistake("clipped: below 0 is worse than the ablation and above 1 is better than clean, and both happen",
-            lambda clean, patched, ablated: min(1.0, max(0.0, (ablated - patched) / (ablated - clean)))),
-    Mistake("the size of a difference is taken: its sign counts",
-            lambda clean, patched, ablated: abs((ablated - patched) / (ablated - clean)),
-            lambda clean, patched, ablated: (ablated - patched) / abs(ablated - clean),
-            lambda clean, patched, ablated: 1 - abs(patched - clean) / abs(ablated - clean)),
-    Mistake("this is NaN where the ablation helps: the score is undefined only where the cost is near 0",
-            predicate=lambda got, expected: expected > 1 and math.isnan(got)),
-    Mistake("this is in per cent: 1 is perfect",
-            lambda clean, patched, ablated: 100 * (ablated - patched) / (ablated - clean)),
-]
+MEANS = "sums[draws].sum(dim=1) / counts[draws].sum(dim=1)"             # a part of the solution
+BOOTSTRAP_MISTAKES = variants(bootstrap_interval, {
+    "tokens are drawn: `draws` names sequences, and a sequence brings all its counted tokens":
+        {MEANS: "values[mask][draws].mean(dim=1)"},
+    "this takes means of the sequences' means: pool the tokens, so that long sequences weigh more":
+        {MEANS: "(sums / counts)[draws].mean(dim=1)"},
+    "a sequence that is drawn twice must count twice: here it counts once":
+        {MEANS: "torch.stack([sums[row.unique()].sum() / counts[row.unique()].sum() for row in draws])"},
+    "this is the mean ± 1.96 standard errors: take quantiles of the resampled means": (
+        two_sided("means.mean()", "means.std()"),
+        two_sided("values[mask].mean()", "values[mask].std() / mask.sum() ** 0.5"),
+        two_sided("values[mask].mean()", "(sums / counts).std() / len(values) ** 0.5")),
+    "these are the 5 % and 95 % quantiles: the middle 95 % leaves 2.5 % at each end":
+        "means.quantile(0.05).item(), means.quantile(0.95).item()",
+    "these are the smallest and the largest resampled mean: leave out 2.5 % at each end":
+        "means.min().item(), means.max().item()",
+    "low and high are swapped": "means.quantile(0.975).item(), means.quantile(0.025).item()",
+    "the mask is not used: only positions whose mask is True count": {MEANS: "values[draws].mean(dim=(1, 2))"},
+    "divided by the number of all positions: divide by the number of counted ones":
+        {"counts[draws].sum(dim=1)": "mask.numel()"},
+    "these are sums: divide each by the number of counted positions in its resample":
+        {MEANS: "sums[draws].sum(dim=1)"},
+    "these are the quantiles of the tokens: take those of the resampled means": {MEANS: "values[mask]"},
+})
 
 
-POOL_MISTAKES = [
-    Mistake("this is the mean of the batches' means: a batch with few counted positions weighs too much",
-            lambda values, masks: sum(v[m].mean() for v, m in zip(values, masks)) / len(values)),
-    Mistake("this is the mean of the sequences' means: every counted position weighs the same",
-            lambda values, masks: torch.cat([(v * m).sum(1) / m.sum(1) for v, m in zip(values, masks)]).mean()),
-    Mistake("divided by the number of all positions: divide by the number of counted ones",
-            lambda values, masks: torch.cat([(v * m).flatten() for v, m in zip(values, masks)]).mean()),
-    Mistake("the masks are not used: only positions whose mask is True count",
-            lambda values, masks: torch.cat([v.flatten() for v in values]).mean()),
-    Mistake("the masks are the wrong way round: True means counted",
-            lambda values, masks: torch.cat([v[~m] for v, m in zip(values, masks)]).mean()),
-    Mistake("this is the sum: divide by the number of counted positions",
-            lambda values, masks: sum(v[m].sum() for v, m in zip(values, masks))),
-    Mistake("divided by the number of batches: divide by the number of counted positions",
-            lambda values, masks: sum(v[m].sum() for v, m in zip(values, masks)) / len(values)),
-    Mistake("this is one batch only: pool all of them",
-            lambda values, masks: values[0][masks[0]].mean(), lambda values, masks: values[-1][masks[-1]].mean()),
-]
-
-
-def _resampled(statistic, low=0.025, high=0.975):
-    """A wrong interval: quantiles of statistic(values, mask) over the sequences of each resample."""
-
-    def interval(values, mask, draws):
-        found = torch.stack([statistic(values[row], mask[row]) for row in draws])
-        return found.quantile(low).item(), found.quantile(high).item()
-
-    return interval
-
-
-def _pool(values, mask):
-    return values[mask].mean()
-
-
-def _drawn_tokens(values, mask, draws):
-    found = values[mask][draws].mean(1)
-    return found.quantile(0.025).item(), found.quantile(0.975).item()
-
-
-def _drawn_as_sets(values, mask, draws):
-    found = torch.stack([_pool(values[row.unique()], mask[row.unique()]) for row in draws])
-    return found.quantile(0.025).item(), found.quantile(0.975).item()
-
-
-def _two_standard_errors(values, mask, draws):
-    found = torch.stack([_pool(values[row], mask[row]) for row in draws])
-    return (found.mean() - 1.96 * found.std()).item(), (found.mean() + 1.96 * found.std()).item()
-
-
-def _predicted_from(spread_of):
-    def interval(values, mask, draws):
-        spread, mean = spread_of(values, mask), _pool(values, mask)
-        return (mean - 1.96 * spread).item(), (mean + 1.96 * spread).item()
-    return interval
-
-
-def _sequence_means(values, mask):
-    return (values * mask).sum(1) / mask.sum(1)
-
-
-BOOTSTRAP_MISTAKES = [
-    Mistake("tokens are drawn: `draws` names sequences, and a sequence brings all its counted tokens",
-            _drawn_tokens),
-    Mistake("this takes means of the sequences' means: pool the tokens, so that long sequences weigh more",
-            _resampled(lambda values, mask: _sequence_means(values, mask).mean())),
-    Mistake("a sequence that is drawn twice must count twice: here it counts once", _drawn_as_sets),
-    Mistake("this is the mean ± 1.96 standard errors: take quantiles of the resampled means", _two_standard_errors,
-            _predicted_from(lambda values, mask: values[mask].std() / mask.sum() ** 0.5),
-            _predicted_from(lambda values, mask: _sequence_means(values, mask).std() / len(values) ** 0.5)),
-    Mistake("these are the 5 % and 95 % quantiles: the middle 95 % leaves 2.5 % at each end",
-            _resampled(_pool, 0.05, 0.95)),
-    Mistake("these are the smallest and the largest resampled mean: leave out 2.5 % at each end",
-            _resampled(_pool, 0.0, 1.0)),
-    Mistake("low and high are swapped", _resampled(_pool, 0.975, 0.025)),
-    Mistake("the mask is not used: only positions whose mask is True count",
-            _resampled(lambda values, mask: values.mean())),
-    Mistake("divided by the number of all positions: divide by the number of counted ones",
-            _resampled(lambda values, mask: (values * mask).mean())),
-    Mistake("these are sums: divide each by the number of counted positions in its resample",
-            _resampled(lambda values, mask: values[mask].sum())),
-    Mistake("these are the quantiles of the tokens: take those of the resampled means",
-            lambda values, mask, draws: tuple(values[mask].quantile(q).item() for q in (0.025, 0.975))),
-]
-
-
-def _parts(x, x_hat):
-    """‖x̂ − x‖² and ‖x − E x‖² of each token."""
-    return (x_hat - x).pow(2).sum(1), (x - x.mean(0)).pow(2).sum(1)
-
-
-def _one_minus(ratio):
-    return lambda x, x_hat: (1 - ratio(x, x_hat, *_parts(x, x_hat))).item()
-
-
-VARIANCE_MISTAKES = [
-    Mistake("the denominator is about zero: variance is measured about the mean, x − x.mean(dim=0)",
-            _one_minus(lambda x, x_hat, error, spread: error.sum() / x.pow(2).sum())),
-    Mistake("this is SAEBench's denominator: take the mean activation off x, then square",
-            _one_minus(lambda x, x_hat, error, spread: error.mean() / (
-                x.pow(2).sum(1).mean() - x.pow(2).mean().pow(2)))),
-    Mistake("this is a mean of the tokens' ratios: take both means first, then one ratio",
-            _one_minus(lambda x, x_hat, error, spread: (error / spread).mean())),
-    Mistake("this is a mean of the components' ratios: sum over components first, then one ratio",
-            _one_minus(lambda x, x_hat, error, spread: (
-                (x_hat - x).pow(2).mean(0) / x.var(0, unbiased=False)).mean())),
-    Mistake("this forgives a constant error: take the mean square of x̂ − x, not its variance",
-            _one_minus(lambda x, x_hat, error, spread: (x_hat - x).var(0).sum() / x.var(0).sum())),
-    Mistake("this takes one mean of all entries off x: every component has its own mean, x.mean(dim=0)",
-            _one_minus(lambda x, x_hat, error, spread: error.sum() / (x - x.mean()).pow(2).sum())),
-    Mistake("this takes each token's own mean off: the mean is over tokens, x.mean(dim=0)",
-            _one_minus(lambda x, x_hat, error, spread: error.sum() / (x - x.mean(1)[:, None]).pow(2).sum())),
-    Mistake("this is the unexplained share (FVU): explained is 1 minus that",
-            lambda x, x_hat: 1 - explained_variance(x, x_hat)),
-    Mistake("the error is divided by the number of tokens twice: `mean` has done it already",
-            _one_minus(lambda x, x_hat, error, spread: error.mean() / len(x) / spread.mean())),
-    Mistake("numerator and denominator are averaged differently: treat both alike",
-            _one_minus(lambda x, x_hat, error, spread: (x_hat - x).pow(2).mean() / spread.mean()),
-            _one_minus(lambda x, x_hat, error, spread: error.mean() / (x - x.mean(0)).pow(2).mean()),
-            _one_minus(lambda x, x_hat, error, spread: error.sum() / spread.mean())),
-    Mistake("`var` divides by n − 1: for means over tokens `var(dim=0, unbiased=False)`",
-            _one_minus(lambda x, x_hat, error, spread: error.mean() / x.var(0).sum())),
-    Mistake("lengths instead of their squares",
-            _one_minus(lambda x, x_hat, error, spread: error.sqrt().mean() / spread.sqrt().mean())),
-    Mistake("x and x̂ are swapped: the variance is that of x",
-            _one_minus(lambda x, x_hat, error, spread: error.sum() / (x_hat - x_hat.mean(0)).pow(2).sum())),
-    Mistake("this is the variance of x̂ over that of x: compare x̂ with x, token by token",
-            lambda x, x_hat: (x_hat.var(0).sum() / x.var(0).sum()).item()),
-]
+VARIANCE = "(x - x.mean(dim=0)).pow(2).sum()"                           # a part of the solution
+VARIANCE_MISTAKES = variants(explained_variance, {
+    "the denominator is measured about zero: a variance is measured about the mean, x − x.mean(dim=0)":
+        {VARIANCE: "x.pow(2).sum()"},
+    "this is SAEBench's denominator: subtract the mean activation from x, then square":
+        {VARIANCE: "x.pow(2).sum() - len(x) * x.pow(2).mean() ** 2"},
+    "this is a mean of the tokens' ratios: take both means first, then one ratio":
+        {".sum()": ".sum(dim=1)", "error / variance": "(error / variance).mean()"},
+    "this is a mean of the components' ratios: sum over components first, then one ratio":
+        {".sum()": ".sum(dim=0)", "error / variance": "(error / variance).mean()"},
+    "this forgives a constant error: take the mean square of x̂ − x, not its variance":
+        "(1 - (x_hat - x).var(dim=0).sum() / x.var(dim=0).sum()).item()",
+    "this subtracts one mean of all entries from x: every component has its own mean, x.mean(dim=0)":
+        {"x.mean(dim=0)": "x.mean()"},
+    "this subtracts each token's own mean: the mean is over tokens, x.mean(dim=0)":
+        {"x.mean(dim=0)": "x.mean(dim=1, keepdim=True)"},
+    "this is the unexplained share (FVU): the explained share is 1 minus that": "(error / variance).item()",
+    "the error is divided by the number of tokens twice: `mean` has already done it":
+        "(1 - error / len(x) / variance).item()",
+    "numerator and denominator are averaged differently: treat both alike":
+        ("(1 - error / x.shape[1] / variance).item()", "(1 - error * x.shape[1] / variance).item()",
+         "(1 - error * len(x) / variance).item()"),
+    "`var` divides by n − 1: for means over tokens `var(dim=0, unbiased=False)`":
+        "(1 - error / len(x) / x.var(dim=0).sum()).item()",
+    "these are lengths: take their squares": {".pow(2).sum()": ".norm(dim=1).sum()"},
+    "x and x̂ are swapped: the variance is that of x": {VARIANCE: "(x_hat - x_hat.mean(dim=0)).pow(2).sum()"},
+    "this is the variance of x̂ over that of x: compare x̂ with x, token by token":
+        "(x_hat.var(dim=0).sum() / x.var(dim=0).sum()).item()",
+})
 
 
 # --- what a comparison cannot state: NaN, exceptions, and inputs on which a usual answer breaks ---------------
@@ -562,7 +453,7 @@ def score_undefined(attempt):
         require(is_nan, UNDEFINED, got=str(shown(got)), **case)
 
 
-MULTIPLIED = "a value that is not counted spoils the mean: NaN times False is NaN. Choose with `values[mask]`"
+MULTIPLIED = "a value that is not counted spoils the mean: NaN times False is NaN. Select with `values[mask]`"
 EMPTY_BATCH = "a batch in which nothing is counted spoils the mean: its own mean is 0 / 0. Add sums and counts"
 EMPTY = "no position is counted at all: raise a ValueError that says so"
 
@@ -696,3 +587,22 @@ EXERCISES = [
         difficulty=1,
     ),
 ]
+
+
+def _patched_by_the_package(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str, reconstruct
+) -> Float[Tensor, "batch pos vocab"]:
+    """`faithfulness.patched_logits`, which takes an autoencoder, as the exercise has it."""
+    sae = SimpleNamespace(encode=lambda x: x, decode=reconstruct)
+    return faithfulness.patched_logits(model, sae, tokens, hook_name=hook_name)[1]
+
+
+IN_THE_PACKAGE = {
+    "07.patched_logits": _patched_by_the_package,
+    "07.cross_entropy_by_position": metrics.cross_entropy_by_position,
+    "07.delta_cross_entropy": metrics.delta_cross_entropy,
+    "07.kl_divergence": metrics.kl_divergence,
+    "07.reconstruction_score": metrics.reconstruction_score,
+    "07.bootstrap_interval": metrics.bootstrap_interval,
+    "07.explained_variance": metrics.explained_variance,
+}

@@ -6,32 +6,64 @@ import math
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from course_utils import metrics
 from course_utils.baselines import covariance_root, epsilon_random, theta_random
 from course_utils.exercises.checking import (
     Case,
     CompareCases,
     CompareThenState,
     Exercise,
-    Mistake,
     compare_cases,
     or_raised,
     property_check,
     require,
 )
-from course_utils.exercises.checks.lesson_07 import kl_divergence
 from course_utils.exercises.checks.shared import FAR_APART, drawn, random_logits, random_tokens, shown
 from course_utils.exercises.comparing import describe, first_difference
 from course_utils.exercises.mistakes import seen, variants
-from course_utils.metrics import confidently_wrong, expected_delta_ce, score_interval, tokens_needed
+from course_utils.metrics import confidently_wrong
 
-# --- the course's answer to what has no function in the package ------------------------------------------------
+# --- the course's answers, where they are plainer than the package's functions -----------------------------------
+
+
+def expected_delta_ce(
+    true_log_probs: Float[Tensor, "*position vocab"], p_logits: Float[Tensor, "*position vocab"],
+    q_logits: Float[Tensor, "*position vocab"],
+) -> Float[Tensor, "*position"]:
+    """Σ_y P(y) ln(p(y) / q(y)), in nats: ΔCE at each position, averaged over the tokens that could have come."""
+    P = true_log_probs.exp()
+    log_p, log_q = p_logits.log_softmax(dim=-1), q_logits.log_softmax(dim=-1)
+    return (P * (log_p - log_q)).sum(dim=-1)
 
 
 def counter_example() -> tuple[list[float], list[float], list[float]]:
     """(P, p, q): the data, the model and the patched model. The patch puts the model right: q is P."""
     return [0.7, 0.3], [0.6, 0.4], [0.7, 0.3]
+
+
+def tokens_needed(
+    p_logits: Float[Tensor, "position vocab"], q_logits: Float[Tensor, "position vocab"],
+    precision: float = 0.1,
+) -> float:
+    """How many tokens, drawn from p, until mean ΔCE has a standard error of `precision` times the KL."""
+    log_p, log_q = p_logits.log_softmax(dim=-1), q_logits.log_softmax(dim=-1)
+    p, r = log_p.exp(), log_p - log_q                                   # ΔCE is r where the token is drawn
+    kl = (p * r).sum(dim=-1)                                            # its mean and its variance at each position
+    variance = (p * (r - kl[:, None]) ** 2).sum(dim=-1)
+    return (variance.mean() / (precision * kl.mean()) ** 2).item()
+
+
+def score_interval(
+    ce_clean: Float[Tensor, "n"], ce_sae: Float[Tensor, "n"], ce_zero: Float[Tensor, "n"],
+    draws: Int[Tensor, "resample n"],
+) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % quantiles of (L_zero − L_sae) / (L_zero − L_clean) over resampled sequences."""
+    clean, sae, zero = (losses[draws].mean(dim=1) for losses in (ce_clean, ce_sae, ce_zero))    # [resample]
+    score = (zero - sae) / (zero - clean)
+    return score.quantile(0.025).item(), score.quantile(0.975).item()
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------
@@ -115,68 +147,52 @@ def _covariance(d: int, n: int, seed: int = 0) -> Tensor:
 # --- known mistakes --------------------------------------------------------------------------------------------
 
 
-def _weighted(terms):
-    """A wrong expectation: the sum over the vocabulary of terms(ln P, ln p, ln q)."""
-    return lambda truth, p, q: terms(truth, p.log_softmax(-1), q.log_softmax(-1)).sum(-1)
+def at_favourite(terms: str, of: str) -> str:
+    """The text of these terms at the token that is most likely in `of`."""
+    return f"({terms}).gather(-1, {of}.argmax(-1, keepdim=True))[..., 0]"
 
 
-def _at_favourite(of, weigh):
-    """ln p − ln q at one token of each position, the most likely of `of`."""
-    def expectation(truth, p, q):
-        best = {"P": truth, "p": p}[of].argmax(-1, keepdim=True)
-        ratio = (p.log_softmax(-1) - q.log_softmax(-1)).gather(-1, best)[..., 0]
-        return truth.gather(-1, best)[..., 0].exp() * ratio if weigh else ratio
-    return expectation
+EXPECTED_MISTAKES = variants(expected_delta_ce, {
+    "weighted by p, the model's opinion: this is KL(p‖q), the slip of the thread. The weight is P, "
+    "true_log_probs.exp()": "(log_p.exp() * (log_p - log_q)).sum(dim=-1)",
+    "weighted by q: the weight is P, true_log_probs.exp()": "(log_q.exp() * (log_p - log_q)).sum(dim=-1)",
+    "every token counts alike: weigh it by P, true_log_probs.exp()":
+        ("(log_p - log_q).sum(dim=-1)", "(log_p - log_q).mean(dim=-1)"),
+    "this is a mean over the vocabulary: P gives the weights already, so take the sum": {".sum(": ".mean("},
+    "the sign is flipped: it is ln p − ln q, so that harm is positive": {"log_p - log_q": "log_q - log_p"},
+    "weighted by ln P: `true_log_probs` are logarithms, take `.exp()`": {"true_log_probs.exp()": "true_log_probs"},
+    "this is KL(P‖q) alone: subtract KL(P‖p), the distance that the clean model already had":
+        {"log_p - log_q": "true_log_probs - log_q"},
+    "this is KL(P‖p), about the clean model alone: where is q?": {"log_p - log_q": "true_log_probs - log_p"},
+    "this is the patched model's expected loss: subtract the clean model's": "-(P * log_q).sum(dim=-1)",
+    "the distances have their arguments reversed: a loss on the data is KL(P‖·), with P first":
+        "(log_q.exp() * (log_q - true_log_probs) - log_p.exp() * (log_p - true_log_probs)).sum(dim=-1)",
+    "this is the rest alone, Σ (P − p) ln(p / q): weigh by P, not by P − p":
+        "((P - log_p.exp()) * (log_p - log_q)).sum(dim=-1)",
+    "this is a difference of logits, weighted: log_softmax makes log-probabilities of them":
+        {"log_p - log_q": "p_logits - q_logits"},
+    "this is a difference of probabilities: take their logarithms first":
+        {"log_p - log_q": "log_p.exp() - log_q.exp()"},
+    "this is about the most likely token alone: every token that could have come counts":
+        (at_favourite("P * (log_p - log_q)", "P"), at_favourite("P * (log_p - log_q)", "log_p"),
+         at_favourite("log_p - log_q", "P"), at_favourite("log_p - log_q", "log_p")),
+    "the size of each difference is taken: the ΔCE of a token may have either sign":
+        "(P * (log_p - log_q).abs()).sum(dim=-1)",
+    "these are bits: take the natural logarithm for nats": "(P * (log_p - log_q)).sum(dim=-1) / math.log(2)",
+    "these are the terms: sum them over the vocabulary": "P * (log_p - log_q)",
+    "this is one number: keep the positions, sum over the last axis only":
+        seen(lambda got, expected: got.ndim == 0 and expected.ndim > 0),
+})
 
 
-EXPECTED_MISTAKES = [
-    Mistake("weighted by p, the model's opinion: this is KL(p‖q), the slip of the thread. The weight is P, "
-            "true_log_probs.exp()", lambda truth, p, q: kl_divergence(p, q)),
-    Mistake("weighted by q: the weight is P, true_log_probs.exp()",
-            _weighted(lambda truth, p, q: q.exp() * (p - q))),
-    Mistake("every token counts alike: weigh it by P, true_log_probs.exp()",
-            _weighted(lambda truth, p, q: p - q), _weighted(lambda truth, p, q: (p - q) / p.shape[-1])),
-    Mistake("this is a mean over the vocabulary: P gives the weights already, so take the sum",
-            _weighted(lambda truth, p, q: truth.exp() * (p - q) / p.shape[-1])),
-    Mistake("the sign is turned: ln p − ln q, so that harm is positive",
-            _weighted(lambda truth, p, q: truth.exp() * (q - p))),
-    Mistake("weighted by ln P: `true_log_probs` are logarithms, take `.exp()`",
-            _weighted(lambda truth, p, q: truth * (p - q))),
-    Mistake("this is KL(P‖q) alone: subtract KL(P‖p), the distance that the clean model had already",
-            _weighted(lambda truth, p, q: truth.exp() * (truth - q))),
-    Mistake("this is KL(P‖p), about the clean model alone: where is q?",
-            _weighted(lambda truth, p, q: truth.exp() * (truth - p))),
-    Mistake("this is the patched model's expected loss: subtract the clean model's",
-            _weighted(lambda truth, p, q: -truth.exp() * q)),
-    Mistake("the distances have their arguments reversed: a loss on the data is KL(P‖·), with P first",
-            _weighted(lambda truth, p, q: q.exp() * (q - truth) - p.exp() * (p - truth))),
-    Mistake("this is the rest alone, Σ (P − p) ln(p / q): weigh by P, not by P − p",
-            _weighted(lambda truth, p, q: (truth.exp() - p.exp()) * (p - q))),
-    Mistake("this is a difference of logits, weighted: log_softmax makes log-probabilities of them",
-            lambda truth, p, q: (truth.exp() * (p - q)).sum(-1)),
-    Mistake("this is a difference of probabilities: take their logarithms first",
-            _weighted(lambda truth, p, q: truth.exp() * (p.exp() - q.exp()))),
-    Mistake("this is about the most likely token alone: all that could have come count",
-            *(_at_favourite(of, weigh) for of in "Pp" for weigh in (True, False))),
-    Mistake("the size of each difference is taken: a token's ΔCE has both signs",
-            _weighted(lambda truth, p, q: truth.exp() * (p - q).abs())),
-    Mistake("these are bits: take the natural logarithm for nats",
-            _weighted(lambda truth, p, q: truth.exp() * (p - q) / math.log(2))),
-    Mistake("these are the terms: sum them over the vocabulary",
-            lambda truth, p, q: truth.exp() * (p.log_softmax(-1) - q.log_softmax(-1))),
-    Mistake("this is one number: keep the positions, sum over the last axis only",
-            predicate=lambda got, expected: got.ndim == 0 and expected.ndim > 0),
-]
-
-
-WEIGHTED = "(p * (r - kl[..., None]) ** 2).sum(dim=-1)"                  # a part of the solution
-FAVOURITES = "r.gather(1, p.argmax(-1, keepdim=True))[:, 0]"
+WEIGHTED = "(p * (r - kl[:, None]) ** 2).sum(dim=-1)"
+FAVOURITE = at_favourite("r", "p")
 NEEDED_MISTAKES = variants(tokens_needed, {
     "precision is not squared: the standard error falls with √n, so n = variance / (precision · KL)²":
         "(variance.mean() / (precision * kl.mean() ** 2)).item()",
     "the KL is not squared: n = variance / (precision · KL)²":
         "(variance.mean() / (precision ** 2 * kl.mean())).item()",
-    "nothing is squared below: n = variance / (precision · KL)²":
+    "nothing is squared in the denominator: n = variance / (precision · KL)²":
         "(variance.mean() / (precision * kl.mean())).item()",
     "this has a standard deviation where the variance belongs: n = variance / (precision · KL)²": (
         "(variance.mean() ** 0.5 / (precision * kl.mean()) ** 2).item()",
@@ -188,18 +204,18 @@ NEEDED_MISTAKES = variants(tokens_needed, {
     "this is the rule of thumb: it holds for a small KL only. Compute the variance":
         "(2 / (kl.mean() * precision ** 2)).item()",
     "every token counts alike in this variance: weigh the squares by p": (
-        {WEIGHTED: "((r - kl[..., None]) ** 2).mean(dim=-1)"}, {WEIGHTED: "((r - kl[..., None]) ** 2).sum(dim=-1)"},
+        {WEIGHTED: "((r - kl[:, None]) ** 2).mean(dim=-1)"}, {WEIGHTED: "((r - kl[:, None]) ** 2).sum(dim=-1)"},
         {WEIGHTED: "r.var(-1)"}, {WEIGHTED: "r.var(-1, unbiased=False)"}),
-    "this is the mean square of ln(p / q), not its variance: subtract the KL first": {"r - kl[..., None]": "r"},
+    "this is the mean square of ln(p / q), not its variance: subtract the KL first": {"r - kl[:, None]": "r"},
     "this subtracts one mean KL at all positions: each position's variance is about its own KL":
-        {"kl[..., None]": "kl.mean()"},
+        {"kl[:, None]": "kl.mean()"},
     "this is the variance of the terms p ln(p / q): that of ln(p / q) is Σ p (ln(p / q) − KL)²":
         {WEIGHTED: "(p * r).var(-1)"},
     "this is how the KL differs from position to position: take the variance over tokens, at each position":
         ({WEIGHTED: "kl.var()"}, {WEIGHTED: "kl.var(unbiased=False)"}),
     "this is about the model's favourite tokens: any token may be drawn, each as often as p says":
-        ({WEIGHTED: f"{FAVOURITES}.var()"}, {WEIGHTED: f"{FAVOURITES}.var()", "kl.mean()": f"{FAVOURITES}.mean()"}),
-    "this is a mean of the positions' ratios: take both means first, then one ratio":
+        ({WEIGHTED: f"{FAVOURITE}.var()"}, {WEIGHTED: f"{FAVOURITE}.var()", "kl.mean()": f"{FAVOURITE}.mean()"}),
+    "this is the mean of a ratio at each position: take both means first, then one ratio":
         "(variance / (precision * kl) ** 2).mean().item()",
     "this squares each KL and takes the mean: take the mean KL first, then its square":
         "(variance.mean() / (precision ** 2 * (kl ** 2).mean())).item()",
@@ -207,269 +223,131 @@ NEEDED_MISTAKES = variants(tokens_needed, {
     "precision is not used": ({"precision *": "1 *"}, {"precision *": "0.1 *"}),
     "precision is a share of the KL: the standard error should be precision · KL":
         "(variance.mean() / precision ** 2).item()",
-    "p and q have changed places: tokens are drawn from p": lambda p, q, precision=0.1: tokens_needed(q, p, precision),
-    "these are differences of logits: log_softmax makes log-probabilities of them": {"log_p - log_q": "p_logits - q_logits"},
+    "p and q are swapped: tokens are drawn from p": lambda p, q, precision=0.1: tokens_needed(q, p, precision),
+    "these are differences of logits: log_softmax makes log-probabilities of them":
+        {"log_p - log_q": "p_logits - q_logits"},
     "rounded: return the number as it is":
         seen(lambda got, expected: abs(got - expected) <= 1 and float(got) == int(got)),
 })
 
 
-def _resampled(statistic, low=0.025, high=0.975, rows=lambda row: row):
-    """A wrong interval: quantiles of statistic(clean, sae, zero) over the sequences of each resample."""
-
-    def interval(clean, sae, zero, draws):
-        found = torch.stack([statistic(clean[rows(row)], sae[rows(row)], zero[rows(row)]) for row in draws])
-        return found.quantile(low).item(), found.quantile(high).item()
-
-    return interval
+SCORE = "(zero - sae) / (zero - clean)"
+EACH_SCORE = "((ce_zero - ce_sae) / (ce_zero - ce_clean))"
 
 
-def _score(clean, sae, zero):
-    return (zero.mean() - sae.mean()) / (zero.mean() - clean.mean())
+def two_sided(middle: str, error: str) -> str:
+    """The text of middle ± 1.96 · error."""
+    return f"({middle} - 1.96 * {error}).item(), ({middle} + 1.96 * {error}).item()"
 
 
-def _whole_below(clean, sae, zero, draws):
-    found = (zero - sae)[draws].mean(1) / (zero - clean).mean()
-    return found.quantile(0.025).item(), found.quantile(0.975).item()
+INTERVAL_MISTAKES = variants(score_interval, {
+    "this takes means of the sequences' scores: take the three means of a resample, then one ratio":
+        {"[draws].mean(dim=1)": "[draws]", SCORE: f"({SCORE}).mean(dim=1)"},
+    "these are the 5 % and 95 % quantiles: the middle 95 % leaves 2.5 % at each end":
+        "score.quantile(0.05).item(), score.quantile(0.95).item()",
+    "these are the smallest and the largest resampled score: leave out 2.5 % at each end":
+        "score.min().item(), score.max().item()",
+    "low and high are swapped": "score.quantile(0.975).item(), score.quantile(0.025).item()",
+    "this is a mean ± 1.96 standard errors: take quantiles of the resampled scores": (
+        two_sided("score.mean()", "score.std()"),
+        two_sided(f"{EACH_SCORE}.mean()", f"{EACH_SCORE}.std() / len(ce_zero) ** 0.5"),
+        two_sided("(ce_zero - ce_sae).mean() / (ce_zero - ce_clean).mean()",
+                  f"{EACH_SCORE}.std() / len(ce_zero) ** 0.5")),
+    "the draws are not used: these are quantiles of the sequences' own scores": {"[draws].mean(dim=1)": ""},
+    "this is 1 − score, ΔCE / (L_zero − L_clean): the numerator is L_zero − L_sae": {"(zero - sae)": "(sae - clean)"},
+    "numerator and denominator are swapped": {SCORE: "(zero - clean) / (zero - sae)"},
+    "this is not the score but another quantity: (L_zero − L_sae) / (L_zero − L_clean)":
+        ({SCORE: "sae - clean"}, {SCORE: "sae"}, {SCORE: "clean / sae"}, {SCORE: "(zero - sae) / zero"},
+         {SCORE: "zero - sae"}),
+    "one of the two differences is over all sequences: take both from the resample":
+        ({"(zero - clean)": "(ce_zero - ce_clean).mean()"}, {"(zero - sae)": "(ce_zero - ce_sae).mean()"}),
+    "a sequence that is drawn twice must count twice: here it counts once":
+        {"losses[draws].mean(dim=1)": "torch.stack([losses[row.unique()].mean() for row in draws])"},
+    "a score may be above 1, when the patch helps: do not clip it": {SCORE: f"({SCORE}).clamp(0, 1)"},
+    "this interval is far too wide: does one row of `draws` serve all three losses?":
+        seen(lambda got, expected: float(got[1]) - float(got[0]) > 3 * (expected[1] - expected[0])),
+})
 
 
-def _whole_above(clean, sae, zero, draws):
-    found = (zero - sae).mean() / (zero - clean)[draws].mean(1)
-    return found.quantile(0.025).item(), found.quantile(0.975).item()
+CAME = "p_logits[:, :-1].softmax(dim=-1).gather(2, tokens[:, 1:, None])[..., 0]"        # its probability
+CONFIDENT_MISTAKES = variants(confidently_wrong, {
+    "these are about the tokens that are there: the logits at position j are about token j + 1":
+        ({"[:, :-1]": "", "[:, 1:]": ""}, {"[:, 1:]": "[:, :-1]"}, {"[:, :-1]": "[:, 1:]"}),
+    "shifted the wrong way: the logits at position j are about token j + 1, not j − 1":
+        {"p_logits[:, :-1]": "p_logits[:, 1:]", "tokens[:, 1:]": "tokens[:, :-1]"},
+    "this is where the model was wrong: it must also give its favourite more than `confidence`":
+        "favourite != tokens[:, 1:]",
+    "this is where the model was confident: another token must also have come": "probability > confidence",
+    "these are confident and right: the favourite must not be the token that came (`!=`)": {"!=": "=="},
+    "this is wrong without confidence: the favourite's probability must be above, not below":
+        {"probability >": "probability <"},
+    "this is inverted: it must be True where the model is confidently wrong":
+        "~((probability > confidence) & (favourite != tokens[:, 1:]))",
+    "here one of the two is enough: both must hold (`&`)": {"&": "|"},
+    "this asks about the token that came: ask whether the model's favourite has more than `confidence`":
+        (f"{CAME} < confidence", f"{CAME} < 1 - confidence"),
+    "logits are compared with `confidence`: softmax makes probabilities of them": {".softmax(dim=-1)": ""},
+    "no token is ever above `confidence` here: take probabilities, not their logarithms":
+        seen(lambda got, expected: got.shape == expected.shape and not got.any()),
+    "confidence is fixed at 0.5: use the argument": {"> confidence": "> 0.5"},
+    "the last position is kept: no token comes after it, so leave it out":
+        seen(lambda got, expected: got.shape == (expected.shape[0], expected.shape[1] + 1)),
+})
 
 
-def _two_standard_errors(clean, sae, zero, draws):
-    found = torch.stack([_score(clean[row], sae[row], zero[row]) for row in draws])
-    return (found.mean() - 1.96 * found.std()).item(), (found.mean() + 1.96 * found.std()).item()
+NORM = "norm(dim=-1, keepdim=True)"
+EPSILON_MISTAKES = variants(epsilon_random, {
+    "the noise keeps its own length: divide it by `noise.norm(dim=-1, keepdim=True)`": "x + distance * noise",
+    "this adds the noise as it is: give it the length ‖x̂ − x‖": "x + noise",
+    "every point is at distance 1: multiply the direction by ‖x̂ − x‖": f"x + noise / noise.{NORM}",
+    "this is the squared distance: take its root": {"x + distance": "x + distance ** 2"},
+    "a length is taken over the whole tensor: each position has its own, `norm(dim=-1, keepdim=True)`":
+        ({f"(x_hat - x).{NORM}": "(x_hat - x).norm()"}, {f"noise.{NORM}": "noise.norm()"}, {NORM: "norm()"}),
+    "this is the mean distance everywhere: each position has its own": {"x + distance": "x + distance.mean()"},
+    "a length is taken over the wrong axis: each vector's own is `norm(dim=-1, keepdim=True)`":
+        ({"noise.norm(dim=-1": "noise.norm(dim=0"}, {"(x_hat - x).norm(dim=-1": "(x_hat - x).norm(dim=0"},
+         {"dim=-1": "dim=0"}),
+    "this starts from x_hat: the distance is from x, so start there": {"x + distance": "x_hat + distance"},
+    "this is the error alone: add it to x": {"x + distance": "distance"},
+    "this is x_hat itself: only the distance is kept, the direction is that of the noise": "x_hat",
+    "the distance is the length of a vector here: it must be that from x to x_hat, ‖x̂ − x‖":
+        ({"(x_hat - x).norm": "x_hat.norm"}, {"(x_hat - x).norm": "x.norm"},
+         {f"(x_hat - x).{NORM}": f"(x_hat.{NORM} - x.{NORM}).abs()"}),
+    "this goes against the noise: add the error, do not subtract it": {"x + distance": "x - distance"},
+    "the noise is treated as a point (noise − x): it is itself the direction":
+        f"x + distance * (noise - x) / (noise - x).{NORM}",
+})
 
 
-def _predicted(centre):
-    def interval(clean, sae, zero, draws):
-        each = (zero - sae) / (zero - clean)
-        middle, half = centre(clean, sae, zero, each), 1.96 * each.std() / len(each) ** 0.5
-        return (middle - half).item(), (middle + half).item()
-    return interval
-
-
-def _not_drawn(clean, sae, zero, draws):
-    each = (zero - sae) / (zero - clean)
-    return each.quantile(0.025).item(), each.quantile(0.975).item()
-
-
-def _far_too_wide(got, expected):
-    low, high = map(float, got)
-    return high - low > 3 * (expected[1] - expected[0])
-
-
-INTERVAL_MISTAKES = [
-    Mistake("this takes means of the sequences' scores: take the three means of a resample, then one ratio",
-            _resampled(lambda clean, sae, zero: ((zero - sae) / (zero - clean)).mean())),
-    Mistake("these are the 5 % and 95 % quantiles: the middle 95 % leaves 2.5 % at each end",
-            _resampled(_score, 0.05, 0.95)),
-    Mistake("these are the smallest and the largest resampled score: leave out 2.5 % at each end",
-            _resampled(_score, 0.0, 1.0)),
-    Mistake("low and high are swapped", _resampled(_score, 0.975, 0.025)),
-    Mistake("this is a mean ± 1.96 standard errors: take quantiles of the resampled scores", _two_standard_errors,
-            _predicted(lambda clean, sae, zero, each: each.mean()),
-            _predicted(lambda clean, sae, zero, each: _score(clean, sae, zero))),
-    Mistake("the draws are not used: these are quantiles of the sequences' own scores", _not_drawn),
-    Mistake("this is 1 − score, ΔCE / (L_zero − L_clean): the numerator is L_zero − L_sae",
-            _resampled(lambda clean, sae, zero: 1 - _score(clean, sae, zero))),
-    Mistake("numerator and denominator are swapped",
-            _resampled(lambda clean, sae, zero: 1 / _score(clean, sae, zero))),
-    Mistake("this is not the score but another quantity: (L_zero − L_sae) / (L_zero − L_clean)",
-            _resampled(lambda clean, sae, zero: (sae - clean).mean()),
-            _resampled(lambda clean, sae, zero: sae.mean()),
-            _resampled(lambda clean, sae, zero: clean.mean() / sae.mean()),
-            _resampled(lambda clean, sae, zero: (zero - sae).mean() / zero.mean()),
-            _resampled(lambda clean, sae, zero: (zero - sae).mean())),
-    Mistake("one of the two differences is that of all sequences: take both from the resample",
-            _whole_below, _whole_above),
-    Mistake("a sequence that is drawn twice must count twice: here it counts once",
-            _resampled(_score, rows=lambda row: row.unique())),
-    Mistake("a score may be above 1, when the patch helps: do not clip it",
-            _resampled(lambda *losses: _score(*losses).clamp(0, 1))),
-    Mistake("this interval is far too wide: does one row of `draws` serve all three losses?",
-            predicate=_far_too_wide),
-]
-
-
-def _compared(decide, at=slice(None, -1), of=slice(1, None)):
-    """A wrong answer: decide(probability of the favourite, favourite, token, confidence) at other positions."""
-
-    def answer(p_logits, tokens, confidence=0.5):
-        probability, favourite = p_logits[:, at].softmax(-1).max(-1)
-        return decide(probability, favourite, tokens[:, of], confidence)
-
-    return answer
-
-
-def _both(probability, favourite, token, confidence):
-    return (probability > confidence) & (favourite != token)
-
-
-def _of_all(change):
-    """With change(logits) in the place of probabilities."""
-    def answer(p_logits, tokens, confidence=0.5):
-        return (change(p_logits[:, :-1]).amax(-1) > confidence) & (p_logits[:, :-1].argmax(-1) != tokens[:, 1:])
-    return answer
-
-
-def _about_the_token(decide):
-    """decide(probability of the token that came, confidence)."""
-    def answer(p_logits, tokens, confidence=0.5):
-        return decide(p_logits[:, :-1].softmax(-1).gather(2, tokens[:, 1:, None])[..., 0], confidence)
-    return answer
-
-
-CONFIDENT_MISTAKES = [
-    Mistake("these are about the tokens that are there: the logits at position j are about token j + 1",
-            *(_compared(_both, at, at) for at in (slice(None), slice(None, -1), slice(1, None)))),
-    Mistake("shifted the wrong way: the logits at position j are about token j + 1, not j − 1",
-            _compared(_both, slice(1, None), slice(None, -1))),
-    Mistake("this is where the model was wrong: it must also give its favourite more than `confidence`",
-            _compared(lambda probability, favourite, token, confidence: favourite != token)),
-    Mistake("this is where the model was confident: another token must also have come",
-            _compared(lambda probability, favourite, token, confidence: probability > confidence)),
-    Mistake("these are confident and right: the favourite must not be the token that came (`!=`)",
-            _compared(lambda probability, favourite, token, confidence:
-                      (probability > confidence) & (favourite == token))),
-    Mistake("this is wrong without confidence: the favourite's probability must be above, not below",
-            _compared(lambda probability, favourite, token, confidence:
-                      (probability < confidence) & (favourite != token))),
-    Mistake("this is turned round: True where the model is confidently wrong",
-            lambda *args, **kwargs: ~confidently_wrong(*args, **kwargs)),
-    Mistake("one of the two is enough here: both must hold (`&`)",
-            _compared(lambda probability, favourite, token, confidence:
-                      (probability > confidence) | (favourite != token))),
-    Mistake("this asks about the token that came: ask whether the model's favourite has more than `confidence`",
-            _about_the_token(lambda probability, confidence: probability < confidence),
-            _about_the_token(lambda probability, confidence: probability < 1 - confidence),
-            _about_the_token(lambda probability, confidence: probability > confidence)),
-    Mistake("logits are compared with `confidence`: softmax makes probabilities of them", _of_all(lambda x: x)),
-    Mistake("no token is ever above `confidence` here: take probabilities, not their logarithms",
-            predicate=lambda got, expected: got.shape == expected.shape and not got.any()),
-    Mistake("confidence is fixed at 0.5: use the argument",
-            _compared(lambda probability, favourite, token, confidence: (probability > 0.5) & (favourite != token))),
-    Mistake("the last position is kept: no token comes after it, so leave it out",
-            predicate=lambda got, expected: got.shape == (expected.shape[0], expected.shape[1] + 1)),
-]
-
-
-def _unit(x, dim=-1):
-    return x / (x.norm() if dim is None else x.norm(dim=dim, keepdim=True))
-
-
-def _length(x):
-    return x.norm(dim=-1, keepdim=True)
-
-
-def _moved(distance, start=lambda x, x_hat: x, direction=lambda x, x_hat, noise: _unit(noise)):
-    """A wrong ε-random point: start + distance · direction."""
-    return lambda x, x_hat, noise: start(x, x_hat) + distance(x, x_hat) * direction(x, x_hat, noise)
-
-
-def _distance(x, x_hat):
-    return (x_hat - x).norm(dim=-1, keepdim=True)
-
-
-EPSILON_MISTAKES = [
-    Mistake("the noise keeps its own length: divide it by `noise.norm(dim=-1, keepdim=True)`",
-            _moved(_distance, direction=lambda x, x_hat, noise: noise)),
-    Mistake("this adds the noise as it is: give it the length ‖x̂ − x‖", lambda x, x_hat, noise: x + noise),
-    Mistake("every point is at distance 1: multiply the direction by ‖x̂ − x‖", _moved(lambda x, x_hat: 1)),
-    Mistake("this is the squared distance: take its root", _moved(lambda x, x_hat: _distance(x, x_hat) ** 2)),
-    Mistake("a length is that of the whole tensor: each position has its own, `norm(dim=-1, keepdim=True)`",
-            _moved(lambda x, x_hat: (x_hat - x).norm()),
-            _moved(_distance, direction=lambda x, x_hat, noise: _unit(noise, None)),
-            _moved(lambda x, x_hat: (x_hat - x).norm(), direction=lambda x, x_hat, noise: _unit(noise, None))),
-    Mistake("this is the mean distance everywhere: each position has its own",
-            _moved(lambda x, x_hat: _distance(x, x_hat).mean())),
-    Mistake("a length is taken over the wrong axis: each vector's own is `norm(dim=-1, keepdim=True)`",
-            _moved(_distance, direction=lambda x, x_hat, noise: _unit(noise, 0)),
-            _moved(lambda x, x_hat: (x_hat - x).norm(dim=0, keepdim=True)),
-            _moved(lambda x, x_hat: (x_hat - x).norm(dim=0, keepdim=True),
-                   direction=lambda x, x_hat, noise: _unit(noise, 0))),
-    Mistake("this starts from x_hat: the distance is from x, so start there",
-            _moved(_distance, lambda x, x_hat: x_hat)),
-    Mistake("this is the error alone: add it to x", _moved(_distance, lambda x, x_hat: 0)),
-    Mistake("this is x_hat itself: only the distance is kept, the direction is that of the noise",
-            lambda x, x_hat, noise: x_hat),
-    Mistake("this goes as far as a vector is long: the distance is that from x to x_hat, ‖x̂ − x‖",
-            _moved(lambda x, x_hat: _length(x_hat)), _moved(lambda x, x_hat: _length(x)),
-            _moved(lambda x, x_hat: (_length(x_hat) - _length(x)).abs())),
-    Mistake("this goes against the noise: add the error, do not subtract it",
-            _moved(lambda x, x_hat: -_distance(x, x_hat))),
-    Mistake("the noise is taken for a point (noise − x): it is the direction itself",
-            _moved(_distance, direction=lambda x, x_hat, noise: _unit(noise - x))),
-]
-
-
-def _turned(point):
-    """A wrong θ-random point: point(x, x̂, noise, x̂'s part along x, its part across x, the noise's part across x)."""
-
-    def theta(x, x_hat, noise):
-        along, noise_along = ((v * _unit(x)).sum(-1, keepdim=True) * _unit(x) for v in (x_hat, noise))
-        return point(x, x_hat, noise, along, x_hat - along, noise - noise_along)
-
-    return theta
-
-
-def _across_x_hat(x, x_hat, noise):
-    return noise - (noise * _unit(x_hat)).sum(-1, keepdim=True) * _unit(x_hat)
-
-
-def _sum_over_everything(x, x_hat, noise):
-    """Lengths and products over the whole tensor: one of each."""
-    unit = _unit(x, None)
-    along, across = (x_hat * unit).sum() * unit, noise - (noise * unit).sum() * unit
-    return along + (x_hat - along).norm() * _unit(across, None)
-
-
-THETA_MISTAKES = [
-    Mistake("the noise still has a part along x: take it off, so that only what is across x is left",
-            _turned(lambda x, x_hat, noise, along, rest, across: along + _length(rest) * _unit(noise))),
-    Mistake("the noise is made orthogonal to x_hat: make it orthogonal to x",
-            _turned(lambda x, x_hat, noise, along, rest, across:
-                    along + _length(rest) * _unit(_across_x_hat(x, x_hat, noise)))),
-    Mistake("the angle is right, but this is as long as x (as some published code has it): here it is as long as x_hat",
-            lambda *args: _length(args[0]) * _unit(theta_random(*args))),
-    Mistake("the angle is right, but the length is 1: multiply by ‖x̂‖", lambda *args: _unit(theta_random(*args))),
-    Mistake("the part along x is lost: add it to the part across x",
-            _turned(lambda x, x_hat, noise, along, rest, across: _length(rest) * _unit(across))),
-    Mistake("‖x̂ − x‖ is not the length of the part across x: x̂ also differs from x along x",
-            _turned(lambda x, x_hat, noise, along, rest, across: along + _length(x_hat - x) * _unit(across))),
-    Mistake("‖x̂‖ is not the length of the part across x: take the part along x off first",
-            _turned(lambda x, x_hat, noise, along, rest, across: along + _length(x_hat) * _unit(across))),
-    Mistake("the part along x is x itself here: keep x_hat's part, (x̂ · x) x / ‖x‖²",
-            _turned(lambda x, x_hat, noise, along, rest, across: x + _length(rest) * _unit(across)),
-            _turned(lambda x, x_hat, noise, along, rest, across: x + _length(x_hat - x) * _unit(across))),
-    Mistake("the sign of the part along x is lost: x_hat may point away from x, at more than 90 degrees",
-            _turned(lambda x, x_hat, noise, along, rest, across:
-                    _length(along) * _unit(x) + _length(rest) * _unit(across))),
-    Mistake("the part across x keeps the noise's length: divide by its length, then multiply by that of x_hat's part",
-            _turned(lambda x, x_hat, noise, along, rest, across: along + _length(rest) * across),
-            _turned(lambda x, x_hat, noise, along, rest, across: along + across)),
-    Mistake("divided by the length of all the noise: take its part along x off first, then divide by what is left",
-            _turned(lambda x, x_hat, noise, along, rest, across: along + _length(rest) * across / _length(noise))),
-    Mistake("x is not of length 1: the part of v along x is (v · x) x / ‖x‖²", *(
-        _turned(lambda x, x_hat, noise, along, rest, across, power=power:
-                along * _length(x) ** power + _length(x_hat - along * _length(x) ** power)
-                * _unit(noise - (noise - across) * _length(x) ** power))
-        for power in (1, 2))),
-    Mistake("the whole tensor is taken for one vector: each position has its own, sum over the last axis",
-            _sum_over_everything),
-    Mistake("this is x_hat itself: its part across x gets the direction of the noise", lambda x, x_hat, noise: x_hat),
-    Mistake("this is ε-random: it has the distance of x_hat, but not its angle with x", epsilon_random),
-    Mistake("this goes against the noise: add the part across x, do not subtract it",
-            _turned(lambda x, x_hat, noise, along, rest, across: along - _length(rest) * _unit(across))),
-]
-
-
-def _by_eigenvalues(build):
-    def root(covariance):
-        return build(*torch.linalg.eigh(covariance))
-    return root
+OFF_X = "- (noise * unit).sum(dim=-1, keepdim=True) * unit"             # the noise's part along x is subtracted
+TURNED = f"along + length * across / across.{NORM}"
+THETA_MISTAKES = variants(theta_random, {
+    "the noise still has a part along x: subtract it, so that only what is across x is left": {OFF_X: ""},
+    "the noise is made orthogonal to x_hat: make it orthogonal to x":
+        {OFF_X: f"- (noise * x_hat).sum(dim=-1, keepdim=True) * x_hat / x_hat.{NORM} ** 2"},
+    "the angle is right, but this is as long as x (as some published code has it): here it is as long as x_hat":
+        f"({TURNED}) / x_hat.{NORM} * x.{NORM}",
+    "the angle is right, but the length is 1: multiply by ‖x̂‖": f"({TURNED}) / x_hat.{NORM}",
+    "the part along x is lost: add it to the part across x": {"along + length": "length"},
+    "‖x̂ − x‖ is not the length of the part across x: x̂ also differs from x along x":
+        {"(x_hat - along).norm": "(x_hat - x).norm"},
+    "‖x̂‖ is not the length of the part across x: subtract the part along x first":
+        {"(x_hat - along).norm": "x_hat.norm"},
+    "the part along x is x itself here: keep x_hat's part, (x̂ · x) x / ‖x‖²":
+        ({"along + length": "x + length"}, {"along + length": "x + length", "(x_hat - along)": "(x_hat - x)"}),
+    "the sign of the part along x is lost: x_hat may point away from x, at more than 90 degrees":
+        {"along + length": f"along.{NORM} * unit + length"},
+    "the part across x keeps the noise's length: divide by its length, then multiply by that of x_hat's part":
+        ("along + length * across", "along + across"),
+    "divided by the length of all the noise: subtract its part along x first, then divide by the length of the rest":
+        {"across.norm": "noise.norm"},
+    "x is not of length 1: the part of v along x is (v · x) x / ‖x‖²": ({"* unit)": "* x)"}, {f"x / x.{NORM}": "x"}),
+    "the whole tensor is treated as one vector: each position has its own, sum over the last axis":
+        {"dim=-1, keepdim=True": ""},
+    "this is x_hat itself: its part across x gets the direction of the noise": "x_hat",
+    "this is ε-random: it has the distance of x_hat, but not its angle with x": epsilon_random,
+    "this goes against the noise: add the part across x, do not subtract it": {"along + length": "along - length"},
+})
 
 
 def _product(root: Tensor) -> Tensor:
@@ -479,11 +357,8 @@ def _product(root: Tensor) -> Tensor:
     return root.double().mT @ root.double()
 
 
-def _is_transposed(got, expected):
-    return torch.allclose(_product(got.mT), _product(expected), atol=1e-4, rtol=1e-3)
-
-
-def _entry_by_entry(got, expected):
+def _entry_by_entry(got: Tensor, expected: Tensor) -> bool:
+    """Whether each entry of `got` is the root of the covariance's; the sign may be kept."""
     if not got.is_floating_point():
         return False
     covariance, squares = _product(expected), got * got.abs()           # with their signs
@@ -491,24 +366,21 @@ def _entry_by_entry(got, expected):
     return same or torch.allclose(got.to(covariance), covariance.sqrt(), atol=1e-4, equal_nan=True)
 
 
-ROOT_MISTAKES = [
-    Mistake("R @ R.T is the covariance, but noise @ R needs R.T @ R: transpose it (torch's Cholesky factor is lower; "
-            "directions * roots needs `@ directions.T`)", predicate=_is_transposed),
-    Mistake("this is no root: R.T @ R is the covariance squared. Take the root of the variances",
-            lambda covariance: covariance),
-    Mistake("the variances are not rooted, and `@ directions.T` is missing",
-            _by_eigenvalues(lambda variances, directions: directions * variances)),
-    Mistake("this is the inverse root, which makes white noise of coloured: multiply by the roots, do not divide",
-            _by_eigenvalues(lambda variances, directions: directions / variances.sqrt() @ directions.T)),
-    Mistake("this is the diagonal only: the components vary together, too",
-            lambda covariance: covariance.diag().sqrt().diag()),
-    Mistake("the directions are missing: the variances are those along the directions, not along the axes",
-            _by_eigenvalues(lambda variances, directions: variances.sqrt().diag())),
-    Mistake("the directions are the columns: directions * roots @ directions.T, not the other way round",
-            _by_eigenvalues(lambda variances, directions: directions.T * variances.sqrt() @ directions)),
-    Mistake("this is the root of each entry: a root of the matrix is needed, R.T @ R = covariance",
-            predicate=_entry_by_entry),
-]
+ROOT_MISTAKES = variants(covariance_root, {
+    "R @ R.T is the covariance, but noise @ R needs R.T @ R: transpose it (torch's Cholesky factor is lower; "
+    "directions * roots needs `@ directions.T`)":
+        seen(lambda got, expected: torch.allclose(_product(got.mT), _product(expected), atol=1e-4, rtol=1e-3)),
+    "this is not a root: R.T @ R is the covariance squared. Take the root of the variances": "covariance",
+    "the root of the variances is missing, and so is `@ directions.T`": "directions * variances",
+    "this is the inverse root, which turns coloured noise white: multiply by the roots, do not divide":
+        "directions / variances.sqrt() @ directions.T",
+    "this is the diagonal only: the components also vary together": "covariance.diag().sqrt().diag()",
+    "the directions are missing: the variances are those along the directions, not along the axes":
+        "variances.sqrt().diag()",
+    "the directions are the columns: directions * roots @ directions.T, not the other way round":
+        "directions.T * variances.sqrt() @ directions",
+    "this is the root of each entry: a root of the matrix is needed, R.T @ R = covariance": seen(_entry_by_entry),
+})
 
 
 class CompareProducts(CompareCases):
@@ -546,17 +418,17 @@ def _agrees(attempt, truth, p, q, message):
 
 
 THREE = "return three distributions, in this order: (P, p, q)"
-SAME_TOKENS = "P, p and q must be over the same tokens: three lists of one length, 2 or more"
-ABOVE_0 = "all probabilities must be above 0, and none may be a logarithm"
-SUM_1 = "the probabilities of each distribution must have the sum 1"
+SAME_TOKENS = "P, p and q must be over the same tokens: three lists of the same length, 2 or more"
+ABOVE_0 = "all probabilities must be above 0 (are these logarithms?)"
+SUM_1 = "the probabilities of each distribution must sum to 1"
 UNCHANGED = ("q equals p: the patch changes nothing, and E[ΔCE] and the KL are both 0. Move q away from p, towards P "
              "(the order is P, p, q)")
 OWN_TEXT = ("P equals p: then E[ΔCE] is the KL, which is never negative. Let the model be wrong about the data: p must "
             "differ from P")
-NO_NEARER = ("q is no nearer to P than p is, so that the patch does no good: move q from p towards P (or have p and q "
-             "changed places? The order is P, p, q)")
-TOO_LITTLE = ("q is nearer to P than p is, but too little: E[ΔCE] must be below −0.01. Move q further towards P, or p "
-              "further away from it")
+NO_NEARER = ("q is no nearer to P than p is, so the patch does no good: move q from p towards P (or are p and q "
+             "swapped? The order is P, p, q)")
+TOO_LITTLE = ("q is nearer to P than p is, but not by enough: E[ΔCE] must be below −0.01. Move q further towards P, or "
+              "p further away from it")
 
 
 @property_check(mistakes=[THREE, SAME_TOKENS, ABOVE_0, SUM_1, UNCHANGED, OWN_TEXT, NO_NEARER, TOO_LITTLE])
@@ -579,7 +451,7 @@ def is_counter_example(attempt):
 
 CLAMP = "a variance is slightly below 0 by rounding, and its root is NaN: make it 0 first, `variances.clamp_min(0)`"
 SINGULAR = ("this breaks where a direction has no variance: a Cholesky factor and an inverse need variances above 0. "
-            "Take `torch.linalg.eigh`")
+            "Use `torch.linalg.eigh`")
 LINALG_ERRORS = (torch.linalg.LinAlgError, np.linalg.LinAlgError)
 
 
@@ -595,7 +467,7 @@ def root_of_singular(attempt):
         require(not isinstance(root, Exception), SINGULAR, **case)
         require(not root.isnan().any(), CLAMP, **case)
         real = root.is_floating_point() and root.shape == covariance.shape
-        require(real, "R must be real, and of the shape of the covariance, always", **case)
+        require(real, "R must always be real and have the covariance's shape", **case)
         difference = first_difference(_product(root), covariance, atol=1e-4, where="(R.T @ R)")
         require(not difference, f"where a direction has no variance: {difference}", **case)
 
@@ -691,7 +563,7 @@ EXERCISES = [
         hints=(
             "Split x_hat into its part along x and the rest. Only the direction of the rest changes, not its length.",
             "With `unit = x / x.norm(dim=-1, keepdim=True)` the part of v along x is "
-            "`(v * unit).sum(-1, keepdim=True) * unit`. Take it off the noise as well.",
+            "`(v * unit).sum(-1, keepdim=True) * unit`. Subtract it from the noise as well.",
             "`along + (x_hat - along).norm(dim=-1, keepdim=True) * across / across.norm(dim=-1, keepdim=True)`, where "
             "`across` is the noise without its part along x.",
         ),
@@ -715,3 +587,9 @@ EXERCISES = [
         difficulty=2,
     ),
 ]
+
+IN_THE_PACKAGE = {
+    "08.expected_delta_ce": metrics.expected_delta_ce,
+    "08.tokens_needed": metrics.tokens_needed,
+    "08.score_interval": metrics.score_interval,
+}
