@@ -11,20 +11,8 @@ def log_probs(logits):
     return torch.log_softmax(logits[:, -1, :], dim=1)
 
 
-def first_position(logits):
-    return torch.softmax(logits[:, 0, :], dim=-1)
-
-
-def over_the_batch(logits):
-    return logits[:, -1].softmax(dim=0)
-
-
 def all_positions(logits):
     return logits.softmax(dim=2)
-
-
-def raw_logits(logits):
-    return logits[:, -1]
 
 
 def unnormalised(logits):
@@ -47,33 +35,18 @@ def row_by_row(logits):
 
 # --- 00.top_tokens -------------------------------------------------------------------------------------------------
 
-NO_BOS = """
+TOP = """
 def f(model, text, k=5):
-    tokens = model.to_tokens(text, prepend_bos=False)
-    p = model(tokens)[0, -1].softmax(-1)
-    values, indices = p.topk(k)
-    return [(model.tokenizer.decode([i]), v) for v, i in zip(values.tolist(), indices.tolist())]
+    values, indices = model(model.to_tokens(text))[0, -1].{values}.topk({k})
+    words = [model.tokenizer.decode([i]) for i in indices.tolist()]
+    return {result}
 """
-LOGITS_INSTEAD = """
-def f(model, text, k=5):
-    values, indices = model(model.to_tokens(text))[0, -1].topk(k)
-    return [(model.tokenizer.decode([i]), v) for v, i in zip(values.tolist(), indices.tolist())]
-"""
-IDS_INSTEAD = """
-def f(model, text, k=5):
-    values, indices = model(model.to_tokens(text))[0, -1].softmax(-1).topk(k)
-    return list(zip(indices.tolist(), values.tolist()))
-"""
-WORST_FIRST = """
-def f(model, text, k=5):
-    values, indices = model(model.to_tokens(text))[0, -1].softmax(-1).topk(k)
-    return [(model.tokenizer.decode([i]), v) for v, i in zip(values.tolist(), indices.tolist())][::-1]
-"""
-ALWAYS_FIVE = """
-def f(model, text, k=5):
-    values, indices = model(model.to_tokens(text))[0, -1].softmax(-1).topk(5)
-    return [(model.tokenizer.decode([i]), v) for v, i in zip(values.tolist(), indices.tolist())]
-"""
+
+
+def top(result="list(zip(words, values.tolist()))", values="softmax(-1)", k="k"):
+    return TOP.format(result=result, values=values, k=k)
+
+
 BY_SORTING = """
 def f(model, text, k=5):
     p = torch.nn.functional.softmax(model(model.to_tokens(text))[:, -1], dim=-1).squeeze(0)
@@ -88,24 +61,12 @@ def f(model, text, k=5):
     return [(model.tokenizer.decode([i]), p[i]) for i in best]
 """
 
-TOP = """
-def f(model, text, k=5):
-    values, indices = model(model.to_tokens(text))[0, -1].{values}.topk(k)
-    words = [model.tokenizer.decode([i]) for i in indices.tolist()]
-    return {result}
-"""
-
-
-def top(result, values="softmax(-1)"):
-    return TOP.format(result=result, values=values)
-
-
 # --- 00.head_pattern -----------------------------------------------------------------------------------------------
 
 CACHED = """
 def f(model, tokens, layer, head):
-    name = f"blocks.{{layer}}.attn.{hook}"
-    logits, cache = model.run_with_cache(tokens, names_filter=name)
+    name = f"blocks.{{layer}}.attn.hook_pattern"
+    _, cache = model.run_with_cache(tokens, names_filter=name)
     return cache[name]{take}
 """
 HOOKED_PATTERN = """
@@ -129,12 +90,12 @@ def f(model, tokens, layer, head):
 
 # --- 00.without_head -----------------------------------------------------------------------------------------------
 
-SILENT = """
+MEAN_OF_ALL_ITS_VALUES = """
 def f(model, tokens, layer, head):
     def hook_function(z, hook):
-        {body}
+        z[:, :, head] = z[:, :, head].mean()
         return z
-    return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{{layer}}.attn.hook_z", hook_function)])
+    return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", hook_function)])
 """
 FORGOT_FWD_HOOKS = """
 def f(model, tokens, layer, head):
@@ -215,16 +176,6 @@ def f(model, tokens, layer, head):
 # --- 00.kl_from_truth ----------------------------------------------------------------------------------------------
 
 
-def reversed_kl(true_log_probs, logits):
-    q = logits.softmax(-1)
-    return (q * (q.log() - true_log_probs)).sum(-1)
-
-
-def reversed_without_inf(true_log_probs, logits):
-    q = logits.softmax(-1)
-    return torch.nan_to_num(q * (q.log() - true_log_probs), posinf=0.0).sum(-1)
-
-
 def truth_changed(true_log_probs, logits):
     true_log_probs[true_log_probs == -torch.inf] = -1e9
     return with_nan(true_log_probs, logits)
@@ -237,16 +188,6 @@ def only_cross_entropy(true_log_probs, logits):
 def with_nan(true_log_probs, logits):
     p = true_log_probs.exp()
     return (p * (true_log_probs - logits.log_softmax(-1))).sum(-1)
-
-
-def negative(true_log_probs, logits):
-    p = true_log_probs.exp()
-    return (p * (logits.log_softmax(-1) - true_log_probs.clamp(min=-1e9))).sum(-1)
-
-
-def averaged_over_tokens(true_log_probs, logits):
-    p = true_log_probs.exp()
-    return (p * (true_log_probs.clamp(min=-1e9) - logits.log_softmax(-1))).mean(-1)
 
 
 def logits_not_normalised(true_log_probs, logits):
@@ -289,10 +230,7 @@ ANSWERS = {
     "00.next_token_probs": Answers(
         reject=[
             Wrong(log_probs, says="log-probabilities"),
-            Wrong(first_position, says="first position"),
-            Wrong(over_the_batch, says="over the sequences of the batch"),
             Wrong(all_positions, says="every position"),
-            Wrong(raw_logits, says="raw logits"),
             Wrong(unnormalised),
             Wrong(one_sequence_only),
         ],
@@ -300,13 +238,12 @@ ANSWERS = {
     ),
     "00.top_tokens": Answers(
         reject=[
-            Wrong(NO_BOS, says="BOS is missing"),
-            Wrong(LOGITS_INSTEAD, says="take the softmax"),
-            Wrong(IDS_INSTEAD, says="token ids were returned"),
-            Wrong(WORST_FIRST, says="sort from high to low"),
-            Wrong(ALWAYS_FIVE),
-            Wrong(top("list(zip(words, values.tolist()))", "log_softmax(-1)"), says="take the softmax"),
-            Wrong(top("list(zip(values.tolist(), words))"), says="turned round"),
+            Wrong(top(values="float()"), says="take the softmax"),
+            Wrong(top("list(zip(indices.tolist(), values.tolist()))"), says="token ids were returned"),
+            Wrong(top("list(zip(words, values.tolist()))[::-1]"), says="sort from high to low"),
+            Wrong(top(k="5")),
+            Wrong(top(values="log_softmax(-1)"), says="take the softmax"),
+            Wrong(top("list(zip(values.tolist(), words))"), says="the pairs are reversed"),
             Wrong(top("words")),
             Wrong(top("list(zip(words, values))"), says="a number was expected"),
         ],
@@ -314,46 +251,29 @@ ANSWERS = {
     ),
     "00.head_pattern": Answers(
         reject=[
-            Wrong(
-                CACHED.format(hook="hook_pattern", take="[0, head].T"), says="rows and columns are swapped"
-            ),
-            Wrong(
-                CACHED.format(hook="hook_attn_scores", take="[0, head]"),
-                says="attention scores, before the softmax",
-            ),
-            Wrong(CACHED.format(hook="hook_pattern", take="[:, head]"), says="the batch axis is still there"),
-            Wrong(
-                CACHED.format(hook="hook_pattern", take="[0].mean(0)"),
-                says="all heads of the layer were averaged",
-            ),
-            Wrong(CACHED.format(hook="hook_pattern", take="[0, 0]")),
-            Wrong(CACHED.format(hook="hook_pattern", take="[0]")),
+            Wrong(CACHED.format(take="[:, head]"), says="the batch axis is still there"),
+            Wrong(CACHED.format(take="[0, 0]")),
+            Wrong(CACHED.format(take="[0]")),
         ],
         accept=[HOOKED_PATTERN, SOFTMAX_OF_SCORES, WHOLE_CACHE],
     ),
     "00.without_head": Answers(
         reject=[
-            Wrong(SILENT.format(body="z[:] = 0"), says="all heads of the layer are silenced"),
-            Wrong(SILENT.format(body="z[:, head] = 0"), says="a position was zeroed"),
             Wrong(FORGOT_FWD_HOOKS, says="nothing changed"),
             Wrong(LEFT_ON, says="leaves a hook"),
             Wrong(WEIGHTS_ZEROED, says="it changes the model's weights"),
             Wrong(SCORES_ZEROED),
             Wrong(WRONG_LAYER),
             Wrong(WITHOUT_ITS_BIAS),
-            Wrong(SILENT.format(body="z[:, :, head] = z[:, :, head].mean()")),
+            Wrong(MEAN_OF_ALL_ITS_VALUES),
         ],
         accept=[WITH_MASK, WITH_CONTEXT, WITHOUT_VALUES, WEIGHTS_PUT_BACK],
     ),
     "00.kl_from_truth": Answers(
         reject=[
-            Wrong(reversed_without_inf, says="KL(model ‖ truth)"),
             Wrong(truth_changed, says="it changes its input"),
-            Wrong(reversed_kl, says="KL(model ‖ truth)"),
             Wrong(only_cross_entropy, says="this is the cross-entropy"),
             Wrong(with_nan, says="NaN"),
-            Wrong(negative, says="the sign is turned"),
-            Wrong(averaged_over_tokens, says="averaged over the vocabulary"),
             Wrong(logits_not_normalised),
             Wrong(in_bits),
         ],

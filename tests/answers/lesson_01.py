@@ -66,20 +66,8 @@ def f(model, seq_len, batch=1, *, seed=None):
 # --- 01.chance_log_prob ----------------------------------------------------------------------------------------------
 
 
-def probability(d_vocab):
-    return 1.0 / d_vocab
-
-
-def positive(d_vocab):
-    return math.log(d_vocab)
-
-
 def in_bits(d_vocab):
     return math.log2(1 / d_vocab)
-
-
-def base_ten(d_vocab):
-    return math.log10(1 / d_vocab)
 
 
 def for_gpt2(d_vocab):
@@ -94,34 +82,11 @@ def from_torch(d_vocab):
     return torch.zeros(d_vocab, dtype=torch.float64).log_softmax(0)[0].item()
 
 
-# --- 01.correct_token_log_probs ----------------------------------------------------------------------------------------
-
-
-def not_shifted(logits, tokens):
-    log_probs = torch.log_softmax(logits, dim=-1)[:, :-1]
-    return torch.gather(log_probs, 2, tokens[:, :-1].unsqueeze(-1)).squeeze(-1)
-
-
-def tokens_given_themselves(logits, tokens):
-    log_probs = torch.log_softmax(logits, dim=-1)[:, 1:]
-    return torch.gather(log_probs, 2, tokens[:, 1:].unsqueeze(-1)).squeeze(-1)
-
-
-def shifted_back(logits, tokens):
-    log_probs = torch.log_softmax(logits, dim=-1)[:, 1:]
-    return torch.gather(log_probs, 2, tokens[:, :-1].unsqueeze(-1)).squeeze(-1)
-
-
-def probabilities(logits, tokens):
-    return torch.gather(logits[:, :-1].softmax(-1), 2, tokens[:, 1:].unsqueeze(-1)).squeeze(-1)
+# --- 01.correct_token_log_probs ---------------------------------------------------------------------------------------
 
 
 def losses(logits, tokens):
     return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
-
-
-def without_softmax(logits, tokens):
-    return torch.gather(logits[:, :-1], 2, tokens[:, 1:].unsqueeze(-1)).squeeze(-1)
 
 
 def extra_axis(logits, tokens):
@@ -167,15 +132,7 @@ def by_indexing(logits, tokens):
     return log_probs[rows, columns, tokens[:, 1:]]
 
 
-# --- 01.top1_correct ---------------------------------------------------------------------------------------------------
-
-
-def top1_not_shifted(logits, tokens):
-    return (logits.argmax(-1)[:, :-1] == tokens[:, :-1]).float()
-
-
-def guesses_of_themselves(logits, tokens):
-    return (logits.argmax(-1) == tokens)[:, 1:].float()
+# --- 01.top1_correct --------------------------------------------------------------------------------------------------
 
 
 def accuracy(logits, tokens):
@@ -184,10 +141,6 @@ def accuracy(logits, tokens):
 
 def over_positions(logits, tokens):
     return (logits[:, :-1].argmax(1) == tokens[:, 1:]).float()
-
-
-def the_guesses(logits, tokens):
-    return logits[:, :-1].argmax(2)
 
 
 def least_likely(logits, tokens):
@@ -212,28 +165,12 @@ def top1_by_comparing(logits, tokens):
     return torch.where(right >= logits[:, :-1].amax(-1), 1.0, 0.0)
 
 
-# --- 01.split_halves ---------------------------------------------------------------------------------------------------
-
-
-def boundary_kept(log_probs, seq_len):
-    return (
-        log_probs[:, :seq_len].mean().item(),
-        log_probs[:, seq_len].mean().item(),
-        log_probs[:, seq_len:].mean().item(),
-    )
+# --- 01.split_halves --------------------------------------------------------------------------------------------------
 
 
 def boundary_in_first(log_probs, seq_len):
     a, b = log_probs[:, : seq_len + 1], log_probs[:, seq_len + 1 :]
     return a.mean().item(), a[:, -1].mean().item(), b.mean().item()
-
-
-def one_early(log_probs, seq_len):
-    return (
-        log_probs[:, : seq_len - 1].mean().item(),
-        log_probs[:, seq_len - 1].mean().item(),
-        log_probs[:, seq_len:].mean().item(),
-    )
 
 
 def sums(log_probs, seq_len):
@@ -264,19 +201,7 @@ def in_plain_python(log_probs, seq_len):
     return sum(by_position[:seq_len]) / seq_len, by_position[seq_len], sum(inner) / len(inner)
 
 
-# --- 01.with_boundary --------------------------------------------------------------------------------------------------
-
-
-def plain_average(inner, boundary, seq_len):
-    return 0.5 * (inner + boundary)
-
-
-def one_too_many(inner, boundary, seq_len):
-    return (inner * seq_len + boundary) / (1 + seq_len)
-
-
-def weights_swapped(inner, boundary, seq_len):
-    return (boundary * (seq_len - 1) + inner) / seq_len
+# --- 01.with_boundary -------------------------------------------------------------------------------------------------
 
 
 def just_added(inner, boundary, seq_len):
@@ -322,27 +247,16 @@ ANSWERS = {
     ),
     "01.chance_log_prob": Answers(
         reject=[
-            Wrong(probability, says="this is the probability"),
-            Wrong(positive, says="the sign is turned"),
             Wrong(in_bits, says="in bits"),
-            Wrong(base_ten, says="base 10"),
             Wrong(for_gpt2),
         ],
         accept=[log_of_quotient, from_torch],
     ),
     "01.correct_token_log_probs": Answers(
         reject=[
-            Wrong(tokens_given_themselves, says="not shifted"),
-            Wrong(lambda logits, tokens: one_by_one(logits, tokens).sum(), says="averaged or summed"),
-            Wrong(
-                lambda logits, tokens: one_by_one(logits, tokens).tolist(), says="a torch.Tensor was expected"
-            ),
+            Wrong(lambda logits, tokens: one_by_one(logits, tokens).tolist(), says="a torch.Tensor was expected"),
             Wrong(lambda logits, tokens: one_by_one(logits.sub_(1.0), tokens), says="it changes its input"),
-            Wrong(not_shifted, says="not shifted"),
-            Wrong(shifted_back, says="shifted the wrong way"),
-            Wrong(probabilities, says="these are probabilities"),
             Wrong(losses, says="this is the loss"),
-            Wrong(without_softmax, says="log_softmax is missing"),
             Wrong(extra_axis, says="the last axis is still there"),
             Wrong(full_length, says="one column too many"),
             Wrong(one_number, says="keep one number per token"),
@@ -353,14 +267,8 @@ ANSWERS = {
     ),
     "01.top1_correct": Answers(
         reject=[
-            Wrong(guesses_of_themselves, says="not shifted"),
-            Wrong(top1_not_shifted, says="not shifted"),
-            Wrong(
-                lambda logits, tokens: logits[:, :-1].argmax(-1) == tokens[:, 1:],
-                says="a float dtype was expected",
-            ),
+            Wrong(lambda logits, tokens: logits[:, :-1].argmax(-1) == tokens[:, 1:], says="a float dtype was expected"),
             Wrong(accuracy, says="keep one number per token"),
-            Wrong(the_guesses, says="the best guesses themselves"),
             Wrong(probability_of_best, says="not whether they were right"),
             Wrong(over_positions),
             Wrong(least_likely),
@@ -370,9 +278,7 @@ ANSWERS = {
     ),
     "01.split_halves": Answers(
         reject=[
-            Wrong(boundary_kept, says="still in the second copy's mean"),
             Wrong(boundary_in_first, says="counted in the first copy"),
-            Wrong(one_early, says="one too early"),
             Wrong(sums),
             Wrong(first_row),
             Wrong(two_numbers),
@@ -381,9 +287,6 @@ ANSWERS = {
     ),
     "01.with_boundary": Answers(
         reject=[
-            Wrong(plain_average, says="a plain average"),
-            Wrong(one_too_many, says="not seq_len + 1"),
-            Wrong(weights_swapped, says="the weights are swapped"),
             Wrong(just_added),
             Wrong(not_divided),
         ],

@@ -15,61 +15,13 @@ def entropy(logits, targets):
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def articles_range(logits, tokens, seq_len):
-    max_len = 2 * seq_len
-    return entropy(logits[:, seq_len:max_len], tokens[:, seq_len:max_len])
-
-
-def not_shifted(logits, tokens, seq_len):
-    return entropy(logits[:, seq_len + 1 :], tokens[:, seq_len + 1 :])
-
-
-def not_shifted_to_the_end(logits, tokens, seq_len):
-    return entropy(logits[:, seq_len:], tokens[:, seq_len:])
-
-
 def shifted_the_wrong_way(logits, tokens, seq_len):
     return entropy(logits[:, seq_len + 1 :], tokens[:, seq_len:-1])
-
-
-def all_tokens(logits, tokens, seq_len):
-    return entropy(logits[:, :-1], tokens[:, 1:])
-
-
-def first_copy(logits, tokens, seq_len):
-    return entropy(logits[:, :seq_len], tokens[:, 1 : seq_len + 1])
 
 
 def first_copy_counted_back(logits, tokens, seq_len):
     log_probs = logits.log_softmax(-1)
     return -log_probs[:, :-1].gather(2, tokens[:, 1:, None])[:, : -seq_len].mean()
-
-
-def boundary_forgotten(logits, tokens, seq_len):
-    return entropy(logits[:, seq_len + 1 : -1], tokens[:, seq_len + 2 :])
-
-
-def softmax_first(logits, tokens, seq_len):
-    probs = logits.softmax(dim=-1)
-    return entropy(probs[:, seq_len:-1], tokens[:, seq_len + 1 :])
-
-
-def sign_forgotten(logits, tokens, seq_len):
-    log_probs = logits[:, seq_len:-1].log_softmax(-1)
-    return log_probs.gather(-1, tokens[:, seq_len + 1 :].unsqueeze(-1)).mean()
-
-
-def summed(logits, tokens, seq_len):
-    log_probs = logits.log_softmax(-1)
-    loss = 0.0
-    for b in range(len(tokens)):
-        for position in range(seq_len + 1, 2 * seq_len + 1):
-            loss -= log_probs[b, position - 1, tokens[b, position]]
-    return loss
-
-
-def summed_over_positions(logits, tokens, seq_len):
-    return summed(logits, tokens, seq_len) / len(tokens)
 
 
 def not_averaged(logits, tokens, seq_len):
@@ -144,7 +96,7 @@ LOOP = """
 from course_utils.ablation import second_copy_loss
 
 def f(model, tokens, seq_len, layers):
-    names = ["blocks." + str(layer) + ".{hook}" for layer in {layers}]
+    names = ["blocks." + str(layer) + ".{hook}" for layer in layers]
     clean_logits, cache = model.run_with_cache(tokens)
     clean = second_copy_loss(clean_logits, tokens, seq_len)
     result = torch.zeros(len(names), seq_len)
@@ -160,11 +112,11 @@ def f(model, tokens, seq_len, layers):
 
 
 def loop(
-    patch="activation[:, position] = cache[name][:, position - seq_len]", hook="hook_mlp_out", layers="layers",
+    patch="activation[:, position] = cache[name][:, position - seq_len]", hook="hook_mlp_out",
     positions="seq_len + 1, 2 * seq_len + 1", entry="second_copy_loss(logits, tokens, seq_len) - clean",
     answer="result",
 ):
-    return LOOP.format(patch=patch, hook=hook, layers=layers, positions=positions, entry=entry, answer=answer)
+    return LOOP.format(patch=patch, hook=hook, positions=positions, entry=entry, answer=answer)
 
 
 def loss_of_the_model(model, tokens, seq_len, layers):
@@ -418,35 +370,8 @@ def without(change, name="hook_z(layer)", answer="second_copy_loss(logits, token
 
 
 ONE_HEAD = "z[:, :, head] = ablate(z[:, :, head], kind)"
-OTHER_HEADS = "keep = z[:, :, head].clone(); z = ablate(z, kind); z[:, :, head] = keep"
 PREPARED = without("z[:, :, head] = ablate(z[:, :, head], kind)").replace('kind="mean"', "kind")
 NO_LONGER_THE_MEAN = without(ONE_HEAD).replace('kind="mean"', 'kind="zero"')
-
-
-def as_in_the_pull_request(model, tokens, seq_len, layer, head, kind="mean"):
-    """The head's index is never used: what is replaced is the z of the whole layer."""
-    def ablate_hook(z, hook):
-        return ablate(z, kind)
-    logits = model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", ablate_hook)])
-    return second_copy_loss(logits, tokens, seq_len)
-
-
-def hook_result_is_lost(model, tokens, seq_len, layer, head, kind="mean"):
-    def remove(z, hook):
-        new = z.clone()
-        new[:, :, head] = ablate(new[:, :, head], kind)
-        return z
-    with model.hooks(fwd_hooks=[(hook_z(layer), remove)]):
-        return second_copy_loss(model(tokens), tokens, seq_len)
-
-
-def change_of_loss(model, tokens, seq_len, layer, head, kind="mean"):
-    def remove(z, hook):
-        z[:, :, head] = ablate(z[:, :, head], kind)
-        return z
-    clean = second_copy_loss(model(tokens), tokens, seq_len)
-    with model.hooks(fwd_hooks=[(hook_z(layer), remove)]):
-        return second_copy_loss(model(tokens), tokens, seq_len) - clean
 
 
 def mean_of_all_heads(model, tokens, seq_len, layer, head, kind="mean"):
@@ -536,10 +461,6 @@ def attributed(rule, loss="second_copy_loss(logits, tokens, seq_len)"):
     return ATTRIBUTED.format(rule=rule, loss=loss)
 
 
-def measured_exactly(model, tokens, seq_len):
-    return with_the_context(model, tokens, seq_len, range(model.cfg.n_layers))
-
-
 def by_backward_hooks(model, tokens, seq_len):
     activations, slopes = {}, {}
 
@@ -616,37 +537,6 @@ def with_pytorch_hooks_and_grad(model, tokens, seq_len):
 # --- 03.logit_contributions -------------------------------------------------------------------------------------------
 
 
-def no_norm(component, scale, W_U, tokens):
-    return torch.einsum("bpd,dbp->bp", component[:, :-1], W_U[:, tokens[:, 1:]])
-
-
-def times_scale(component, scale, W_U, tokens):
-    return no_norm(component * scale, scale, W_U, tokens)
-
-
-def tokens_not_shifted(component, scale, W_U, tokens):
-    logits = (component / scale) @ W_U
-    return logits.gather(2, tokens[..., None])[:, :-1, 0]
-
-
-def both_shifted(component, scale, W_U, tokens):
-    logits = (component / scale) @ W_U
-    return logits.gather(2, tokens[..., None])[:, 1:, 0]
-
-
-def all_logits(component, scale, W_U, tokens):
-    return (component / scale) @ W_U
-
-
-def all_logits_cut(component, scale, W_U, tokens):
-    return torch.einsum("bpd,dv->bpv", component[:, :-1] / scale[:, :-1], W_U)
-
-
-def not_summed(component, scale, W_U, tokens):
-    directions = W_U[:, tokens[:, 1:]].permute(1, 2, 0)
-    return component[:, :-1] / scale[:, :-1] * directions
-
-
 def last_position_kept(component, scale, W_U, tokens):
     logits = (component / scale) @ W_U
     return logits.gather(2, tokens.roll(-1, dims=1)[..., None])[..., 0]
@@ -708,17 +598,7 @@ def f(component, scale, W_U, tokens):
 ANSWERS = {
     "03.second_copy_loss": Answers(
         reject=[
-            Wrong(articles_range, says="logits and tokens are cut at the same places"),
-            Wrong(not_shifted, says="logits and tokens are cut at the same places"),
-            Wrong(not_shifted_to_the_end, says="about token j + 1"),
-            Wrong(all_tokens, says="the loss of all tokens"),
-            Wrong(first_copy, says="the first copy's loss"),
             Wrong(first_copy_counted_back, says="the first copy's loss"),
-            Wrong(boundary_forgotten, says="the boundary token is left out"),
-            Wrong(softmax_first, says="softmax is applied twice"),
-            Wrong(sign_forgotten, says="mean log-probability"),
-            Wrong(summed, says="summed over tokens"),
-            Wrong(summed_over_positions, says="summed over tokens"),
             Wrong(no_gradient_flows, says="a torch.Tensor was expected"),
             Wrong(detached, says="lost its gradient"),
             Wrong(not_averaged),
@@ -733,25 +613,12 @@ ANSWERS = {
     ),
     "03.mlp_patch_loop": Answers(
         reject=[
-            Wrong(loop(positions="seq_len, 2 * seq_len"), says="the article's range"),
-            Wrong(loop("activation[:, position] = cache[name][:, i]"), says="the source is one position early"),
-            Wrong(loop("activation[0, position] = cache[name][0, 1 + i]"), says="only the first row"),
-            Wrong(loop("activation[:, 1 + i] = cache[name][:, position]"), says="the other way round"),
-            Wrong(loop("activation[:, seq_len + 1:] = cache[name][:, 1:seq_len + 1]"), says="every position"),
-            Wrong(loop(hook="hook_attn_out"), says="what attention adds"),
-            Wrong(loop(hook="hook_resid_post"), says="the whole residual stream"),
-            Wrong(loop(entry="clean - second_copy_loss(logits, tokens, seq_len)"), says="the sign is turned"),
-            Wrong(loop(entry="second_copy_loss(logits, tokens, seq_len)"), says="subtract the clean loss"),
-            Wrong(loop(answer="result.T"), says="rows are positions"),
-            Wrong(loop(layers="range(len(layers))"), says="rows are the layers asked for"),
-            Wrong(loop(layers="range(model.cfg.n_layers)"), says="rows are the layers asked for"),
-            Wrong(loop(layers="sorted(layers)"), says="rows are the layers asked for"),
             Wrong(loss_of_the_model, says="the loss of all tokens"),
             Wrong(PILED_UP.format(inner="", outer="model.reset_hooks()"), says="patches pile up"),
             Wrong(PILED_UP.format(inner="", outer=""), says="leaves a hook"),
             Wrong(returns_nothing, says="nothing changes"),
             Wrong(hooks_made_first, says="nothing changes"),
-            Wrong(loop("activation[:, position] = cache[name][:, position]"), says="is the source another position"),
+            Wrong(loop("activation[:, position] = cache[name][:, position]"), says="a different position"),
             Wrong(loop("activation[:, position] = 0")),
             Wrong(loop("activation[:, position] = cache[name][:, 1 + i].mean(0)")),
             Wrong(loop(answer="result[:, :-1]")),
@@ -775,14 +642,6 @@ ANSWERS = {
             Wrong(bos_too, says="position 0 is replaced too"),
             Wrong(bos_zeroed_too, says="position 0 is replaced too"),
             Wrong(bos_too_but_not_in_the_mean, says="position 0 is replaced too"),
-            Wrong(ablated(mean="activation.mean((0, 1))"), says="the mean counts BOS"),
-            Wrong(ablated(mean="rest.mean(0)"), says="a mean for each position"),
-            Wrong(ablated(mean="rest.mean(1, keepdim=True)"), says="a mean for each sequence"),
-            Wrong(ablated(mean="rest.mean()"), says="the mean is one number"),
-            Wrong(ablated(mean="rest.flatten(0, -2).mean(0)"), says="over heads too"),
-            Wrong(ablated(resample="rest.roll(-1, 1)"), says="another position of the same sequence"),
-            Wrong(ablated(resample="activation.roll(1, 1)[:, 1:]"), says="another position of the same sequence"),
-            Wrong(ablated(resample="rest.roll(1, 0)"), says="the sequence before"),
             Wrong(ablated(resample="rest.flip(0)")),
             Wrong(ablated(resample="rest[torch.randperm(len(rest))]")),
             Wrong(ablated(resample="rest.roll(-1)")),
@@ -795,27 +654,11 @@ ANSWERS = {
     ),
     "03.loss_without_head": Answers(
         reject=[
-            Wrong(as_in_the_pull_request, says="all heads of the layer"),
-            Wrong(without("z = ablate(z, kind)"), says="all heads of the layer"),
-            Wrong(without(OTHER_HEADS), says="all the other heads"),
-            Wrong(without('z[:, :, head] = ablate(z[:, :, head], "mean")'), says="`kind` is ignored"),
-            Wrong(without("z[:, 1:, head] = 0"), says="`kind` is ignored: it is an argument"),
-            Wrong(without("z[:, :, head] = 0.0"), says="`kind` is ignored and position 0"),
-            Wrong(without("z[:, :, head] = z[:, :, head].mean((0, 1))"), says="`kind` is ignored and position 0"),
             Wrong(
                 without('x = z[:, :, head]; z[:, :, head] = {"zero": 0 * x, "resample": x.roll(-1, 0), '
                         '"mean": x.mean((0, 1)).expand_as(x)}[kind]'),
                 says="position 0 is replaced too",
             ),
-            Wrong(without("z[:, head] = ablate(z[:, head], kind)"), says="the head is the third axis"),
-            Wrong(without("z[..., head] = ablate(z[..., head], kind)"), says="the head is the third axis"),
-            Wrong(without(ONE_HEAD, name='lambda name: name.endswith("hook_z")'), says="other layers"),
-            Wrong(hook_result_is_lost, says="without ablation"),
-            Wrong(change_of_loss, says="the change of the loss"),
-            Wrong(without(ONE_HEAD, answer="torch.nn.functional.cross_entropy("
-                          "logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())"), says="the loss of all tokens"),
-            Wrong(without(ONE_HEAD).replace("tokens, fwd", "tokens, return_type='loss', fwd").replace(
-                "return second_copy_loss(logits, tokens, seq_len)", "return logits"), says="the loss of all tokens"),
             Wrong(hook_stays, says="leaves a hook"),
             Wrong(writes_nothing, says="changes the model's weights"),
             Wrong(mean_of_all_heads),
@@ -831,21 +674,6 @@ ANSWERS = {
     ),
     "03.mlp_attribution_sweep": Answers(
         reject=[
-            Wrong(attributed("((second - first) * grad[:, seq_len + 1:]).sum((0, 2))"), says="the sign is turned"),
-            Wrong(attributed("(first * grad[:, seq_len + 1:]).sum((0, 2))"), says="old activation is not subtracted"),
-            Wrong(attributed("-(second * grad[:, seq_len + 1:]).sum((0, 2))"), says="the change to zero"),
-            Wrong(
-                attributed("((first - second) * grad[:, 1:seq_len + 1]).sum((0, 2))"),
-                says="the gradient is taken in the first copy",
-            ),
-            Wrong(attributed("((first - second) * grad[:, seq_len + 1:]).mean((0, 2))"), says="averaged over rows"),
-            Wrong(attributed("((first - second) * grad[:, seq_len + 1:]).sum(-1).mean(0)"), says="averaged over rows"),
-            Wrong(attributed("((first - second) * grad[:, seq_len + 1:]).mean(-1).sum(0)"), says="averaged over rows"),
-            Wrong(
-                attributed("((act[:, :seq_len] - act[:, seq_len:-1]) * grad[:, seq_len:-1]).sum((0, 2))"),
-                says="one too early",
-            ),
-            Wrong(measured_exactly, says="the exact sweep"),
             Wrong(attributed("((first - second) * grad[:, seq_len:-1]).sum((0, 2))")),
             Wrong(attributed("((first - second) * grad[:, seq_len + 1:]).abs().sum((0, 2))")),
             Wrong(attributed("((first - second)[0] * grad[0, seq_len + 1:]).sum(-1)")),
@@ -874,13 +702,6 @@ ANSWERS = {
     ),
     "03.logit_contributions": Answers(
         reject=[
-            Wrong(no_norm, says="the final norm is left out"),
-            Wrong(times_scale, says="multiplied by the scale"),
-            Wrong(tokens_not_shifted, says="the tokens that are there"),
-            Wrong(both_shifted, says="both shifted"),
-            Wrong(all_logits, says="logits of all tokens"),
-            Wrong(all_logits_cut, says="logits of all tokens"),
-            Wrong(not_summed, says="the sum over d_model is missing"),
             Wrong(scaled_in_place, says="it changes its input"),
             Wrong(last_position_kept, says="has shape"),
             Wrong(scale_of_the_next),

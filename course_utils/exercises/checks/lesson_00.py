@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from course_utils.exercises.checking import Case, Exercise, Mistake, compare_cases
+from course_utils.exercises.checking import Case, Exercise, compare_cases
 from course_utils.exercises.checks.shared import random_logits, random_model, random_tokens
+from course_utils.exercises.mistakes import seen, variants
+from course_utils.metrics import kl_divergence
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -55,7 +57,7 @@ def without_head(
 def kl_from_truth(
     true_log_probs: Float[Tensor, "batch pos vocab"], logits: Float[Tensor, "batch pos vocab"]
 ) -> Float[Tensor, "batch pos"]:
-    """KL(truth ‖ model) in nats at each position: sum over tokens of p (ln p − ln q), where p = 0 adds nothing."""
+    """KL(truth ‖ model) in nats at each position: Σ p (ln p − ln q) over tokens, where p = 0 adds nothing."""
     log_q = logits.log_softmax(dim=-1)
     terms = true_log_probs.exp() * (true_log_probs - log_q)  # 0 * inf is NaN where p = 0 …
     terms = torch.where(true_log_probs.isfinite(), terms, 0.0)  # … so those terms are replaced by 0
@@ -111,128 +113,51 @@ def truth_cases() -> list[Case]:
 
 # --- known mistakes ------------------------------------------------------------------------------------------------
 
-PROBS_MISTAKES = [
-    Mistake(
-        "these are log-probabilities: the exercise asks for probabilities, which sum to 1",
-        lambda logits: logits[:, -1].log_softmax(-1),
-    ),
-    Mistake(
-        "this is the first position; what comes next is predicted at the last one",
-        lambda logits: logits[:, 0].softmax(-1),
-    ),
-    Mistake(
-        "the softmax runs over the sequences of the batch, not over the vocabulary (dim=-1)",
-        lambda logits: logits[:, -1].softmax(0),
-    ),
-    Mistake(
-        "every position is returned: pick the last one",
-        predicate=lambda got, expected: getattr(got, "ndim", 0) == 3,
-    ),
-    Mistake(
-        "these are the raw logits: they are not probabilities until the softmax", lambda logits: logits[:, -1]
-    ),
-]
+PROBS_MISTAKES = variants(next_token_probs, {
+    "these are log-probabilities: the exercise asks for probabilities, which sum to 1": {"softmax": "log_softmax"},
+    "this is the first position; what comes next is predicted at the last one": {"[:, -1]": "[:, 0]"},
+    "the softmax runs over the sequences of the batch, not over the vocabulary (dim=-1)": {"dim=-1": "dim=0"},
+    "every position is returned: pick the last one": seen(lambda got, expected: got.ndim == 3),
+    "these are the raw logits: they are not probabilities until the softmax": "logits[:, -1]",
+})
 
+TOP_MISTAKES = variants(top_tokens, {
+    "BOS is missing: the model was trained with it in front of every text":
+        {"to_tokens(text)": "to_tokens(text, prepend_bos=False)"},
+    "the second items are not probabilities, which lie between 0 and 1: take the softmax of the logits":
+        seen(lambda got, expected: isinstance(got, list) and not all(0 <= float(p) <= 1 for _, p in got)),
+    "token ids were returned; `model.tokenizer.decode([id])` gives the word":
+        seen(lambda got, expected: isinstance(got, list) and isinstance(got[0][0], int)),
+    "the pairs are reversed: each is (word, probability)":
+        seen(lambda got, expected: isinstance(got[0][0], float) and isinstance(got[0][1], str)),
+    "the least likely comes first: sort from high to low": seen(lambda got, expected: got[0][1] < got[-1][1]),
+})
 
-def _top_tokens_without_bos(model, text, k=5):
-    probs = model(model.to_tokens(text, prepend_bos=False))[0, -1].softmax(-1).topk(k)
-    return [(model.tokenizer.decode([i]), p) for p, i in zip(probs.values.tolist(), probs.indices.tolist())]
+PATTERN_MISTAKES = variants(head_pattern, {
+    "rows and columns are swapped: the query comes first, and each row sums to 1": "cache[name][0, head].T",
+    "these are attention scores, before the softmax: use hook_pattern": {"hook_pattern": "hook_attn_scores"},
+    "the batch axis is still there: there is one sequence, take [0]":
+        seen(lambda got, expected: got.shape == (1, *expected.shape)),
+    "all heads of the layer were averaged": "cache[name][0].mean(dim=0)",
+})
 
+SILENCE_MISTAKES = variants(without_head, {
+    "all heads of the layer are silenced: only one should be": {"[:, :, head]": "[:]"},
+    "a position was zeroed, not a head: z is [batch, pos, head, d_head]": {"[:, :, head]": "[:, head]"},
+    "nothing changed: does the hook return z, and is it passed in fwd_hooks?": "model(tokens)",
+})
 
-TOP_MISTAKES = [
-    Mistake("BOS is missing: the model was trained with it in front of every text", _top_tokens_without_bos),
-    Mistake(
-        "the second items are not probabilities, which lie between 0 and 1: take the softmax of the logits",
-        predicate=lambda got, expected: isinstance(got, list) and not all(0 <= float(p) <= 1 for _, p in got),
-    ),
-    Mistake(
-        "token ids were returned; `model.tokenizer.decode([id])` gives the word",
-        predicate=lambda got, expected: isinstance(got, list) and isinstance(got[0][0], int),
-    ),
-    Mistake(
-        "the pairs are turned round: each is (word, probability)",
-        predicate=lambda got, expected: isinstance(got[0][0], float) and isinstance(got[0][1], str),
-    ),
-    Mistake(
-        "the least likely comes first: sort from high to low",
-        predicate=lambda got, expected: got[0][1] < got[-1][1],
-    ),
-]
-
-
-def _pattern_of(model, tokens, name):
-    return model.run_with_cache(tokens, names_filter=name)[1][name]
-
-
-PATTERN_MISTAKES = [
-    Mistake(
-        "rows and columns are swapped: the query comes first, and each row sums to 1",
-        lambda model, tokens, layer, head: head_pattern(model, tokens, layer, head).T,
-    ),
-    Mistake(
-        "these are attention scores, before the softmax: use hook_pattern",
-        lambda model, tokens, layer, head: _pattern_of(
-            model, tokens, f"blocks.{layer}.attn.hook_attn_scores"
-        )[0, head],
-    ),
-    Mistake(
-        "the batch axis is still there: there is one sequence, take [0]",
-        predicate=lambda got, expected: tuple(got.shape) == (1, *expected.shape),
-    ),
-    Mistake(
-        "all heads of the layer were averaged",
-        lambda model, tokens, layer, head: _pattern_of(model, tokens, f"blocks.{layer}.attn.hook_pattern")[
-            0
-        ].mean(0),
-    ),
-]
-
-
-def _silence_all(model, tokens, layer, head):
-    return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", lambda z, hook: z * 0)])
-
-
-def _silence_position(model, tokens, layer, head):
-    def silence(z, hook):
-        z[:, head] = 0.0
-        return z
-
-    return model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", silence)])
-
-
-SILENCE_MISTAKES = [
-    Mistake("all heads of the layer are silenced: only one should be", _silence_all),
-    Mistake("a position was zeroed, not a head: z is [batch, pos, head, d_head]", _silence_position),
-    Mistake(
-        "nothing changed: does the hook return z, and is it passed in fwd_hooks?",
-        lambda model, tokens, layer, head: model(tokens),
-    ),
-]
-
-KL_MISTAKES = [
-    Mistake(
-        "this is KL(model ‖ truth): the weights must be the truth's probabilities",
-        lambda truth, logits: (logits.softmax(-1) * (logits.log_softmax(-1) - truth)).sum(-1),
-        lambda truth, logits: (
-            (logits.softmax(-1) * (logits.log_softmax(-1) - truth)).nan_to_num(posinf=0.0).sum(-1)
-        ),
-    ),
-    Mistake(
-        "this is the cross-entropy −Σ p ln q: subtract the entropy of the truth",
-        lambda truth, logits: -(truth.exp() * logits.log_softmax(-1)).sum(-1),
-    ),
-    Mistake(
-        "NaN: where p = 0 the product 0 * inf is not 0; replace those terms (torch.where)",
-        predicate=lambda got, expected: bool(torch.as_tensor(got).isnan().any()),
-    ),
-    Mistake(
-        "the sign is turned: a KL is never negative", lambda truth, logits: -kl_from_truth(truth, logits)
-    ),
-    Mistake(
-        "the terms are averaged over the vocabulary: a KL sums them",
-        lambda truth, logits: kl_from_truth(truth, logits) / logits.shape[-1],
-    ),
-]
+KL_MISTAKES = variants(kl_from_truth, {
+    "this is KL(model ‖ truth): the weights must be the truth's probabilities": (
+        "(log_q.exp() * (log_q - true_log_probs)).sum(dim=-1)",
+        "(log_q.exp() * (log_q - true_log_probs)).nan_to_num(posinf=0.0).sum(dim=-1)"),
+    "this is the cross-entropy −Σ p ln q: subtract the entropy of the truth":
+        "-(true_log_probs.exp() * log_q).sum(dim=-1)",
+    "NaN: where p = 0 the product 0 * inf is not 0; replace those terms (torch.where)":
+        seen(lambda got, expected: got.isnan().any()),
+    "the sign is flipped: a KL is never negative": "-terms.sum(dim=-1)",
+    "the terms are averaged over the vocabulary: a KL sums them": "terms.mean(dim=-1)",
+})
 
 
 EXERCISES = [
@@ -283,7 +208,8 @@ EXERCISES = [
         hints=(
             "A hook is a function (activation, hook) that returns the activation to go on with.",
             "The output of each head is `blocks.{layer}.attn.hook_z`, of shape [batch, pos, head, d_head].",
-            "In the hook: `z[:, :, head] = 0.0; return z`. Then `model.run_with_hooks(tokens, fwd_hooks=[(name, hook)])`.",
+            "In the hook: `z[:, :, head] = 0.0; return z`. Then "
+            "`model.run_with_hooks(tokens, fwd_hooks=[(name, hook)])`.",
         ),
         minutes=8,
         difficulty=2,
@@ -302,3 +228,5 @@ EXERCISES = [
         difficulty=2,
     ),
 ]
+
+IN_THE_PACKAGE = {"00.kl_from_truth": kl_divergence}

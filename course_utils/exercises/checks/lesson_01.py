@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from course_utils.exercises.checking import Case, Exercise, Mistake, compare_cases, property_check, require
+from course_utils import repeated_tokens
+from course_utils.exercises.checking import Case, Exercise, compare_cases, property_check, require
 from course_utils.exercises.checks.shared import random_logits, random_model, random_tokens
-from course_utils.repeated_tokens import correct_token_log_probs, generate_repeated_tokens
+from course_utils.exercises.mistakes import seen, variants
+from course_utils.models import bos_token_id
 
-# --- the course's answers that no later lesson needs ------------------------------------------------------------------
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+# --- the course's answers --------------------------------------------------------------------------------------------
+
+
+def generate_repeated_tokens(
+    model: TransformerBridge, seq_len: int, batch: int = 1, *, seed: int | None = None
+) -> Int[Tensor, "batch 1+2*seq_len"]:
+    """BOS, then `seq_len` tokens drawn uniformly from the whole vocabulary, then the same tokens again."""
+    rng = None if seed is None else torch.Generator().manual_seed(seed)
+    bos = torch.full((batch, 1), bos_token_id(model))
+    half = torch.randint(0, model.cfg.d_vocab, (batch, seq_len), generator=rng)
+    return torch.cat([bos, half, half], dim=1).to(model.cfg.device)
 
 
 def chance_log_prob(d_vocab: int) -> float:
     """Log-probability (nats) of any token under the uniform distribution over d_vocab tokens."""
     return -math.log(d_vocab)
+
+
+def correct_token_log_probs(
+    logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos-1"]:
+    """Log-probability (nats) of each token that came: entry j scores tokens[:, j + 1] given tokens[:, :j + 1]."""
+    log_probs = logits[:, :-1].log_softmax(dim=-1)                      # [batch, pos-1, vocab]
+    return log_probs.gather(dim=-1, index=tokens[:, 1:, None])[..., 0]
 
 
 def top1_correct(
@@ -31,7 +55,7 @@ def split_halves(log_probs: Float[Tensor, "batch 2*seq_len"], seq_len: int) -> t
     """Mean log-prob (nats) of the first copy, of the boundary token, and of the rest of the second copy."""
     first = log_probs[:, :seq_len].mean()
     boundary = log_probs[:, seq_len].mean()  # the second copy's first token
-    inner = log_probs[:, seq_len + 1 :].mean()
+    inner = log_probs[:, seq_len + 1:].mean()
     return first.item(), boundary.item(), inner.item()
 
 
@@ -58,13 +82,8 @@ def repeated_check(attempt):
     require(isinstance(tokens, Tensor), "a torch.Tensor was expected", got=tokens)
     require(not tokens.is_floating_point(), "token ids must be whole numbers (dtype int64)", got=tokens)
     require(tuple(tokens.shape) != (3, 14), NO_BOS, input=asked, got=tokens)
-    require(
-        tuple(tokens.shape) == (3, 15),
-        "the shape must be [batch, 1 + 2 * seq_len]",
-        input=asked,
-        got=tokens,
-        expected="shape [3, 15]",
-    )
+    shape = {"input": asked, "got": tokens, "expected": "shape [3, 15]"}
+    require(tuple(tokens.shape) == (3, 15), "the shape must be [batch, 1 + 2 * seq_len]", **shape)
     shown = {"input": asked, "got": f"first row {tokens[0].tolist()}"}
     require(not ((tokens[:, -1] == 0).all() and not (tokens[:, 0] == 0).all()), BOS_LAST, **shown)
     require((tokens[:, 0] == 0).all(), "the first column must be the BOS token's id (here 0)", **shown)
@@ -74,17 +93,10 @@ def repeated_check(attempt):
     require(not torch.equal(attempt(model, 7, 3, seed=2), tokens), "seed 1 and seed 2 give the same tokens")
     many = attempt(model, 10, 200, seed=3)[:, 1:11]
     require(0 <= many.min() and many.max() < 40, "an id is outside the vocabulary (0 to 39)", got=many)
-    require(
-        len(many.unique()) == 40,
-        RANGE,
-        input="2000 draws from 40 tokens",
-        got=f"{len(many.unique())} different ids",
-    )
-    require(
-        tuple(attempt(model, 4).shape) == (1, 9),
-        "batch must default to 1, seed to None",
-        got=attempt(model, 4),
-    )
+    found = len(many.unique())
+    require(found == 40, RANGE, input="2000 draws from 40 tokens", got=f"{found} different ids")
+    alone = attempt(model, 4)
+    require(tuple(alone.shape) == (1, 9), "batch must default to 1, seed to None", got=alone)
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -122,133 +134,53 @@ def boundary_cases() -> list[Case]:
 
 # --- known mistakes --------------------------------------------------------------------------------------------------
 
-CHANCE_MISTAKES = [
-    Mistake("this is the probability, 1 / V: take its logarithm", lambda d_vocab: 1 / d_vocab),
-    Mistake(
-        "the sign is turned: the logarithm of a probability is never positive",
-        lambda d_vocab: math.log(d_vocab),
-    ),
-    Mistake(
-        "this is in bits (log base 2): nats use the natural logarithm", lambda d_vocab: -math.log2(d_vocab)
-    ),
-    Mistake(
-        "this is the logarithm to base 10: nats use the natural logarithm",
-        lambda d_vocab: -math.log10(d_vocab),
-    ),
-]
+CHANCE_MISTAKES = variants(chance_log_prob, {
+    "this is the probability, 1 / V: take its logarithm": "1 / d_vocab",
+    "the sign is flipped: the logarithm of a probability is never positive": "math.log(d_vocab)",
+    "this is in bits (log base 2): nats use the natural logarithm": {"math.log": "math.log2"},
+    "this is the logarithm to base 10: nats use the natural logarithm": {"math.log": "math.log10"},
+})
 
+ONE_NUMBER = "averaged or summed: keep one number per token"
+IS_ONE_NUMBER = seen(lambda got, expected: isinstance(got, (int, float)) or got.ndim == 0)
 
-def _is_one_number(got, expected):
-    return isinstance(got, (int, float)) or getattr(got, "ndim", None) == 0
+LOG_PROB_MISTAKES = variants(correct_token_log_probs, {
+    "not shifted: logits at position j predict token j + 1, so compare logits[:, :-1] with tokens[:, 1:]":
+        ({"tokens[:, 1:": "tokens[:, :-1"}, {"logits[:, :-1]": "logits[:, 1:]"}),
+    "shifted the wrong way: logits at position j predict token j + 1, not token j − 1":
+        {"tokens[:, 1:": "tokens[:, :-1", "logits[:, :-1]": "logits[:, 1:]"},
+    "these are probabilities: use log_softmax, or take the logarithm": {"log_softmax": "softmax"},
+    "the sign is flipped: this is the loss, and the exercise asks for the log-probability": {"return ": "return -"},
+    "these are the logits of the right tokens: log_softmax is missing": {".log_softmax(dim=-1)": ""},
+    "the last axis is still there: [..., 0] or squeeze(-1) removes it":
+        seen(lambda got, expected: got.shape == (*expected.shape, 1)),
+    "one column too many: the last position predicts a token that is not there":
+        seen(lambda got, expected: got.shape == (expected.shape[0], expected.shape[1] + 1)),
+    ONE_NUMBER: IS_ONE_NUMBER,
+})
 
+TOP1_MISTAKES = variants(top1_correct, {
+    "not shifted: logits at position j predict token j + 1":
+        ({"tokens[:, 1:]": "tokens[:, :-1]"}, {"logits[:, :-1]": "logits[:, 1:]"}),
+    ONE_NUMBER: IS_ONE_NUMBER,
+    "these are the best guesses themselves: compare them with the tokens that came": "logits[:, :-1].argmax(dim=-1)",
+    "these are the probabilities of the best guesses, not whether they were right":
+        "logits[:, :-1].softmax(dim=-1).amax(dim=-1)",
+})
 
-def _unshifted(logits, tokens):
-    return logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, :-1, None])[..., 0]
+HALVES_MISTAKES = variants(split_halves, {
+    "the boundary token is still in the second copy's mean: start that mean at seq_len + 1":
+        {"seq_len + 1:": "seq_len:"},
+    "the boundary token is counted in the first copy": {":seq_len]": ":seq_len + 1]"},
+    "one too early: entry 0 scores token 1, so entry seq_len scores the second copy's first token":
+        {":seq_len]": ":seq_len - 1]", ", seq_len]": ", seq_len - 1]", "seq_len + 1:": "seq_len:"},
+})
 
-
-def _twice_shifted(logits, tokens):
-    return logits[:, 1:].log_softmax(-1).gather(-1, tokens[:, :-1, None])[..., 0]
-
-
-LOG_PROB_MISTAKES = [
-    Mistake(
-        "not shifted: logits at position j predict token j + 1, so compare logits[:, :-1] with tokens[:, 1:]",
-        _unshifted,
-        lambda logits, tokens: logits.log_softmax(-1).gather(-1, tokens[..., None])[:, 1:, 0],
-    ),
-    Mistake(
-        "shifted the wrong way: logits at position j predict token j + 1, not token j − 1", _twice_shifted
-    ),
-    Mistake(
-        "these are probabilities: use log_softmax, or take the logarithm",
-        lambda logits, tokens: correct_token_log_probs(logits, tokens).exp(),
-    ),
-    Mistake(
-        "the sign is turned: this is the loss, and the exercise asks for the log-probability",
-        lambda logits, tokens: -correct_token_log_probs(logits, tokens),
-    ),
-    Mistake(
-        "these are the logits of the right tokens: log_softmax is missing",
-        lambda logits, tokens: logits[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0],
-    ),
-    Mistake(
-        "the last axis is still there: [..., 0] or squeeze(-1) removes it",
-        predicate=lambda got, expected: tuple(got.shape) == (*expected.shape, 1),
-    ),
-    Mistake(
-        "one column too many: the last position predicts a token that is not there",
-        predicate=lambda got, expected: tuple(got.shape) == (expected.shape[0], expected.shape[1] + 1),
-    ),
-    Mistake("averaged or summed: keep one number per token", predicate=_is_one_number),
-]
-
-TOP1_MISTAKES = [
-    Mistake(
-        "not shifted: logits at position j predict token j + 1",
-        lambda logits, tokens: (logits[:, :-1].argmax(-1) == tokens[:, :-1]).float(),
-        lambda logits, tokens: (logits[:, 1:].argmax(-1) == tokens[:, 1:]).float(),
-    ),
-    Mistake("averaged or summed: keep one number per token", predicate=_is_one_number),
-    Mistake(
-        "these are the best guesses themselves: compare them with the tokens that came",
-        lambda logits, tokens: logits[:, :-1].argmax(-1),
-    ),
-    Mistake(
-        "these are the probabilities of the best guesses, not whether they were right",
-        lambda logits, tokens: logits[:, :-1].softmax(-1).amax(-1),
-    ),
-]
-
-
-def _boundary_in_first(log_probs, seq_len):
-    return (
-        log_probs[:, : seq_len + 1].mean().item(),
-        log_probs[:, seq_len].mean().item(),
-        log_probs[:, seq_len + 1 :].mean().item(),
-    )
-
-
-def _boundary_kept(log_probs, seq_len):
-    return (
-        log_probs[:, :seq_len].mean().item(),
-        log_probs[:, seq_len].mean().item(),
-        log_probs[:, seq_len:].mean().item(),
-    )
-
-
-def _boundary_early(log_probs, seq_len):
-    return (
-        log_probs[:, : seq_len - 1].mean().item(),
-        log_probs[:, seq_len - 1].mean().item(),
-        log_probs[:, seq_len:].mean().item(),
-    )
-
-
-HALVES_MISTAKES = [
-    Mistake(
-        "the boundary token is still in the second copy's mean: start that at seq_len + 1", _boundary_kept
-    ),
-    Mistake("the boundary token is counted in the first copy", _boundary_in_first),
-    Mistake(
-        "one too early: entry 0 scores token 1, so entry seq_len scores the second copy's first token",
-        _boundary_early,
-    ),
-]
-
-BOUNDARY_MISTAKES = [
-    Mistake(
-        "a plain average of the two: there are seq_len − 1 inner tokens and one boundary token",
-        lambda inner, boundary, seq_len: (inner + boundary) / 2,
-    ),
-    Mistake(
-        "there are seq_len tokens in all, not seq_len + 1",
-        lambda inner, boundary, seq_len: (boundary + seq_len * inner) / (seq_len + 1),
-    ),
-    Mistake(
-        "the weights are swapped",
-        lambda inner, boundary, seq_len: (inner + (seq_len - 1) * boundary) / seq_len,
-    ),
-]
+BOUNDARY_MISTAKES = variants(with_boundary, {
+    "a plain average of the two: there are seq_len − 1 inner tokens and one boundary token": "(inner + boundary) / 2",
+    "there are seq_len tokens in all, not seq_len + 1": "(boundary + seq_len * inner) / (seq_len + 1)",
+    "the weights are swapped": "(inner + (seq_len - 1) * boundary) / seq_len",
+})
 
 
 EXERCISES = [
@@ -314,7 +246,8 @@ EXERCISES = [
         hints=(
             "Entry j scores token j + 1. Token 0 is BOS, tokens 1 … seq_len are the first copy.",
             "So entries 0 … seq_len − 1 are the first copy, and entry seq_len is the boundary token.",
-            "`log_probs[:, :seq_len]`, `log_probs[:, seq_len]` and `log_probs[:, seq_len + 1:]`; `.mean().item()` each.",
+            "`log_probs[:, :seq_len]`, `log_probs[:, seq_len]` and `log_probs[:, seq_len + 1:]`; "
+            "`.mean().item()` each.",
         ),
         minutes=6,
         difficulty=2,
@@ -333,3 +266,8 @@ EXERCISES = [
         difficulty=1,
     ),
 ]
+
+IN_THE_PACKAGE = {
+    "01.generate_repeated_tokens": repeated_tokens.generate_repeated_tokens,
+    "01.correct_token_log_probs": repeated_tokens.correct_token_log_probs,
+}

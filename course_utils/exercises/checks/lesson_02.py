@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from course_utils import heads
 from course_utils.exercises.checking import (
     Case,
     CompareThenState,
     Exercise,
-    Mistake,
     compare_cases,
     or_raised,
     property_check,
     require,
 )
 from course_utils.exercises.checks.shared import planted_model, random_model, random_tokens, repeated_distinct, shown
-from course_utils.heads import (
-    duplicate_token_scores,
-    induction_scores,
-    induction_targets,
-    previous_token_scores,
-    top_heads,
-)
+from course_utils.exercises.mistakes import seen, variants
+from course_utils.heads import induction_targets, stripe_scores
 
-# --- the course's answers that no later lesson needs --------------------------------------------------------------
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+# --- the course's answers -----------------------------------------------------------------------------------------
 
 
 def where_heads_look(query: int, seq_len: int) -> dict[str, int]:
     """The key position on which each kind of head puts its attention, for a query in the second copy."""
     return {"previous": query - 1, "duplicate": query - seq_len, "induction": query - seq_len + 1}
+
+
+def previous_token_scores(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "layer head"]:
+    """Mean attention to the token just before, over every position but the first."""
+    return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-1, -2, -1))
+
+
+def induction_scores(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int, *,
+    whole_diagonal: bool = False
+) -> Float[Tensor, "layer head"]:
+    """Mean attention from each token of the second copy to the token after its first occurrence."""
+    first = 0 if whole_diagonal else 2                                  # two entries lie in the first copy
+    return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(1 - seq_len, -2, -1)[..., first:])
+
+
+def duplicate_token_scores(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int
+) -> Float[Tensor, "layer head"]:
+    """Mean attention from each token of the second copy to its own first occurrence."""
+    return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-seq_len, -2, -1)[..., 1:])
+
+
+def top_heads(scores: Float[Tensor, "layer head"], k: int = 5) -> list[tuple[tuple[int, int], float]]:
+    """The k best heads: [((layer, head), score), …], best first."""
+    best = scores.flatten().topk(k)
+    places = [divmod(index, scores.shape[1]) for index in best.indices.tolist()]
+    return list(zip(places, best.values.tolist()))
 
 
 def formation_step(steps: list[int], scores: Float[Tensor, "step"], threshold: float = 0.5) -> int | None:
@@ -96,226 +126,86 @@ def formation_cases() -> list[Case]:
 
 # --- known mistakes ------------------------------------------------------------------------------------------------
 
+LOOK_MISTAKES = variants(where_heads_look, {
+    "a head cannot look ahead: keys come before the query":
+        seen(lambda got, expected: any(key > expected["previous"] + 1 for key in got.values())),
+    "the duplicate-token head's place twice: induction looks at the token after the first occurrence":
+        {"seq_len + 1": "seq_len"},
+    "duplicate and induction are swapped: induction looks at the token after the first occurrence":
+        '{"previous": query - 1, "duplicate": query - seq_len + 1, "induction": query - seq_len}',
+    "induction looks at the token after the first occurrence, not before it": {"seq_len + 1": "seq_len - 1"},
+})
 
-def _stripe(offset, first=0):
-    """A wrong scores function: the mean of the diagonal at offset(seq_len), from entry `first` on."""
-
-    def scores(model, tokens, seq_len=None):
-        found = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
-        _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
-        for layer in range(model.cfg.n_layers):
-            diagonal = cache[f"blocks.{layer}.attn.hook_pattern"].diagonal(offset(seq_len), -2, -1)
-            found[layer] = diagonal[..., first:].mean(dim=(0, -1))
-        return found
-
-    return scores
-
-
-def _swapped(query, seq_len):
-    return {"previous": query - 1, "duplicate": query - seq_len + 1, "induction": query - seq_len}
+ALL_ZERO = seen(lambda got, expected: (got == 0).all())
+FIRST_ROW = {"only the first row of the batch is used: average over all rows": {"tokens, lambda": "tokens[:1], lambda"}}
+NO_HEADS = {
+    "the head axis is gone: one score per layer and head, [layer, head]": seen(lambda got, expected: got.ndim == 1)}
 
 
-def _before(query, seq_len):
-    return {"previous": query - 1, "duplicate": query - seq_len, "induction": query - seq_len - 1}
-
-
-LOOK_MISTAKES = [
-    Mistake(
-        "a head cannot look ahead: keys come before the query",
-        predicate=lambda got, expected: any(key > expected["previous"] + 1 for key in got.values()),
-    ),
-    Mistake(
-        "the duplicate-token head's place, twice: induction looks at the token after the first occurrence",
-        lambda query, seq_len: {
-            "previous": query - 1,
-            "duplicate": query - seq_len,
-            "induction": query - seq_len,
-        },
-    ),
-    Mistake(
-        "duplicate and induction are swapped: induction looks at the token after the first occurrence",
-        _swapped,
-    ),
-    Mistake("induction looks at the token after the first occurrence, not before it", _before),
-]
-
-BOTH_SHAPES = Mistake(
-    "the head axis is gone: one score per layer and head, [layer, head]",
-    predicate=lambda got, expected: getattr(got, "ndim", 0) == 1,
-)
-
-
-def _first_row(score):
-    return Mistake(
-        "only the first row of the batch is used: average over all rows",
-        lambda model, tokens, *args: score(model, tokens[:1], *args),
-    )
-
-
-def _summed(score):
+def _summed(entries: str) -> dict:
     """Summed over positions, over rows, or over both."""
-
-    def times(rows, positions):
-        def scores(model, tokens, *seq_len):
-            entries = seq_len[0] if seq_len else tokens.shape[1] - 1
-            return score(model, tokens, *seq_len) * len(tokens) ** rows * entries**positions
-
-        return scores
-
-    return Mistake(
-        "summed over positions or rows: take the mean, so that a perfect head scores 1",
-        times(0, 1), times(1, 0), times(1, 1),
-    )
+    times = (entries, "len(tokens)", f"len(tokens) * {entries}")
+    return {"summed over positions or rows: take the mean, so that a perfect head scores 1":
+            tuple({"return ": f"return {factor} * "} for factor in times)}
 
 
-PREVIOUS_MISTAKES = [
-    Mistake(
-        "this is the main diagonal, attention to the token itself: the one below it has offset -1",
-        _stripe(lambda n: 0),
-    ),
-    Mistake(
-        "every score is 0: this looks ahead (offset +1), where a causal model never attends, or no hook ran",
-        predicate=lambda got, expected: bool((got == 0).all()),
-    ),
-    Mistake("two tokens back: the token just before is the diagonal at offset -1", _stripe(lambda n: -2)),
-    _first_row(previous_token_scores),
-    BOTH_SHAPES,
-    _summed(previous_token_scores),
-]
+PREVIOUS_MISTAKES = variants(previous_token_scores, {
+    "this is the main diagonal, attention to the token itself: the one below it has offset -1": {"(-1,": "(0,"},
+    "every score is 0: this looks ahead (offset +1), where a causal model never attends, or no hook ran": ALL_ZERO,
+    "two tokens back: the token just before is the diagonal at offset -1": {"(-1,": "(-2,"},
+    **FIRST_ROW, **NO_HEADS, **_summed("(tokens.shape[1] - 1)"),
+})
 
-INDUCTION_MISTAKES = [
-    Mistake(
-        "these are duplicate-token scores (offset −seq_len): induction looks one token further, at 1 − seq_len",
-        *(_stripe(lambda n: -n, first=first) for first in (0, 1, 2)),
-    ),
-    Mistake(
-        "shifted by one: the stripe starts at 1 − seq_len, not at −1 − seq_len", _stripe(lambda n: -n - 1)
-    ),
-    Mistake(
-        "two entries of this diagonal lie in the first copy, where there is nothing to look back at: "
-        "leave out the first two (queries seq_len − 1 and seq_len)",
-        _stripe(lambda n: 1 - n),
-    ),
-    Mistake(
-        "one entry of this diagonal still lies in the first copy: leave out the first two",
-        _stripe(lambda n: 1 - n, first=1),
-    ),
-    Mistake(
-        "every score is 0: this looks ahead (a positive offset), where a causal model never attends, "
-        "or no hook ran",
-        predicate=lambda got, expected: bool((got == 0).all()),
-    ),
-    _first_row(induction_scores),
-    BOTH_SHAPES,
-    _summed(induction_scores),
-]
+INDUCTION_MISTAKES = variants(induction_scores, {
+    "these are duplicate-token scores (offset −seq_len): induction looks one token further, at 1 − seq_len":
+        tuple({"1 - seq_len": "-seq_len", "else 2": f"else {first}"} for first in (0, 1, 2)),
+    "shifted by one: the stripe starts at 1 − seq_len, not at −1 − seq_len":
+        {"1 - seq_len": "-1 - seq_len", "else 2": "else 0"},
+    "two entries of this diagonal lie in the first copy, where there is nothing to look back at: "
+    "leave out the first two (queries seq_len − 1 and seq_len)": {"else 2": "else 0"},
+    "one entry of this diagonal still lies in the first copy: leave out the first two": {"else 2": "else 1"},
+    "every score is 0: this looks ahead (a positive offset), where a causal model never attends, or no hook ran":
+        ALL_ZERO,
+    **FIRST_ROW, **NO_HEADS, **_summed("seq_len"),
+})
 
-DUPLICATE_MISTAKES = [
-    Mistake(
-        "these are induction scores (offset 1 − seq_len): the same token's first occurrence is at −seq_len",
-        *(_stripe(lambda n: 1 - n, first=first) for first in (0, 1, 2)),
-    ),
-    Mistake(
-        "the first entry of this diagonal (query seq_len) looks at BOS: leave it out", _stripe(lambda n: -n)
-    ),
-    _first_row(duplicate_token_scores),
-    BOTH_SHAPES,
-    _summed(duplicate_token_scores),
-]
+DUPLICATE_MISTAKES = variants(duplicate_token_scores, {
+    "these are induction scores (offset 1 − seq_len): the same token's first occurrence is at −seq_len":
+        tuple({"(-seq_len": "(1 - seq_len", "1:]": f"{first}:]"} for first in (0, 1, 2)),
+    "the first entry of this diagonal (query seq_len) looks at BOS: leave it out": {"1:]": "0:]"},
+    **FIRST_ROW, **NO_HEADS, **_summed("seq_len"),
+})
 
-TOP_MISTAKES = [
-    Mistake(
-        "layer and head are swapped: scores are [layer, head]",
-        lambda scores, k=5: [((h, layer), v) for (layer, h), v in top_heads(scores, k)],
-    ),
-    Mistake(
-        "the worst heads come first: sort from high to low",
-        predicate=lambda got, expected: got[0][-1] < got[-1][-1],
-    ),
-    Mistake(
-        "these are positions in the flattened scores: divide by the number of heads to get (layer, head)",
-        predicate=lambda got, expected: (
-            len(got[0]) == 2 and isinstance(got[0][0], int) and isinstance(got[0][1], float)
-        ),
-    ),
-    Mistake(
-        "this divides by the number of layers: a row of scores has n_heads entries",
-        lambda scores, k=5: [
-            (divmod(layer * scores.shape[1] + h, scores.shape[0]), v)
-            for (layer, h), v in top_heads(scores, k)
-        ],
-    ),
-]
+TOP_MISTAKES = variants(top_heads, {
+    "layer and head are swapped: scores are [layer, head]": {"shape[1])": "shape[1])[::-1]"},
+    "the worst heads come first: sort from high to low": seen(lambda got, expected: got[0][-1] < got[-1][-1]),
+    "these are positions in the flattened scores: divide by the number of heads to get (layer, head)":
+        seen(lambda got, expected: isinstance(got[0][0], int) and isinstance(got[0][1], float)),
+    "this divides by the number of layers: a row of scores has n_heads entries": {"shape[1]": "shape[0]"},
+})
 
+TARGET_MISTAKES = variants(induction_targets, {
+    "these are the earlier occurrences of the token itself: induction looks one position later":
+        "(tokens[:, :, None] == tokens[:, None, :]).tril(-1)",
+    "these are occurrences of the token itself, this one included: induction looks one position later":
+        "(tokens[:, :, None] == tokens[:, None, :]).tril()",
+    "this is the token before the earlier occurrence: induction looks at the one after it":
+        {"roll(1": "roll(-1", "matches[:, :, 0]": "matches[:, :, -1]"},
+    "some keys come after their query: `.tril()` keeps only what a causal head can see": "matches",
+    "`roll` moves the last token to the front: the first key has no token before it":
+        {"matches[:, :, 0] = False": ""},
+    "queries and keys are swapped: rows are queries":
+        ("matches.transpose(1, 2).triu()", "matches.transpose(1, 2).tril()"),
+})
 
-def _same_token(tokens):
-    return (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
-
-
-def _roll_wrong(tokens):
-    after = tokens.roll(-1, dims=1)
-    matches = tokens[:, :, None] == after[:, None, :]
-    matches[:, :, -1] = False
-    return matches.tril()
-
-
-def _with_future(tokens):
-    matches = tokens[:, :, None] == tokens.roll(1, dims=1)[:, None, :]
-    matches[:, :, 0] = False
-    return matches
-
-
-def _wrapped(tokens):
-    return (tokens[:, :, None] == tokens.roll(1, dims=1)[:, None, :]).tril()
-
-
-TARGET_MISTAKES = [
-    Mistake(
-        "these are the earlier occurrences of the token itself: induction looks one position further",
-        _same_token,
-    ),
-    Mistake(
-        "these are occurrences of the token itself, itself included: induction looks one position further",
-        lambda tokens: (tokens[:, :, None] == tokens[:, None, :]).tril(),
-    ),
-    Mistake(
-        "this is the token before the earlier occurrence: induction looks at the one after it", _roll_wrong
-    ),
-    Mistake(
-        "some keys come after their query: `.tril()` keeps only what a causal head can see", _with_future
-    ),
-    Mistake(
-        "`roll` brings the last token round to the front: the first key has no token before it", _wrapped
-    ),
-    Mistake(
-        "queries and keys are swapped: rows are queries",
-        lambda tokens: _with_future(tokens).transpose(1, 2).triu(),
-        lambda tokens: _with_future(tokens).transpose(1, 2).tril(),
-    ),
-]
-
-FORMATION_MISTAKES = [
-    Mistake(
-        "this is the step with the highest score, not the first that reaches the threshold",
-        lambda steps, scores, threshold=0.5: steps[int(scores.argmax())],
-    ),
-    Mistake(
-        "this is the last step that reaches the threshold: stop at the first",
-        lambda steps, scores, threshold=0.5: [st for st, s in zip(steps, scores) if s >= threshold][-1],
-    ),
-    Mistake(
-        "this is the index of the step, not the step",
-        lambda steps, scores, threshold=0.5: next(i for i, s in enumerate(scores) if s >= threshold),
-    ),
-    Mistake(
-        "this is the last step below the threshold: the score has not reached it yet",
-        lambda steps, scores, threshold=0.5: [st for st, s in zip(steps, scores) if s < threshold][-1],
-    ),
-    Mistake(
-        "the threshold is ignored: it is an argument",
-        lambda steps, scores, threshold=0.5: next(st for st, s in zip(steps, scores) if s >= 0.5),
-    ),
-]
+FORMATION_MISTAKES = variants(formation_step, {
+    "this is the step with the highest score, not the first that reaches the threshold": "steps[scores.argmax()]",
+    "this is the last step that reaches the threshold: stop at the first": {"reached[0]": "reached[-1]"},
+    "this is the index of the step, not the step": {"zip(steps, scores)": "enumerate(scores)"},
+    "this is the last step below the threshold: the score has not reached it yet":
+        {">=": "<", "reached[0]": "reached[-1]"},
+    "the threshold is ignored: it is an argument": {">= threshold": ">= 0.5"},
+})
 
 NEVER = "there is no such step if no score reaches the threshold: return None"
 
@@ -350,8 +240,8 @@ EXERCISES = [
         hints=(
             "In a pattern [batch, head, query, key], which diagonal holds the entries with key = query − 1?",
             "`pattern.diagonal(-1, -2, -1)` is [batch, head, entry]. Average over batch and entries, in every layer.",
-            "Run with a hook (or a cache) on every `hook_pattern`, and put `pattern.diagonal(-1, -2, -1).mean((0, -1))` "
-            "into row `hook.layer()` of a [layer, head] tensor.",
+            "Run with a hook (or a cache) on every `hook_pattern`, and put "
+            "`pattern.diagonal(-1, -2, -1).mean((0, -1))` into row `hook.layer()` of a [layer, head] tensor.",
         ),
         minutes=10,
         difficulty=2,
@@ -422,3 +312,10 @@ EXERCISES = [
         difficulty=1,
     ),
 ]
+
+IN_THE_PACKAGE = {
+    "02.previous_token_scores": heads.previous_token_scores,
+    "02.induction_scores": heads.induction_scores,
+    "02.duplicate_token_scores": heads.duplicate_token_scores,
+    "02.top_heads": heads.top_heads,
+}

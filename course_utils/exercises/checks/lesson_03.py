@@ -4,28 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from course_utils.ablation import ablate, gradients, mlp_attribution_sweep, mlp_patch_sweep, second_copy_loss
-from course_utils.exercises.checking import Case, Exercise, Mistake, compare_cases
+from course_utils import ablation
+from course_utils.ablation import gradients
+from course_utils.exercises.checking import Case, Exercise, compare_cases
 from course_utils.exercises.checks.shared import grouped_query_model, random_logits, random_model, repeated_distinct
+from course_utils.exercises.mistakes import seen, variants
 from course_utils.logit_attribution import logit_contributions
 from course_utils.passes import hook_z, mlp_out
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-# --- the course's answers that no later lesson needs --------------------------------------------------------------
+# --- the course's answers ------------------------------------------------------------------------------------------
+
+
+def second_copy_loss(
+    logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"], seq_len: int
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy (nats) of the tokens of the second copy, its first token included."""
+    predicted, targets = logits[:, seq_len:-1], tokens[:, seq_len + 1:]  # logits at j are about token j + 1
+    return F.cross_entropy(predicted.flatten(0, 1), targets.flatten())
 
 
 def mlp_patch_loop(
     model: TransformerBridge, tokens: Int[Tensor, "batch 1+2*seq_len"], seq_len: int, layers: list[int]
 ) -> Float[Tensor, "layer seq_len"]:
-    """Change of `second_copy_loss` when a layer's MLP output at position seq_len + 1 + i is that of position 1 + i."""
+    """Change of `second_copy_loss` when position seq_len + 1 + i gets a layer's MLP output of position 1 + i."""
     names = [mlp_out(layer) for layer in layers]
     clean_logits, cache = model.run_with_cache(tokens, names_filter=names)
     clean_loss = second_copy_loss(clean_logits, tokens, seq_len)
@@ -40,19 +49,43 @@ def mlp_patch_loop(
     return changes
 
 
+def ablate(activation: Float[Tensor, "batch pos ..."], kind: str) -> Float[Tensor, "batch pos ..."]:
+    """What takes an activation's place; position 0 (BOS) keeps its own."""
+    bos, rest = activation[:, :1], activation[:, 1:]
+    if kind == "zero":
+        new = torch.zeros_like(rest)
+    elif kind == "mean":
+        new = rest.mean(dim=(0, 1)).expand_as(rest)
+    else:
+        new = rest.roll(-1, dims=0)                                     # each row gets the next one
+    return torch.cat([bos, new], dim=1)
+
+
 def loss_without_head(
     model: TransformerBridge, tokens: Int[Tensor, "batch 1+2*seq_len"], seq_len: int, layer: int, head: int,
-    kind: str = "mean",
+    kind: str = "mean"
 ) -> Float[Tensor, ""]:
     """`second_copy_loss` (nats) when the z of one head is replaced by `ablate(z, kind)`."""
-
     def remove(z, hook):                                                # [batch, pos, head, d_head]
         z = z.clone()
         z[:, :, head] = ablate(z[:, :, head], kind)
         return z
-
     logits = model.run_with_hooks(tokens, fwd_hooks=[(hook_z(layer), remove)])
     return second_copy_loss(logits, tokens, seq_len)
+
+
+def mlp_attribution_sweep(
+    model: TransformerBridge, tokens: Int[Tensor, "batch 1+2*seq_len"], seq_len: int
+) -> Float[Tensor, "layer seq_len"]:
+    """First-order estimate (nats) of the sweep of section 2, for all layers."""
+    names = [mlp_out(layer) for layer in range(model.cfg.n_layers)]
+    found = gradients(model, tokens, names, lambda logits: second_copy_loss(logits, tokens, seq_len))
+    estimate = torch.zeros(len(names), seq_len)
+    for layer, name in enumerate(names):
+        old, slope = found[name]                                        # both [batch, pos, d_model]
+        change = old[:, 1:seq_len + 1] - old[:, seq_len + 1:]
+        estimate[layer] = (change * slope[:, seq_len + 1:]).sum(dim=(0, 2))
+    return estimate
 
 
 # --- inputs --------------------------------------------------------------------------------------------------------
@@ -110,297 +143,121 @@ def contribution_cases() -> list[Case]:
 
 # --- known mistakes ------------------------------------------------------------------------------------------------
 
+LOSS_MISTAKES = variants(second_copy_loss, {
+    "logits and tokens are cut at the same places: the logits at position j are about token j + 1":
+        ({"seq_len:-1": "seq_len:", "seq_len + 1:": "seq_len:"}, {"seq_len:-1": "seq_len + 1:"},
+         {"seq_len + 1:": "seq_len:-1"}),
+    "this is the loss of all tokens: the second copy's tokens begin at position seq_len + 1":
+        {"seq_len:-1": ":-1", "seq_len + 1:": "1:"},
+    "this is the first copy's loss": {"seq_len:-1": ":seq_len", "seq_len + 1:": "1:seq_len + 1"},
+    "the boundary token is left out: the second copy has seq_len tokens, the first of them at seq_len + 1":
+        {"seq_len + 1:": "seq_len + 2:", "seq_len:-1": "seq_len + 1:-1"},
+    "softmax is applied twice: cross_entropy takes logits and applies it itself "
+    "(log_softmax twice would have been harmless: the second time changes nothing)":
+        {"predicted.flatten": "predicted.softmax(-1).flatten"},
+    "this is the mean log-probability: the loss is minus that": {"return ": "return -"},
+    "summed over tokens: take the mean": ({"targets.flatten()": "targets.flatten(), reduction='sum'"},
+                                          {"return ": "return seq_len * "}),
+})
 
-def _cross_entropy(logits, targets):
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+TO, FROM = "[:, seq_len + 1 + i]", "[hook.name][:, 1 + i]"             # what is patched, and from where
+PATCH_MISTAKES = variants(mlp_patch_loop, {
+    "this is the article's range, one position early: column 0 patches the first copy's last token with the "
+    "output of BOS. The second copy begins at seq_len + 1": {TO: "[:, seq_len + i]", FROM: "[hook.name][:, i]"},
+    "the source is one position early: the same token stood seq_len positions before": {FROM: "[hook.name][:, i]"},
+    "only the first row of the batch is patched: `[:, position]`, not `[0, position]`":
+        {TO: "[0, seq_len + 1 + i]", FROM: "[hook.name][0, 1 + i]"},
+    "the first copy is patched from the second: it should be the other way round":
+        {TO: "[:, 1 + i]", FROM: "[hook.name][:, seq_len + 1 + i]"},
+    "every position is patched at once: patch one at a time":
+        {TO: "[:, seq_len + 1:]", FROM: "[hook.name][:, 1:seq_len + 1]"},
+    "this patches what attention adds (hook_attn_out): the MLP's output is hook_mlp_out":
+        {"mlp_out(layer)": "f'blocks.{layer}.hook_attn_out'"},
+    "this patches the whole residual stream: the MLP's output is hook_mlp_out":
+        {"mlp_out(layer)": "f'blocks.{layer}.hook_resid_post'"},
+    "the sign is flipped: patched minus clean, so that damage is positive": "-changes",
+    "this is the patched loss: subtract the clean loss": {" - clean_loss": ""},
+    "rows are positions here: the answer is [layer, seq_len]": "changes.T",
+    "these are layers 0, 1, 2 …: rows are the layers asked for, in their order": (
+        {"in layers": "in range(len(layers))"}, {"in layers": "in sorted(layers)"},
+        {"in layers": "in range(model.cfg.n_layers)", "len(layers)": "len(names)"}),
+    "this is the change of the loss of all tokens: only those of the second copy count (`second_copy_loss`)":
+        "changes / 2",
+    "patches pile up: when position i is patched, those before it must be clean again":
+        {TO: "[:, seq_len + 1:seq_len + 2 + i]", FROM: "[hook.name][:, 1:2 + i]"},
+    "nothing changes: does the hook return the patched activation, and does the run use it? Does it see "
+    "the right i, and is the source a different position from the target?":
+        seen(lambda got, expected: (got == 0).all()),
+})
 
+MEAN, NEXT = "rest.mean(dim=(0, 1))", "rest.roll(-1, dims=0)"
+ABLATE_MISTAKES = variants(ablate, {
+    "position 0 is replaced too: BOS keeps its own activation":
+        seen(lambda got, expected: got.shape == expected.shape and
+             not torch.allclose(got[:, 0].float(), expected[:, 0], atol=1e-5)),
+    "the mean counts BOS, whose activation is unlike any other: take positions 1 and later":
+        {MEAN: "activation.mean(dim=(0, 1))"},
+    "this is a mean for each position: take one mean over batch and positions": {MEAN: "rest.mean(dim=0)"},
+    "this is a mean for each sequence: take one mean over batch and positions":
+        {MEAN: "rest.mean(dim=1, keepdim=True)"},
+    "the mean is taken over heads too: keep the last axes, average over batch and positions only":
+        {MEAN: "rest.flatten(0, -2).mean(dim=0)"},
+    "the mean is one number: keep the last axes, average over batch and positions only": {MEAN: "rest.mean()"},
+    "this takes another position of the same sequence: resample from another sequence, same position":
+        ({NEXT: "rest.roll(-1, dims=1)"}, {NEXT: "rest.roll(1, dims=1)"}, {NEXT: "activation.roll(1, dims=1)[:, 1:]"}),
+    "this is the sequence before: take the next one (for the last, the first)": {NEXT: "rest.roll(1, dims=0)"},
+})
 
-LOSS_MISTAKES = [
-    Mistake(
-        "logits and tokens are cut at the same places: the logits at position j are about token j + 1",
-        lambda logits, tokens, n: _cross_entropy(logits[:, n:], tokens[:, n:]),
-        lambda logits, tokens, n: _cross_entropy(logits[:, n + 1 :], tokens[:, n + 1 :]),
-        lambda logits, tokens, n: _cross_entropy(logits[:, n:-1], tokens[:, n:-1]),
-    ),
-    Mistake(
-        "this is the loss of all tokens: the second copy's begin at position seq_len + 1",
-        lambda logits, tokens, n: _cross_entropy(logits[:, :-1], tokens[:, 1:]),
-    ),
-    Mistake(
-        "this is the first copy's loss",
-        lambda logits, tokens, n: _cross_entropy(logits[:, :n], tokens[:, 1 : n + 1]),
-    ),
-    Mistake(
-        "the boundary token is left out: the second copy has seq_len tokens, the first of them at seq_len + 1",
-        lambda logits, tokens, n: _cross_entropy(logits[:, n + 1 : -1], tokens[:, n + 2 :]),
-    ),
-    Mistake(
-        "softmax is applied twice: cross_entropy takes logits and does it itself "
-        "(log_softmax twice would have been harmless: doing it again changes nothing)",
-        lambda logits, tokens, n: second_copy_loss(logits.softmax(-1), tokens, n),
-    ),
-    Mistake(
-        "this is the mean log-probability: the loss is minus that",
-        lambda logits, tokens, n: -second_copy_loss(logits, tokens, n),
-    ),
-    Mistake(
-        "summed over tokens: take the mean",
-        lambda logits, tokens, n: second_copy_loss(logits, tokens, n) * n * len(tokens),
-        lambda logits, tokens, n: second_copy_loss(logits, tokens, n) * n,
-    ),
-]
+ONE, REPLACED = "[:, :, head]", "ablate(z[:, :, head], kind)"
+HEAD_MISTAKES = variants(loss_without_head, {
+    "all heads of the layer are ablated: only one of them should be": {ONE: "[:]"},
+    "all the other heads are ablated, and the one in question is kept":
+        {ONE: "[:, :, torch.arange(z.shape[2]) != head]"},
+    "`kind` is ignored: it is an argument": ({", kind)": ", 'mean')"}, {", kind)": ", 'zero')"}),
+    "`kind` is ignored and position 0 is replaced too: `ablate` with `kind` takes care of both":
+        ({REPLACED: "0"}, {REPLACED: "z[:, :, head].mean(dim=(0, 1))"}),
+    "position 0 is replaced too: BOS keeps its own activation (`ablate` takes care of that)":
+        {REPLACED: "ablate(z[:, [0, *range(z.shape[1])], head], kind)[:, 1:]"},          # a second BOS, in front
+    "the head is the third axis: z is [batch, pos, head, d_head]": ({ONE: "[:, head]"}, {ONE: "[..., head]"}),
+    "heads of other layers are ablated too: hook one layer only": {"hook_z(layer)": "lambda name: 'hook_z' in name"},
+    "this is the loss without ablation: does the hook return the changed z?":
+        "second_copy_loss(model(tokens), tokens, seq_len)",
+    "this is the change of the loss: return the loss itself":
+        "second_copy_loss(logits, tokens, seq_len) - second_copy_loss(model(tokens), tokens, seq_len)",
+    "this is the loss of all tokens: only those of the second copy count (`second_copy_loss`)":
+        "F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())",
+})
 
+ATTRIBUTION_MISTAKES = variants(mlp_attribution_sweep, {
+    "the sign is flipped: (new − old) · gradient": "-estimate",
+    "the old activation is not subtracted: the loss changes with the *change* of the activation":
+        {" - old[:, seq_len + 1:]": ""},
+    "this is old · gradient, the change to zero: the new activation is that of the first copy":
+        {"old[:, 1:seq_len + 1] - old": "-old"},
+    "the gradient is taken in the first copy: it must be at the patched position":
+        {"slope[:, seq_len + 1:]": "slope[:, 1:seq_len + 1]"},
+    "averaged over rows or components: the loss is a mean already; sum over both":
+        tuple({"sum(dim=(0, 2))": instead} for instead in
+              ("mean(dim=(0, 2))", "sum(dim=2).mean(dim=0)", "mean(dim=2).sum(dim=0)")),
+    "positions are one too early: the second copy begins at seq_len + 1":
+        {"1:seq_len + 1]": ":seq_len]", "seq_len + 1:]": "seq_len:-1]"},
+    "this is the gradient of the loss of all tokens: only those of the second copy count (`second_copy_loss`)":
+        "estimate / 2",
+    "this is the exact sweep: estimate it from one gradient":
+        "mlp_patch_loop(model, tokens, seq_len, range(model.cfg.n_layers))",
+})
 
-def _sweep_by_patching(patch, name=mlp_out):
-    """A wrong sweep: patch(activation, cached, i, seq_len) changes the activation in place."""
-
-    def sweep(model, tokens, seq_len, layers):
-        names = [name(layer) for layer in layers]
-        logits, cache = model.run_with_cache(tokens, names_filter=names)
-        changes = torch.zeros(len(layers), seq_len)
-        for row, layer_name in enumerate(names):
-            for i in range(seq_len):
-                def hook_function(activation, hook):
-                    activation = activation.clone()
-                    patch(activation, cache[hook.name], i, seq_len)
-                    return activation
-                patched = model.run_with_hooks(tokens, fwd_hooks=[(layer_name, hook_function)])
-                changes[row, i] = second_copy_loss(patched, tokens, seq_len)
-        return changes - second_copy_loss(logits, tokens, seq_len)
-
-    return sweep
-
-
-def _first_row(activation, cached, i, n):
-    activation[0, n + 1 + i] = cached[0, 1 + i]
-
-
-def _patch_first_copy(activation, cached, i, n):
-    activation[:, 1 + i] = cached[:, n + 1 + i]
-
-
-def _one_late(activation, cached, i, n):
-    activation[:, n + 1 + i] = cached[:, i]
-
-
-def _all_positions(activation, cached, i, n):
-    activation[:, n + 1 :] = cached[:, 1 : n + 1]
-
-
-def _up_to(activation, cached, i, n):
-    activation[:, n + 1 : n + 2 + i] = cached[:, 1 : i + 2]
-
-
-def _patch(activation, cached, i, n):
-    activation[:, n + 1 + i] = cached[:, 1 + i]
-
-
-SWEEP_MISTAKES = [
-    Mistake(
-        "this is the article's range, one position early: column 0 patches the first copy's last token with the "
-        "output of BOS. The second copy begins at seq_len + 1",
-        lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=layers, as_published=True),
-    ),
-    Mistake(
-        "the source is one position early: the same token stood seq_len positions before",
-        _sweep_by_patching(_one_late),
-    ),
-    Mistake("only the first row of the batch is patched: `[:, position]`, not `[0, position]`",
-            _sweep_by_patching(_first_row)),
-    Mistake("the first copy is patched from the second: it is the other way round",
-            _sweep_by_patching(_patch_first_copy)),
-    Mistake("every position is patched at once: one at a time", _sweep_by_patching(_all_positions)),
-    Mistake("this patches what attention adds (hook_attn_out): the MLP's output is hook_mlp_out",
-            _sweep_by_patching(_patch, lambda layer: f"blocks.{layer}.hook_attn_out")),
-    Mistake("this patches the whole residual stream: the MLP's output is hook_mlp_out",
-            _sweep_by_patching(_patch, lambda layer: f"blocks.{layer}.hook_resid_post")),
-    Mistake("the sign is turned: patched minus clean, so that damage is positive",
-            lambda model, tokens, n, layers: -mlp_patch_sweep(model, tokens, n, layers=layers)),
-    Mistake(
-        "this is the patched loss: subtract the clean loss",
-        lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=layers)
-        + second_copy_loss(model(tokens), tokens, n),
-    ),
-    Mistake("rows are positions here: the answer is [layer, seq_len]",
-            lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=layers).T),
-    Mistake("these are layers 0, 1, 2 …: rows are the layers asked for, in their order",
-            lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=range(len(layers))),
-            lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n),
-            lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=sorted(layers))),
-    Mistake("this is the change of the loss of all tokens: only those of the second copy count (`second_copy_loss`)",
-            lambda model, tokens, n, layers: mlp_patch_sweep(model, tokens, n, layers=layers) / 2),
-    Mistake("patches pile up: when position i is patched, those before it must be clean again",
-            _sweep_by_patching(_up_to)),
-    Mistake("nothing changes: does the hook return the patched activation, and does the run use it? Is i the one that "
-            "it should be, and is the source another position than the target?",
-            predicate=lambda got, expected: bool((got == 0).all())),
-]
-
-
-def _other(values):
-    """An ablation from a function of (positions 1 … last, kind)."""
-    return lambda activation, kind: torch.cat([activation[:, :1], values(activation[:, 1:], kind)], dim=1)
-
-
-def _bos_replaced(got, expected):
-    return got.shape == expected.shape and not torch.allclose(got[:, :1].float(), expected[:, :1], atol=1e-5)
-
-
-def _with_bos(activation, kind):
-    if kind == "zero":
-        return torch.zeros_like(activation)
-    if kind == "mean":
-        return activation.mean(dim=(0, 1)).expand_as(activation)
-    return activation.roll(-1, dims=0)
-
-
-def _mean_over(*dims):
-    def values(rest, kind):
-        if kind != "mean":
-            return _right(rest, kind)
-        return rest.mean(dim=dims or tuple(range(rest.ndim - 1)), keepdim=True).expand_as(rest)
-    return _other(values)
-
-
-def _right(rest, kind):
-    return ablate(torch.cat([rest[:, :1], rest], dim=1), kind)[:, 1:]
-
-
-def _mean_with_bos(activation, kind):
-    new = ablate(activation, kind)
-    if kind == "mean":
-        new[:, 1:] = activation.mean(dim=(0, 1))
-    return new
-
-
-def _resampled(shift, dim):
-    return _other(lambda rest, kind: rest.roll(shift, dims=dim) if kind == "resample" else _right(rest, kind))
-
-
-ABLATE_MISTAKES = [
-    Mistake("position 0 is replaced too: BOS keeps its own activation", predicate=_bos_replaced),
-    Mistake("the mean counts BOS, whose activation is unlike any other: take positions 1 and later", _mean_with_bos),
-    Mistake("this is a mean for each position: one mean over batch and positions", _mean_over(0)),
-    Mistake("this is a mean for each sequence: one mean over batch and positions", _mean_over(1)),
-    Mistake("the mean is taken over heads too: keep the last axes, take the mean over batch and positions only",
-            _mean_over()),
-    Mistake("the mean is one number: keep the last axes, take the mean over batch and positions only",
-            _other(lambda rest, kind: rest.mean().expand_as(rest) if kind == "mean" else _right(rest, kind))),
-    Mistake("this takes another position of the same sequence: resample from another sequence, same position",
-            _resampled(-1, 1), _resampled(1, 1),
-            lambda activation, kind: torch.cat([activation[:, :1], activation.roll(1, dims=1)[:, 1:]], dim=1)
-            if kind == "resample" else ablate(activation, kind)),
-    Mistake("this is the sequence before: take the next one, and for the last the first", _resampled(1, 0)),
-]
-
-
-def _heads_removed(which, value=None, name=hook_z):
-    """A wrong loss: which(head, n_heads) is an index of what is replaced in z, at the hooks called name(layer)."""
-
-    def loss(model, tokens, n, layer, head, kind="mean"):
-        def remove(z, hook):
-            z = z.clone()
-            index = which(head, model.cfg.n_heads)
-            z[index] = ablate(z[index], kind) if value is None else value(z[index], kind)
-            return z
-        return second_copy_loss(model.run_with_hooks(tokens, fwd_hooks=[(name(layer), remove)]), tokens, n)
-
-    return loss
-
-
-def _always(kind):
-    return lambda model, tokens, n, layer, head, kind_=None: loss_without_head(model, tokens, n, layer, head, kind)
-
-
-HEAD_MISTAKES = [
-    Mistake("all heads of the layer are ablated: only one of them should be",
-            _heads_removed(lambda head, n_heads: ...)),
-    Mistake("all the other heads are ablated, and the one in question is kept",
-            _heads_removed(lambda head, n_heads: np.s_[:, :, [other for other in range(n_heads) if other != head]])),
-    Mistake("`kind` is ignored: it is an argument", _always("mean"), _always("zero")),
-    Mistake("`kind` is ignored and position 0 is replaced too: `ablate` with `kind` sees to both",
-            _heads_removed(lambda head, n_heads: np.s_[:, :, head], lambda z, _: _with_bos(z, "zero")),
-            _heads_removed(lambda head, n_heads: np.s_[:, :, head], lambda z, _: _with_bos(z, "mean"))),
-    Mistake("position 0 is replaced too: BOS keeps its own activation (`ablate` sees to that)",
-            _heads_removed(lambda head, n_heads: np.s_[:, :, head], _with_bos)),
-    Mistake("the head is the third axis: z is [batch, pos, head, d_head]",
-            _heads_removed(lambda head, n_heads: np.s_[:, head]),
-            _heads_removed(lambda head, n_heads: np.s_[..., head])),
-    Mistake("heads of other layers are ablated too: hook one layer only",
-            _heads_removed(lambda head, n_heads: np.s_[:, :, head], name=lambda layer: lambda name: "hook_z" in name)),
-    Mistake("this is the loss without ablation: does the hook return the changed z?",
-            lambda model, tokens, n, layer, head, kind="mean": second_copy_loss(model(tokens), tokens, n)),
-    Mistake("this is the change of the loss: return the loss itself",
-            lambda model, tokens, n, layer, head, kind="mean": loss_without_head(
-                model, tokens, n, layer, head, kind) - second_copy_loss(model(tokens), tokens, n)),
-    Mistake("this is the loss of all tokens: only those of the second copy count (`second_copy_loss`)",
-            lambda model, tokens, n, layer, head, kind="mean": _whole_loss(model, tokens, layer, head, kind)),
-]
-
-
-def _whole_loss(model, tokens, layer, head, kind):
-    def remove(z, hook):
-        z = z.clone()
-        z[:, :, head] = ablate(z[:, :, head], kind)
-        return z
-    logits = model.run_with_hooks(tokens, fwd_hooks=[(hook_z(layer), remove)])
-    return _cross_entropy(logits[:, :-1], tokens[:, 1:])
-
-
-def _attributed(rule):
-    """A wrong sweep from one gradient: rule(activation, slope, seq_len) -> [seq_len]."""
-
-    def sweep(model, tokens, n):
-        names = [mlp_out(layer) for layer in range(model.cfg.n_layers)]
-        found = gradients(model, tokens, names, lambda logits: second_copy_loss(logits, tokens, n))
-        return torch.stack([rule(*found[name], n) for name in names])
-
-    return sweep
-
-
-ATTRIBUTION_MISTAKES = [
-    Mistake("the sign is turned: (new − old) · gradient",
-            lambda model, tokens, n: -mlp_attribution_sweep(model, tokens, n)),
-    Mistake("the old activation is not subtracted: the loss changes with the *change* of the activation",
-            _attributed(lambda old, slope, n: (old[:, 1:n + 1] * slope[:, n + 1:]).sum((0, 2)))),
-    Mistake("this is old · gradient, the change to zero: the new activation is that of the first copy",
-            _attributed(lambda old, slope, n: -(old[:, n + 1:] * slope[:, n + 1:]).sum((0, 2)))),
-    Mistake("the gradient is taken in the first copy: it must be at the patched position",
-            _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, 1:n + 1]).sum((0, 2)))),
-    Mistake("averaged over rows or components: the loss is a mean already; sum over both",
-            _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, n + 1:]).mean((0, 2))),
-            _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, n + 1:]).sum(2).mean(0)),
-            _attributed(lambda old, slope, n: ((old[:, 1:n + 1] - old[:, n + 1:]) * slope[:, n + 1:]).mean(2).sum(0))),
-    Mistake("positions are one too early: the second copy begins at seq_len + 1",
-            _attributed(lambda old, slope, n: ((old[:, :n] - old[:, n:-1]) * slope[:, n:-1]).sum((0, 2)))),
-    Mistake("this is the gradient of the loss of all tokens: only those of the second copy count (`second_copy_loss`)",
-            lambda model, tokens, n: mlp_attribution_sweep(model, tokens, n) / 2),
-    Mistake("this is the exact sweep: estimate it from one gradient",
-            lambda model, tokens, n: mlp_patch_sweep(model, tokens, n)),
-]
-
-
-def _contribution(divide=True, targets=lambda tokens: tokens[:, 1:], positions=slice(None, -1)):
-    def contributions(component, scale, W_U, tokens):
-        scaled = component / scale if divide else component
-        return (scaled[:, positions] * W_U.T[targets(tokens)]).sum(-1)
-    return contributions
-
-
-CONTRIBUTION_MISTAKES = [
-    Mistake("the final norm is left out: divide by `scale` first", _contribution(divide=False)),
-    Mistake("multiplied by the scale: the norm divides",
-            lambda component, scale, W_U, tokens: logit_contributions(component, 1 / scale, W_U, tokens)),
-    Mistake("these are the logits of the tokens that are there: position j is about token j + 1",
-            _contribution(targets=lambda tokens: tokens[:, :-1])),
-    Mistake("component and token are both shifted: the component at position j adds to the logit of token j + 1",
-            _contribution(positions=slice(1, None))),
-    Mistake("these are logits of all tokens: keep that of the token that came",
-            lambda component, scale, W_U, tokens: component / scale @ W_U,
-            lambda component, scale, W_U, tokens: (component / scale @ W_U)[:, :-1]),
-    Mistake("the sum over d_model is missing: a logit is one number",
-            lambda component, scale, W_U, tokens: (component / scale)[:, :-1] * W_U.T[tokens[:, 1:]]),
-]
+CONTRIBUTION_MISTAKES = variants(logit_contributions, {
+    "the final norm is left out: divide by `scale` first": {" / scale[:, :-1]": ""},
+    "multiplied by the scale: the norm divides": {"/ scale": "* scale"},
+    "these are the logits of the present tokens: position j is about token j + 1":
+        {"tokens[:, 1:]": "tokens[:, :-1]"},
+    "component and token are both shifted: the component at position j adds to the logit of token j + 1":
+        {"component[:, :-1] / scale[:, :-1]": "(component / scale)[:, 1:]"},
+    "these are the logits of all tokens: keep only that of the token that came":
+        ("component / scale @ W_U", "(component / scale @ W_U)[:, :-1]"),
+    "the sum over d_model is missing: a logit is one number": "component[:, :-1] / scale[:, :-1] * directions",
+})
 
 
 EXERCISES = [
@@ -421,7 +278,7 @@ EXERCISES = [
         id="03.mlp_patch_loop",
         title="The article's patching experiment",
         reference=mlp_patch_loop,
-        check=compare_cases(sweep_cases, SWEEP_MISTAKES, keeps_inputs=True),
+        check=compare_cases(sweep_cases, PATCH_MISTAKES, keeps_inputs=True),
         hints=(
             "Run once with a cache of every layer's `mlp_out(layer)`. Then run again for each layer and each i, "
             "with a hook.",
@@ -491,3 +348,15 @@ EXERCISES = [
         difficulty=2,
     ),
 ]
+
+
+def _mlp_patch_sweep(model, tokens, seq_len, layers):
+    return ablation.mlp_patch_sweep(model, tokens, seq_len, layers=layers)
+
+
+IN_THE_PACKAGE = {
+    "03.second_copy_loss": ablation.second_copy_loss,
+    "03.mlp_patch_loop": _mlp_patch_sweep,
+    "03.ablate": ablation.ablate,
+    "03.mlp_attribution_sweep": ablation.mlp_attribution_sweep,
+}
