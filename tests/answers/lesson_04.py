@@ -103,16 +103,14 @@ def QK_turned_twice(model, layer, head):
 
 DENSE = """
 def f(matrix, k=1, *, best="key", tokens=None):
-    m = matrix.AB
-    {turn}
+    m = matrix.AB.T if best == "query" else matrix.AB
     own = m.diagonal()[:, None]
     return {answer}
 """
-TURN = 'm = m.T if best == "query" else m'
 
 
-def dense(answer, turn=TURN):
-    return DENSE.format(answer=answer, turn=turn)
+def dense(answer):
+    return DENSE.format(answer=answer)
 
 
 def by_sorting(matrix, k=1, *, best="key"):
@@ -217,16 +215,14 @@ def f(model, layer, head, n):
     attn, W_pos, W_E = model.blocks[layer].attn, model.pos_embed.weight[:n], model.W_E
     x = W_pos + W_E.mean(0)
     {scale}
-    q, k = x @ attn.W_Q[head]{bq}, x @ attn.W_K[head]{bk}
-    scores = {scores}
+    q, k = x @ attn.W_Q[head] + attn.b_Q[head], x @ attn.W_K[head]{bk}
+    scores = q @ k.T / q.shape[-1] ** 0.5
     {mask}
     return {end}
 """
 USUAL = {
     "scale": "x = x / ((x**2).sum(-1, keepdim=True) + W_E.var(0, unbiased=False).sum()).div(x.shape[-1]).sqrt()",
-    "bq": " + attn.b_Q[head]",
     "bk": " + attn.b_K[head]",
-    "scores": "q @ k.T / q.shape[-1] ** 0.5",
     "mask": "scores = scores.masked_fill(torch.triu(torch.ones(n, n), 1).bool(), float('-inf'))",
     "end": "scores.softmax(-1)",
 }
