@@ -459,8 +459,8 @@ EXERCISES = [
             "`latents[labels]` has the labelled positions, `latents[~labels]` the others. Compare all pairs.",
             "With `yes = latents[labels][:, None]` and `no = latents[~labels][None]`, `yes > no` is "
             "[labelled, other, d_sae].",
-            "The mean over the first two axes of `(yes > no).float() + (yes == no).float() / 2`. (The course's "
-            "version sorts instead, which takes less memory when there are many latents.)",
+            "The mean over the first two axes of `(yes > no).float() + (yes == no).float() / 2`. "
+            "(`course_utils.latents.auc` sorts instead, which takes less memory when there are many latents.)",
         ),
         minutes=10,
         difficulty=3,
