@@ -9,22 +9,39 @@ from transformer_lens import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils import circuits
-from course_utils.circuits import (
-    TOKENS_AT_A_TIME,
-    copying_score,
-    fold_layer_norm,
-    full_OV_circuit,
-    full_QK_circuit,
-    top_k_accuracy,
-)
-from course_utils.exercises.checking import Case, Exercise, Mistake, compare_cases
+from course_utils.circuits import copying_score, fold_layer_norm
+from course_utils.exercises.checking import Case, Exercise, compare_cases
 from course_utils.exercises.checks.shared import drawn, grouped_query_model, planted_model, random_model
+from course_utils.exercises.mistakes import seen, variants
 from course_utils.passes import head_weights, key_value_head
 
-# --- the formulas, for models of GPT-2's shape; course_utils.circuits has them for every model ------------------------
+# --- the course's answers, for models of GPT-2's shape; course_utils.circuits has them for every model ----------------
 
 
-@torch.no_grad()
+def full_OV_circuit(model: TransformerBridge, layer: int, head: int) -> FactoredMatrix:
+    """W_E W_V W_O W_U: row = the token attended to, column = the token whose logit it raises. [vocab, vocab]"""
+    weights = head_weights(model, layer, head)
+    return FactoredMatrix(model.W_E @ weights["V"], weights["O"] @ model.W_U)
+
+
+def top_k_accuracy(matrix: FactoredMatrix, k: int = 1, *, best: str = "key") -> float:
+    """Share of tokens whose own entry (the diagonal) is among the k largest of its row, or of its column.
+
+    A tie does not count: the own entry must be larger than the k-th best of the others.
+    """
+    matrix = matrix.AB if best == "key" else matrix.AB.T
+    others = matrix.clone().fill_diagonal_(-torch.inf)
+    rival = others.topk(k, dim=1).values[:, -1]                                     # the k-th best of them
+    return (matrix.diagonal() > rival).float().mean().item()
+
+
+def full_QK_circuit(model: TransformerBridge, layer: int, head: int) -> FactoredMatrix:
+    """W_E W_Q (W_E W_K)^T: row = the query's token, column = the key's. Not divided by sqrt(d_head)."""
+    weights = head_weights(model, layer, head)
+    queries, keys = model.W_E @ weights["Q"], model.W_E @ weights["K"]              # each [vocab, d_head]
+    return FactoredMatrix(queries, keys.T)
+
+
 def positional_pattern(
     model: TransformerBridge, layer: int, head: int, n_positions: int
 ) -> Float[Tensor, "query key"]:
@@ -37,16 +54,16 @@ def positional_pattern(
     x = model.pos_embed.weight[:n_positions] + W_E.mean(dim=0)                      # [pos, d_model]
     mean_square = (x.pow(2).sum(dim=-1) + W_E.var(dim=0, unbiased=False).sum()) / x.shape[-1]
     x = x / mean_square.sqrt()[:, None]
-    scores = (x @ weights["Q"] + weights["b_Q"]) @ (x @ weights["K"] + weights["b_K"]).T / model.cfg.d_head**0.5
+    queries, keys = x @ weights["Q"] + weights["b_Q"], x @ weights["K"] + weights["b_K"]
+    scores = queries @ keys.T / model.cfg.d_head**0.5
     future = torch.ones_like(scores, dtype=torch.bool).triu(1)
     return scores.masked_fill(future, -torch.inf).softmax(dim=-1)
 
 
-@torch.no_grad()
 def effective_embedding(model: TransformerBridge) -> Float[Tensor, "vocab d_model"]:
-    """W_E + MLP_0(norm(W_E)) for the whole vocabulary, some thousand tokens at a time."""
-    block, W_E = model.blocks[0], model.W_E.detach()[None]                          # [1, vocab, d_model]
-    return torch.cat([some + block.mlp(block.ln2(some)) for some in W_E.split(TOKENS_AT_A_TIME, dim=1)], dim=1)[0]
+    """W_E + MLP_0(norm(W_E)) for the whole vocabulary."""
+    block, residual = model.blocks[0], model.W_E[None]                              # [1, vocab, d_model]
+    return (residual + block.mlp(block.ln2(residual)))[0]
 
 
 # --- inputs --------------------------------------------------------------------------------------------------------
@@ -116,199 +133,116 @@ def embedding_cases() -> list[Case]:
 
 # --- known mistakes ------------------------------------------------------------------------------------------------
 
-GROUP_MISTAKES = [
-    Mistake("`head % n_key_value_heads` deals heads out in turn: neighbours share a key head, group by group",
-            lambda head, n_heads, n_kv: head % n_kv),
-    Mistake("this divides by the number of key heads: divide by the size of a group, n_heads // n_key_value_heads",
-            lambda head, n_heads, n_kv: head // n_kv),
-    Mistake("the number of the query head: where keys are shared there is no such key head",
-            lambda head, n_heads, n_kv: head),
-    Mistake("`min` sends all the later heads to the last key head: heads share group by group",
-            lambda head, n_heads, n_kv: min(head, n_kv - 1)),
-    Mistake("this is the head's place within its group: the question is which group it is in",
-            lambda head, n_heads, n_kv: head % (n_heads // n_kv)),
-]
+GROUP_MISTAKES = variants(key_value_head, {
+    "`head % n_key_value_heads` deals the heads out in turn, but neighbours share a key head, group by group":
+        "head % n_key_value_heads",
+    "this divides by the number of key heads: divide by the size of a group, n_heads // n_key_value_heads":
+        "head // n_key_value_heads",
+    "this is the query head's own number: where keys are shared there is no key head of that number": "head",
+    "`min` sends all later heads to the last key head: heads share key heads group by group":
+        "min(head, n_key_value_heads - 1)",
+    "this is the head's place within its group: the question is which group it is in":
+        "head % (n_heads // n_key_value_heads)",
+})
 
 
-def _shift_meets_folded(W, b, gain, shift):
-    folded, _ = fold_layer_norm(W, b, gain, shift)
-    return folded, shift @ folded + b
+FOLD_MISTAKES = variants(fold_layer_norm, {
+    "the columns of W' are not centred: x̂ has mean 0, so subtract its mean from each column": "folded, shift @ W + b",
+    "the columns are centred before the gain, which spoils it: scale first, then centre":
+        "gain[:, None] * (W - W.mean(dim=0)), shift @ W + b",
+    "rows are centred instead of columns: the input's axis is the first one":
+        {"mean(dim=0)": "mean(dim=1, keepdim=True)"},
+    "the old bias is lost: b' = shift W + b": {"shift @ W + b": "shift @ W"},
+    "the shift is lost: b' = shift W + b": {"shift @ W + b": "b"},
+    "the shift meets the scaled weights: it is added after the gain, so it meets W itself":
+        ({"shift @ W": "shift @ (folded - folded.mean(dim=0))"}, {"shift @ W": "shift @ folded"}),
+    "the gain is left out": {"gain[:, None] * W": "W"},
+})
 
 
-FOLD_MISTAKES = [
-    Mistake("the columns of W' are not centred: x̂ has mean 0, so take the mean off each column",
-            lambda W, b, gain, shift: (gain[:, None] * W, shift @ W + b)),
-    Mistake("the columns are centred before the gain, which spoils it: scale first, then centre",
-            lambda W, b, gain, shift: (gain[:, None] * (W - W.mean(0)), shift @ W + b)),
-    Mistake("rows are centred instead of columns: the input's axis is the first one",
-            lambda W, b, gain, shift: ((gain[:, None] * W) - (gain[:, None] * W).mean(1, keepdim=True), shift @ W + b)),
-    Mistake("the old bias is lost: b' = shift W + b",
-            lambda W, b, gain, shift: (fold_layer_norm(W, b, gain, shift)[0], shift @ W)),
-    Mistake("the shift is lost: b' = shift W + b",
-            lambda W, b, gain, shift: (fold_layer_norm(W, b, gain, shift)[0], b)),
-    Mistake("the shift meets the scaled weights: it is added after the gain, so it meets W itself", _shift_meets_folded,
-            lambda W, b, gain, shift: (fold_layer_norm(W, b, gain, shift)[0], shift @ (gain[:, None] * W) + b)),
-    Mistake("the gain is left out", lambda W, b, gain, shift: (W - W.mean(0), shift @ W + b)),
-]
+WEIGHTS = "weights = head_weights(model, layer, head)"                  # a line of both circuits
+WRONG_GROUPS = tuple(
+    {WEIGHTS: f"{WEIGHTS}\nattn = model.blocks[layer].attn\nweights |= dict(K=attn.W_K[{own}], V=attn.W_V[{own}])"}
+    for own in ("head % len(attn.W_K)", "min(head, len(attn.W_K) - 1)"))
+OV_MISTAKES = variants(full_OV_circuit, {
+    "transposed: rows are the token attended to, columns the token whose logit is raised":
+        {"model.W_U)": "model.W_U).T"},
+    "the key or value head is the wrong one under grouped-query attention: see `key_value_head`": WRONG_GROUPS,
+    "W_V W_O is transposed in the middle: vectors are rows here, so W_V comes first, then W_O":
+        "FactoredMatrix(model.W_E @ weights['O'].T, weights['V'].T @ model.W_U)",
+    "W_E stands at the end too: what is written is read by the unembedding W_U": {"model.W_U": "model.W_E.T"},
+    "this uses W_Q or W_K: what a head copies goes through W_V and W_O":
+        ({'weights["V"]': 'weights["K"]'}, {'weights["V"]': 'weights["Q"]'}),
+})
 
 
-def _OV(build):
-    """A wrong OV circuit from (W_E, weights, W_U)."""
-    return lambda model, layer, head, *, embedding=None: build(model.W_E, head_weights(model, layer, head), model.W_U)
+QK_MISTAKES = variants(full_QK_circuit, {
+    "queries and keys are swapped: rows are the query's token": "FactoredMatrix(keys, queries.T)",
+    "the key or value head is the wrong one under grouped-query attention: see `key_value_head`": WRONG_GROUPS,
+    "divided by sqrt(d_head): the circuit is the bare product here, as in TransformerLens":
+        "FactoredMatrix(queries / model.cfg.d_head ** 0.5, keys.T)",
+    "both sides use W_Q": "FactoredMatrix(queries, queries.T)",
+    "both sides use W_K": "FactoredMatrix(keys, keys.T)",
+    "the biases are in it: a full QK circuit is the product of the weights alone":
+        "FactoredMatrix(queries + weights['b_Q'], (keys + weights['b_K']).T)",
+})
 
 
-def _wrong_groups(build):
-    """The mistake of a circuit whose own weights are right but whose key and value head is chosen wrongly."""
-
-    def with_group(choose):
-        def wrong(model, layer, head, **options):
-            attn, weights = model.blocks[layer].attn, head_weights(model, layer, head)
-            own = choose(head, len(attn.W_K))
-            return build(model, weights | {"K": attn.W_K[own], "V": attn.W_V[own]})
-
-        return wrong
-
-    return Mistake("the key or value head is the wrong one under grouped-query attention: see `key_value_head`",
-                   with_group(lambda head, n_kv: head % n_kv), with_group(lambda head, n_kv: min(head, n_kv - 1)))
+ACCURACY_MISTAKES = variants(top_k_accuracy, {
+    'key and query are swapped: best="key" asks each row for its largest entry': {'== "key"': '== "query"'},
+    "`best` is ignored: for the best query look down the columns": {' if best == "key" else matrix.AB.T': ""},
+    "`k` is ignored: the token's own entry may be any of the k largest": {"topk(k,": "topk(1,"},
+    "a tie counts as a hit here: with all entries equal nothing is matched. The own entry must be larger than "
+    "the k-th best of the others": seen(lambda got, expected: expected == 0 and got > 0),     # only where all are equal
+    "one off: the own entry is among the k largest, so k − 1 others may be larger": {"topk(k,": "topk(k + 1,"},
+    "this is the number of hits: divide by the number of tokens": {"mean()": "sum()"},
+    "this is in per cent: give the share, between 0 and 1":
+        "100 * (matrix.diagonal() > rival).float().mean().item()",
+})
 
 
-OV_MISTAKES = [
-    Mistake("transposed: rows are the token attended to, columns the token whose logit is raised",
-            lambda model, layer, head, **_: full_OV_circuit(model, layer, head).T),
-    _wrong_groups(lambda model, w: FactoredMatrix(model.W_E @ w["V"], w["O"] @ model.W_U)),
-    Mistake("W_V W_O is transposed in the middle: vectors are rows here, so W_V comes first, then W_O",
-            _OV(lambda W_E, w, W_U: FactoredMatrix(W_E @ w["O"].T, w["V"].T @ W_U))),
-    Mistake("W_E stands at the end too: what is written is read by the unembedding W_U",
-            _OV(lambda W_E, w, W_U: FactoredMatrix(W_E @ w["V"], w["O"] @ W_E.T))),
-    Mistake("this uses W_Q or W_K: what a head copies goes through W_V and W_O",
-            _OV(lambda W_E, w, W_U: FactoredMatrix(W_E @ w["K"], w["O"] @ W_U)),
-            _OV(lambda W_E, w, W_U: FactoredMatrix(W_E @ w["Q"], w["O"] @ W_U))),
-]
+COPYING_MISTAKES = variants(copying_score, {
+    "divide by the sum of the eigenvalues' sizes, not of their real parts' sizes":
+        {"eigenvalues.abs()": "eigenvalues.real.abs()"},
+    "divide by the sum of the sizes, not by the size of the sum": {".abs().sum()": ".sum().abs()"},
+    "this is the sum of the eigenvalues: divide by the sum of their sizes": "eigenvalues.real.sum().item()",
+    "this is the share of eigenvalues with a positive real part: weigh them by size":
+        "(eigenvalues.real > 0).double().mean().item()",
+    "`eigvalsh` is for symmetric matrices, which this is not: `torch.linalg.eigvals`":
+        ({"eigvals(": "eigvalsh("}, {"eigvals((circuit.B @ circuit.A)": "eigvalsh(circuit.AB"}),
+    "this is 1 whatever the circuit. Singular values and sizes are never negative: eigenvalues can be":
+        seen(lambda got, expected: abs(got - 1) < 1e-6),
+})
 
 
-def _QK(build):
-    return lambda model, layer, head, *, embedding=None, distance=0: build(model.W_E, head_weights(model, layer, head))
+POSITION_MISTAKES = variants(positional_pattern, {
+    "queries see later keys: mask what lies above the diagonal before the softmax": "scores.softmax(dim=-1)",
+    "the scores are not divided by sqrt(d_head)": {" / model.cfg.d_head**0.5": ""},
+    "the norm's scale is left out: divide by the root mean square given in the text above":
+        {"x / mean_square.sqrt()[:, None]": "x"},
+    "divided by the root mean square of x itself: the tokens' spread belongs to it, the summed variance of "
+    "W_E's columns": {" + W_E.var(dim=0, unbiased=False).sum()": ""},
+    "`var` divides by n − 1: the mean over all tokens needs `var(dim=0, unbiased=False)`": {", unbiased=False": ""},
+    "the mean of W_E is left out: there is some token at every position": {" + W_E.mean(dim=0)": ""},
+    "there are NaNs: does the mask take the diagonal too? Then the first row has nothing to look at":
+        seen(lambda got, expected: got.isnan().any()),
+    "the bias b_Q is left out. (b_K adds the same to all scores of a query: the softmax cancels it)":
+        {' + weights["b_Q"]': ""},
+    "queries and keys are swapped: rows are queries": {"queries @ keys.T": "keys @ queries.T"},
+    "rows do not sum to 1: the pattern is the softmax over keys":
+        seen(lambda got, expected: not torch.allclose(got.sum(-1), torch.ones(len(got)), atol=1e-4)),
+})
 
 
-QK_MISTAKES = [
-    Mistake("queries and keys are swapped: rows are the query's token",
-            lambda model, layer, head, **_: full_QK_circuit(model, layer, head).T),
-    _wrong_groups(lambda model, w: FactoredMatrix(model.W_E @ w["Q"], (model.W_E @ w["K"]).T)),
-    Mistake("divided by sqrt(d_head): the circuit is the bare product here, as in TransformerLens",
-            _QK(lambda W_E, w: FactoredMatrix(W_E @ w["Q"] / w["Q"].shape[1] ** 0.5, (W_E @ w["K"]).T))),
-    Mistake("both sides use W_Q", _QK(lambda W_E, w: FactoredMatrix(W_E @ w["Q"], (W_E @ w["Q"]).T))),
-    Mistake("both sides use W_K", _QK(lambda W_E, w: FactoredMatrix(W_E @ w["K"], (W_E @ w["K"]).T))),
-    Mistake("the biases are in it: a full QK circuit is the product of the weights alone",
-            _QK(lambda W_E, w: FactoredMatrix(W_E @ w["Q"] + w["b_Q"], (W_E @ w["K"] + w["b_K"]).T))),
-]
-
-
-def _ranked(matrix, k=1, *, best="key", hit=None, swap=False):
-    dense = getattr(matrix, "AB", matrix)
-    dense = dense.T if (best == "query") != swap else dense
-    own = dense.diagonal()[:, None]
-    return hit(dense, own, k).float().mean().item()
-
-
-def _top_k(hit, swap=False):
-    return lambda matrix, k=1, *, best="key", tokens=None: _ranked(matrix, k, best=best, hit=hit, swap=swap)
-
-
-ACCURACY_MISTAKES = [
-    Mistake('key and query are swapped: best="key" asks each row for its largest entry',
-            _top_k(lambda m, own, k: (m >= own).sum(1) <= k, swap=True)),
-    Mistake("`best` is ignored: for the best query look down the columns",
-            lambda matrix, k=1, *, best="key", tokens=None: top_k_accuracy(matrix, k)),
-    Mistake("`k` is ignored: the token's own entry may be any of the k largest",
-            lambda matrix, k=1, *, best="key", tokens=None: top_k_accuracy(matrix, 1, best=best)),
-    Mistake("a tie counts as a hit here: with all entries equal nothing is matched. The own entry must be larger than "
-            "the k-th best of the others",
-            predicate=lambda got, expected: expected == 0 and got > 0),     # only where all entries are equal
-    Mistake("one off: the own entry is among the k largest, so k − 1 others may be larger",
-            _top_k(lambda m, own, k: (m >= own).sum(1) <= k + 1)),
-    Mistake("this is the number of hits: divide by the number of tokens",
-            lambda matrix, k=1, *, best="key", tokens=None: (
-                top_k_accuracy(matrix, k, best=best) * matrix.shape[0])),
-    Mistake("this is an accuracy in per cent: give the share, between 0 and 1",
-            lambda matrix, k=1, *, best="key", tokens=None: 100 * top_k_accuracy(matrix, k, best=best)),
-]
-
-
-def _eigenvalues(score):
-    return lambda circuit: score(torch.linalg.eigvals((circuit.B @ circuit.A).double())).real.item()
-
-
-def _share(values):
-    return (values.sum() / values.abs().sum()).item()
-
-
-COPYING_MISTAKES = [
-    Mistake("divide by the sum of the eigenvalues' sizes, not of their real parts' sizes",
-            _eigenvalues(lambda e: e.real.sum() / e.real.abs().sum())),
-    Mistake("divide by the sum of the sizes, not by the size of the sum",
-            _eigenvalues(lambda e: e.real.sum() / e.sum().abs())),
-    Mistake("this is the sum of the eigenvalues: divide by the sum of their sizes",
-            _eigenvalues(lambda e: e.real.sum())),
-    Mistake("this is the share of eigenvalues with a positive real part: weigh them by size",
-            _eigenvalues(lambda e: (e.real > 0).double().mean())),
-    Mistake("`eigvalsh` is for symmetric matrices, which this is not: `torch.linalg.eigvals`",
-            lambda circuit: _share(torch.linalg.eigvalsh(circuit.B @ circuit.A)),
-            lambda circuit: _share(torch.linalg.eigvalsh(circuit.AB))),
-    Mistake("this is 1 whatever the circuit. Singular values and sizes are never negative: eigenvalues can be",
-            predicate=lambda got, expected: abs(got - 1) < 1e-6),
-]
-
-
-def _positions(scale=True, mask=True, root=True, bias=True, swap=False, tokens=True, spread=1.0, unbiased=False):
-    """positional_pattern with one step left out."""
-
-    def pattern(model, layer, head, n):
-        w, W_pos, W_E = head_weights(model, layer, head), model.pos_embed.weight, model.W_E
-        x = W_pos[:n] + (W_E.mean(0) if tokens else 0)
-        if scale:
-            spread_of_tokens = spread * W_E.var(0, unbiased=unbiased).sum()
-            x = x / ((x.pow(2).sum(-1) + spread_of_tokens) / x.shape[-1]).sqrt()[:, None]
-        q, k = x @ w["Q"] + bias * w["b_Q"], x @ w["K"] + bias * w["b_K"]
-        scores = (k @ q.T if swap else q @ k.T) / (w["Q"].shape[1] ** 0.5 if root else 1)
-        if mask:
-            scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf)
-        return scores.softmax(-1)
-
-    return pattern
-
-
-POSITION_MISTAKES = [
-    Mistake("queries see later keys: mask what lies above the diagonal before the softmax", _positions(mask=False)),
-    Mistake("the scores are not divided by sqrt(d_head)", _positions(root=False)),
-    Mistake("the norm's scale is left out: divide by the root mean square given in the text above",
-            _positions(scale=False)),
-    Mistake("divided by the root mean square of x itself: the tokens' spread belongs to it, the summed variance of "
-            "W_E's columns", _positions(spread=0.0)),
-    Mistake("`var` divides by n − 1: the mean over all tokens needs `var(dim=0, unbiased=False)`",
-            _positions(unbiased=True)),
-    Mistake("the mean of W_E is left out: some token is at each position", _positions(tokens=False)),
-    Mistake("there are NaNs: does the mask take the diagonal too? Then the first row has nothing to look at",
-            predicate=lambda got, expected: bool(got.isnan().any())),
-    Mistake("the bias b_Q is left out. (b_K adds the same to all scores of a query: the softmax takes it away)",
-            _positions(bias=False)),
-    Mistake("queries and keys are swapped: rows are queries", _positions(swap=True)),
-    Mistake("rows do not sum to 1: the pattern is the softmax over keys",
-            predicate=lambda got, expected: not torch.allclose(got.sum(-1), torch.ones(len(got)), atol=1e-4)),
-]
-
-EMBEDDING_MISTAKES = [
-    Mistake("this is what the MLP adds: W_E itself is part of the residual stream",
-            lambda model, **_: effective_embedding(model) - model.W_E),
-    Mistake("the norm before the MLP is left out: the MLP reads ln2 of the residual stream",
-            lambda model, **_: model.W_E + model.blocks[0].mlp(model.W_E[None])[0]),
-    Mistake("this is the MLP of another layer: the embedding is made effective by layer 0",
-            lambda model, **_: model.W_E + model.blocks[1].mlp(model.blocks[1].ln2(model.W_E[None]))[0]),
-    Mistake("this is the unembedding: start from W_E",
-            lambda model, **_: model.W_U.T + model.blocks[0].mlp(model.blocks[0].ln2(model.W_U.T[None]))[0]),
-    Mistake("this is W_E: add what the first MLP makes of it", lambda model, **_: model.W_E),
-    Mistake("the batch axis is still there: [vocab, d_model]",
-            predicate=lambda got, expected: getattr(got, "ndim", 0) == 3),
-]
+EMBEDDING_MISTAKES = variants(effective_embedding, {
+    "this is what the MLP adds: W_E itself is part of the residual stream": "block.mlp(block.ln2(residual))[0]",
+    "the norm before the MLP is left out: the MLP reads ln2 of the residual stream":
+        {"block.ln2(residual)": "residual"},
+    "this is the MLP of another layer: the effective embedding takes that of layer 0": {"blocks[0]": "blocks[1]"},
+    "this is the unembedding: start from W_E": {"model.W_E": "model.W_U.T"},
+    "this is W_E: add what the first MLP makes of it": "model.W_E",
+    "the batch axis is still there: [vocab, d_model]": seen(lambda got, expected: got.ndim == 3),
+})
 
 
 EXERCISES = [
@@ -351,7 +285,7 @@ EXERCISES = [
         ),
         minutes=6,
         difficulty=1,
-        on_any_model=full_OV_circuit,
+        on_any_model=circuits.full_OV_circuit,
     ),
     Exercise(
         id="04.top_k_accuracy",
@@ -392,7 +326,7 @@ EXERCISES = [
         ),
         minutes=6,
         difficulty=1,
-        on_any_model=full_QK_circuit,
+        on_any_model=circuits.full_QK_circuit,
     ),
     Exercise(
         id="04.positional_pattern",
@@ -427,3 +361,11 @@ EXERCISES = [
         on_any_model=circuits.effective_embedding,
     ),
 ]
+
+IN_THE_PACKAGE = {
+    "04.full_OV_circuit": circuits.full_OV_circuit,
+    "04.top_k_accuracy": circuits.top_k_accuracy,
+    "04.full_QK_circuit": circuits.full_QK_circuit,
+    "04.positional_pattern": circuits.positional_pattern,
+    "04.effective_embedding": circuits.effective_embedding,
+}

@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from collections.abc import Sequence
 
-import torch
 from transformer_lens import FactoredMatrix
+from transformer_lens.model_bridge import TransformerBridge
 
-from course_utils.circuits import K_comp_full_circuit, composition_score, random_head_pairs
-from course_utils.exercises.checking import Case, Exercise, Mistake, compare_cases, property_check, require
+from course_utils import circuits, path_patching
+from course_utils.circuits import composition_score
+from course_utils.exercises.checking import Case, Exercise, compare_cases, property_check, require
 from course_utils.exercises.checks.shared import drawn, grouped_query_model, planted_model, random_model
-from course_utils.passes import head_weights, key_value_head
-from course_utils.path_patching import head_reading, share_of_effect
+from course_utils.exercises.mistakes import seen, variants
+from course_utils.passes import head_weights
+from course_utils.path_patching import head_reading
+
+# --- the course's answers: those of the package also take other models, and more options ------------------------------
+
+
+def K_comp_full_circuit(
+    model: TransformerBridge, prev_token_layer_index: int, ind_layer_index: int, prev_token_head_index: int,
+    ind_head_index: int
+) -> FactoredMatrix:
+    """(W_E W_Q)(W_E W_V W_O W_K)^T: rows are the query's token, columns the token before the key.
+
+    Q and K of the induction head, V and O of the previous-token head.
+    """
+    previous = head_weights(model, prev_token_layer_index, prev_token_head_index)
+    induction = head_weights(model, ind_layer_index, ind_head_index)
+    queries = model.W_E @ induction["Q"]                                            # [vocab, d_head]
+    keys = model.W_E @ previous["V"] @ previous["O"] @ induction["K"]
+    return FactoredMatrix(queries, keys.T)
+
+
+def random_head_pairs(
+    n_layers: int, n_heads: int, n_pairs: int, *, exclude: Sequence[tuple[int, int]] = (), seed: int = 0
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Different pairs ((layer, head), (later layer, head)), none with an excluded head.
+
+    Each such pair is equally likely. The same seed gives the same pairs, another seed others.
+    """
+    heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads) if (layer, head) not in exclude]
+    pairs = [(first, second) for first in heads for second in heads if first[0] < second[0]]
+    return random.Random(seed).sample(pairs, n_pairs)
+
+
+def share_of_effect(clean: float, path: float, total: float) -> float:
+    """How much of a sender's effect goes through one path, from the three losses: 0 none of it, 1 all of it."""
+    return (path - clean) / (total - clean)
+
 
 # --- inputs --------------------------------------------------------------------------------------------------------
 
@@ -55,145 +94,88 @@ def share_cases() -> list[Case]:
 
 # --- known mistakes ------------------------------------------------------------------------------------------------
 
-PAIR_MISTAKES = [
-    Mistake("the other order: `first` writes, `second` reads, so the product is first @ second",
-            lambda first, second: composition_score(second, first)),
-    Mistake("one of the two is transposed in the product: vectors are rows, so it is first @ second as they are",
-            lambda first, second: composition_score(first.T, second),
-            lambda first, second: composition_score(first, second.T)),
-    Mistake("this is the norm of the product: divide by both norms, or large weights win",
-            lambda first, second: (first @ second).norm().item()),
-    Mistake("divided by one norm only: divide by both",
-            lambda first, second: ((first @ second).norm() / first.norm()).item(),
-            lambda first, second: ((first @ second).norm() / second.norm()).item()),
-    Mistake("divided by the sum of the norms: the norm of a product is at most their product",
-            lambda first, second: ((first @ second).norm() / (first.norm() + second.norm())).item()),
-    Mistake("this is the largest singular value: take the Frobenius norm, the root of all squares summed",
-            lambda first, second: (torch.linalg.matrix_norm((first @ second).AB, 2) / (
-                torch.linalg.matrix_norm(first.AB, 2) * torch.linalg.matrix_norm(second.AB, 2))).item()),
-]
+PAIR_MISTAKES = variants(composition_score, {
+    "the other order: `first` writes, `second` reads, so the product is first @ second":
+        {"(first @ second)": "(second @ first)"},
+    "one of the two is transposed in the product: vectors are rows, so it is first @ second as they are":
+        ({"(first @ second)": "(first.T @ second)"}, {"(first @ second)": "(first @ second.T)"}),
+    "this is the norm of the product: divide by both norms, or large weights win": "(first @ second).norm().item()",
+    "divided by one norm only: divide by both": (
+        "((first @ second).norm() / first.norm()).item()", "((first @ second).norm() / second.norm()).item()"),
+    "divided by the sum of the norms: the norm of a product is at most their product":
+        {"first.norm() * second.norm()": "first.norm() + second.norm()"},
+    "this is the largest singular value: take the Frobenius norm, the root of all squares summed":
+        "((first @ second).S[0] / (first.S[0] * second.S[0])).item()",
+})
 
 
-def _built(build):
-    """A wrong circuit from (W_E, weights of the previous-token head, weights of the induction head)."""
-
-    def circuit(model, prev_layer, ind_layer, prev_head, ind_head, **_):
-        return build(model.W_E, head_weights(model, prev_layer, prev_head), head_weights(model, ind_layer, ind_head))
-
-    return circuit
-
-
-def _wrong_groups(choose, which):
-    """Right but for the choice of the value head, the key head or both."""
-
-    def circuit(model, prev_layer, ind_layer, prev_head, ind_head, **_):
-        previous, induction = head_weights(model, prev_layer, prev_head), head_weights(model, ind_layer, ind_head)
-        W_V, W_K = model.blocks[prev_layer].attn.W_V, model.blocks[ind_layer].attn.W_K
-        V = W_V[choose(prev_head, len(W_V))] if "V" in which else previous["V"]
-        K = W_K[choose(ind_head, len(W_K))] if "K" in which else induction["K"]
-        return FactoredMatrix(model.W_E @ induction["Q"], (model.W_E @ V @ previous["O"] @ K).T)
-
-    return circuit
-
-
-def _of_another_vocabulary(got, expected):
-    return got.AB.ndim == 2 and got.AB.shape != expected.AB.shape
-
-
-CIRCUIT_MISTAKES = [
-    Mistake("W_E is missing: rows and columns are tokens, so both sides begin with the embedding",
-            _built(lambda E, prev, ind: FactoredMatrix(ind["Q"], (prev["V"] @ prev["O"] @ ind["K"]).T)),
-            _built(lambda E, prev, ind: FactoredMatrix(E @ ind["Q"], (prev["V"] @ prev["O"] @ ind["K"]).T)),
-            _built(lambda E, prev, ind: FactoredMatrix(ind["Q"], (E @ prev["V"] @ prev["O"] @ ind["K"]).T))),
-    Mistake(
-        "this reads a model that is not its argument (another size of vocabulary comes out): use the `model` passed "
-        "in. The article's code has the same slip",
-        predicate=_of_another_vocabulary,
-    ),
-    Mistake("transposed: rows are the query's token, columns the key's",
-            lambda *args, **_: K_comp_full_circuit(*args).T),
-    Mistake("the key or value head is the wrong one under grouped-query attention: use `head_weights`", *(
-        _wrong_groups(choose, which)
-        for choose in (lambda head, n_kv: head % n_kv, lambda head, n_kv: min(head, n_kv - 1))
-        for which in ("VK", "V", "K"))),
-    Mistake("V and O are the induction head's own: what the key says was written by the previous-token head",
-            _built(lambda E, prev, ind: FactoredMatrix(E @ ind["Q"], (E @ ind["V"] @ ind["O"] @ ind["K"]).T))),
-    Mistake("the previous-token head is not in it: this is the induction head's plain QK circuit",
-            _built(lambda E, prev, ind: FactoredMatrix(E @ ind["Q"], (E @ ind["K"]).T))),
-    Mistake("this is Q-composition: the previous-token head's V and O belong on the key's side",
-            _built(lambda E, prev, ind: FactoredMatrix(E @ prev["V"] @ prev["O"] @ ind["Q"], (E @ ind["K"]).T))),
-    Mistake("V and O are on both sides: the query comes from the token's own embedding",
-            _built(lambda E, prev, ind: FactoredMatrix(
-                E @ prev["V"] @ prev["O"] @ ind["Q"], (E @ prev["V"] @ prev["O"] @ ind["K"]).T))),
-    Mistake("Q is the previous-token head's: the induction head asks",
-            _built(lambda E, prev, ind: FactoredMatrix(E @ prev["Q"], (E @ prev["V"] @ prev["O"] @ ind["K"]).T))),
-    Mistake("K is the previous-token head's: the induction head reads the key",
-            _built(lambda E, prev, ind: FactoredMatrix(E @ ind["Q"], (E @ prev["V"] @ prev["O"] @ prev["K"]).T))),
-    Mistake("Q and K are swapped: the query's side is E W_Q",
-            _built(lambda E, prev, ind: FactoredMatrix(E @ ind["K"], (E @ prev["V"] @ prev["O"] @ ind["Q"]).T))),
-]
+WRONG_VALUES = [{'previous["V"]': f"(V := model.blocks[prev_token_layer_index].attn.W_V)[{own}]"}
+                for own in ("prev_token_head_index % len(V)", "min(prev_token_head_index, len(V) - 1)")]
+WRONG_KEYS = [{'induction["K"]': f"(K := model.blocks[ind_layer_index].attn.W_K)[{own}]"}
+              for own in ("ind_head_index % len(K)", "min(ind_head_index, len(K) - 1)")]
+CIRCUIT_MISTAKES = variants(K_comp_full_circuit, {
+    "W_E is missing: rows and columns are tokens, so both sides begin with the embedding":
+        ({"model.W_E @ ": ""}, {"keys = model.W_E @ ": "keys = "}, {"queries = model.W_E @ ": "queries = "}),
+    "this reads a model that is not its argument (another size of vocabulary comes out): use the `model` passed "
+    "in. The article's code has the same slip":
+        seen(lambda got, expected: got.AB.ndim == 2 and got.AB.shape != expected.AB.shape),
+    "transposed: rows are the query's token, columns the key's": "FactoredMatrix(keys, queries.T)",
+    "the key or value head is the wrong one under grouped-query attention: use `head_weights`":
+        (*WRONG_VALUES, *WRONG_KEYS, *(value | key for value, key in zip(WRONG_VALUES, WRONG_KEYS))),
+    "V and O are the induction head's own: what the key says was written by the previous-token head":
+        {"previous[": "induction["},
+    "the previous-token head is not in it: this is the induction head's plain QK circuit":
+        {'previous["V"] @ previous["O"] @ ': ""},
+    "this is Q-composition: the previous-token head's V and O belong on the key's side":
+        "FactoredMatrix(model.W_E @ previous['V'] @ previous['O'] @ induction['Q'], (model.W_E @ induction['K']).T)",
+    "V and O are on both sides: the query comes from the token's own embedding":
+        {"queries = model.W_E @": 'queries = model.W_E @ previous["V"] @ previous["O"] @'},
+    "Q is the previous-token head's: it is the induction head that asks": {'induction["Q"]': 'previous["Q"]'},
+    "K is the previous-token head's: it is the induction head that reads the key": {'induction["K"]': 'previous["K"]'},
+    "Q and K are swapped: the query's side is E W_Q":
+        {'W_E @ induction["Q"]': 'W_E @ induction["K"]', '"O"] @ induction["K"]': '"O"] @ induction["Q"]'},
+})
 
 
-def _reading(norm=True, bias=True, name=None, head=None):
-    def reading(model, layer, head_, name_, residual):
-        weights = head_weights(model, layer, head(model, head_) if head else head_)
-        which = (name or name_).upper()
-        x = model.blocks[layer].ln1(residual) if norm else residual
-        return x @ weights[which] + (weights[f"b_{which}"] if bias else 0)
-    return reading
+NORMED, BIAS = "model.blocks[layer].ln1(residual)", ' + weights[f"b_{name.upper()}"]'       # parts of the solution
+READING_MISTAKES = variants(head_reading, {
+    "the queries are those of another head: only keys and values are shared, every head has its own queries":
+        {"weights =": "if name == 'q': head //= model.cfg.n_heads // len(model.blocks[layer].attn.W_K)\nweights ="},
+    "the norm is left out: a head reads ln1 of the residual stream": {NORMED: "residual"},
+    "the bias is left out": {BIAS: ""},
+    "norm and bias are left out: a head reads ln1 of the residual stream": {NORMED: "residual", BIAS: ""},
+    "the key or value head is the wrong one under grouped-query attention: use `head_weights`":
+        {"weights[name.upper()]": "(W := getattr(model.blocks[layer].attn, 'W_' + name.upper()))[head % len(W)]"},
+    "`name` is ignored: this always gives the keys": {"name.upper()": "'K'"},
+    "`name` is ignored: this always gives the queries": {"name.upper()": "'Q'"},
+    "`name` is ignored: this always gives the values": {"name.upper()": "'V'"},
+    "all heads are there: one head's [batch, pos, d_head]": seen(lambda got, expected: got.ndim == 4),
+})
 
 
-def _index_modulo(model, layer, head, name, residual):
-    W = getattr(model.blocks[layer].attn, f"W_{name.upper()}")
-    bias = head_weights(model, layer, head)[f"b_{name.upper()}"]
-    return model.blocks[layer].ln1(residual) @ W[head % len(W)] + bias
+SHARE_MISTAKES = variants(share_of_effect, {
+    "this is path / total: subtract the clean loss from both, the effect is a difference": "path / total",
+    "this is what the path leaves out: (path − clean) / (total − clean)": "(total - path) / (total - clean)",
+    "upside down: divide the path's effect by the total effect":
+        "(total - clean) / (path - clean) if path != clean else 0.0",
+    "this is the path's effect in nats: divide by the total effect": "path - clean",
+    "a share above 1 is cut off, or one below 0: effects interact, so let it stand": (
+        "min(1.0, max(0.0, (path - clean) / (total - clean)))", "max(0.0, (path - clean) / (total - clean))",
+        "min(1.0, (path - clean) / (total - clean))"),
+    "the sign is lost: a path whose patch lowers the loss has a share below 0":
+        "abs(path - clean) / abs(total - clean)",
+})
 
-
-def _key_head_for_queries(model, layer, head, name, residual):
-    own = key_value_head(head, model.cfg.n_heads, len(model.blocks[layer].attn.W_K))
-    return head_reading(model, layer, own if name == "q" else head, name, residual)
-
-
-READING_MISTAKES = [
-    Mistake("the queries are those of another head: only keys and values are shared, every head has its own queries",
-            _key_head_for_queries),
-    Mistake("the norm is left out: a head reads ln1 of the residual stream", _reading(norm=False)),
-    Mistake("the bias is left out", _reading(bias=False)),
-    Mistake("norm and bias are left out: a head reads ln1 of the residual stream", _reading(norm=False, bias=False)),
-    Mistake("the key or value head is the wrong one under grouped-query attention: use `head_weights`", _index_modulo),
-    *(Mistake(f"`name` is ignored: this always gives the {word}", _reading(name=letter))
-      for letter, word in (("k", "keys"), ("q", "queries"), ("v", "values"))),
-    Mistake("all heads are there: one head's [batch, pos, d_head]",
-            predicate=lambda got, expected: getattr(got, "ndim", 0) == 4),
-]
-
-
-SHARE_MISTAKES = [
-    Mistake("this is path / total: subtract the clean loss from both, the effect is a difference",
-            lambda clean, path, total: path / total),
-    Mistake("this is what the path leaves out: (path − clean) / (total − clean)",
-            lambda clean, path, total: (total - path) / (total - clean)),
-    Mistake("upside down: the path's effect is divided by the total effect",
-            lambda clean, path, total: (total - clean) / (path - clean) if path != clean else 0.0),
-    Mistake("this is the path's effect in nats: divide by the total effect",
-            lambda clean, path, total: path - clean),
-    Mistake("a share above 1 is cut off, or one below 0: effects interact, so let it stand",
-            lambda clean, path, total: min(1.0, max(0.0, (path - clean) / (total - clean))),
-            lambda clean, path, total: max(0.0, (path - clean) / (total - clean)),
-            lambda clean, path, total: min(1.0, (path - clean) / (total - clean))),
-    Mistake("the sign is lost: a path whose patch lowers the loss has a share below 0",
-            lambda clean, path, total: abs(path - clean) / abs(total - clean)),
-]
 
 PAIRS_SAY = {
     "earlier": "the second head must be in a later layer than the first: it reads what the first wrote",
     "reversed": "each pair comes the wrong way round: (earlier head, later head)",
-    "same": "a pair comes twice: draw without putting back",
+    "same": "a pair comes twice: draw without replacement",
     "excluded": "an excluded head is in a pair: it would be its own control",
-    "missing": "some pairs can never come: all pairs of an earlier and a later head are possible, whole layers are not "
-               "left out",
+    "missing": "some pairs can never come: every pair of an earlier and a later head is possible, those that skip "
+               "layers too",
     "uneven": "some pairs come more often than others: draw from the list of all pairs, not one head after the other",
-    "seed": "the same seed gave two different draws: use a generator of its own, made from `seed`",
+    "seed": "the same seed gave two different draws: use a generator of your own, made from `seed`",
     "fixed": "different seeds give the same pairs: the draw does not depend on `seed`",
     "number": "the number of pairs is not the one asked for",
     "range": "there is no such head: layers are 0 … n_layers − 1, heads 0 … n_heads − 1",
@@ -260,7 +242,7 @@ EXERCISES = [
         ),
         minutes=10,
         difficulty=2,
-        on_any_model=K_comp_full_circuit,
+        on_any_model=circuits.K_comp_full_circuit,
     ),
     Exercise(
         id="05.random_head_pairs",
@@ -269,7 +251,7 @@ EXERCISES = [
         check=random_pairs_check,
         hints=(
             "List all heads that are not excluded, then all pairs whose second head is in a later layer.",
-            "`random.Random(seed).sample(pairs, n_pairs)` draws without putting back, the same for the same seed.",
+            "`random.Random(seed).sample(pairs, n_pairs)` draws without replacement, the same for the same seed.",
             "`pairs = [(a, b) for a in heads for b in heads if a[0] < b[0]]`",
         ),
         minutes=8,
@@ -302,3 +284,9 @@ EXERCISES = [
         difficulty=1,
     ),
 ]
+
+IN_THE_PACKAGE = {
+    "05.K_comp_full_circuit": circuits.K_comp_full_circuit,
+    "05.random_head_pairs": circuits.random_head_pairs,
+    "05.share_of_effect": path_patching.share_of_effect,
+}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from course_utils.exercises.checking import Case, CompareCases, Exercise, Mistake, compare_cases
+from course_utils import latents, sae
+from course_utils.exercises.checking import Case, CompareCases, Exercise, compare_cases
 from course_utils.exercises.checks.shared import drawn
-from course_utils.latents import auc, dead_latents, top_activations
-from course_utils.sae import SparseAutoencoder, top_k
+from course_utils.exercises.mistakes import seen, variants
+from course_utils.latents import dead_latents, top_activations
+from course_utils.sae import SparseAutoencoder
 
 # --- the course's answers; `SparseAutoencoder` and `latents` have their own versions --------------------------
 
@@ -27,7 +29,9 @@ def sae_loss(
     latents: Float[Tensor, "tokens d_sae"], sparsity: float,
 ) -> Float[Tensor, ""]:
     """Mean over tokens of the squared error (summed over components) plus sparsity times Σ|f|."""
-    return ((x_hat - x).pow(2).sum(dim=1) + sparsity * latents.abs().sum(dim=1)).mean()
+    error = (x_hat - x).pow(2).sum(dim=1)                               # [tokens]
+    penalty = latents.abs().sum(dim=1)
+    return (error + sparsity * penalty).mean()
 
 
 def reconstruct_rescaled(x: Float[Tensor, "tokens d_in"], autoencoder) -> Float[Tensor, "tokens d_in"]:
@@ -37,6 +41,12 @@ def reconstruct_rescaled(x: Float[Tensor, "tokens d_in"], autoencoder) -> Float[
     """
     scale = x.norm(dim=1, keepdim=True) / x.shape[1] ** 0.5
     return autoencoder(x / scale) * scale
+
+
+def top_k(pre: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]:
+    """The k largest entries of each row, those of them that are positive; 0 elsewhere."""
+    values, indices = pre.topk(k, dim=-1)
+    return torch.zeros_like(pre).scatter(-1, indices, values.relu())
 
 
 def jump_relu(pre: Float[Tensor, "... d_sae"], threshold: Float[Tensor, "d_sae"]) -> Float[Tensor, "... d_sae"]:
@@ -49,7 +59,16 @@ def gated(
     r_mag: Float[Tensor, "d_sae"],
 ) -> Float[Tensor, "... d_sae"]:
     """The latents of a gated autoencoder, from its pre-activations (x − b_dec) W_enc."""
-    return (pre + b_gate > 0) * (pre * r_mag.exp() + b_mag).relu()
+    gate = pre + b_gate > 0
+    magnitude = (pre * r_mag.exp() + b_mag).relu()
+    return gate * magnitude
+
+
+def auc(latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"]) -> Float[Tensor, "d_sae"]:
+    """For each latent: P(f₊ > f₋) + ½ P(f₊ = f₋) for a random labelled and a random other position."""
+    yes, no = latents[labels][:, None], latents[~labels][None]          # [labelled, 1, d_sae], [1, others, d_sae]
+    won = (yes > no).float() + (yes == no).float() / 2                  # by pair of positions
+    return won.mean(dim=(0, 1))
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------
@@ -159,86 +178,50 @@ def auc_cases() -> list[Case]:
 
 # --- known mistakes -------------------------------------------------------------------------------------------
 
-ENCODE_MISTAKES = [
-    Mistake("b_dec is not subtracted from x", lambda x, W_enc, b_enc, b_dec: (x @ W_enc + b_enc).relu()),
-    Mistake("b_dec is added: the decoder adds it, so the encoder subtracts it",
-            lambda x, W_enc, b_enc, b_dec: ((x + b_dec) @ W_enc + b_enc).relu()),
-    Mistake("b_enc is left out", lambda x, W_enc, b_enc, b_dec: ((x - b_dec) @ W_enc).relu()),
-    Mistake("these are the pre-activations: relu sets the negative ones to 0",
-            lambda x, W_enc, b_enc, b_dec: (x - b_dec) @ W_enc + b_enc),
-    Mistake("relu comes too early: add b_enc first",
-            lambda x, W_enc, b_enc, b_dec: ((x - b_dec) @ W_enc).relu() + b_enc),
-]
+ENCODE_MISTAKES = variants(encode, {
+    "b_dec is not subtracted from x": {"(x - b_dec)": "x"},
+    "b_dec is added: the decoder adds it, so the encoder subtracts it": {"x - b_dec": "x + b_dec"},
+    "b_enc is left out": {"@ W_enc + b_enc": "@ W_enc"},
+    "these are the pre-activations: relu sets the negative ones to 0": {".relu()": ""},
+    "relu comes too early: add b_enc first": "((x - b_dec) @ W_enc).relu() + b_enc",
+})
 
 
-def _loss(error=lambda e: e.pow(2).sum(1).mean(), penalty=lambda f: f.abs().sum(1).mean()):
-    """A wrong loss from its two terms."""
-    return lambda x, x_hat, latents, sparsity: error(x_hat - x) + sparsity * penalty(latents)
+LOSS_MISTAKES = variants(sae_loss, {
+    "divided by the number of tokens twice: `mean` has done it once":
+        ("(error / len(x) + sparsity * penalty).mean()", "(error + sparsity * penalty).mean() / len(x)"),
+    "averaged over components or latents too: sum over those, take the mean over tokens only":
+        ({"pow(2).sum": "pow(2).mean"}, {"abs().sum": "abs().mean"}, {").sum(": ").mean("}),
+    "this is the norm of the error: the loss has its square": {"pow(2).sum(dim=1)": "norm(dim=1)"},
+    "this is the sum of |error|: square each component instead": {"pow(2)": "abs()"},
+    "the latents are summed with their signs: the penalty is the sum of |f|": {"latents.abs()": "latents"},
+    "this counts the active latents, which has no gradient: the penalty is the sum of |f|":
+        {"latents.abs()": "(latents != 0).float()"},
+    "the latents are squared: the penalty is the sum of |f|": {"latents.abs()": "latents.pow(2)"},
+    "summed over tokens: take the mean":
+        ({".mean()": ".sum()"}, "error.sum() + sparsity * penalty.mean()", "error.mean() + sparsity * penalty.sum()"),
+    "`sparsity` is left out: it multiplies the sum of |f|": {"sparsity * penalty": "penalty"},
+    "the penalty is left out": "error.mean()",
+    "`sparsity` multiplies the error too: only the sum of |f|": "sparsity * (error + penalty).mean()",
+})
 
 
-LOSS_MISTAKES = [
-    Mistake("divided by the number of tokens twice: `mean` has done it once",
-            _loss(error=lambda e: e.pow(2).sum(1).mean() / len(e)),
-            lambda x, x_hat, latents, sparsity: sae_loss(x, x_hat, latents, sparsity) / len(x)),
-    Mistake("averaged over components or latents too: sum over those, take the mean over tokens only",
-            _loss(error=lambda e: e.pow(2).mean()), _loss(penalty=lambda f: f.abs().mean()),
-            _loss(lambda e: e.pow(2).mean(), lambda f: f.abs().mean())),
-    Mistake("this is the norm of the error: the loss has its square",
-            _loss(error=lambda e: e.norm(dim=1).mean())),
-    Mistake("this is the sum of |error|: square each component instead",
-            _loss(error=lambda e: e.abs().sum(1).mean())),
-    Mistake("the latents are summed with their signs: the penalty is the sum of |f|",
-            _loss(penalty=lambda f: f.sum(1).mean())),
-    Mistake("this counts the active latents, which has no gradient: the penalty is the sum of |f|",
-            _loss(penalty=lambda f: (f != 0).float().sum(1).mean())),
-    Mistake("the latents are squared: the penalty is the sum of |f|",
-            _loss(penalty=lambda f: f.pow(2).sum(1).mean())),
-    Mistake("summed over tokens: take the mean", _loss(lambda e: e.pow(2).sum(), lambda f: f.abs().sum()),
-            _loss(error=lambda e: e.pow(2).sum()), _loss(penalty=lambda f: f.abs().sum())),
-    Mistake("`sparsity` is left out: it multiplies the sum of |f|",
-            lambda x, x_hat, latents, sparsity: sae_loss(x, x_hat, latents, 1.0)),
-    Mistake("the penalty is left out", _loss(penalty=lambda f: 0.0)),
-    Mistake("`sparsity` multiplies the error too: only the sum of |f|",
-            lambda x, x_hat, latents, sparsity: sparsity * sae_loss(x, x_hat, latents, 1.0)),
-]
-
-
-def _scaled(scale):
-    """A wrong reconstruction: divided and multiplied by another scale."""
-    return lambda x, autoencoder: autoencoder(x / scale(x)) * scale(x)
-
-
-def _norm(x):
-    return x.norm(dim=1, keepdim=True)
-
-
-def _layer_norm(biased):
-    def reconstruct(x, autoencoder):
-        mean, spread = x.mean(1, keepdim=True), x.std(1, keepdim=True, unbiased=not biased)
-        return autoencoder((x - mean) / spread) * spread + mean
-    return reconstruct
-
-
-RESCALE_MISTAKES = [
-    Mistake("the answer is still scaled, and x is not: multiply by the scale that you divided by",
-            lambda x, autoencoder: autoencoder(x / _norm(x) * x.shape[1] ** 0.5)),
-    Mistake("the autoencoder sees x as it is: divide each x by ‖x‖ / √d_in first",
-            lambda x, autoencoder: autoencoder(x),
-            lambda x, autoencoder: autoencoder(x) * _norm(x) / x.shape[1] ** 0.5),
-    Mistake("rescaled to norm 1: the autoencoder was made for norm √d_in", _scaled(_norm)),
-    Mistake("the wrong way round: divide by the scale first and multiply at the end",
-            _scaled(lambda x: x.shape[1] ** 0.5 / _norm(x))),
-    Mistake("one scale for all tokens: each is rescaled by its own norm", _scaled(lambda x: x.pow(2).mean().sqrt()),
-            _scaled(lambda x: _norm(x).mean() / x.shape[1] ** 0.5), _scaled(lambda x: x.norm() / x.shape[1] ** 0.5)),
-    Mistake("the norm is taken over tokens: it is that of each x, over its components (dim=1)",
-            _scaled(lambda x: x.norm(dim=0) / x.shape[1] ** 0.5), _scaled(lambda x: x.norm(dim=0) / len(x) ** 0.5)),
-    Mistake("the reconstruction is stretched to the norm of x, which hides that it was too long or too short: "
-            "multiply by the scale that you divided by",
-            lambda x, autoencoder: torch.nn.functional.normalize(
-                autoencoder(x / _norm(x) * x.shape[1] ** 0.5), dim=1) * _norm(x)),
-    Mistake("the mean is taken off too: that is layer norm, and here only the norm changes",
-            _layer_norm(True), _layer_norm(False)),
-]
+NORM = "x.norm(dim=1, keepdim=True)"                                    # a part of the solution
+RESCALE_MISTAKES = variants(reconstruct_rescaled, {
+    "the answer is still scaled, and x is not: multiply by the scale that you divided by": "autoencoder(x / scale)",
+    "the autoencoder sees x as it is: divide each x by ‖x‖ / √d_in first": ("autoencoder(x)", "autoencoder(x) * scale"),
+    "rescaled to norm 1: the autoencoder was made for norm √d_in": {" / x.shape[1] ** 0.5": ""},
+    "the wrong way round: divide by the scale first and multiply at the end": "autoencoder(x * scale) / scale",
+    "one scale for all tokens: each is rescaled by its own norm":
+        ({NORM: "x.norm() / len(x) ** 0.5"}, {NORM: f"{NORM}.mean()"}, {NORM: "x.norm()"}),
+    "the norm is taken over tokens: it is that of each x, over its components (dim=1)":
+        ({NORM: "x.norm(dim=0)"}, {f"{NORM} / x.shape[1]": "x.norm(dim=0) / len(x)"}),
+    "the reconstruction is stretched to the norm of x, which hides that it was too long or too short: "
+    "multiply by the scale that you divided by": f"F.normalize(autoencoder(x / scale), dim=1) * {NORM}",
+    "the mean is subtracted too: that is layer norm, and here only the norm changes": tuple(
+        f"""mean, spread = x.mean(dim=1, keepdim=True), x.std(dim=1, keepdim=True, unbiased={unbiased})
+return autoencoder((x - mean) / spread) * spread + mean""" for unbiased in (False, True)),
+})
 
 
 class AnyOfEqual(CompareCases):
@@ -252,189 +235,112 @@ class AnyOfEqual(CompareCases):
         return super()._difference(got.sort(dim=-1).values, expected.sort(dim=-1).values) and first
 
 
-def _scattered(choose, values=lambda kept: kept.relu(), dim=-1):
-    """The k entries for which choose(pre) is largest along an axis, put back in their places."""
-
-    def wrong(pre, k):
-        indices = choose(pre).topk(k, dim=dim).indices
-        return torch.zeros_like(pre).scatter(dim, indices, values(pre.gather(dim, indices)))
-
-    return wrong
-
-
-def _itself(pre):
-    return pre
-
-
-def _of_all(pre, k):
-    return top_k(pre.flatten(), k).view_as(pre)
-
-
-def _kept_if(condition):
-    """The entries that compare with the k-th largest as condition(pre, kth) says, if positive."""
-    return lambda pre, k: pre.relu() * condition(pre, pre.topk(k, dim=-1).values[..., -1:])
+BY_SIZE = {"values, indices = pre.topk(k, dim=-1)":
+           "indices = pre.abs().topk(k, dim=-1).indices\nvalues = pre.gather(-1, indices)"}
+TOP_K_MISTAKES = variants(top_k, {
+    "negative entries are kept: of the k largest only the positive ones stay": {"values.relu()": "values"},
+    "the k largest are taken along another axis: each row has its own k, along the last axis":
+        tuple({"dim=-1": f"dim={dim}", "scatter(-1": f"scatter({dim}"} for dim in (0, 1, -2)),
+    "these are the largest of the whole tensor: each row has its own k":
+        ("top_k(pre.flatten(), k).view_as(pre)", "top_k(pre.flatten(), k * pre[..., 0].numel()).view_as(pre)"),
+    "chosen by size, without the sign: a large negative entry is not among the k largest":
+        (BY_SIZE, BY_SIZE | {"values.relu()": "values"}, BY_SIZE | {"values.relu()": "values.abs()"}),
+    "entries equal to the k-th largest are all kept: no more than k may stay": "pre.relu() * (pre >= values[..., -1:])",
+    "the k-th largest itself is lost": "pre.relu() * (pre > values[..., -1:])",
+    "these are the k smallest": {"dim=-1": "dim=-1, largest=False"},
+    "these are ones: keep the values": {"values.relu()": "(values > 0).float()"},
+    "these are the k values alone: put each back in its place, with 0 elsewhere":
+        seen(lambda got, expected: got.ndim == expected.ndim and got.shape[-1] < expected.shape[-1]),
+})
 
 
-TOP_K_MISTAKES = [
-    Mistake("negative entries are kept: of the k largest only the positive ones stay",
-            _scattered(_itself, values=_itself)),
-    Mistake("the k largest are sought along another axis: each row has its own k, along the last axis",
-            *(_scattered(_itself, dim=dim) for dim in (0, 1, -2))),
-    Mistake("these are the largest of the whole tensor: each row has its own k",
-            _of_all, lambda pre, k: _of_all(pre, k * pre[..., 0].numel())),
-    Mistake("chosen by size, without the sign: a large negative entry is not among the k largest",
-            *(_scattered(torch.abs, values=values) for values in (_itself, torch.relu, torch.abs))),
-    Mistake("entries equal to the k-th largest are all kept: no more than k may be",
-            _kept_if(lambda pre, kth: pre >= kth)),
-    Mistake("the k-th largest itself is lost", _kept_if(lambda pre, kth: pre > kth)),
-    Mistake("these are the k smallest", _scattered(torch.neg)),
-    Mistake("these are ones: keep the values", lambda pre, k: (top_k(pre, k) > 0).float()),
-    Mistake("these are the k values alone: put each back in its place, with 0 elsewhere",
-            predicate=lambda got, expected: got.ndim == expected.ndim and got.shape[-1] < expected.shape[-1]),
-]
-
-JUMP_MISTAKES = [
-    Mistake("the threshold is subtracted: what exceeds it keeps its whole value",
-            lambda pre, threshold: (pre - threshold).relu()),
-    Mistake("a value exactly at the threshold is kept: it has to exceed it",
-            lambda pre, threshold: pre * (pre >= threshold)),
-    Mistake("this is relu: the threshold is ignored", lambda pre, threshold: pre.relu()),
-    Mistake("these are ones: keep the values", lambda pre, threshold: (pre > threshold).float()),
-    Mistake("chosen by size, without the sign: a large negative value does not exceed its threshold",
-            lambda pre, threshold: pre * (pre.abs() > threshold)),
-    Mistake("what lies below becomes the threshold itself: it must become 0",
-            lambda pre, threshold: torch.maximum(pre, threshold)),
-    Mistake("the wrong side is kept: what exceeds the threshold stays",
-            lambda pre, threshold: pre * (pre < threshold)),
-    Mistake("one threshold for all: each latent has its own",
-            lambda pre, threshold: pre * (pre > threshold.mean()), lambda pre, threshold: pre * (pre > threshold[0])),
-]
+JUMP_MISTAKES = variants(jump_relu, {
+    "the threshold is subtracted: what exceeds it keeps its whole value": "(pre - threshold).relu()",
+    "a value exactly at the threshold is kept: it has to exceed it": "pre * (pre >= threshold)",
+    "this is relu: the threshold is ignored": "pre.relu()",
+    "these are ones: keep the values": "(pre > threshold).float()",
+    "chosen by size, without the sign: a large negative value does not exceed its threshold":
+        "pre * (pre.abs() > threshold)",
+    "what lies below becomes the threshold itself: it must become 0": "torch.maximum(pre, threshold)",
+    "the wrong side is kept: what exceeds the threshold stays": "pre * (pre < threshold)",
+    "one threshold for all: each latent has its own":
+        ("pre * (pre > threshold.mean())", "pre * (pre > threshold[0])"),
+})
 
 
-def _gated(gate=lambda pre, b_gate: pre + b_gate > 0, magnitude=lambda pre, b, r: (pre * r.exp() + b).relu()):
-    return lambda pre, b_gate, b_mag, r_mag: gate(pre, b_gate) * magnitude(pre, b_mag, r_mag)
+GATED_MISTAKES = variants(gated, {
+    "b_gate is used in both: the bias of the magnitude is b_mag": {"r_mag.exp() + b_mag": "r_mag.exp() + b_gate"},
+    "there is no separate gate: it is 1 where pre + b_gate > 0, whatever the magnitude": "magnitude",
+    "b_mag is used in both: the bias of the gate is b_gate": {"pre + b_gate": "pre + b_mag"},
+    "the gate is not 0 or 1: it is 1 where pre + b_gate is above 0, else 0":
+        ({"pre + b_gate > 0": "(pre + b_gate).sigmoid()"}, {"pre + b_gate > 0": "(pre + b_gate).relu()"}),
+    "a gate exactly at 0 is open: pre + b_gate must be above 0": {"b_gate > 0": "b_gate >= 0"},
+    "the exponential is forgotten: the scale is exp(r_mag)": {"r_mag.exp()": "r_mag"},
+    "b_mag is scaled too: it is added after the scale": {"pre * r_mag.exp() + b_mag": "(pre + b_mag) * r_mag.exp()"},
+    "the scale is left out: multiply pre by exp(r_mag)": {" * r_mag.exp()": ""},
+    "relu is forgotten: a magnitude is not negative": {".relu()": ""},
+    "this is the gate alone: multiply by the magnitude": "gate.float()",
+    "this is the magnitude without a bias: add b_mag": {"r_mag.exp() + b_mag": "r_mag.exp()"},
+})
 
 
-GATED_MISTAKES = [
-    Mistake("b_gate stands in both: the magnitude has the bias b_mag",
-            lambda pre, b_gate, b_mag, r_mag: gated(pre, b_gate, b_gate, r_mag)),
-    Mistake("there is no gate of its own: it is 1 where pre + b_gate > 0, whatever the magnitude",
-            _gated(gate=lambda pre, b_gate: 1)),
-    Mistake("b_mag stands in both: the gate has the bias b_gate",
-            lambda pre, b_gate, b_mag, r_mag: gated(pre, b_mag, b_mag, r_mag)),
-    Mistake("the gate is not 0 or 1: it is 1 where pre + b_gate is above 0, else 0",
-            _gated(gate=lambda pre, b_gate: (pre + b_gate).sigmoid()),
-            _gated(gate=lambda pre, b_gate: (pre + b_gate).relu())),
-    Mistake("a gate exactly at 0 is open: pre + b_gate must be above 0",
-            _gated(gate=lambda pre, b_gate: pre + b_gate >= 0)),
-    Mistake("the exponential is forgotten: the scale is exp(r_mag)",
-            _gated(magnitude=lambda pre, b, r: (pre * r + b).relu())),
-    Mistake("b_mag is scaled too: it is added after the scale",
-            _gated(magnitude=lambda pre, b, r: ((pre + b) * r.exp()).relu())),
-    Mistake("the scale is left out: multiply pre by exp(r_mag)",
-            _gated(magnitude=lambda pre, b, r: (pre + b).relu())),
-    Mistake("relu is forgotten: a magnitude is not negative",
-            _gated(magnitude=lambda pre, b, r: pre * r.exp() + b)),
-    Mistake("this is the gate alone: multiply by the magnitude", _gated(magnitude=lambda pre, b, r: 1.0)),
-    Mistake("this is the magnitude without a bias: add b_mag",
-            _gated(magnitude=lambda pre, b, r: (pre * r.exp()).relu())),
-]
+DEAD_MISTAKES = variants(dead_latents, {
+    "a latent below 0 is active too: only 0 is not": {"latents != 0": "latents > 0"},
+    "positions that the mask leaves out are counted": {" & mask[..., None]": ""},
+    "the mask is inverted: True marks the positions that count": {"& mask": "& ~mask"},
+    "these are the latents that are alive: dead is the opposite": {"~(": "("},
+    "this is True where a latent is 0 at some position: it must be 0 at every one":
+        {"~((latents != 0)": "((latents == 0)"},
+    "this is True where a latent is silent in some sequence: it must be in all":
+        "((latents == 0) | ~mask[..., None]).all(dim=1).any(dim=0)",
+    "positions that the mask leaves out make every latent look alive":
+        "((latents == 0) & mask[..., None]).all(dim=1).all(dim=0)",
+    "values above and below 0 cancel in a sum: ask at each position whether it is 0":
+        "(latents * mask[..., None]).sum(dim=(0, 1)) == 0",
+    "this is an answer for each sequence: a latent is dead if it is 0 in all of them":
+        seen(lambda got, expected: got.ndim == 2 and got.shape[-1] == expected.shape[-1]),
+})
 
 
-def _dead(rule):
-    """A wrong answer from (latents [n, pos, d_sae], mask [n, pos, 1])."""
-    return lambda latents, mask: rule(latents, mask[..., None])
+STRONGEST_MISTAKES = variants(top_activations, {
+    "several come from one sequence: at most one in each": """places = latent.flatten().topk(k).indices
+places = places[latent.flatten()[places] > 0]
+return torch.stack([places // latent.shape[1], places % latent.shape[1]], dim=1)""",
+    "the smallest come first": {"> 0]": "> 0].flip(0)"},
+    "these are the weakest sequences: the largest values come first":
+        {"descending=True, stable=True)[:k]": "stable=True)", "> 0]": "> 0][:k]"},
+    "the columns are swapped: first the sequence, then the position":
+        {"[sequences, positions[sequences]]": "[positions[sequences], sequences]"},
+    "places where the latent is not active are among them: leave them out":             # only where k is 5
+        seen(lambda got, expected: len(got) == 5 and torch.equal(got[:-1], expected)),
+    "there are more than k": {"[:k]": ""},
+    "these are in the order of the text: the largest value comes first": {"> 0]": "> 0].sort().values"},
+    "sequences are ranked by their mean or sum: the largest value decides":
+        {"largest.argsort": "latent.mean(dim=1).argsort"},
+    "one number for each place: give two, the sequence and the position":
+        seen(lambda got, expected: got.ndim == 1),
+    "these are rows for sequence and position: each place is a row, [k, 2]": {"]], dim=1": "]], dim=0"},
+})
 
 
-DEAD_MISTAKES = [
-    Mistake("a latent below 0 is active too: only 0 is not", _dead(lambda f, m: ~((f > 0) & m).any(1).any(0))),
-    Mistake("positions that the mask leaves out are counted", _dead(lambda f, m: (f == 0).all(1).all(0))),
-    Mistake("the mask is turned round: True marks the positions that count",
-            _dead(lambda f, m: ~((f != 0) & ~m).any(1).any(0))),
-    Mistake("these are the latents that are alive: dead is the opposite",
-            _dead(lambda f, m: ((f != 0) & m).any(1).any(0))),
-    Mistake("this is True where a latent is 0 at some position: it must be 0 at every one",
-            _dead(lambda f, m: ((f == 0) & m).any(1).any(0))),
-    Mistake("this is True where a latent is silent in some sequence: it must be in all",
-            _dead(lambda f, m: ((f == 0) | ~m).all(1).any(0))),
-    Mistake("positions that the mask leaves out make every latent look alive",
-            _dead(lambda f, m: ((f == 0) & m).all(1).all(0))),
-    Mistake("values above and below 0 cancel in a sum: ask at each position whether it is 0",
-            _dead(lambda f, m: (f * m).sum((0, 1)) == 0)),
-    Mistake("this is an answer for each sequence: a latent is dead if it is 0 in all of them",
-            predicate=lambda got, expected: got.ndim == 2 and got.shape[-1] == expected.shape[-1]),
-]
-
-
-def _strongest(latent, k, score=lambda latent: latent.amax(dim=1)):
-    """The k sequences with the largest score, of those where the latent is active; in each its best place."""
-    order = score(latent).argsort(descending=True)
-    order = [i for i in order.tolist() if latent[i].max() > 0][:k]
-    return torch.tensor([[i, int(latent[i].argmax())] for i in order])
-
-
-def _any_number_of_each(latent, k):
-    places = latent.flatten().topk(k).indices
-    places = places[latent.flatten()[places] > 0]
-    return torch.stack([places // latent.shape[1], places % latent.shape[1]], dim=1)
-
-
-STRONGEST_MISTAKES = [
-    Mistake("several come from one sequence: at most one in each", _any_number_of_each),
-    Mistake("the smallest come first", lambda latent, k: top_activations(latent, k).flip(0)),
-    Mistake("these are the weakest sequences: the largest values come first",
-            lambda latent, k: _strongest(latent, k, lambda f: -f.amax(dim=1))),
-    Mistake("the columns are swapped: first the sequence, then the position",
-            lambda latent, k: top_activations(latent, k).flip(1)),
-    Mistake("places where the latent is not active are among them: leave them out",     # only where k is 5
-            predicate=lambda got, expected: len(got) == 5 and torch.equal(got[:-1], expected)),
-    Mistake("there are more than k", lambda latent, k: top_activations(latent, len(latent))),
-    Mistake("these are in the order of the text: the largest value comes first",
-            lambda latent, k: torch.stack(sorted(top_activations(latent, k), key=lambda place: int(place[0])))),
-    Mistake("sequences are ranked by their mean or sum: the largest value decides",
-            lambda latent, k: _strongest(latent, k, lambda f: f.mean(dim=1))),
-    Mistake("one number for each place: give two, the sequence and the position",
-            predicate=lambda got, expected: got.ndim == 1),
-    Mistake("these are rows for sequence and position: each place is a row, [k, 2]",
-            lambda latent, k: top_activations(latent, k).T),
-]
-
-
-def _pairs(rule):
-    """A wrong AUC from (f₊ [yes, 1, d_sae], f₋ [1, no, d_sae])."""
-    return lambda latents, labels: rule(latents[labels][:, None], latents[~labels][None]).float().mean((0, 1))
-
-
-AUC_MISTAKES = [
-    Mistake("a tie counts as lost: it counts half", _pairs(lambda yes, no: yes > no)),
-    Mistake("a tie counts as won: it counts half", _pairs(lambda yes, no: yes >= no)),
-    Mistake("turned round: it asks how often a labelled position has the larger value",
-            lambda latents, labels: auc(latents, ~labels)),
-    Mistake("only whether the latent is active counts here: compare how large it is",
-            lambda latents, labels: auc((latents > 0).float(), labels),
-            lambda latents, labels: auc((latents != 0).float(), labels)),
-    Mistake("this is the accuracy of one threshold, 0: compare pairs of positions instead",
-            lambda latents, labels: ((latents > 0) == labels[:, None]).float().mean(0)),
-    Mistake("this is a difference of means: count the pairs in which the labelled one is larger",
-            lambda latents, labels: latents[labels].mean(0) - latents[~labels].mean(0)),
-    Mistake("each labelled position is compared with all: compare it only with those without the label",
-            lambda latents, labels: _won(latents[labels][:, None], latents[None]).mean((0, 1))),
-    Mistake("this is the number of pairs: divide by how many there are",
-            lambda latents, labels: auc(latents, labels) * labels.sum() * (~labels).sum()),
-    Mistake("an AUC below ½ is turned round: let it stand, 0 is perfect upside down",
-            lambda latents, labels: (auc(latents, labels) - 0.5).abs() + 0.5),
-    Mistake("equal values get different ranks: each should have the mean of their ranks",
-            lambda latents, labels: _by_ranks(latents.argsort(dim=0).argsort(dim=0) + 1.0, labels)),
-]
-
-
-def _won(yes, no):
-    return (yes > no).float() + (yes == no).float() / 2
-
-
-def _by_ranks(ranks, labels):
-    yes, no = int(labels.sum()), int((~labels).sum())
-    return (ranks[labels].sum(dim=0) - yes * (yes + 1) / 2) / (yes * no)
+AUC_MISTAKES = variants(auc, {
+    "a tie counts as lost: it counts half": {" + (yes == no).float() / 2": ""},
+    "a tie counts as won: it counts half": {"(yes == no).float() / 2": "(yes == no).float()"},
+    "inverted: an AUC is how often a labelled position has the larger value": {"yes > no": "yes < no"},
+    "only whether the latent is active counts here: compare how large it is":
+        ({"yes, no =": "latents = latents > 0\nyes, no ="}, {"yes, no =": "latents = latents != 0\nyes, no ="}),
+    "this is the accuracy of one threshold, 0: compare pairs of positions instead":
+        "((latents > 0) == labels[:, None]).float().mean(dim=0)",
+    "this is a difference of means: count the pairs in which the labelled one is larger":
+        "latents[labels].mean(dim=0) - latents[~labels].mean(dim=0)",
+    "each labelled position is compared with all: compare it only with those without the label":
+        {"latents[~labels]": "latents"},
+    "this is the number of pairs: divide by how many there are": "won.sum(dim=(0, 1))",
+    "an AUC below ½ is flipped: let it stand, a 0 is a perfect answer upside down":
+        "(won.mean(dim=(0, 1)) - 0.5).abs() + 0.5",
+    "equal values get different ranks: each should have the mean of their ranks":
+        {"yes, no =": "latents = latents.argsort(dim=0).argsort(dim=0)\nyes, no ="},
+})
 
 
 EXERCISES = [
@@ -444,7 +350,7 @@ EXERCISES = [
         reference=encode,
         check=compare_cases(encode_cases, ENCODE_MISTAKES, keeps_inputs=True),
         hints=(
-            "Take b_dec off, multiply by W_enc, add b_enc; what is negative becomes 0.",
+            "Subtract b_dec, multiply by W_enc, add b_enc; what is negative becomes 0.",
             "`@` multiplies the last axis of x by W_enc, and biases are added along the last axis.",
             "`((x - b_dec) @ W_enc + b_enc).relu()`",
         ),
@@ -553,10 +459,12 @@ EXERCISES = [
             "`latents[labels]` has the labelled positions, `latents[~labels]` the others. Compare all pairs.",
             "With `yes = latents[labels][:, None]` and `no = latents[~labels][None]`, `yes > no` is "
             "[labelled, other, d_sae].",
-            "The mean over the first two axes of `(yes > no).float() + (yes == no).float() / 2`. (The course's "
-            "version sorts instead, which takes less memory when there are many latents.)",
+            "The mean over the first two axes of `(yes > no).float() + (yes == no).float() / 2`. "
+            "(`course_utils.latents.auc` sorts instead, which takes less memory when there are many latents.)",
         ),
         minutes=10,
         difficulty=3,
     ),
 ]
+
+IN_THE_PACKAGE = {"06.top_k": sae.top_k, "06.auc": latents.auc}

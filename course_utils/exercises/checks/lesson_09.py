@@ -3,12 +3,47 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from course_utils.exercises.checking import Case, Exercise, Mistake, compare_cases
+from course_utils import splicing
+from course_utils.exercises.checking import Case, Exercise, compare_cases
 from course_utils.exercises.checks.shared import drawn
+from course_utils.exercises.mistakes import seen, variants
 from course_utils.latents import auc
-from course_utils.splicing import after_token, circuit_score, remove_latents, same_token_auc
+from course_utils.splicing import after_token, remove_latents
+
+# --- the course's answers; `splicing` has its own versions -----------------------------------------------------
+
+
+def circuit_score(
+    clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"]
+) -> float:
+    """Which share of the clean model's gain on the second copy is left in the changed one.
+
+    The gain: the mean over the second copy, without its first token, which nobody can foresee, minus the mean over
+    the first copy. Both means are over all sequences together.
+    """
+    n = clean.shape[1] // 2
+    clean_gain = clean[:, n + 1:].mean() - clean[:, :n].mean()
+    changed_gain = changed[:, n + 1:].mean() - changed[:, :n].mean()
+    return (changed_gain / clean_gain).item()
+
+
+def same_token_auc(
+    latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"], present: Int[Tensor, "m"]
+) -> Float[Tensor, "d_sae"]:
+    """P(f₊ > f₋) + ½ P(f₊ = f₋) over all pairs of a labelled and another position with the same token."""
+    total, all_pairs = 0, 0
+    for token in present.unique():
+        here = present == token
+        labelled, others = int(labels[here].sum()), int((~labels[here]).sum())
+        pairs = labelled * others
+        if pairs:
+            total += pairs * auc(latents[here], labels[here])
+            all_pairs += pairs
+    return total / all_pairs
+
 
 # --- inputs ----------------------------------------------------------------------------------------------------
 
@@ -69,196 +104,102 @@ def remove_cases() -> list[Case]:
 
 # --- known mistakes --------------------------------------------------------------------------------------------
 
-
-def _gains(combine, first=slice(0, 0), second=slice(1, 0), mean=torch.mean, of=lambda x: x):
-    """A wrong score: combine(clean gain, changed gain), with columns moved by these, counted from each copy's ends."""
-
-    def score(clean, changed):
-        n = clean.shape[1] // 2
-        rows = [of(each) for each in (clean, changed)]
-        return float(combine(*(mean(each[:, n + second.start : 2 * n + second.stop])
-                               - mean(each[:, first.start : n + first.stop]) for each in rows)))
-
-    return score
-
-
-def _share(clean, changed):
-    return changed / clean
-
-
-def _of_halves(combine, start=1):
-    """A wrong score: combine(clean first copy, clean second, changed first, changed second)."""
-
-    def score(clean, changed):
-        n = clean.shape[1] // 2
-        halves = [half for each in (clean, changed) for half in (each[:, :n], each[:, n + start :])]
-        return float(combine(*(half.mean() for half in halves)))
-
-    return score
-
-
-def _by_sequence(clean, changed):
-    n = clean.shape[1] // 2
-    gains = [each[:, n + 1 :].mean(1) - each[:, :n].mean(1) for each in (clean, changed)]
-    return float((gains[1] / gains[0]).mean())
+SCORE_MISTAKES = variants(circuit_score, {
+    "the second copy's first token is counted, which nobody can foresee: the second copy begins at column n + 1":
+        {"n + 1:": "n:"},
+    "this compares the second copies alone: a gain is the second copy's mean minus the first copy's": (
+        "(changed[:, n:].mean() / clean[:, n:].mean()).item()",
+        "(changed[:, n + 1:].mean() / clean[:, n + 1:].mean()).item()"),
+    "one model's first copy is used for both: each model's gain is measured from its own first copy":
+        ({"changed[:, :n]": "clean[:, :n]"}, {"clean[:, :n]": "changed[:, :n]"}),
+    "this is a difference of gains: a share is the changed model's gain divided by the clean one's":
+        ("(clean_gain - changed_gain).item()", "(changed_gain - clean_gain).item()"),
+    "the ratio is upside down: the changed model's gain divided by the clean one's":
+        "(clean_gain / changed_gain).item()",
+    "this is the share that is lost, not the one that is left": "(1 - changed_gain / clean_gain).item()",
+    "this is the changed model's gain in nats: divide it by the clean one's": "changed_gain.item()",
+    "these are medians: the gain is a difference of means": {"mean()": "median()"},
+    "these are sums: one copy has a column more than the other, so take means": {"mean()": "sum()"},
+    "the first copy's first token is left out: it counts, column 0 is part of the first copy":
+        {"[:, :n]": "[:, 1:n]"},
+    "the columns are off by one: there is none for BOS, column 0 is about the first copy's first token":
+        {"[:, :n]": "[:, 1:n + 1]", "n + 1:": "n + 2:"},
+    "these are probabilities: the gain is in nats, so leave the logarithms as they are":
+        {"n = clean.shape": "clean, changed = clean.exp(), changed.exp()\nn = clean.shape"},
+    "this is the mean of the sequences' ratios: take means over all sequences first, then one ratio":
+        {"mean()": "mean(dim=1)", "item()": "mean().item()"},
+    "clipped: a share may be below 0 (worse on the repeat than before) and above 1": tuple(
+        f"(changed_gain / clean_gain).clamp({limits}).item()" for limits in ("0, 1", "min=0", "max=1")),
+    "this is NaN, a mean over nothing: slice columns, `[:, …]`, and n is half of them, `clean.shape[1] // 2`":
+        seen(lambda got, expected: got != got),
+})
 
 
-SCORE_MISTAKES = [
-    Mistake("the second copy's first token is counted, which nobody can foresee: the second copy begins at column "
-            "n + 1", _gains(_share, second=slice(0, 0))),
-    Mistake("this compares the second copies alone: a gain is the second copy's mean minus the first copy's",
-            *(_of_halves(lambda c1, c2, x1, x2: x2 / c2, start) for start in (0, 1))),
-    Mistake("one model's first copy is used for both: each model's gain is measured from its own first copy",
-            _of_halves(lambda c1, c2, x1, x2: (x2 - c1) / (c2 - c1)),
-            _of_halves(lambda c1, c2, x1, x2: (x2 - x1) / (c2 - x1))),
-    Mistake("this is a difference of gains: a share is the changed model's gain divided by the clean one's",
-            _gains(lambda clean, changed: clean - changed), _gains(lambda clean, changed: changed - clean)),
-    Mistake("the ratio is upside down: the changed model's gain divided by the clean one's",
-            _gains(lambda clean, changed: clean / changed)),
-    Mistake("this is the share that is lost, not the one that is left",
-            _gains(lambda clean, changed: 1 - changed / clean)),
-    Mistake("this is the changed model's gain in nats: divide it by the clean one's",
-            _gains(lambda clean, changed: changed)),
-    Mistake("these are medians: the gain is a difference of means", _gains(_share, mean=torch.median)),
-    Mistake("these are sums: one copy has a column more than the other, so take means", _gains(_share, mean=torch.sum)),
-    Mistake("the first copy's first token is left out: it counts, column 0 is part of the first copy",
-            _gains(_share, first=slice(1, 0))),
-    Mistake("the columns are moved by one: there is none for BOS, column 0 is about the first copy's first token",
-            _gains(_share, first=slice(1, 1), second=slice(2, 0))),
-    Mistake("these are probabilities: the gain is in nats, so leave the logarithms as they are",
-            _gains(_share, of=torch.exp)),
-    Mistake("this is the mean of the sequences' ratios: take means over all sequences first, then one ratio",
-            _by_sequence),
-    Mistake("clipped: a share may be below 0 (worse on the repeat than before) and above 1",
-            _gains(lambda clean, changed: (changed / clean).clamp(0, 1)),
-            _gains(lambda clean, changed: (changed / clean).clamp(min=0)),
-            _gains(lambda clean, changed: (changed / clean).clamp(max=1))),
-    Mistake("this is NaN, a mean over nothing: slice columns, `[:, …]`, and n is half of them, `clean.shape[1] // 2`",
-            predicate=lambda got, expected: bool(got != got)),
-]
+AFTER_MISTAKES = variants(after_token, {
+    "this is True at the token itself: ask for the one before, `tokens[:, :-1]` for the positions 1 and later":
+        "tokens == token",
+    "this asks for the next token: the previous one stands at position j − 1":
+        ({"[:, 1:] = tokens[:, :-1]": "[:, :-1] = tokens[:, 1:]"}, "tokens.roll(-1, dims=1) == token"),
+    "`roll` wraps around: the first position has no previous token and is always False, whatever comes last":
+        ("tokens.roll(1, dims=1) == token", "tokens.roll(1) == token"),
+    "this looks at the row above: the previous token is in the same row, along dim=1":
+        ({"[:, 1:] = tokens[:, :-1]": "[1:] = tokens[:-1]"}, "tokens.roll(1, dims=0) == token"),
+    "the first position was given the id 0 for its previous token, and 0 is a token too: it must be False":
+        "F.pad(tokens, (1, 0))[:, :-1] == token",
+    "this is True at all later positions: only the one just after the token is asked for":
+        {"tokens[:, :-1] == token": "(tokens[:, :-1] == token).cumsum(dim=1) > 0"},
+    "this is inverted: it should be True where the previous token is `token`": "~before",
+    "the first position is missing: keep it, with False, so that the shape is that of the tokens":
+        seen(lambda got, expected: got.shape == (len(expected), expected.shape[1] - 1)),
+})
 
 
-def _shifted(by, dims=1, new=False):
-    """A wrong answer: position j is compared with the position `by` earlier; what nobody stands before is `new`."""
-
-    def answer(tokens, token):
-        here = (tokens == token).roll(by, dims)
-        if new is not None:
-            here.narrow(dims, 0 if by > 0 else -1, 1)[:] = new
-        return here
-
-    return answer
-
-
-AFTER_MISTAKES = [
-    Mistake("this is True at the token itself: ask for the one before, `tokens[:, :-1]` for the positions 1 and later",
-            lambda tokens, token: tokens == token),
-    Mistake("this asks for the next token: the previous one stands at position j − 1",
-            _shifted(-1), _shifted(-1, new=None)),
-    Mistake("`roll` goes round: the first position has no previous token and is always False, whatever comes last",
-            _shifted(1, new=None), lambda tokens, token: tokens.roll(1) == token),
-    Mistake("this looks at the row above: the previous token is in the same row, along dim=1",
-            _shifted(1, 0), _shifted(1, 0, None)),
-    Mistake("the first position was given the id 0 for its previous token, and 0 is a token too: it must be False",
-            lambda tokens, token: torch.nn.functional.pad(tokens, (1, 0))[:, :-1] == token),
-    Mistake("this is True at all later positions: only the one just after the token is asked for",
-            lambda tokens, token: _shifted(1)((tokens == token).cumsum(1) > 0, True)),
-    Mistake("this is turned round: True where the previous token is `token`",
-            lambda tokens, token: ~after_token(tokens, token)),
-    Mistake("the first position is missing: keep it, with False, so that the shape is that of the tokens",
-            predicate=lambda got, expected: got.shape == (len(expected), expected.shape[1] - 1)),
-]
+WON = "(latents[here & labels][:, None] {} latents[here & ~labels]).float().mean(dim=(0, 1))"
+AUC_MISTAKES = variants(same_token_auc, {
+    "this is the plain AUC: positions with different present tokens are compared. Take one token at a time":
+        "auc(latents, labels)",
+    "positions with different present tokens are compared: one AUC for each token, among its own positions":
+        """both = torch.isin(present, present[labels]) & torch.isin(present, present[~labels])
+return auc(latents[both], labels[both])""",
+    "every token counts alike: weigh its AUC by its number of pairs, labelled × others":
+        {"if pairs:": "if pairs:\n    pairs = 1"},
+    "weighed by a number of positions: weigh each token's AUC by its pairs, labelled × others": tuple(
+        {"if pairs:": f"if pairs:\n    pairs = {number}"}
+        for number in ("labelled + others", "labelled", "others", "min(labelled, others)")),
+    "tokens with few pairs are left out: they count too, with their few pairs": tuple(
+        {"if pairs:": f"if {enough}:"}
+        for enough in (*(f"pairs >= {few}" for few in (2, 3, 4, 5, 6, 10)),
+                       *(f"min(labelled, others) >= {few}" for few in (2, 3)))),
+    "this is NaN: a token that stands at labelled positions only, or at others only, has no pair: leave it out":
+        seen(lambda got, expected: got.isnan().any()),
+    "this is 1 − AUC: the labelled position's latent should be the larger one": "1 - total / all_pairs",
+    "this is the number of pairs that are won: divide by the number of all pairs": "total",
+    "a tie counts ½: neither lost nor won":
+        tuple({"auc(latents[here], labels[here])": WON.format(sign)} for sign in (">", ">=")),
+})
 
 
-def _pooled(weight, own=lambda latents, labels: auc(latents, labels)):
-    """A wrong AUC: the tokens' own ones, weighed by weight(labelled, others)."""
+REMOVE_MISTAKES = variants(remove_latents, {
+    "this keeps only these latents and takes the others out: it is the other way round":
+        "x - (latents @ W_dec - latents[..., which] @ W_dec[which])",
+    "all latents are taken out: only those in `which`": "x - latents @ W_dec",
+    "the parts are added a second time: subtract them": {"x - latents": "x + latents"},
+    "this is what the latents add: subtract it from x": {"x - latents": "latents"},
+    "this decodes the other latents, so the reconstruction's error is lost: start from x and subtract":
+        {"x - latents": "latents @ W_dec - latents"},
+    "the directions are subtracted as they are: multiply each by its latent's activation":
+        "x - W_dec[which].sum(dim=0)",
+    "this takes out all of x along these directions: only what the latents add, activation × direction":
+        """for direction in W_dec[which]:
+    x = x - (x @ direction)[..., None] * direction / direction.norm() ** 2
+return x""",
+    "only one of the latents is taken out: `which` may name several":
+        ({"which]": "which[:1]]"}, {"which]": "which[-1:]]"}),
+    "this is the mean of their parts: take the sum": "x - latents[..., which] @ W_dec[which] / len(which)",
+    "each latent is multiplied by the sum of all directions: each has its own, `W_dec[i]`":
+        "x - latents[..., which].sum(dim=-1, keepdim=True) * W_dec[which].sum(dim=0)",
+})
 
-    def answer(latents, labels, present):
-        total, weights = 0, 0
-        for here in (present == token for token in present.unique()):
-            yes, no = int((labels & here).sum()), int((~labels & here).sum())
-            if yes and no and (w := weight(yes, no)):
-                total, weights = total + w * own(latents[here], labels[here]), weights + w
-        return total / weights
-
-    return answer
-
-
-def _mixed(latents, labels, present):
-    """Only tokens with both kinds, but all their positions compared with one another."""
-    both = torch.isin(present, present[labels]) & torch.isin(present, present[~labels])
-    return auc(latents[both], labels[both])
-
-
-def _won(tie):
-    def own(latents, labels):
-        yes, no = latents[labels][:, None], latents[~labels][None]
-        return ((yes > no).float() + tie * (yes == no)).mean((0, 1))
-    return own
-
-
-AUC_MISTAKES = [
-    Mistake("this is the plain AUC: positions with different present tokens are compared. Take one token at a time",
-            lambda latents, labels, present: auc(latents, labels)),
-    Mistake("positions with different present tokens are compared: one AUC for each token, among its own positions",
-            _mixed),
-    Mistake("every token counts alike: weigh its AUC by its number of pairs, labelled × others",
-            _pooled(lambda yes, no: 1)),
-    Mistake("weighed by a number of positions: weigh each token's AUC by its pairs, labelled × others",
-            _pooled(lambda yes, no: yes + no), _pooled(lambda yes, no: yes), _pooled(lambda yes, no: no), _pooled(min)),
-    Mistake("tokens with few pairs are left out: they count too, with their few pairs",
-            *(_pooled(lambda yes, no, few=few: (yes * no >= few) * yes * no) for few in (2, 3, 4, 5, 6, 10)),
-            *(_pooled(lambda yes, no, few=few: (min(yes, no) >= few) * yes * no) for few in (2, 3))),
-    Mistake("this is NaN: a token that stands at labelled positions only, or at others only, has no pair: leave it out",
-            predicate=lambda got, expected: bool(got.isnan().any())),
-    Mistake("this is 1 − AUC: the labelled position's latent should be the larger one",
-            lambda latents, labels, present: 1 - same_token_auc(latents, labels, present)),
-    Mistake("this is the number of pairs that are won: divide by the number of all pairs",
-            lambda latents, labels, present: same_token_auc(latents, labels, present) * _pairs(labels, present)),
-    Mistake("a tie counts ½: neither lost nor won", *(_pooled(lambda yes, no: yes * no, _won(tie)) for tie in (0, 1))),
-]
-
-
-def _pairs(labels, present):
-    return (present[labels][:, None] == present[~labels]).sum()
-
-
-def _minus(part):
-    """A wrong answer: x minus part(latents, W_dec, which)."""
-    return lambda x, latents, W_dec, which: x - part(latents, W_dec, which)
-
-
-def _part(latents, W_dec, which):
-    return latents[..., which] @ W_dec[which]
-
-
-def _projected(x, latents, W_dec, which):
-    for i in which:
-        unit = W_dec[i] / W_dec[i].norm()
-        x = x - (x @ unit)[..., None] * unit
-    return x
-
-
-REMOVE_MISTAKES = [
-    Mistake("this keeps only these latents and takes the others out: it is the other way round",
-            lambda x, latents, W_dec, which: x - (latents @ W_dec - _part(latents, W_dec, which))),
-    Mistake("all latents are taken out: only those in `which`", _minus(lambda latents, W_dec, which: latents @ W_dec)),
-    Mistake("the parts are added once more: subtract them", _minus(lambda *given: -_part(*given))),
-    Mistake("this is what the latents add: subtract it from x", lambda x, *given: _part(*given)),
-    Mistake("this decodes the other latents, so the reconstruction's error is lost: start from x and subtract",
-            lambda x, latents, W_dec, which: latents @ W_dec - _part(latents, W_dec, which)),
-    Mistake("the directions are taken off as they are: multiply each by its latent's activation",
-            _minus(lambda latents, W_dec, which: W_dec[which].sum(0))),
-    Mistake("this takes out all of x along these directions: only what the latents add, activation × direction",
-            _projected),
-    Mistake("only one of the latents is taken out: `which` may name several",
-            _minus(lambda latents, W_dec, which: _part(latents, W_dec, which[:1])),
-            _minus(lambda latents, W_dec, which: _part(latents, W_dec, which[-1:]))),
-    Mistake("this is the mean of their parts: take the sum",
-            _minus(lambda latents, W_dec, which: _part(latents, W_dec, which) / len(which))),
-    Mistake("each latent is multiplied by the sum of all directions: each has its own, `W_dec[i]`",
-            _minus(lambda latents, W_dec, which: latents[..., which].sum(-1, keepdim=True) * W_dec[which].sum(0))),
-]
 
 EXERCISES = [
     Exercise(
@@ -316,3 +257,5 @@ EXERCISES = [
         difficulty=1,
     ),
 ]
+
+IN_THE_PACKAGE = {"09.circuit_score": splicing.circuit_score, "09.same_token_auc": splicing.same_token_auc}
