@@ -18,7 +18,7 @@ import pytest
 RTOL, ATOL = 1e-3, 5e-4
 CELL_SECONDS = 600
 TEMPORARY = tempfile.TemporaryDirectory(prefix="nbval-")  # removed when the process ends
-FLOAT = re.compile(r"(?<![\w.])-?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?(?!\w)")
+FLOAT = re.compile(r"(?<![\w.])-?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+−]?\d+)?(?!\w)")
 
 
 def same(reference: str, test: str) -> bool:
@@ -26,7 +26,12 @@ def same(reference: str, test: str) -> bool:
     if FLOAT.sub("#", reference) != FLOAT.sub("#", test):
         return False
     pairs = zip(FLOAT.findall(reference), FLOAT.findall(test), strict=True)
-    return all(math.isclose(float(a), float(b), rel_tol=RTOL, abs_tol=ATOL) for a, b in pairs)
+    return all(math.isclose(_number(a), _number(b), rel_tol=RTOL, abs_tol=ATOL) for a, b in pairs)
+
+
+def _number(text: str) -> float:
+    """A float as it was printed, perhaps with a real minus sign in its exponent."""
+    return float(text.replace("−", "-"))
 
 
 class TolerantText(str):

@@ -199,9 +199,12 @@ def reveal(id: str, measured: Any, unit: str | None = None) -> None:
 
 
 def _quantity(value: Any, unit: str) -> str:
-    """A number with three significant digits and a real minus sign, or a text as it is; then the unit."""
+    """A number with three significant digits and a real minus sign, or a text as it is; then the unit.
+
+    Below 0.001 one digit is shown: there a difference of two losses has no more (float32).
+    """
     if isinstance(value, str):
         return value
     number = float(value)
-    text = f"{number:.0f}" if abs(number) >= 1000 or number.is_integer() else f"{number:.3g}"
+    text = f"{number:.0f}" if abs(number) >= 1000 or number.is_integer() else f"{number:.{3 if abs(number) >= 1e-3 else 1}g}"
     return f"{text.replace('-', '−')} {unit}".rstrip()
