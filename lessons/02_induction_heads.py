@@ -145,13 +145,9 @@ plot_head_scores(previous, f"{MODEL}: previous-token scores")
 # %%
 @exercise("02.induction_scores")
 def induction_scores(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int, *,
-    whole_diagonal: bool = False
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int
 ) -> Float[Tensor, "layer head"]:
-    """Mean attention from each token of the second copy to the token after its first occurrence.
-
-    You can ignore `whole_diagonal` (in the course's version, True counts all entries, as the article does).
-    """
+    """Mean attention from each token of the second copy to the token after its first occurrence."""
     raise NotImplementedError
 
 

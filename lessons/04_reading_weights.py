@@ -19,6 +19,7 @@
 # **You need:** lessons 00 to 03, and matrix products.
 
 # %%
+import functools
 import os
 
 import torch
@@ -132,13 +133,8 @@ print(f"gains of that norm: from {raw.ln_1.weight.min():.2f} to {raw.ln_1.weight
 
 # %%
 @exercise("04.full_OV_circuit")
-def full_OV_circuit(
-    model: TransformerBridge, layer: int, head: int, *, embedding: Float[Tensor, "vocab d_model"] | None = None
-) -> FactoredMatrix:
-    """W_E W_V W_O W_U: row = the token attended to, column = the token whose logit it raises. [vocab, vocab]
-
-    You can leave `embedding` alone (the course's version takes it in place of W_E).
-    """
+def full_OV_circuit(model: TransformerBridge, layer: int, head: int) -> FactoredMatrix:
+    """W_E W_V W_O W_U: row = the token attended to, column = the token whose logit it raises. [vocab, vocab]"""
     raise NotImplementedError
 
 
@@ -163,18 +159,18 @@ for token in sample:
 
 # %%
 @exercise("04.top_k_accuracy")
-def top_k_accuracy(
-    matrix: FactoredMatrix, k: int = 1, *, best: str = "key", tokens: Int[Tensor, "some"] | None = None
-) -> float:
+def top_k_accuracy(matrix: FactoredMatrix, k: int = 1, *, best: str = "key") -> float:
     """Share of tokens whose own entry (the diagonal) is among the k largest of its row, or of its column.
 
-    A tie does not count: the own entry must be larger than the k-th best of the others. You can leave `tokens`
-    alone (the course's version then asks only for these tokens).
+    A tie does not count: the own entry must be larger than the k-th best of the others.
     """
     raise NotImplementedError
 
 
 # %% [markdown]
+# With 50,000 tokens the whole matrix would fill 10 GB. `circuits.top_k_accuracy` holds only a strip of rows at a
+# time, and can ask for some tokens instead of all. For a large vocabulary the lesson uses that one.
+#
 # **Predict:** for what share of the vocabulary is a token's own logit the one that the best induction head raises
 # most?
 
@@ -182,10 +178,14 @@ def top_k_accuracy(
 predict("04.copies", None, unit="(share)")
 
 # %%
-subset = None if model.cfg.d_vocab < 5000 else torch.randperm(model.cfg.d_vocab, generator=generator)[:1000]
-copied = top_k_accuracy(OV, tokens=subset)
+if model.cfg.d_vocab < 5000:
+    own_on_top = top_k_accuracy
+else:
+    subset = torch.randperm(model.cfg.d_vocab, generator=generator)[:1000]
+    own_on_top = functools.partial(circuits.top_k_accuracy, tokens=subset)
+copied = own_on_top(OV)
 reveal("04.copies", copied)
-print(f"top 1: {copied:.3f}, top 5: {top_k_accuracy(OV, 5, tokens=subset):.3f}, "
+print(f"top 1: {copied:.3f}, top 5: {own_on_top(OV, 5):.3f}, "
       f"chance {1 / model.cfg.d_vocab:.5f}")
 measured("induction head's OV circuit: own token on top", copied, unit="share",
          at_least=0.9 if MODEL == "tiny" else None)
@@ -227,20 +227,13 @@ plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", 
 
 # %%
 @exercise("04.full_QK_circuit")
-def full_QK_circuit(
-    model: TransformerBridge, layer: int, head: int, *, embedding: Float[Tensor, "vocab d_model"] | None = None,
-    distance: int = 0
-) -> FactoredMatrix:
-    """W_E W_Q (W_E W_K)^T: row = the query's token, column = the key's. Not divided by sqrt(d_head).
-
-    You can leave `embedding` and `distance` alone (the course's version takes the first in place of W_E, and
-    turns the queries by the second in models with rotary positions).
-    """
+def full_QK_circuit(model: TransformerBridge, layer: int, head: int) -> FactoredMatrix:
+    """W_E W_Q (W_E W_K)^T: row = the query's token, column = the key's. Not divided by sqrt(d_head)."""
     raise NotImplementedError
 
 
 # %%
-matches = torch.tensor([[top_k_accuracy(full_QK_circuit(model, layer, head), tokens=subset)
+matches = torch.tensor([[own_on_top(full_QK_circuit(model, layer, head))
                          for head in range(n_heads)] for layer in (layers if MODEL == "tiny" else [0])])
 layer, head = best_head(matches)
 plot_head_scores(matches, f"{MODEL}: is a token's best key the token itself?", unit="share of tokens")
@@ -256,7 +249,7 @@ names = [block + name for name in ("attn.hook_pattern", "attn.hook_z", "hook_res
 _, cache = model.run_with_cache(tokens, names_filter=lambda name: name in [*names, block + "ln1_post.hook_scale"])
 pattern, z, stream, attention = (cache[name] for name in names)
 pattern, written = pattern[:, head], z[:, :, head] @ head_weights(model, layer, head)["O"] / output_scale(cache, layer)
-copies = top_k_accuracy(full_OV_circuit(model, layer, head), tokens=subset)
+copies = own_on_top(full_OV_circuit(model, layer, head))
 print(f"head {layer}.{head}: attention to the own position {pattern.diagonal(0, 1, 2)[:, 1:].mean():.3f}, "
       f"OV circuit copies {copies:.3f} of the tokens")
 lengths = {"embeddings": token_vectors(model)[tokens], "what the head writes": written,
@@ -389,7 +382,7 @@ if real_model is not None:
     some = torch.randperm(real_model.cfg.d_vocab, generator=generator)[:1000]
     real_OV = full_OV_circuit(real_model, *real_induction)
     print(f"induction head {real_induction[0]}.{real_induction[1]}: copying score {copying_score(real_OV):.2f}; "
-          f"own token on top for {top_k_accuracy(real_OV, tokens=some):.3f} of the tokens, "
+          f"own token on top for {circuits.top_k_accuracy(real_OV, tokens=some):.3f} of the tokens, "
           f"chance {1 / real_model.cfg.d_vocab:.5f}")
 
 # %% [markdown]

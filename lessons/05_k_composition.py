@@ -120,14 +120,11 @@ plot_head_scores(K_scores[previous], f"{MODEL}: K-composition with {name(previou
 @exercise("05.K_comp_full_circuit")
 def K_comp_full_circuit(
     model: TransformerBridge, prev_token_layer_index: int, ind_layer_index: int, prev_token_head_index: int,
-    ind_head_index: int, *, query_embedding: Float[Tensor, "vocab d_model"] | None = None,
-    key_embedding: Float[Tensor, "vocab d_model"] | None = None, layer_norm: bool = False,
-    query_bias: bool = False, distance: int = 0
+    ind_head_index: int
 ) -> FactoredMatrix:
     """(W_E W_Q)(W_E W_V W_O W_K)^T: rows are the query's token, columns the token before the key.
 
-    Q and K of the induction head, V and O of the previous-token head. You can leave the options alone:
-    section 4 switches them on in the course's own version.
+    Q and K of the induction head, V and O of the previous-token head.
     """
     raise NotImplementedError
 

@@ -1,44 +1,5 @@
-"""What tools/mutants.py has to know about the exercises: options that may be left alone, and equivalent mutants."""
+"""What tools/mutants.py has to know about the exercises: equivalent mutants."""
 
-# exercise id -> the reference without the options that the exercise says can be left alone
-PLAIN = {
-    "02.induction_scores": """
-def induction_scores(model, tokens, seq_len):
-    return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(1 - seq_len, -2, -1)[..., 2:])
-""",
-    "04.full_OV_circuit": """
-def full_OV_circuit(model, layer, head):
-    weights = head_weights(model, layer, head)
-    return FactoredMatrix(model.W_E @ weights["V"], weights["O"] @ model.W_U)
-""",
-    "04.top_k_accuracy": """
-def top_k_accuracy(matrix, k=1, *, best="key"):
-    matrix = matrix.AB if best == "key" else matrix.AB.T
-    others = matrix.clone().fill_diagonal_(-torch.inf)
-    rival = others.topk(k, dim=1).values[:, -1]
-    return (matrix.diagonal() > rival).float().mean().item()
-""",
-    "04.full_QK_circuit": """
-def full_QK_circuit(model, layer, head):
-    weights = head_weights(model, layer, head)
-    return FactoredMatrix(model.W_E @ weights["Q"], (model.W_E @ weights["K"]).T)
-""",
-    "04.effective_embedding": """
-def effective_embedding(model):
-    block, residual = model.blocks[0], model.W_E[None]
-    return (residual + block.mlp(block.ln2(residual)))[0]
-""",
-    "05.K_comp_full_circuit": """
-def K_comp_full_circuit(
-    model, prev_token_layer_index, ind_layer_index, prev_token_head_index, ind_head_index
-):
-    previous = head_weights(model, prev_token_layer_index, prev_token_head_index)
-    induction = head_weights(model, ind_layer_index, ind_head_index)
-    queries = model.W_E @ induction["Q"]
-    keys = model.W_E @ previous["V"] @ previous["O"] @ induction["K"]
-    return FactoredMatrix(queries, keys.T)
-""",
-}
 
 # exercise id -> {"the changed lines before  =>  after": why what was asked is done all the same}
 EQUIVALENT = {

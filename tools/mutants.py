@@ -6,7 +6,6 @@ A mutant is the reference with one change: another number, another operator, a d
 slice bound or statement, a parameter in another's place. The check must reject it, unless it does what was asked,
 too: those are listed in tests/equivalent_mutants.py, each with the reason. Left as they are: texts, and what the
 exercise does not ask for: signatures (the stub has them), `if …: raise` and `check_…(…)`, which refuse bad input.
-Where the exercise says that an option can be left alone, the mutants are those of a version without it (PLAIN).
 
 The exit status is 1 if a mutant that is not listed is accepted, or a listed one is rejected or does not exist.
 """
@@ -32,7 +31,7 @@ from course_utils.exercises import Exercise, assess, exercises_of, get, lessons
 from course_utils.house import bars_are_off
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from equivalent_mutants import EQUIVALENT, PLAIN  # noqa: E402
+from equivalent_mutants import EQUIVALENT  # noqa: E402
 
 SECONDS = 120       # a mutant that takes longer has been rejected: a learner would see that it hangs
 
@@ -211,7 +210,7 @@ def _changed_lines(before: str, after: str) -> tuple[str, str]:
 
 def source_of(item: Exercise) -> str:
     """The text whose mutants are tried."""
-    return PLAIN.get(item.id) or inspect.getsource(inspect.unwrap(item.reference))
+    return inspect.getsource(inspect.unwrap(item.reference))
 
 
 def function_of(item: Exercise, source: str) -> Callable:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def variants(solution: Callable, wrong: Wrong, names: dict[str, Any] | None = No
     Args:
         solution: the plain solution.
         wrong: {what the learner is told: the change}. A text is what the last line returns instead; it may have lines
-            of its own, of which the last begins with `return`. A dictionary replaces parts of the source. A function
+            of its own, of which the last begins with `return`. A dictionary replaces parts of the source, wherever they stand. A function
             stands for itself. A tuple has several of these. `seen` is about the answers.
         names: what changes may use beside the names in NAMES and those of the solution's own module.
     Raises:
@@ -80,10 +81,12 @@ def _changed(solution: Callable, change: str | dict[str, str], scope: dict[str, 
     if isinstance(change, str):
         change = {_last_return(source): change if "return " in change else f"return {change}"}
     for part, instead in change.items():
-        if part not in source:
+        whole = re.compile(rf"(?<!\w(?=\w)){re.escape(part)}(?!(?<=\w)\w)")               # never half a word
+        if not (found := whole.search(source)):
             raise ValueError(f"{solution.__name__} has no {part!r} to be replaced")
-        line = source[:source.index(part)].rpartition("\n")[2]
-        source = source.replace(part, instead.replace("\n", "\n" + " " * (len(line) - len(line.lstrip()))))
+        line = source[:found.start()].rpartition("\n")[2]
+        indented = instead.replace("\n", "\n" + " " * (len(line) - len(line.lstrip())))
+        source = whole.sub(lambda _: indented, source)
     made: dict[str, Any] = {}
     exec(compile(source, f"<{solution.__name__}, changed>", "exec"), scope, made)
     return made[solution.__name__]

@@ -41,12 +41,11 @@ def previous_token_scores(
 
 
 def induction_scores(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int, *,
-    whole_diagonal: bool = False
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int
 ) -> Float[Tensor, "layer head"]:
     """Mean attention from each token of the second copy to the token after its first occurrence."""
-    first = 0 if whole_diagonal else 2                                  # two entries lie in the first copy
-    return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(1 - seq_len, -2, -1)[..., first:])
+    # the first two entries of the diagonal belong to queries of the first copy
+    return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(1 - seq_len, -2, -1)[..., 2:])
 
 
 def duplicate_token_scores(
@@ -158,12 +157,12 @@ PREVIOUS_MISTAKES = variants(previous_token_scores, {
 
 INDUCTION_MISTAKES = variants(induction_scores, {
     "these are duplicate-token scores (offset −seq_len): induction looks one token further, at 1 − seq_len":
-        tuple({"1 - seq_len": "-seq_len", "else 2": f"else {first}"} for first in (0, 1, 2)),
+        tuple({"1 - seq_len": "-seq_len", "2:]": f"{first}:]"} for first in (0, 1, 2)),
     "shifted by one: the stripe starts at 1 − seq_len, not at −1 − seq_len":
-        {"1 - seq_len": "-1 - seq_len", "else 2": "else 0"},
+        {"1 - seq_len": "-1 - seq_len", "2:]": "0:]"},
     "two entries of this diagonal lie in the first copy, where there is nothing to look back at: "
-    "leave out the first two (queries seq_len − 1 and seq_len)": {"else 2": "else 0"},
-    "one entry of this diagonal still lies in the first copy: leave out the first two": {"else 2": "else 1"},
+    "leave out the first two (queries seq_len − 1 and seq_len)": {"2:]": "0:]"},
+    "one entry of this diagonal still lies in the first copy: leave out the first two": {"2:]": "1:]"},
     "every score is 0: this looks ahead (a positive offset), where a causal model never attends, or no hook ran":
         ALL_ZERO,
     **FIRST_ROW, **NO_HEADS, **_summed("seq_len"),
