@@ -31,16 +31,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from course_utils.ablation import (check_kind, check_mlps, gradients, head_ablation_scores,
-                                   head_attribution_scores, mlp_ablation_scores, mlp_patch_sweep,
-                                   some_layers)
+from course_utils.ablation import (gradients, head_ablation_scores, head_attribution_scores, mlp_ablation_scores,
+                                   mlp_patch_sweep, some_layers)
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.heads import best_head, induction_scores, previous_token_scores, top_heads
 from course_utils.logit_attribution import capped, direct_logit_attribution
 from course_utils.measured import measured
 from course_utils.models import load_model, load_real_model
 from course_utils.passes import CleanRun, hook_z, mlp_out
-from course_utils.repeated_tokens import check_repeated, generate_repeated_tokens
+from course_utils.repeated_tokens import generate_repeated_tokens
 from course_utils.viz import plot_bars, plot_by_position, plot_head_scores, plot_scatter
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"

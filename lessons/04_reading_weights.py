@@ -31,13 +31,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils import circuits
 from course_utils.ablation import some_layers
-from course_utils.circuits import (ROWS_AT_A_TIME, TOKENS_AT_A_TIME, rotate, score_by_distance,
-                                   token_vectors)
+from course_utils.circuits import score_by_distance, token_vectors
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
-from course_utils.heads import best_head, induction_scores, is_pattern, previous_token_scores
+from course_utils.heads import best_head, induction_scores, previous_token_scores
 from course_utils.measured import measured
 from course_utils.models import TINY_FOLDER, checkpoint_steps, from_folder, load_model, load_real_model
-from course_utils.passes import head_weights, normed_reading, output_scale, require, traits_of
+from course_utils.passes import head_weights, output_scale, traits_of
 from course_utils.repeated_tokens import generate_repeated_tokens
 from course_utils.viz import plot_attention, plot_bars, plot_by_position, plot_head_scores
 

@@ -32,13 +32,12 @@ from transformer_lens import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils import circuits
-from course_utils.circuits import (composition_scores, effective_embedding, rotate, token_vectors,
-                                   top_k_accuracy)
+from course_utils.circuits import composition_scores, effective_embedding, token_vectors, top_k_accuracy
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
-from course_utils.heads import best_head, induction_scores, is_pattern, previous_token_scores, top_heads
+from course_utils.heads import best_head, induction_scores, previous_token_scores, top_heads
 from course_utils.measured import measured
 from course_utils.models import load_model, load_real_model
-from course_utils.passes import CleanRun, head_weights, normalize, normed_reading, require, traits_of
+from course_utils.passes import CleanRun, head_weights, traits_of
 from course_utils.path_patching import path_patching
 from course_utils.planted import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, planted_induction_model
 from course_utils.repeated_tokens import generate_repeated_tokens

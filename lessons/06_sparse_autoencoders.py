@@ -32,12 +32,12 @@ from torch import Tensor
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.faithfulness import evaluate_sae
 from course_utils.language import StoryLanguage
-from course_utils.latents import (auc, best_latents, dead_latents, latent_activations, linear_direction,
-                                  story_labels, token_labels, top_activations)
+from course_utils.latents import (best_latents, latent_activations, linear_direction, story_labels,
+                                  token_labels)
 from course_utils.measured import measured
 from course_utils.models import load_model, load_real_model
 from course_utils.passes import collect_activations
-from course_utils.sae import SparseAutoencoder, top_k
+from course_utils.sae import SparseAutoencoder
 from course_utils.sae_files import load_shipped_sae, middle_layer, shipped_saes, topk_sae_for
 from course_utils.sae_training import TrainingConfig, fit
 from course_utils.text import reads_stories, sample_text

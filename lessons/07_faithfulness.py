@@ -33,11 +33,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.faithfulness import SAEBENCH, SAELENS, evaluate_sae
 from course_utils.measured import measured
-from course_utils.metrics import (bootstrap_interval, cross_entropy_by_position, delta_cross_entropy,
-                                  explained_variance, kl_divergence, log_softmax, pooled_mean,
-                                  reconstruction_score)
 from course_utils.models import load_model, load_real_model
-from course_utils.passes import CleanRun, collect_activations
+from course_utils.passes import collect_activations
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_files import (load_pretrained_sae, load_shipped_sae, middle_layer, shipped_saes,
                                     topk_sae_for)

@@ -29,15 +29,13 @@ from IPython.display import display
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from course_utils.baselines import (covariance_root, epsilon_random, noise_floor, theta_random,
-                                    true_noise_floor)
+from course_utils.baselines import noise_floor, true_noise_floor
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.faithfulness import evaluate_sae, patched_logits
 from course_utils.language import StoryLanguage
 from course_utils.measured import measured
-from course_utils.metrics import (confidently_wrong, delta_cross_entropy, expected_delta_ce, interval,
-                                  kl_divergence, kl_terms, log_softmax, mean_and_error,
-                                  reconstruction_score, score_interval, tokens_needed)
+from course_utils.metrics import (delta_cross_entropy, interval, kl_divergence, kl_terms, log_softmax,
+                                  mean_and_error, reconstruction_score)
 from course_utils.models import load_model, load_real_model
 from course_utils.passes import collect_activations, in_float64
 from course_utils.sae_files import load_shipped_sae, middle_layer, shipped_saes, topk_sae_for

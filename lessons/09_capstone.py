@@ -41,8 +41,7 @@ from course_utils.report_card import circuit_interval, report_card
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_files import load_shipped_sae, shipped_saes, topk_sae_for
 from course_utils.sae_training import TrainingConfig, fit
-from course_utils.splicing import (after_token, circuit_score, log_probs_reading, remove_latents,
-                                   same_token_auc, spliced, without_latents)
+from course_utils.splicing import log_probs_reading, spliced, without_latents
 from course_utils.text import sample_text
 from course_utils.viz import latent_dashboard, plot_bars, plot_by_position, plot_points
 
