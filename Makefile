@@ -1,7 +1,7 @@
 # Two commands do everything, on a machine with only Python 3.11, make and git:
 #   make course   run every worked lesson, print what was measured, write the lessons as pages
 #   make test     run every test, in both environments
-# The rest: make lab, book, wheel, room, quick, matrix, machines, flakes, bench, notebooks, costs, clean.
+# The rest: make lab, book, wheel, room, lint, quick, matrix, machines, flakes, bench, notebooks, costs, clean.
 #
 # Variables: PYTHON=python3.12      the interpreter (3.11 to 3.13)
 #            TORCH_INDEX=<address>  a pip index to take torch from, for example one with CPU builds
@@ -35,7 +35,7 @@ PEERS_READY := $(PEERS)/.ready
 STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help course book wheel room costs test quick matrix machines flakes peers lab bench notebooks real-model clean
+.PHONY: help course book wheel room costs lint test quick matrix machines flakes peers lab bench notebooks real-model clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -116,6 +116,11 @@ test quick matrix machines flakes: export MALLOC_MMAP_THRESHOLD_ = 1073741824
 test quick matrix machines flakes: export MALLOC_TRIM_THRESHOLD_ = 1073741824
 # Also where this variable is set, modules are compiled once, and not in each of some sixty processes.
 test quick matrix machines flakes: export PYTHONDONTWRITEBYTECODE =
+
+# The linter, and the files of the public forge against its schema.
+lint: $(MORE_READY)
+	@$(PY) -m ruff check .
+	@$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 quick: $(READY)
 	@$(PY) $(PYTEST) -m "not slow and not hub and not peers and not matrix" tests

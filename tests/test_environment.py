@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
-DEV, MORE = EXTRAS["dev"], EXTRAS["book"] + EXTRAS["browser"] + EXTRAS["flakes"]
+DEV, MORE = EXTRAS["dev"], [each for name in ("book", "browser", "flakes", "lint") for each in EXTRAS[name]]
 
 
 def pins(name: str) -> dict[str, str]:
