@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "rooms.svg"
 PACKAGE = "course_utils"
-WIDTH, BOX, GAP, FLOOR = 1000, (118, 30), 12, 78     # of the picture, a box (width, height), between boxes and floors
+WIDTH, BOX, GAP, FLOOR = 1060, (118, 30), 12, 78     # of the picture, a box (width, height), between boxes and floors
 Graph = dict[str, set[str]]
 
 
