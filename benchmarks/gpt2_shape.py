@@ -13,11 +13,11 @@ from benchmarks.registry import Row, benchmark
 from course_utils import ablation, circuits, logit_attribution, path_patching
 from course_utils.house import bars_are_off
 from course_utils.models import load_model
-from course_utils.passes import CleanRun, hook_z, mlp_out
+from course_utils.passes import CleanRun, hook_z, mlp_out, parts
 from course_utils.repeated_tokens import generate_repeated_tokens
 
 LIMIT = 24 * 2**30 / GB     # 24 GiB
-MODULES = (ablation, logit_attribution, circuits, path_patching)
+MODULES = (ablation, logit_attribution, circuits, path_patching, parts)
 
 
 class Inputs:
@@ -52,12 +52,12 @@ CALLS: dict[str, Callable[[Inputs], Any]] = {
         lambda x: logit_attribution.direct_logit_attribution(x.m, x.four),
     "logit_attribution.logit_contributions":
         lambda x: logit_attribution.logit_contributions(x.mlp, torch.ones(4, x.mlp.shape[1], 1), x.m.W_U, x.four),
-    "circuits.head_weights": lambda x: circuits.head_weights(x.m, 1, 0),
+    "parts.head_weights": lambda x: parts.head_weights(x.m, 1, 0),
     "circuits.full_OV_circuit": lambda x: circuits.full_OV_circuit(x.m, 1, 0),
     "circuits.full_QK_circuit": lambda x: circuits.full_QK_circuit(x.m, x.last, 0),
     "circuits.K_comp_full_circuit": lambda x: circuits.K_comp_full_circuit(x.m, 1, x.last, 0, 0, layer_norm=True),
     "circuits.effective_embedding": lambda x: circuits.effective_embedding(x.m),
-    "circuits.normalize": lambda x: circuits.normalize(x.m, x.m.W_E),
+    "parts.normalize": lambda x: parts.normalize(x.m, x.m.W_E),
     "circuits.fold_layer_norm": lambda x: circuits.fold_layer_norm(x.m.W_U, x.m.b_U, *torch.ones(2, len(x.m.W_U))),
     "circuits.positional_pattern": lambda x: circuits.positional_pattern(x.m, 1, 0, x.one.shape[1]),
     "circuits.top_k_accuracy": lambda x: circuits.top_k_accuracy(x.QK, best="query"),
@@ -71,11 +71,11 @@ CALLS: dict[str, Callable[[Inputs], Any]] = {
     "path_patching.head_reading": lambda x: path_patching.head_reading(x.m, 1, 0, "k", x.mlp),
 }
 NO_WORK = {     # names, checks and single numbers; parts of what is measured; and what only rotary models have
-    "ablation": {"replace_head", "hook_z", "mlp_out", "check_kind", "check_layers", "some_layers", "check_mlps",
+    "ablation": {"replace_head", "check_kind", "check_layers", "some_layers", "check_mlps",
                  "check_zero"},
     "logit_attribution": {"capped"},
-    "circuits": {"key_value_head", "check_head", "check_rotary", "rotate", "score_by_distance", "centred", "output_scale",
-                 "normed_reading", "token_vectors", "after_block_0", "position_vectors", "visible"},
+    "circuits": {"check_rotary", "rotate", "score_by_distance", "token_vectors", "position_vectors", "visible"},
+    "parts": {"key_value_head", "check_head", "centred", "output_scale", "normed_reading", "after_block_0", "gain_of"},
     "path_patching": {"share_of_effect", "check_paths", "check_into", "attention_output"},
 }
 

@@ -53,8 +53,7 @@ def _try_model(name: str) -> int:
 
 
 def run_grade(options: argparse.Namespace) -> int:
-    from course_utils.exercises.grading import CannotGrade, grade, summary
-    from course_utils.exercises.grading.isolation import Limits
+    from course_utils.exercises.grading import CannotGrade, Limits, grade, summary
 
     try:
         rows = grade(options.folder, options.out, Limits(options.seconds, options.gigabytes))

@@ -21,7 +21,7 @@ run_course = pytest.importorskip("run_course")
 from browser import FLAGS, UNTOUCHED, Lab, LabNotebook, find_chromium, painted, watched_page, what_is_missing  # noqa: E402
 
 from course_utils.exercises import progress_store
-from course_utils.viz import attention as viz
+from course_utils import viz
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

@@ -300,7 +300,7 @@ def test_folding_leaves_the_given_weights_alone_and_does_nothing_the_second_time
     ({"architecture": "abstopk", "k": 2.5}, "architecture 'abstopk' is not one that this course knows; it knows "
                                             "standard, topk, jumprelu, gated, batchtopk, matryoshka_batchtopk"),
     ({"normalize_activations": "expected_average_only_in"},
-     "'expected_average_only_in' is not supported; supported are none, constant_norm_rescale, layer_norm"),
+     "normalize is 'expected_average_only_in'; it must be one of none, constant_norm_rescale, layer_norm"),
     ({"architecture": "topk"}, "topk needs k"),
     ({"d_in": 0}, "both must be positive"),
     ({"d_sae": D_SAE + 1}, "does not fit"),

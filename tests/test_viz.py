@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from course_utils.viz.attention import charts
+from course_utils import viz
 
-from course_utils.viz import attention as viz
+from course_utils.viz import charts
 
 TOKENS = ["<bos>", "the", "cat", "</script>"]
 PATTERN = torch.tril(torch.ones(4, 4)) / torch.arange(1, 5)[:, None]
