@@ -24,11 +24,6 @@ WAITING := -n $(shell expr $(JOBS) + 1)
 # begin first, so that both processes end at about the same time.
 NBVAL := --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env
 SOLUTIONS = $(shell ls -r solutions/[0-9][0-9]_*.ipynb)
-# modules whose tests know nothing of TransformerLens, or only what the others try: once is enough for them
-ONCE := training sae_training language grading faults fuzz exercises environment doctor mutants safety benchmarks latents \
-    faithfulness
-# the first part has tried the checks; that the solutions pass with TransformerLens 4.3.0 is seen in the second
-ENOUGH := lessons_without_jupyter exercise_answers
 READY := $(VENV)/.ready
 MORE_READY := $(VENV)/.more-ready
 PEERS_READY := $(PEERS)/.ready
@@ -142,13 +137,13 @@ flakes: $(MORE_READY)
 
 test: $(MORE_READY) $(PEERS_READY) real-model
 	$(STEP) "1 of 3: the unit tests with TransformerLens 3.9.0, and the comparisons with SAELens"
-	@$(PEERS)/bin/python $(PYTEST) -m "not slow and not hub and not matrix" $(ONCE:%=--ignore tests/test_%.py) tests
+	@$(PEERS)/bin/python $(PYTEST) -m "not slow and not hub and not matrix and not once" tests
 	$(STEP) "2 of 3: the stored outputs of every worked lesson, computed again; measured numbers within their bounds"
 	@mkdir -p build && rm -f build/measured.jsonl
 	@COURSE_REPORT=$(CURDIR)/build/measured.jsonl $(PY) $(PYTEST) $(NBVAL) $(SOLUTIONS)
 	@$(PY) -m course_utils.measured build/measured.jsonl
 	$(STEP) "3 of 3: all other tests"
-	@$(PY) $(PYTEST) $(WAITING) -m "not hub and not peers and not matrix" $(ENOUGH:%=--ignore tests/test_%.py) tests
+	@$(PY) $(PYTEST) $(WAITING) -m "not hub and not peers and not matrix and not older" tests
 
 clean:
 	rm -rf build/book build/html build/room build/lib build/bdist* build/measured.jsonl dist

@@ -12,6 +12,8 @@ from benchmarks.measuring import InTurn, alone, in_turn
 from benchmarks.registry import BENCHMARKS, as_markdown, row, select
 from course_utils.ablation import mlp_patch_sweep
 
+pytestmark = pytest.mark.once
+
 # --- timing --------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,8 @@ costs = pytest.importorskip("costs")
 try_colab = pytest.importorskip("try_colab")
 from course_utils import exercises
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 
 

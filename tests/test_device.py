@@ -45,6 +45,7 @@ from course_utils.sae_formats import objects, others, saelens
 from course_utils import viz
 from course_utils.viz import charts, dashboards
 
+pytestmark = pytest.mark.once
 N = 6  # tokens in each copy
 
 

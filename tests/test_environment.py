@@ -15,6 +15,8 @@ from setuptools import find_packages
 yaml = pytest.importorskip("yaml")
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE = [Requirement(text) for text in PROJECT["dependencies"]]

@@ -17,6 +17,8 @@ from course_utils import exercises
 from course_utils.exercises import Exercise, Verdict, assess
 from course_utils.exercises.checking import PropertyCheck
 
+pytestmark = pytest.mark.older
+
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = exercises.lessons()
 ALL = [item for lesson in LESSONS for item in exercises.exercises_of(lesson)]

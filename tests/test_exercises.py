@@ -20,6 +20,8 @@ from course_utils.exercises.comparing import describe, first_difference
 from course_utils.exercises.mistakes import Mistake
 from course_utils.house.console import write_anything
 
+pytestmark = pytest.mark.once
+
 HINTS = ("one", "two", "three")
 
 

@@ -22,6 +22,8 @@ from course_utils.passes import Site
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
 from course_utils.text import own_text, sample_text
 
+pytestmark = pytest.mark.once
+
 N, LENGTH = 5, 9
 PLACES = [("blocks.1.hook_resid_pre", None), ("blocks.0.hook_resid_post", None), ("blocks.1.hook_resid_post", None),
           ("blocks.0.hook_mlp_out", None), ("blocks.1.hook_attn_out", None), ("blocks.1.attn.hook_z", None),

@@ -51,6 +51,8 @@ from course_utils.sae_files import WEIGHTS
 from course_utils.sae_formats import CONFIG
 from course_utils.sae_training import STATE, Training, fit
 
+pytestmark = pytest.mark.once
+
 LONG = "COURSE_FUZZ" in os.environ
 EXAMPLES = int(os.environ.get("COURSE_FUZZ", 20))
 fuzz = settings(deadline=None, max_examples=EXAMPLES, derandomize=not LONG, suppress_health_check=list(HealthCheck))

@@ -23,7 +23,7 @@ from course_utils.exercises.grading.allowance import TimedOut
 from course_utils.exercises.grading.isolation import Limits, NoAnswer, isolated
 from course_utils.exercises.grading.submissions import Attempt, attempts_in, read_cells
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="grading needs Linux")
+pytestmark = [pytest.mark.once, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="grading needs Linux")]
 LIMITS = Limits(seconds=15, gigabytes=4)
 
 

@@ -27,6 +27,8 @@ from course_utils.sae_files import load_shipped_sae, topk_sae_for
 from course_utils.text import sample_text
 from course_utils.viz import Dashboard, latent_dashboard
 
+pytestmark = pytest.mark.once
+
 
 def random_sae(model, kind="relu", **more):
     return SparseAutoencoder(model.cfg.d_model, 20, kind, hook_name="blocks.1.hook_resid_pre", **more)

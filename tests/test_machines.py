@@ -8,6 +8,8 @@ nbformat = pytest.importorskip("nbformat")
 machines = pytest.importorskip("machines")
 pytest.importorskip("nbval")
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 CELL = """import os, torch
 print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), os.environ["ONEDNN_MAX_CPU_ISA"])"""

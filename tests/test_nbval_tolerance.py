@@ -14,6 +14,8 @@ pytest.importorskip("nbval")
 
 from nbval_tolerance import same  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 
 

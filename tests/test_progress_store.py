@@ -13,6 +13,8 @@ import pytest
 
 from course_utils.exercises import progress_store
 
+pytestmark = pytest.mark.once
+
 WRITER = """
 import sys
 from pathlib import Path

@@ -13,6 +13,8 @@ from course_utils.measured import main as check_report
 from course_utils.measured import measured, passed
 from course_utils.viz import Widget
 
+pytestmark = pytest.mark.once
+
 SAMPLE = Path(__file__).parent / "data" / "course"
 
 

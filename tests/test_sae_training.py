@@ -30,6 +30,8 @@ from course_utils.sae_training import (
     train_sae,
 )
 
+pytestmark = pytest.mark.once
+
 D_IN, D_SAE, K = 6, 12, 3
 REPO = Path(__file__).resolve().parent.parent
 

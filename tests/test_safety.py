@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [path for folder in ("course_utils", "tools", "lessons", "training", "benchmarks", "docs")
            for path in sorted((ROOT / folder).rglob("*.py"))]

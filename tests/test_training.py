@@ -29,7 +29,7 @@ from course_utils.language import BOS, UNK, stream, vocabulary
 REPO = Path(__file__).resolve().parents[1]
 SCRIPT = REPO / "training" / "train_tiny.py"
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch.optim.Muon")
+pytestmark = [pytest.mark.once, pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch.optim.Muon")]
 
 DRIVER = textwrap.dedent("""
     import importlib.util, sys
