@@ -418,7 +418,7 @@ def test_tokens_that_are_not_two_copies_are_refused():
     model = small_models.multi_head()
     tokens = repeated(model, N)
     tokens[0, 3] += 1
-    for name, function in calls(model, tokens).items():
+    for function in calls(model, tokens).values():
         with forbidden_forward(model), pytest.raises(ValueError, match="two equal copies"):
             function()
 
@@ -445,7 +445,7 @@ def test_what_the_refusals_say():
             mlp_patch_sweep(tiny, repeated(tiny, N), N, layers=wrong)
     for n in (N - 1, N + 1):
         says = rf"\(3, 13\); with seq_len {n} they must be .* \[batch, {1 + 2 * n}\]"
-        for name, function in calls(tiny, repeated(tiny, N)).items():
+        for function in calls(tiny, repeated(tiny, N)).values():
             with forbidden_forward(tiny), pytest.raises(ValueError, match=says):
                 function(seq_len=n)
     x = torch.zeros(1, 3, 2)

@@ -20,8 +20,8 @@ run_course = pytest.importorskip("run_course")
 
 from browser import FLAGS, UNTOUCHED, Lab, LabNotebook, find_chromium, painted, watched_page, what_is_missing  # noqa: E402
 
-from course_utils.exercises import progress_store
 from course_utils import viz
+from course_utils.exercises import progress_store
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

@@ -27,6 +27,7 @@ from course_utils import (
     language,
     latents,
     logit_attribution,
+    metrics,
     models,
     path_patching,
     repeated_tokens,
@@ -36,13 +37,12 @@ from course_utils import (
     sae_training,
     splicing,
     text,
+    viz,
 )
-from course_utils import metrics
 from course_utils.exercises import Exercise, assess, grading
 from course_utils.exercises.checking import Case, compare_cases, property_check, require
 from course_utils.passes import clean_run, padding, parts, pooling, resumed, sites, traits, trial
 from course_utils.sae_formats import objects, others, saelens
-from course_utils import viz
 from course_utils.viz import charts, dashboards
 
 pytestmark = pytest.mark.once

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from small_models import forbidden_forward, hook_count
 
 from course_utils import faithfulness
-from course_utils.metrics import kl_divergence, reconstruction_score
 from course_utils.faithfulness import COURSE, IN_NATS, SAEBENCH, SAELENS, Convention, FaithfulnessReport, evaluate_sae
-from course_utils.metrics import delta_cross_entropy, js_of_log_probs
+from course_utils.metrics import delta_cross_entropy, js_of_log_probs, kl_divergence, reconstruction_score
 from course_utils.passes import Site
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
 from course_utils.text import own_text, sample_text

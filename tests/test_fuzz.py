@@ -39,11 +39,11 @@ from test_sae_training import config as sae_config
 from test_sae_training import new_sae, some
 
 from course_utils import exercises, models
+from course_utils import measured as report
 from course_utils.exercises import grading, progress_store
 from course_utils.exercises.grading.submissions import attempts_in
 from course_utils.house import DamagedModelFile
 from course_utils.house.files import SETTINGS
-from course_utils import measured as report
 from course_utils.models import HASHES, from_folder
 from course_utils.models.folders import write_hashes
 from course_utils.sae import KINDS, SparseAutoencoder

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_utils import sae_files
-from course_utils import text
 from course_utils.faithfulness import evaluate_sae
 from course_utils.language import StoryLanguage
 from course_utils.latents import (
