@@ -27,6 +27,7 @@ N, LENGTH = 5, 9
 PLACES = [("blocks.1.hook_resid_pre", None), ("blocks.0.hook_resid_post", None), ("blocks.1.hook_resid_post", None),
           ("blocks.0.hook_mlp_out", None), ("blocks.1.hook_attn_out", None), ("blocks.1.attn.hook_z", None),
           ("blocks.0.attn.hook_z", 2)]
+PLACES_AND_HOLES = [(*place, number % 2 == 0) for number, place in enumerate(PLACES)]   # in a mask, or none
 RESIDUAL = "blocks.1.hook_resid_pre"
 METRICS = [each.name for each in fields(FaithfulnessReport) if each.type == "float"]
 SCORES = {"reconstruction_score": "ce_zero", "reconstruction_score_mean": "ce_mean"}
@@ -554,8 +555,7 @@ def test_sequences_may_come_in_any_order(model):
 # --- autoencoders whose numbers are known ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hook_name, head", PLACES)
-@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("hook_name, head, holes", PLACES_AND_HOLES)
 def test_the_identity_is_perfect(model, hook_name, head, holes):
     tokens = some_tokens(model)
     report = evaluate_sae(model, Identity(), tokens, hook_name=hook_name, head=head,
@@ -570,8 +570,7 @@ def test_the_identity_is_perfect(model, hook_name, head, holes):
     assert not report.undefined or hook_name not in STREAMS         # there an ablation always costs something
 
 
-@pytest.mark.parametrize("hook_name, head", PLACES)
-@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("hook_name, head, holes", PLACES_AND_HOLES)
 def test_zero_recovers_nothing(model, hook_name, head, holes):
     tokens, width = some_tokens(model), Site(model, hook_name, head).width
     report = evaluate_sae(model, Constant(torch.zeros(width)), tokens, hook_name=hook_name, head=head,
@@ -585,8 +584,7 @@ def test_zero_recovers_nothing(model, hook_name, head, holes):
     assert report.dead_fraction == 1
 
 
-@pytest.mark.parametrize("hook_name, head", PLACES)
-@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("hook_name, head, holes", PLACES_AND_HOLES)
 def test_the_mean_explains_nothing(model, hook_name, head, holes):
     tokens = some_tokens(model)
     mask = with_holes(tokens) if holes else all_but_first(tokens)
@@ -688,12 +686,6 @@ def test_each_rule_changes_what_it_says(change, differs):
     ratios = {"explained_variance_legacy", "relative_reconstruction_bias"}
     assert set(theirs.peers) == (ratios if "batch_ratios" in change else set())
     assert theirs.n_positions == N * (LENGTH - 1 if change == {"drop_last": False} else LENGTH - 2)
-
-
-def test_the_named_conventions():
-    assert Convention() == COURSE == Convention(True, False, False, False)
-    assert SAELENS == Convention(drop_last=False, ablate_everywhere=True, patch_everywhere=False, batch_ratios=True)
-    assert SAEBENCH == Convention(drop_last=False, ablate_everywhere=True, patch_everywhere=True, batch_ratios=False)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5])
@@ -908,7 +900,8 @@ def test_activations_that_are_not_finite(value, hook_name):
 
 
 @pytest.mark.parametrize("hook_name, head", PLACES)
-def test_nothing_is_left_on_the_model_or_changed(model, hook_name, head):
+def test_nothing_is_left_on_the_model_or_changed(hook_name, head):
+    model = small_models.multi_head()
     tokens, sae = some_tokens(model), random_sae(Site(model, hook_name, head).width).requires_grad_(True)
     model.run_with_cache(tokens)                                    # the library puts hooks of its own on, once
     mask, before, logits = with_holes(tokens), hook_count(model), model(tokens)
@@ -928,7 +921,8 @@ class Failing(Identity):
 
 
 @pytest.mark.parametrize("hook_name, head", PLACES)
-def test_an_error_leaves_no_hook(model, hook_name, head):
+def test_an_error_leaves_no_hook(hook_name, head):
+    model = small_models.multi_head()
     tokens = some_tokens(model)
     model.run_with_cache(tokens)
     before = hook_count(model)
