@@ -22,7 +22,7 @@
 # your function is checked at once and a card says *passed*, *wrong* (and, if it is a known mistake, which
 # one) or *not yet*. If you are stuck, `hint("00.next_token_probs")` gives a first hint, and a more explicit
 # one each time you call it; `solution("00.next_token_probs")` shows how the course does it. You can leave
-# an exercise open and read on: the notebook then goes on with the course's own function, and the card says
+# an exercise open and read on: the notebook then continues with the course's own function, and the card says
 # so.
 
 # %%

@@ -209,7 +209,7 @@ print(f"accuracy: first copy {correct[:, :SEQ_LEN].mean():.3f}, second copy {cor
 # Mind the boundary here too. For a model that does not hedge it is a miss, and accuracy cannot pass 49/50 =
 # 0.98. For one that does, "it begins again" is the best guess nearly *everywhere* in the first copy (any other
 # token is one in a thousand), and it comes true exactly once. That is why a second-half accuracy above 0.98
-# is no mistake, and no clairvoyance either.
+# is not a mistake, and not clairvoyance either.
 #
 # Everything so far is in the course's library as `repeated_token_report`; from here on we call that. It
 # must agree with what you just computed by hand:

@@ -201,7 +201,7 @@ for layer, theirs, ours in zip(LAYERS, published, sweep):
 assert torch.allclose(published[:, 1:], sweep[:, :-1], atol=1e-5)
 
 # %% [markdown]
-# The article's first column is no token of the second copy at all. It gives the first copy's last token the MLP
+# The article's first column does not belong to the second copy. It gives the first copy's last token the MLP
 # output of BOS, a vector unlike any other and several times as large. Whatever effect there is in that column
 # is about BOS. From there on both ranges agree, shifted by one. (Column 1 is the boundary token. What `tiny` shows
 # there in layer 0 is about the source again: the first token of all, just after BOS, has an MLP output that is

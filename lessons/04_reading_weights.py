@@ -116,7 +116,7 @@ print(f"W_Q of head 1.2, folded by us and by the library: largest difference {di
 print(f"gains of that norm: from {raw.ln_1.weight.min():.2f} to {raw.ln_1.weight.max():.2f}")
 
 # %% [markdown]
-# Who reads an *unfolded* matrix compares numbers that the gain will still stretch, differently for each
+# If you read an *unfolded* matrix, you compare numbers that the gain has yet to rescale, differently for each
 # direction. What folding cannot remove is the division by the standard deviation. It differs from position to
 # position, and a circuit of weights alone leaves it out. Keep that in mind until lesson 05, where we switch it
 # on.
@@ -214,7 +214,7 @@ plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", 
                  diverging=True)
 
 # %% [markdown]
-# Many heads copy, and most of them are no induction heads. And in `tiny` some heads of the last layers have a
+# Many heads copy, and most of them are not induction heads. And in `tiny` some heads of the last layers have a
 # score near −1: they *lower* the logit of whatever they look at. Copying is half of a description. The other half
 # is where a head looks.
 #
@@ -387,7 +387,7 @@ if real_model is not None:
 # %% [markdown]
 # In SmolLM2 the first MLP *is* part of the embedding, as is said of GPT-2. Its best induction head has a
 # clearly positive copying score, yet its OV circuit from W_E to W_U puts the own token on top for very few tokens
-# (more than chance would, but few). It sits in layer 18 of 0 to 29: what it reads is no bare embedding, and eleven
+# (more than chance would, but few). It sits in layer 18 of 0 to 29: what it reads is not a bare embedding, and eleven
 # more layers work on what it writes. A
 # circuit of weights is a claim about a direct path; the longer the real path, the weaker the claim.
 #

@@ -261,7 +261,7 @@ plot_bars(found, "share of tokens",
 # query's side helps the best query: a long query no longer wins a column by its length alone. The norm on the
 # key's side does the same for the best key. (Compare those that have more than a norm with the bar "norm".) And
 # in `tiny` the first MLP ruins the circuit, as lesson 04 foretold: a vector that is never in the residual stream
-# is no stand-in for a token. With head 0.3 in front of it, it is harmless again, and head 0.3 alone is better
+# is not a stand-in for a token. With head 0.3 in front of it, it is harmless again, and head 0.3 alone is better
 # than W_E: *this* is what the induction head's query reads.
 #
 # None of the versions is "the" circuit. Report which one you computed.

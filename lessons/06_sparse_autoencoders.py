@@ -480,7 +480,7 @@ plot_bars({"a direction, by regression": by_direction, "the best latent": streng
 # of the stream reads the answer off nearly perfectly, for the others clearly better than luck. The dictionary has
 # a latent that is strongest at "She". But for most questions, "inside a quotation" among them, the best of its
 # latents is worse than the best *axis*. Our guess: such facts hold with many words, and are spread over many
-# latents. A perfect reconstruction from latents that each look sensible is no proof that the facts one cares
+# latents. A perfect reconstruction from latents that each look sensible is not proof that the facts one cares
 # about have latents.
 #
 # The latent with the best score, on its dashboard:

@@ -311,7 +311,7 @@ table(elsewhere, ["reconstruction_score", "kl", "explained_variance", "cosine", 
 #
 # An evaluation goes through many batches, and every batch has positions that do not count: BOS, padding. The
 # mean over all counted positions is not the mean of the batches' means, unless they count equally many. And a
-# *ratio* averaged over batches is no ratio of anything.
+# *ratio* averaged over batches is not a ratio of anything.
 
 # %%
 @exercise("07.pooled_mean")
@@ -405,7 +405,7 @@ print(f"the same error everywhere:   right {explained_variance(x, shifted):.4f},
       f"forgives a shift {float(1 - (shifted - x).var(dim=0).sum() / x.var(dim=0).sum()):.4f}")
 
 # %% [markdown]
-# - *About zero*: the mean activation is not zero, and its square is no variance. An autoencoder that always
+# - *About zero*: the mean activation is not zero, and its square is not a variance. An autoencoder that always
 #   answers the mean gets credit for it (in `tiny` a fifth of ‖x‖²). (SAELens had a form of this until pull
 #   request 665; a user saw 0.98 where the truth was 0.78.)
 # - *Mean of ratios*: tokens whose activation happens to lie near the mean get enormous weight. (Older SAELens,
@@ -473,7 +473,7 @@ if real_model is not None:
 # %% [markdown]
 # A score of 0.96 and 81 % of the variance sound nearly perfect. The KL says a third of a nat for every token, a
 # tenth of the model's whole cross-entropy. The score alone did not say so. (ΔCE and KL agree here within their
-# intervals. That is no accident: this text was written by SmolLM2 itself. See lesson 08.)
+# intervals. That is not an accident: this text was written by SmolLM2 itself. See lesson 08.)
 #
 # On GPT-2 small with a published autoencoder the same call works wherever the Hugging Face hub answers. The
 # figures to expect are quoted, not ours: at resid_pre 10 a SAELens tutorial stored cross-entropies of 3.646

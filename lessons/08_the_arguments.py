@@ -179,7 +179,7 @@ if MODEL == "tiny":
     measured("measured minus predicted, in standard errors", left / error, at_least=-3, at_most=3)
 
 # %% [markdown]
-# The KL books the education as damage, three times as large as the gain in ΔCE. That is no fault: the KL asks
+# The KL counts the training as damage, three times as large as the gain in ΔCE. That is not a fault: the KL asks
 # *how much the model was changed*, ΔCE *what it cost on this text*. The commenter's "the same" is right where the
 # model's own distribution makes the text, and elsewhere only by accident. The last two rows are the identity at
 # work: what we measured from labels is what the truth predicts.
@@ -230,8 +230,8 @@ plot_histogram(means, "mean ΔCE of one draw (nats)", "draws", title="the same p
 
 # %% [markdown]
 # For small KL the variance is about twice the KL, so the number of tokens grows as the autoencoder gets *better*.
-# The KL needs no draw of the next token; only the choice of texts remains. Whoever compares two good autoencoders
-# by ΔCE on a few thousand tokens compares much luck.
+# The KL needs no draw of the next token; only the choice of texts remains. If you compare two good
+# autoencoders by ΔCE on a few thousand tokens, you are mostly comparing luck.
 #
 # ## 3 · "For the two to be equal, this would have to hold"
 #
@@ -337,7 +337,7 @@ print(f"score {score:.5f}; with a draw for each loss its interval would be {low:
 
 # %% [markdown]
 # - **L_zero is the *least* noisy of all.** Without the stream the model says nearly the same at every position. Its
-#   value depends hardly on the text. (What is wrong with it is not its noise but its distance: see lesson 07.)
+#   value hardly depends on the text. (What is wrong with it is not its noise but its distance: see lesson 07.)
 # - **L_sae depends on the batch**, as the second voice said, and says little: nearly all of its width is the
 #   text's, shared with L_clean.
 # - **ΔCE and 1 − score have the same relative width**, because one is the other divided by a constant. Neither is
@@ -355,7 +355,7 @@ for i in (*order[:2].tolist(), int(order[N // 2])):
     print(f"  KL {by_text[i]:.4f}: {model.tokenizer.decode(written[i, 1:14])!r}")
 
 # %% [markdown]
-# In `tiny` the worst texts are no stories. One part of its training was random words that repeat (lesson 01), so
+# In `tiny` the worst texts are not stories at all. One part of its training was random words that repeat (lesson 01), so
 # now and then it writes such a text itself; and the autoencoder, which saw only stories, fails on them. The mean
 # was made by a few sequences, and the interval (the ± above) said so. Lesson 09 is about this failure.
 #
@@ -415,7 +415,7 @@ for row, position in (divmod(index, kl.shape[1]) for index in worst):
 
 # %% [markdown]
 # A few tokens carry a good part of the KL, and here the two metrics part, token by token. Where the patch takes
-# belief away from a wrong favourite, ΔCE is mostly below 0, and now and then far below: a gain. The KL books the
+# belief away from a wrong favourite, ΔCE is mostly below 0, and now and then far below: a gain. The KL counts the
 # same change as damage. (In the mean the gains are paid for by tokens where the belief went elsewhere.) And mind
 # the word *wrong*: in the stories we can ask the truth. It was nearly undecided there, and the model somewhat too
 # sure. In the worst cases above the autoencoder does not share that error; over all of these tokens it does.
@@ -600,7 +600,7 @@ if real_model is not None:
 # %% [markdown]
 # The first argument, decided in a real model: on its own text ΔCE and KL agree; on stories, which it did not
 # write, **ΔCE is about half of the KL**. The rest term is negative: on the whole the patch lowers tokens that the
-# model had overrated, or raises ones that it had underrated. Whoever had reported ΔCE only would have called the
+# model had overrated, or raises ones that it had underrated. Anyone who had reported only ΔCE would have called the
 # same autoencoder twice as good.
 #
 # The baselines are closer together than in `tiny`, and here the reconstruction does about two thirds more harm than
