@@ -53,8 +53,7 @@ def _try_model(name: str) -> int:
 
 
 def run_grade(options: argparse.Namespace) -> int:
-    from course_utils.exercises.grading import CannotGrade, grade, summary
-    from course_utils.exercises.grading.isolation import Limits
+    from course_utils.exercises.grading import CannotGrade, Limits, grade, summary
 
     try:
         rows = grade(options.folder, options.out, Limits(options.seconds, options.gigabytes))
@@ -71,7 +70,7 @@ def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="do not ask whether the Hugging Face hub answers")
-    parser.add_argument("--model", metavar="NAME", help="load this model, and say what it can be asked and what not")
+    parser.add_argument("--model", metavar="NAME", help="load this model, and say what it can and cannot be asked")
 
 
 def _grade_arguments(parser: argparse.ArgumentParser) -> None:
