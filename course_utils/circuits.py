@@ -394,7 +394,7 @@ def _norm_of_product(left: Float[Tensor, "n d k"], right: Float[Tensor, "n d k"]
 def random_head_pairs(
     n_layers: int, n_heads: int, n_pairs: int, *, exclude: Sequence[tuple[int, int]] = (), seed: int = 0
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Different pairs ((layer, head), (later layer, head)) for a control, drawn from all such pairs alike.
+    """Different pairs ((layer, head), (later layer, head)) for a control, drawn uniformly from all such pairs.
 
     Args:
         exclude: heads that must be in no pair, such as those the claim is about.
