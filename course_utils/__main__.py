@@ -70,7 +70,7 @@ def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="do not ask whether the Hugging Face hub answers")
-    parser.add_argument("--model", metavar="NAME", help="load this model, and say what it can be asked and what not")
+    parser.add_argument("--model", metavar="NAME", help="load this model, and say what it can and cannot be asked")
 
 
 def _grade_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 KINDS = ("zero", "mean", "resample")
-COLUMNS_AT_A_TIME = 7      # patched positions that share a batch: with more, fewer calls but more positions each
+COLUMNS_AT_A_TIME = 7      # patched positions that share a batch: more mean fewer calls, of more positions each
 POSITIONS_AT_A_TIME = 512  # residual vectors unembedded at once: with 50,000 tokens, 100 MB of logits
 
 
@@ -33,7 +33,7 @@ def second_copy_loss(
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy (nats) of the tokens of the second copy, its first token (the boundary) included.
 
-    Targets are tokens[:, seq_len + 1:], and the logits that predict them stand one position earlier.
+    Targets are tokens[:, seq_len + 1:], and the logits that predict them are one position earlier.
     Raises:
         ValueError: if tokens are not BOS and two equal copies of seq_len tokens.
     """
@@ -66,9 +66,11 @@ def mlp_patch_sweep(
     clean_losses = _losses(clean, clean_final, targets)                             # [batch, pos]
     sweep = torch.zeros(len(layers), seq_len)
     columns_that_matter = torch.arange(seq_len if as_published else seq_len - 1)
-    for columns in tqdm(columns_that_matter.split(COLUMNS_AT_A_TIME), desc="positions", delay=1, disable=bars_are_off()):
+    batches = columns_that_matter.split(COLUMNS_AT_A_TIME)
+    for columns in tqdm(batches, desc="positions", delay=1, disable=bars_are_off()):
         positions = columns + (seq_len if as_published else seq_len + 1)
-        start, final = positions[0].item(), _patched(clean, layers, positions, seq_len)
+        start = positions[0].item()
+        final = _patched(clean, layers, positions, seq_len)                         # […, pos-start, d_model]
         changed = (final != clean_final[:, start:]).any(dim=-1)                     # [layer, column, batch, pos-start]
         losses = clean_losses[:, start:].expand_as(changed).clone()
         losses[changed] = _losses(clean, final[changed], targets[:, start:].expand_as(changed)[changed])
@@ -83,27 +85,30 @@ def _patched(
 
     One batch for all patches: it moves up through the blocks, and at each layer the rows that are patched there join.
     """
-    start, order = positions[0].item(), sorted(layers)
-    shape = (len(positions), *clean.residuals[0][:, start:].shape)                  # [column, batch, pos-start, …]
-    rows, here = clean.residuals[0][:0, start:], order[0] + 1                      # none yet: none below the first
-    for layer in order:
-        rows, here = clean.continue_from(here, rows, start=start, stop=layer + 1), layer + 1
+    start, columns = positions[0].item(), range(len(positions))
+    order = sorted(layers)
+    next_layers = [*order[1:], None]                                                # None: to the last block
+    rows = clean.residuals[0][:0, start:]                                           # [0, pos-start, d_model]: none yet
+    for layer, next_layer in zip(order, next_layers):
         output = clean.activations[mlp_out(layer)]                                  # [batch, pos, d_model]
         changes = output[:, positions - seq_len] - output[:, positions]             # [batch, column, d_model]
         patched = clean.residuals[layer + 1][:, start:].repeat(len(positions), 1, 1, 1)
-        patched[range(len(positions)), :, positions - start] += changes.transpose(0, 1)
-        rows = torch.cat([rows, patched.flatten(0, 1)])
-    rows = clean.continue_from(here, rows, start=start).reshape(len(layers), *shape)
-    return rows[[order.index(layer) for layer in layers]]
+        patched[columns, :, positions - start] += changes.transpose(0, 1)           # [column, batch, pos-start, …]
+        rows = torch.cat([rows, patched.flatten(0, 1)])                             # [rows, pos-start, d_model]
+        stop = None if next_layer is None else next_layer + 1
+        rows = clean.continue_from(layer + 1, rows, start=start, stop=stop)
+    finals = rows.reshape(len(layers), *patched.shape)                              # in the order of `order`
+    return finals[[order.index(layer) for layer in layers]]
 
 
 def _losses(
     clean: CleanRun, final: Float[Tensor, "... d_model"], targets: Int[Tensor, "..."]
 ) -> Float[Tensor, "..."]:
     """Cross-entropy (nats) of each target, given the residual stream that leaves the last block."""
-    pieces = [F.cross_entropy(clean.logits(some), wanted, reduction="none") for some, wanted in zip(
-        final.flatten(0, -2).split(POSITIONS_AT_A_TIME), targets.flatten().split(POSITIONS_AT_A_TIME))]
-    return torch.cat(pieces).reshape(targets.shape)
+    vectors = final.flatten(0, -2).split(POSITIONS_AT_A_TIME)                       # each [some, d_model]
+    wanted = targets.flatten().split(POSITIONS_AT_A_TIME)                           # each [some]
+    losses = [F.cross_entropy(clean.logits(x), tokens, reduction="none") for x, tokens in zip(vectors, wanted)]
+    return torch.cat(losses).reshape(targets.shape)
 
 
 # --- ablation: a whole head or MLP, at every position but the first ------------------------------------------------
@@ -112,11 +117,12 @@ def _losses(
 def ablate(activation: Float[Tensor, "batch pos ..."], kind: str) -> Float[Tensor, "batch pos ..."]:
     """What takes an activation's place; position 0 (BOS) keeps its own, as everywhere in this course.
 
-    zero: zeros. (Of a head's z: the value bias, which a head adds whatever it sees, lies in b_O.) mean: the mean over batch and positions 1 … last, the same everywhere. resample: the activation of
-    the next sequence of the batch (the last gets the first's) at the same position.
+    zero: zeros. (A head's value bias, which it adds whatever it sees, is not in its z: it was moved to b_O.)
+    mean: the mean over batch and positions 1 … last, the same everywhere.
+    resample: the activation of the next sequence of the batch (the last gets the first's) at the same position.
 
     Raises:
-        ValueError: if kind is none of these, or there is only one sequence to resample from.
+        ValueError: if kind is not one of these, or there is only one sequence to resample from.
     """
     check_kind(kind, len(activation))
     rest = activation[:, 1:]
@@ -150,7 +156,8 @@ def head_ablation_scores(
         new = ablate(clean.activations[hook_z(layer)], kind)                        # [batch, pos, head, d_head]
         for head in range(model.cfg.n_heads):
             with model.hooks(fwd_hooks=[(hook_z(layer), replace_head(head, new[:, :, head]))]):
-                scores[row, head] = mean_loss(clean, clean.continue_from(layer, clean.residuals[layer]), first)
+                final = clean.continue_from(layer, clean.residuals[layer])
+            scores[row, head] = mean_loss(clean, final, first)
     return scores - mean_loss(clean, clean.residuals[-1], first).cpu()
 
 
@@ -256,8 +263,11 @@ def head_attribution_scores(
     check_zero(model, kind)
     names = [hook_z(layer) for layer in range(model.cfg.n_layers)]
     found = gradients(model, tokens, names, lambda logits: second_copy_loss(logits, tokens, seq_len))
-    scores = [((ablate(z, kind) - z) * slope).sum(dim=(0, 1, 3)) for z, slope in (found[name] for name in names)]
-    return torch.stack(scores).cpu()
+    rows = []
+    for z, slope in (found[name] for name in names):                                # both [batch, pos, head, d_head]
+        change = ablate(z, kind) - z
+        rows.append((change * slope).sum(dim=(0, 1, 3)))
+    return torch.stack(rows).cpu()
 
 
 # --- names and checks ----------------------------------------------------------------------------------------------
@@ -272,7 +282,7 @@ def check_kind(kind: str, batch: int) -> None:
 
 
 def check_zero(model: TransformerBridge, kind: str) -> None:
-    """Raise NotForThisModel if a head is to be ablated by zeros, but its zero is another one than in other models."""
+    """Raise NotForThisModel if a head is to be ablated by zeros, but a head of zeros still adds something here."""
     if kind == "zero":
         require(model, "zero ablation of a head", "zero")
 

@@ -9,11 +9,12 @@ x is the activation, x̂ its reconstruction, ε = ‖x̂ − x‖, and g a vecto
     norm_corrected      x̂ ‖x‖ / ‖x̂‖                             the reconstruction without its shrinkage
     zero, mean          nothing at all, and the mean activation
 
-If x̂ does much more harm than a random error of its size, its error is no noise: it hits what the model reads.
+If x̂ does much more harm than a random error of its size, its error is not noise: it hits what the model reads.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.faithfulness import HasEncodeDecode, POSITIONS_AT_A_TIME, run_and_reconstruct, site_of
+from course_utils.faithfulness import POSITIONS_AT_A_TIME, HasEncodeDecode, run_and_reconstruct, site_of
 from course_utils.house import bars_are_off
 from course_utils.language import Sample
 from course_utils.metrics import defined_ratio, interval, kl_of_log_probs, log_softmax
@@ -76,7 +77,8 @@ def covariance_root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
 
 
 def activation_statistics(
-    model: TransformerBridge, site: Site, tokens: Int[Tensor, "n pos"], counted: Bool[Tensor, "n pos"], batch_size: int = 32
+    model: TransformerBridge, site: Site, tokens: Int[Tensor, "n pos"], counted: Bool[Tensor, "n pos"],
+    batch_size: int = 32,
 ) -> tuple[Float[Tensor, "width"], Float[Tensor, "width width"]]:
     """Mean and covariance of the activation over the counted positions, in float64, summed batch by batch.
 
@@ -120,9 +122,13 @@ class NoiseFloor:
         """A table, one row for each kind. KL and ΔCE in nats."""
         import pandas as pd
 
-        rows = [{"kind": kind, "KL": self.kl[kind], "low": self.kl_intervals[kind][0], "high": self.kl_intervals[kind][1],
-                 "spread of draws": self.spread[kind], "ΔCE": self.delta_ce[kind], "SAE / this": self.ratio[kind],
-                 "ratio low": self.ratio_intervals[kind][0], "ratio high": self.ratio_intervals[kind][1]} for kind in self.kl]
+        rows = []
+        for kind in self.kl:
+            low, high = self.kl_intervals[kind]
+            ratio_low, ratio_high = self.ratio_intervals[kind]
+            rows.append({"kind": kind, "KL": self.kl[kind], "low": low, "high": high,
+                         "spread of draws": self.spread[kind], "ΔCE": self.delta_ce[kind],
+                         "SAE / this": self.ratio[kind], "ratio low": ratio_low, "ratio high": ratio_high})
         return pd.DataFrame(rows).set_index("kind")
 
 
@@ -174,22 +180,22 @@ def harm(
 
     `finals` are what leaves the last block in each. A few positions' logits exist at a time.
     """
-    targets, out = clean.tokens.roll(-1, dims=1).flatten(), {}
+    next_tokens, out = clean.tokens.roll(-1, dims=1).flatten(), {}                  # [batch * pos]
     for some in counted.flatten().nonzero()[:, 0].split(POSITIONS_AT_A_TIME):
-        came = targets[some, None]
+        target = next_tokens[some, None]                                            # [some, 1]
         log_p = log_softmax(clean.logits(clean.residuals[-1].flatten(0, 1)[some]))
         for name, final in finals.items():
             log_q = log_softmax(clean.logits(final.flatten(0, 1)[some]))
             values = {f"kl {name}": kl_of_log_probs(log_p, log_q),
-                      f"delta_ce {name}": (log_p - log_q).gather(1, came)[:, 0]}
+                      f"delta_ce {name}": (log_p - log_q).gather(1, target)[:, 0]}
             for key, value in values.items():
-                out.setdefault(key, torch.zeros_like(targets, dtype=value.dtype))[some] = value
+                out.setdefault(key, torch.zeros_like(next_tokens, dtype=value.dtype))[some] = value
     return {key: value.reshape(counted.shape) for key, value in out.items()}
 
 
 def _vectors(
-    kind: str, x: Float[Tensor, "batch pos d"], x_hat: Float[Tensor, "batch pos d"], noise: Float[Tensor, "batch pos d"],
-    mean: Float[Tensor, "d"], root: Float[Tensor, "d d"],
+    kind: str, x: Float[Tensor, "batch pos d"], x_hat: Float[Tensor, "batch pos d"],
+    noise: Float[Tensor, "batch pos d"], mean: Float[Tensor, "d"], root: Float[Tensor, "d d"],
 ) -> Float[Tensor, "batch pos d"]:
     if kind == "epsilon_random":
         return epsilon_random(x, x_hat, noise)
@@ -205,10 +211,11 @@ def _vectors(
 def _noise(seed: int, draw: int, row: int, like: Float[Tensor, "pos d"]) -> Float[Tensor, "pos d"]:
     """White noise for one sequence: a function of these three numbers alone, and the same where more positions follow.
 
-    (`torch.randn` fills in blocks of 16; a last block that is not whole would get other numbers.)
+    (`torch.randn` fills in blocks of 16; an incomplete last block would get other numbers.)
     """
     rng = torch.Generator().manual_seed(seed + 1_000_003 * (draw + 1) + 1_000_000_007 * (row + 1))
-    return torch.randn(-(-like.numel() // 16) * 16, generator=rng)[: like.numel()].reshape(like.shape).to(like)
+    whole_blocks = 16 * math.ceil(like.numel() / 16)
+    return torch.randn(whole_blocks, generator=rng)[:like.numel()].reshape(like.shape).to(like)
 
 
 def _only(
@@ -216,7 +223,8 @@ def _only(
 ) -> tuple[Bool[Tensor, "n pos"], Bool[Tensor, "n pos"]]:
     """One position to change, and those from it on to count."""
     if not 0 < at < mask.shape[1] - 1:
-        raise ValueError(f"at is {at}; it must be from 1 to {mask.shape[1] - 2}, a position that is neither BOS nor the last")
+        raise ValueError(f"at is {at}; it must be from 1 to {mask.shape[1] - 2}, a position that is neither BOS nor "
+                         "the last")
     positions = torch.arange(mask.shape[1], device=mask.device)
     mask, counts = mask & (positions == at), counts & (positions >= at)
     if not (mask.any() and counts.any()):
@@ -226,21 +234,22 @@ def _only(
 
 def _summary(pooled: Pooled, kinds: tuple[str, ...], draws: int) -> NoiseFloor:
     """Average over the draws; ratios and intervals from the same resamples for numerator and denominator."""
-    of = {kind: [f"{kind}/{draw}" for draw in range(draws if kind in RANDOM else 1)] for kind in kinds}
+    names_of = {kind: [f"{kind}/{draw}" for draw in range(draws if kind in RANDOM else 1)] for kind in kinds}
     each = {kind: torch.stack([pooled.mean(f"kl {name}") for name in names])                        # [draw, row]
-            for kind, names in of.items()}
+            for kind, names in names_of.items()}
     kl = {kind: values.mean(0) for kind, values in each.items()}                                    # [row]
     ratio = {kind: defined_ratio(kl["sae"], value) for kind, value in kl.items()}
     positions = {kind: torch.stack([pooled.by_position(f"kl {name}") for name in names]).mean(0)
-                 for kind, names in of.items()}
+                 for kind, names in names_of.items()}
     return NoiseFloor(
         kl={kind: value[0].item() for kind, value in kl.items()},
         delta_ce={kind: sum(pooled.mean(f"delta_ce {name}")[0].item() for name in names) / len(names)
-                  for kind, names in of.items()},
-        spread={kind: values[:, 0].std().item() if len(values) > 1 else float("nan") for kind, values in each.items()},
+                  for kind, names in names_of.items()},
+        spread={kind: values[:, 0].std().item() if len(values) > 1 else math.nan for kind, values in each.items()},
         ratio={kind: value[0].item() for kind, value in ratio.items()},
         kl_intervals={kind: interval(value[1:]) for kind, value in kl.items()},
-        ratio_intervals={kind: interval(value[1:]) for kind, value in ratio.items()}, kl_by_position=positions,
+        ratio_intervals={kind: interval(value[1:]) for kind, value in ratio.items()},
+        kl_by_position=positions,
     )
 
 
@@ -289,17 +298,18 @@ def true_noise_floor(
         raise ValueError("the sample needs its truth (truth=True), for the model's own vocabulary")
     site, mask = site_of(model, sae, hook_name), checked_mask(model, sample.tokens, mask)
     counts, pooled = counted_positions(mask, followed(model, sample.tokens, mask)), Pooled(len(mask), resamples, seed)
-    for rows in tqdm(torch.arange(len(sample.tokens)).split(batch_size), desc="batches", delay=1, disable=bars_are_off()):
+    batches = torch.arange(len(sample.tokens)).split(batch_size)
+    for rows in tqdm(batches, desc="batches", delay=1, disable=bars_are_off()):
         tokens = sample.tokens[rows].to(model.cfg.device)
         clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens, site)
         final = site.continue_with(clean, torch.where(mask[rows].to(x.device)[..., None], x_hat, x))
         log_p, log_q = log_softmax(clean.logits(clean.residuals[-1])), log_softmax(clean.logits(final))
         truth = sample.true_log_probs[rows].to(log_p)
         before, after = kl_of_log_probs(truth, log_p), kl_of_log_probs(truth, log_q)
-        came = tokens.roll(-1, dims=1)[..., None]
+        next_tokens = tokens.roll(-1, dims=1)[..., None]                            # [batch, pos, 1]
         pooled.add(rows, counts[rows], {
             "kl_truth_model": before, "kl_truth_patched": after, "expected_delta_ce": after - before,
-            "delta_ce": (log_p - log_q).gather(2, came)[..., 0], "kl": kl_of_log_probs(log_p, log_q),
+            "delta_ce": (log_p - log_q).gather(2, next_tokens)[..., 0], "kl": kl_of_log_probs(log_p, log_q),
             "kl_bfloat16": kl_of_log_probs(log_p, coarser_log_probs(model, tokens)),
         })
     means = {name: pooled.mean(name) for name in pooled.sums}

@@ -228,7 +228,7 @@ def position_vectors(model: TransformerBridge, n_positions: int) -> Float[Tensor
 def score_by_distance(
     model: TransformerBridge, layer: int, head: int, tokens: Int[Tensor, "batch pos"], max_distance: int
 ) -> Float[Tensor, "max_distance+1"]:
-    """Attention score of the mean query and the mean key of some text at distances 0 … max_distance, rotary models only.
+    """Attention score of the mean query and mean key of some text at distances 0 … max_distance; rotary models only.
 
     (mean q turned by the distance) · mean k, times the layer's scale, usually 1 / sqrt(d_head): what is left of a
     head's scores (before a soft cap, if there is one) when all that its queries and keys know of their tokens is
@@ -292,30 +292,43 @@ def top_k_accuracy(
         ValueError: if the matrix is not square, k is not between 1 and vocab − 1, best is neither, or `tokens` is
             empty or has ids outside the vocabulary.
     """
+    _check_top_k(matrix, k, best)
+    if best == "query":
+        matrix = matrix.T                                                           # its columns are rows now
+    left, right = (matrix.A, matrix.B) if isinstance(matrix, FactoredMatrix) else (None, matrix)
+    right = right if right.is_floating_point() else right.float()
+    tokens = _checked_ids(tokens, right.shape[1]).to(right.device)
+    buffer = right.new_empty(ROWS_AT_A_TIME, right.shape[1])                        # the same memory for every strip
+    hits = 0
+    for ids in tokens.split(ROWS_AT_A_TIME):
+        rows = right[ids] if left is None else torch.mm(left[ids], right, out=buffer[:len(ids)])    # [strip, vocab]
+        own = rows.gather(1, ids[:, None])[:, 0]                                    # [strip]
+        rows.scatter_(1, ids[:, None], -torch.inf)                                  # leaves the other tokens' entries
+        kth_best_other = rows.amax(dim=1) if k == 1 else rows.topk(k, dim=1).values[:, -1]
+        hits += int((own > kth_best_other).sum())
+    return hits / len(tokens)
+
+
+def _check_top_k(matrix: FactoredMatrix | Tensor, k: int, best: str) -> None:
     if best not in ("key", "query"):
         raise ValueError(f'best is {best!r}; it must be "key" or "query"')
     if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"the matrix must be square, one row and one column per token; got {tuple(matrix.shape)}")
     if not 1 <= k < matrix.shape[0]:
         raise ValueError(f"k is {k}; with {matrix.shape[0]} tokens it must be between 1 and {matrix.shape[0] - 1}")
-    matrix, hits = matrix if best == "key" else matrix.T, 0
-    left, right = (matrix.A, matrix.B) if isinstance(matrix, FactoredMatrix) else (None, matrix)
-    right = right if right.is_floating_point() else right.float()
-    tokens = torch.arange(len(right.T), device=right.device) if tokens is None else tokens.to(right.device)
-    if not len(tokens) or tokens.min() < 0 or tokens.max() >= len(right.T):
-        raise ValueError(f"tokens must be one or more ids from 0 to {len(right.T) - 1}, got {tokens.tolist()[:8]}")
-    space = right.new_empty(ROWS_AT_A_TIME, len(right.T))                           # one piece of memory for all strips
-    for own in tokens.split(ROWS_AT_A_TIME):
-        rows = right[own] if left is None else torch.mm(left[own], right, out=space[:len(own)])     # [strip, vocab]
-        diagonal = rows.gather(1, own[:, None])[:, 0]
-        rows.scatter_(1, own[:, None], -torch.inf)                                  # what is left: the others
-        rival = rows.amax(dim=1) if k == 1 else rows.topk(k, dim=1).values[:, -1]   # the k-th best of them
-        hits += int((diagonal > rival).sum())
-    return hits / len(tokens)
+
+
+def _checked_ids(tokens: Int[Tensor, "some"] | None, vocab: int) -> Int[Tensor, "some"]:
+    """The tokens asked for; None: all of the vocabulary."""
+    if tokens is None:
+        return torch.arange(vocab)
+    if not len(tokens) or tokens.min() < 0 or tokens.max() >= vocab:
+        raise ValueError(f"tokens must be one or more ids from 0 to {vocab - 1}, got {tokens.tolist()[:8]}")
+    return tokens
 
 
 def copying_score(circuit: FactoredMatrix) -> float:
-    """Sum of the circuit's eigenvalues divided by the sum of their sizes: 1 if every direction is copied, −1 if all flip.
+    """Sum of the eigenvalues over the sum of their absolute values: 1 if every direction is copied, −1 if all flip.
 
     NaN if the circuit is all zero. Only the d_head eigenvalues that are not zero count; they are those of the small
     matrix B A. Source: Elhage et al. (2021).
@@ -339,9 +352,9 @@ def composition_scores(model: TransformerBridge, kind: str = "K") -> Float[Tenso
 
     A = W_V W_O of the earlier head; B = W_K W_Q^T (K), W_Q W_K^T (Q) or W_V W_O (V) of the later, with the weights of
     the norms of queries and keys, where the model has them (Qwen 3), in W_Q and W_K. 0 where layer2 is not after
-    layer. The norms are taken from products of d_head × d_head matrices, in float64 (squares of squares).
+    layer. The Frobenius norms come from products of d_head × d_head matrices, in float64 (squares of squares).
     Raises:
-        ValueError: if kind is none of these.
+        ValueError: if kind is not one of these.
     Source: Elhage et al. (2021). Equals TransformerLens `all_composition_scores` where every head has its own keys.
     """
     if kind not in ("K", "Q", "V"):
@@ -349,7 +362,7 @@ def composition_scores(model: TransformerBridge, kind: str = "K") -> Float[Tenso
     require(model, "a composition score", "reads", "writes", "patterns" if kind == "V" else "scores")
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
     weights = [head_weights(model, layer, head) for layer in range(layers) for head in range(heads)]
-    Q, K, V, O = (torch.stack([each[name] for each in weights]).double() for name in "QKVO")
+    Q, K, V, O = (torch.stack([each[name] for each in weights]).double() for name in "QKVO")    # n = layers * heads
     O = centred(model, O)                                                           # as the norm that reads it will
     Q, K = Q * _gains(model, "q").to(Q), K * _gains(model, "k").to(K)
     left, right = {"K": (K, Q), "Q": (Q, K), "V": (V, O.mT)}[kind]                  # B = left @ right^T, by head
@@ -381,7 +394,7 @@ def _norm_of_product(left: Float[Tensor, "n d k"], right: Float[Tensor, "n d k"]
 def random_head_pairs(
     n_layers: int, n_heads: int, n_pairs: int, *, exclude: Sequence[tuple[int, int]] = (), seed: int = 0
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Different pairs ((layer, head), (later layer, head)) for a control, drawn from all such pairs alike.
+    """Different pairs ((layer, head), (later layer, head)) for a control, drawn uniformly from all such pairs.
 
     Args:
         exclude: heads that must be in no pair, such as those the claim is about.

@@ -1,7 +1,7 @@
 """What works on this machine, and what to do about what does not: `python -m course_utils doctor`.
 
 Each check looks at one thing and answers with a `Finding`. None of them downloads anything; one asks the Hugging Face
-hub for its front page, with a few seconds of patience, unless `--offline` is given.
+hub for its front page and waits a few seconds, unless `--offline` is given.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def check_torch() -> Finding:
 
 
 def check_gpu() -> Finding:
-    """Whether there is a GPU. None is needed."""
+    """Whether there is a GPU. The lessons do not need one."""
     try:
         import torch
     except (ImportError, OSError):
@@ -131,7 +131,8 @@ def check_jupyter() -> Finding:
     found = [name for name in ("jupyterlab", "notebook") if importlib.util.find_spec(name)]
     if found:
         return Finding("Jupyter", OK, ", ".join(f"{name} {version(name)}" for name in found))
-    return Finding("Jupyter", NOTE, "not in this environment", "pip install jupyterlab, or open the notebooks elsewhere")
+    return Finding("Jupyter", NOTE, "not in this environment",
+                   "pip install jupyterlab, or open the notebooks elsewhere")
 
 
 def check_cache() -> Finding:
@@ -180,12 +181,14 @@ def _requirement_problem(requirement: str) -> str:
         found = version(wanted.name)
     except PackageNotFoundError:
         return f"{wanted.name} is not installed"
-    return "" if wanted.specifier.contains(found, prereleases=True) else f"{wanted.name} is {found}, wanted {wanted.specifier}"
+    if wanted.specifier.contains(found, prereleases=True):
+        return ""
+    return f"{wanted.name} is {found}, wanted {wanted.specifier}"
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    check_python, check_packages, check_torch, check_gpu, check_tiny, check_models, check_widgets, check_jupyter, check_cache,
-    check_progress,
+    check_python, check_packages, check_torch, check_gpu, check_tiny, check_models, check_widgets, check_jupyter,
+    check_cache, check_progress,
 )
 
 
@@ -204,5 +207,5 @@ def as_text(findings: list[Finding]) -> str:
             lines.append(f"{'':9}{'':17} → {each.advice}")
     problems = sum(each.status == PROBLEM for each in findings)
     last = "Everything that the lessons need works." if not problems else (
-        f"{problems} problem{'s' * (problems > 1)}: the lessons will not run before this is mended.")
+        f"{problems} problem{'s' * (problems > 1)}: the lessons will not run until this is fixed.")
     return "\n".join([*lines, "", last])

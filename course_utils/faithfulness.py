@@ -14,6 +14,7 @@ A score divides by what an ablation costs. Where the 95 % interval of that cost 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Protocol
 
@@ -52,8 +53,10 @@ __all__ = [
 ]
 
 POSITIONS_AT_A_TIME = 96  # positions whose logits exist at once: with 50,000 tokens, 20 MB for each model
-STRIP = 16                # of these, how many are compared at once: what is computed on the way fits into a cache
+STRIP = 16                # of these, how many are compared at once: fits the cache, a fifth faster than all
 RESAMPLES = 200           # of the bootstrap
+
+LogProbs = Callable[[Int[Tensor, "place"]], Float[Tensor, "place vocab"]]   # from places in a flattened batch
 
 
 # --- conventions -----------------------------------------------------------------------------------------------------
@@ -63,7 +66,7 @@ RESAMPLES = 200           # of the bootstrap
 class Convention:
     """What libraries decide differently. The defaults are the course's rule."""
 
-    drop_last: bool = True            # the last position counts nowhere; else only cross-entropy leaves it out
+    drop_last: bool = True            # the last position never counts; if False, only cross-entropy leaves it out
     ablate_everywhere: bool = False   # the ablated passes also replace the positions that the mask leaves out
     patch_everywhere: bool = False    # the autoencoder's pass does, too
     batch_ratios: bool = False        # `peers` gets two means of the ratios of batches; they depend on batch_size
@@ -116,7 +119,7 @@ class FaithfulnessReport:
     n_positions: int                      # counted ones
     intervals: dict[str, tuple[float, float]] = field(repr=False)       # 95 %, from resampling the sequences
     by_position: dict[str, Float[Tensor, "pos"]] = field(repr=False)    # means over the sequences; NaN: not counted
-    density: Float[Tensor, "d_sae"] = field(repr=False)                 # share of the positions where each latent is active
+    density: Float[Tensor, "d_sae"] = field(repr=False)                 # share of positions where each latent is active
     active_sequences: Int[Tensor, "d_sae"] = field(repr=False)          # in how many sequences each is active
     peers: dict[str, float] = field(repr=False, default_factory=dict)   # what only another convention has
     undefined: dict[str, str] = field(default_factory=dict)             # {metric that is not defined: why}
@@ -140,7 +143,7 @@ class FaithfulnessReport:
         """A table: each metric with its unit and its interval, entropies in nats or bits; or why it is not defined.
 
         Raises:
-            ValueError: if the unit is another.
+            ValueError: if the unit is neither.
         """
         import pandas as pd
 
@@ -181,38 +184,40 @@ def evaluate_sae(
     Args:
         sae: ours, SAELens's, or any object with `encode` and `decode`.
         hook_name, head: where it goes; None: where it says that it was trained.
-        mask: which positions are patched and counted; None: all but the first (BOS). With padding it is needed: see
-            `passes.without_padding`. The last position before padding does not count, as a row's last one does not.
+        mask: which positions are patched and counted; None: all but the first (BOS). Padded text needs one: see
+            `passes.without_padding`. The last position before padding does not count, nor does the last of a row.
         convention: see `Convention`.
         everything: False leaves out what the peers do not have: reverse_kl, js, ce_mean.
-        resamples, seed: of the bootstrap behind the intervals; 0 for none. Which scores are defined is then judged
-            with 200 all the same.
-        force: evaluate an autoencoder at another place than the one it was trained at.
+        resamples, seed: of the bootstrap behind the intervals; 0 for none. (Which scores are defined is then still
+            judged with 200.)
+        force: evaluate an autoencoder somewhere other than where it was trained.
     Raises:
         ValueError: if the place or the width is wrong, the mask does not fit, is empty, counts padding or what comes
-            after it, or is missing beside padding, an activation is not finite, or the object does something else than
-            decode(encode(x)).
+            after it, or is missing although the text is padded, an activation is not finite, or the object does
+            something other than decode(encode(x)).
     """
     site = site_of(model, sae, hook_name, head, force)
     mask = checked_mask(model, tokens, mask)
     known = followed(model, tokens, mask)
     counts = counted_positions(mask, known, convention.drop_last)
     sums = _Sums(len(tokens), resamples, seed)
-    zero = _ConstantPass(model, site, tokens, mask, torch.zeros(site.width), convention)
+    with_zeros = _ConstantPass(model, site, tokens, mask, torch.zeros(site.width), convention)
     batches = torch.arange(len(tokens)).split(batch_size)
     for rows in tqdm(batches, desc="batches", delay=1, disable=bars_are_off()):
         keep, counted = mask[rows], counts[rows]
         clean, x, latents, x_hat = run_and_reconstruct(model, sae, tokens[rows], site)
         patched = x_hat if convention.patch_everywhere else torch.where(keep[..., None], x_hat, x)
         final = site.continue_with(clean, patched)
-        zero.run(clean, keep)
         sums.add_activations(rows, counted, x, x_hat, latents, convention)
-        sums.add_predictions(rows, counted, known[rows], _predictions(clean, final, zero, counted, everything))
+        losses, divergences = _compare(clean, final, with_zeros.log_probs(clean, keep), counted, everything)
+        sums.add(rows, counted & known[rows], losses)               # no loss where the next token is not known
+        sums.add(rows, counted, divergences)
     if everything:
-        mean = _ConstantPass(model, site, tokens, mask, sums.mean_activation, convention)
-        for rows in tqdm(batches, desc="mean ablation", delay=1, disable=bars_are_off() or mean.same_for_all):
-            mean.run(None if mean.same_for_all else CleanRun(model, tokens[rows], site.recorded), mask[rows])
-            sums.add_predictions(rows, counts[rows], known[rows], {"ce_mean": mean.cross_entropy(tokens[rows])})
+        with_mean = _ConstantPass(model, site, tokens, mask, sums.mean_activation, convention)
+        for rows in tqdm(batches, desc="mean ablation", delay=1, disable=bars_are_off() or with_mean.same_for_all):
+            clean = None if with_mean.same_for_all else CleanRun(model, tokens[rows], site.recorded)
+            loss = _cross_entropy(with_mean.log_probs(clean, mask[rows]), tokens[rows])
+            sums.add(rows, counts[rows] & known[rows], {"ce_mean": loss})
     return sums.report()
 
 
@@ -223,7 +228,7 @@ def patched_logits(
 ) -> tuple[Float[Tensor, "batch pos vocab"], Float[Tensor, "batch pos vocab"]]:
     """Logits of the model, and with the reconstruction in the activation's place where the mask says so.
 
-    All of them at once: for a few rows. `mask` is as in `evaluate_sae`; the logits at padding mean nothing.
+    All logits exist at once, so give it a few rows. `mask` is as in `evaluate_sae`; logits at padding mean nothing.
     Raises ValueError as `evaluate_sae` does.
     """
     site, mask = site_of(model, sae, hook_name), checked_mask(model, tokens, mask)
@@ -234,7 +239,9 @@ def patched_logits(
 
 def run_and_reconstruct(
     model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "batch pos"], site: Site
-) -> tuple[CleanRun, Float[Tensor, "batch pos width"], Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos width"]]:
+) -> tuple[
+    CleanRun, Float[Tensor, "batch pos width"], Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos width"]
+]:
     """A clean pass, the activation in it, its latents and its reconstruction.
 
     Raises:
@@ -258,8 +265,9 @@ def reconstruct(
     given = x
     if getattr(sae, "hook_z_reshaping_mode", False):                # SAELens: it wants the heads apart
         given = x.unflatten(-1, (-1, site.d_head))
-    if (own := next(iter(getattr(sae, "parameters", list)()), None)) is not None:
-        given = given.to(own)                                       # its device and its dtype
+    parameters = getattr(sae, "parameters", list)()                 # none, if it is no module
+    if (weight := next(iter(parameters), None)) is not None:
+        given = given.to(weight)                                    # its device and its dtype
     if not site.compared:                                           # once, on the first batch
         check_own_call(sae, given)
         site.compared = True
@@ -281,8 +289,8 @@ def site_of(
         raise ValueError(f"this autoencoder was trained at {trained_at}, not at {hook_name}: what it says there is not "
                          "about this activation. To see what happens all the same: force=True")
     if head is not None and own_head not in (None, head) and not force:
-        raise ValueError(f"this autoencoder was trained on head {own_head}, not on head {head}; to see what happens all "
-                         "the same: force=True")
+        raise ValueError(f"this autoencoder was trained on head {own_head}, not on head {head}; to see what happens "
+                         "all the same: force=True")
     site = Site(model, hook_name or trained_at, own_head if head is None else head)
     width = getattr(sae, "d_in", getattr(getattr(sae, "cfg", None), "d_in", site.width))
     if width != site.width:
@@ -290,68 +298,97 @@ def site_of(
     return site
 
 
-def _predictions(
-    clean: CleanRun, final: Float[Tensor, "batch pos d_model"], zero: _ConstantPass, counted: Bool[Tensor, "batch pos"],
-    everything: bool,
-) -> dict[str, Float[Tensor, "batch pos"]]:
-    """What the three passes predict, compared at every counted position; a few positions' logits exist at a time."""
-    targets, out = clean.tokens.roll(-1, dims=1).flatten(), {}
-    for several in counted.flatten().nonzero()[:, 0].split(POSITIONS_AT_A_TIME):
-        logits = [clean.logits(each.flatten(0, 1)[several]) for each in (clean.residuals[-1], final)]
-        for some, *both, log_zero in zip(*(each.split(STRIP) for each in (several, *logits, zero.log_probs(several)))):
-            log_p, log_q, came = *map(log_softmax, both), targets[some, None]
-            values = {"ce_clean": -log_p.gather(1, came)[:, 0], "ce_sae": -log_q.gather(1, came)[:, 0],
-                      "ce_zero": -log_zero.gather(1, came)[:, 0],
-                      "kl": kl_of_log_probs(log_p, log_q), "kl_zero": kl_of_log_probs(log_p, log_zero)}
+def _compare(
+    clean: CleanRun, final: Float[Tensor, "batch pos d_model"], log_probs_with_zeros: LogProbs,
+    counted: Bool[Tensor, "batch pos"], everything: bool,
+) -> tuple[dict[str, Float[Tensor, "batch pos"]], dict[str, Float[Tensor, "batch pos"]]]:
+    """Cross-entropies and divergences of the clean pass, the patched one and the one with zeros; 0 where not counted.
+
+    Full logits exist for POSITIONS_AT_A_TIME positions, and are compared in strips of STRIP.
+    """
+    p_stream, q_stream = clean.residuals[-1].flatten(0, 1), final.flatten(0, 1)             # [batch * pos, d_model]
+    next_tokens = clean.tokens.roll(-1, dims=1).flatten()                                   # [batch * pos]
+    places = counted.flatten().nonzero()[:, 0]                                              # [counted]
+    losses, divergences = [], []
+    for chunk in places.split(POSITIONS_AT_A_TIME):
+        p_logits, q_logits = clean.logits(p_stream[chunk]), clean.logits(q_stream[chunk])   # [chunk, vocab]
+        zero_log_probs = log_probs_with_zeros(chunk)                                        # [chunk, vocab]
+        for start in range(0, len(chunk), STRIP):
+            strip = slice(start, start + STRIP)
+            log_p = log_softmax(p_logits[strip])                                            # [strip, vocab]
+            log_q = log_softmax(q_logits[strip])
+            log_zero = zero_log_probs[strip]
+            target = next_tokens[chunk[strip], None]                                        # [strip, 1]
+            losses.append({
+                "ce_clean": -log_p.gather(1, target)[:, 0],
+                "ce_sae": -log_q.gather(1, target)[:, 0],
+                "ce_zero": -log_zero.gather(1, target)[:, 0],
+            })
+            divergences.append({"kl": kl_of_log_probs(log_p, log_q), "kl_zero": kl_of_log_probs(log_p, log_zero)})
             if everything:
-                values |= {"reverse_kl": kl_of_log_probs(log_q, log_p), "js": js_of_log_probs(log_p, log_q)}
-            for name, value in values.items():
-                out.setdefault(name, torch.zeros_like(targets, dtype=value.dtype))[some] = value
-    return {name: value.reshape(counted.shape) for name, value in out.items()}
+                divergences[-1] |= {
+                    "reverse_kl": kl_of_log_probs(log_q, log_p),
+                    "js": js_of_log_probs(log_p, log_q),
+                }
+    return _put_back(losses, counted), _put_back(divergences, counted)
+
+
+def _put_back(
+    strips: list[dict[str, Float[Tensor, "strip"]]], counted: Bool[Tensor, "batch pos"]
+) -> dict[str, Float[Tensor, "batch pos"]]:
+    """Values of the counted positions, strip after strip, at their places in the batch; 0 elsewhere."""
+    batch = {}
+    for name in strips[0] if strips else ():
+        values = torch.cat([strip[name] for strip in strips])                               # [counted]
+        batch[name] = values.new_zeros(counted.shape).masked_scatter(counted, values)
+    return batch
+
+
+def _cross_entropy(log_probs: LogProbs, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
+    """Cross-entropy of each next token; the last position's means nothing."""
+    next_tokens = tokens.roll(-1, dims=1).flatten()                                         # [batch * pos]
+    places = torch.arange(len(next_tokens), device=tokens.device)
+    chunks = places.split(POSITIONS_AT_A_TIME)
+    losses = [-log_probs(chunk).gather(1, next_tokens[chunk, None])[:, 0] for chunk in chunks]
+    return torch.cat(losses).reshape(tokens.shape)
 
 
 class _ConstantPass:
     """Passes with a constant vector in the activation's place: zero, or the mean.
 
-    If nothing of the sequence passes the constant by, its predictions are the same for every sequence, and one
-    sequence is run for all. That takes a residual stream, and, where the mask leaves positions out, that these are
-    the first ones and hold the same tokens everywhere: BOS, usually.
+    If nothing about the sequence bypasses the constant, the predictions are the same for every sequence, and one
+    sequence is run for all. That takes a residual stream, and a mask that leaves out nothing, or only the same first
+    tokens in every row: BOS, usually.
     """
 
     def __init__(
         self, model: TransformerBridge, site: Site, tokens: Int[Tensor, "n pos"], mask: Bool[Tensor, "n pos"],
         value: Float[Tensor, "width"], convention: Convention,
     ) -> None:
-        self.site, self.value, self.everywhere = site, value.to(tokens.device, torch.float32), convention.ablate_everywhere
+        self.site, self.everywhere = site, convention.ablate_everywhere
+        self.value = value.to(tokens.device, torch.float32)
         first = int(mask[0].int().argmax())                         # where the mask begins
-        prefix_alike = (mask[:, first:].all() and not mask[:, :first].any() and (tokens[:, :first] == tokens[0, :first]).all())
-        self.same_for_all = site.is_residual and bool(self.everywhere or prefix_alike)
+        prefix_alike = (tokens[:, :first] == tokens[0, :first]).all()
+        only_prefix_left_out = mask[:, first:].all() and not mask[:, :first].any()
+        self.same_for_all = site.is_residual and bool(self.everywhere or (only_prefix_left_out and prefix_alike))
         if self.same_for_all:
-            self._run(CleanRun(model, tokens[:1]), mask[:1])
-            self._all = torch.cat([log_softmax(self.clean.logits(part)) for part in self.final[0].split(POSITIONS_AT_A_TIME)])
+            clean = CleanRun(model, tokens[:1])
+            stream = self._final(clean, mask[:1])[0]                # [pos, d_model]
+            parts = stream.split(POSITIONS_AT_A_TIME)
+            self._shared = torch.cat([log_softmax(clean.logits(part)) for part in parts])   # [pos, vocab]
 
-    def run(self, clean: CleanRun | None, mask: Bool[Tensor, "batch pos"]) -> None:
-        """Make ready for one batch."""
-        if not self.same_for_all:
-            self._run(clean, mask)
+    def log_probs(self, clean: CleanRun | None, mask: Bool[Tensor, "batch pos"]) -> LogProbs:
+        """Run one batch (not if the same holds for all); its log-probabilities at whatever places are asked for."""
+        if self.same_for_all:
+            return lambda places: self._shared[places % len(self._shared)]
+        stream = self._final(clean, mask).flatten(0, 1)             # [batch * pos, d_model]
+        return lambda places: log_softmax(clean.logits(stream[places]))
 
-    def _run(self, clean: CleanRun, mask: Bool[Tensor, "batch pos"]) -> None:
+    def _final(self, clean: CleanRun, mask: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         x = self.site.read(clean)
-        new = self.value.to(x).expand_as(x)
-        new = new if self.everywhere else torch.where(mask[..., None], new, x)
-        self.clean, self.final = clean, self.site.continue_with(clean, new)
-
-    def log_probs(self, some: Int[Tensor, "some"]) -> Float[Tensor, "some vocab"]:
-        """Log-probabilities at some positions of the flattened batch."""
-        if self.same_for_all:
-            return self._all[some % len(self._all)]
-        return log_softmax(self.clean.logits(self.final.flatten(0, 1)[some]))
-
-    def cross_entropy(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
-        """Cross-entropy of each next token; the last position's means nothing."""
-        targets = tokens.roll(-1, dims=1).flatten()
-        pieces = torch.arange(len(targets), device=tokens.device).split(POSITIONS_AT_A_TIME)
-        return torch.cat([-self.log_probs(some).gather(1, targets[some, None])[:, 0] for some in pieces]).reshape(tokens.shape)
+        constant = self.value.to(x).expand_as(x)
+        new = constant if self.everywhere else torch.where(mask[..., None], constant, x)
+        return self.site.continue_with(clean, new)
 
 
 class _Sums(Pooled):
@@ -365,36 +402,36 @@ class _Sums(Pooled):
         self.active_sequences: Tensor | float = 0.0                 # [d_sae]: sequences where it is
         self.bias_of_batches: list[float] = []
 
-    def add_predictions(
-        self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], known: Bool[Tensor, "batch pos"],
-        values: dict[str, Float[Tensor, "batch pos"]],
-    ) -> None:
-        """Add cross-entropies and divergences. Where the next token is not known there is no cross-entropy."""
-        for name, value in values.items():
-            self.add(rows, counted & known if name.startswith("ce_") else counted, {name: value})
-
     def add_activations(
         self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], x: Float[Tensor, "batch pos width"],
         x_hat: Float[Tensor, "batch pos width"], latents: Float[Tensor, "batch pos d_sae"], convention: Convention,
     ) -> None:
         """Add what activations, reconstructions and latents say without the rest of the model."""
         x, x_hat = x.double(), x_hat.double()                       # a variance is a small difference of large sums
-        on, here = (latents != 0) & counted.to(latents.device)[..., None], counted[..., None]
-        norm_in, norm_out = x.norm(dim=-1), x_hat.norm(dim=-1)
+        norm_in, norm_out = x.norm(dim=-1), x_hat.norm(dim=-1)      # [batch, pos]
+        active = latents != 0                                       # [batch, pos, d_sae]
         values = {
-            "l0": (latents != 0).sum(-1), "l1": latents.abs().sum(-1, dtype=torch.float32), "mse": (x_hat - x).pow(2).sum(-1),
-            "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1), "l2_in": norm_in, "l2_out": norm_out,
+            "l0": active.sum(-1),
+            "l1": latents.abs().sum(-1, dtype=torch.float32),
+            "mse": (x_hat - x).pow(2).sum(-1),
+            "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1),
+            "l2_in": norm_in,
+            "l2_out": norm_out,
             "l2_ratio": norm_out / torch.where(norm_in < 1e-4, 1.0, norm_in),
-            "squared_in": norm_in.pow(2), "squared_out": norm_out.pow(2), "dot": (x * x_hat).sum(-1),
+            "squared_in": norm_in.pow(2),
+            "squared_out": norm_out.pow(2),
+            "dot": (x * x_hat).sum(-1),
         }
         if convention.batch_ratios:
             from_mean = (x - x[counted].mean(dim=0)).pow(2).sum(-1)
             values["explained_variance_legacy"] = 1 - values["mse"] / from_mean
             self.bias_of_batches.append((values["squared_out"][counted].mean() / values["dot"][counted].mean()).item())
         self.add(rows, counted, values)
-        self.sum_x = self.sum_x + self.weights[:, rows].double() @ torch.where(here, x, 0.0).sum(1).cpu()
-        self.active = self.active + on.sum((0, 1)).cpu()
-        self.active_sequences = self.active_sequences + on.any(1).sum(0).cpu()
+        sum_of_each = torch.where(counted[..., None], x, 0.0).sum(1).cpu()                  # [batch, width]
+        self.sum_x = self.sum_x + self.weights[:, rows].double() @ sum_of_each
+        active = active & counted.to(latents.device)[..., None]
+        self.active = self.active + active.sum((0, 1)).cpu()
+        self.active_sequences = self.active_sequences + active.any(1).sum(0).cpu()
 
     @property
     def mean_activation(self) -> Float[Tensor, "width"]:
@@ -403,31 +440,60 @@ class _Sums(Pooled):
 
     def report(self) -> FaithfulnessReport:
         """Divide, once."""
-        n = {name: count.sum(1) for name, count in self.counts.items()}                 # [row]
-        m = {name: self.mean(name) for name in self.sums}                               # [row]
-        nothing = torch.full_like(m["kl"], torch.nan)
-        m |= {name: nothing for name in ("ce_mean", "reverse_kl", "js") if name not in m}
-        variance = m["squared_in"] - (self.sum_x / n["l0"][:, None]).pow(2).sum(1)
-        m["delta_ce"] = m["ce_sae"] - m["ce_clean"]
-        m["reconstruction_score"] = defined_ratio(m["ce_zero"] - m["ce_sae"], m["ce_zero"] - m["ce_clean"])
-        m["reconstruction_score_mean"] = defined_ratio(m["ce_mean"] - m["ce_sae"], m["ce_mean"] - m["ce_clean"])
-        m["kl_score"] = 1 - defined_ratio(m["kl"], m["kl_zero"])
-        m["fvu"] = defined_ratio(m["mse"], variance)
-        m["explained_variance"] = 1 - m["fvu"]
-        m["relative_reconstruction_bias"] = defined_ratio(m["squared_out"], m["dot"])
-        named = {each.name for each in fields(FaithfulnessReport)} & set(m)
-        positions = {name: self.by_position(name) for name in self.sums}
-        positions["delta_ce"] = positions["ce_sae"] - positions["ce_clean"]
-        peers = {"explained_variance_legacy": m["explained_variance_legacy"][0].item(),
-                 "relative_reconstruction_bias": sum(self.bias_of_batches) / len(self.bias_of_batches)
-                 } if self.bias_of_batches else {}
+        metrics = self._metrics()
+        n_counted = self.counts["l0"][0].sum()
+        undefined = {name: f"not defined: {below} may be 0"
+                     for name, below in DIVIDED_BY.items() if metrics[name][0].isnan()}
+        if "ce_mean" not in self.sums:
+            undefined.pop("reconstruction_score_mean", None)        # not asked for
+        by_position = {name: self.by_position(name) for name in self.sums if name in metrics}
+        by_position["delta_ce"] = by_position["ce_sae"] - by_position["ce_clean"]
+        peers = {}
+        if self.bias_of_batches:
+            peers = {"explained_variance_legacy": self.mean("explained_variance_legacy")[0].item(),
+                     "relative_reconstruction_bias": sum(self.bias_of_batches) / len(self.bias_of_batches)}
         return FaithfulnessReport(
-            **{name: m[name][0].item() for name in named},
+            **{name: values[0].item() for name, values in metrics.items()},
             dead_fraction=(self.active == 0).double().mean().item(),
-            n_sequences=self.weights.shape[1], n_positions=int(n["l0"][0]),
-            intervals={name: interval(m[name][1:]) for name in named} if self.with_intervals else {},
-            undefined={name: f"not defined: {below} may be 0" for name, below in DIVIDED_BY.items()
-                       if m[name][0].isnan() and not ("_mean" in name and m["ce_mean"] is nothing)},
-            by_position={name: positions[name] for name in positions if name in named},
-            density=self.active / n["l0"][0], active_sequences=self.active_sequences, peers=peers,
+            n_sequences=self.weights.shape[1],
+            n_positions=int(n_counted),
+            intervals={name: interval(values[1:]) for name, values in metrics.items()} if self.with_intervals else {},
+            by_position=by_position,
+            density=self.active / n_counted,
+            active_sequences=self.active_sequences,
+            peers=peers,
+            undefined=undefined,
         )
+
+    def _metrics(self) -> dict[str, Float[Tensor, "row"]]:
+        """{field of the report: its value for all sequences (row 0) and for each resample}."""
+        mean = {name: self.mean(name) for name in self.sums}                                # each [row]
+        not_asked_for = torch.full_like(mean["kl"], torch.nan)
+        ce_clean, ce_sae, ce_zero = mean["ce_clean"], mean["ce_sae"], mean["ce_zero"]
+        ce_mean = mean.get("ce_mean", not_asked_for)
+        mean_x = self.sum_x / self.counts["l0"].sum(1)[:, None]                             # [row, width]
+        fvu = defined_ratio(mean["mse"], mean["squared_in"] - mean_x.pow(2).sum(1))
+        return {
+            "ce_clean": ce_clean,
+            "ce_sae": ce_sae,
+            "ce_zero": ce_zero,
+            "ce_mean": ce_mean,
+            "delta_ce": ce_sae - ce_clean,
+            "reconstruction_score": defined_ratio(ce_zero - ce_sae, ce_zero - ce_clean),
+            "reconstruction_score_mean": defined_ratio(ce_mean - ce_sae, ce_mean - ce_clean),
+            "kl": mean["kl"],
+            "reverse_kl": mean.get("reverse_kl", not_asked_for),
+            "js": mean.get("js", not_asked_for),
+            "kl_zero": mean["kl_zero"],
+            "kl_score": 1 - defined_ratio(mean["kl"], mean["kl_zero"]),
+            "l0": mean["l0"],
+            "l1": mean["l1"],
+            "mse": mean["mse"],
+            "explained_variance": 1 - fvu,
+            "fvu": fvu,
+            "cosine": mean["cosine"],
+            "l2_ratio": mean["l2_ratio"],
+            "l2_in": mean["l2_in"],
+            "l2_out": mean["l2_out"],
+            "relative_reconstruction_bias": defined_ratio(mean["squared_out"], mean["dot"]),
+        }

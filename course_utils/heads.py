@@ -9,6 +9,7 @@ In `[BOS, r1 … rn, r1 … rn]`, a head of each kind puts its attention on one 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -140,8 +141,11 @@ def induction_scores_in_text(
     if not queries.any():
         raise ValueError("no token occurs twice in these sequences, so there is nothing to look back at")
     scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+
+    def add_scores(pattern: Pattern, hook, mask: Bool[Tensor, "batch query key"]) -> None:
+        scores[hook.layer()] += (pattern * mask[:, None]).sum(dim=(0, 2, 3)).cpu()
+
     for rows, mask in zip(tokens.split(ROWS_AT_A_TIME), targets.split(ROWS_AT_A_TIME)):
-        def add_scores(pattern: Pattern, hook) -> None:
-            scores[hook.layer()] += (pattern * mask[:, None]).sum(dim=(0, 2, 3)).cpu()
-        model.run_with_hooks(rows, return_type=None, fwd_hooks=[(is_pattern, add_scores)])
+        hook = functools.partial(add_scores, mask=mask)
+        model.run_with_hooks(rows, return_type=None, fwd_hooks=[(is_pattern, hook)])
     return scores / queries.sum().item()

@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -102,7 +103,7 @@ def _nothing(story: Story, word: str) -> None:
 
 
 def _arrive(story: Story, place: str, *, everyone: bool = False) -> None:
-    for person in story.cast.values() if everyone else (story.actor, ):
+    for person in story.cast.values() if everyone else [story.actor]:
         person.place = place
 
 
@@ -281,11 +282,18 @@ GUARDS: dict[str, Callable[[Story], bool]] = {
 
 # --- the trie ----------------------------------------------------------------------------------------------------
 
+class Edge(NamedTuple):
+    """A step in the trie: how often it is taken, relative to the others that leave its node, and where it leads."""
+
+    weight: float
+    node: Node
+
+
 class Node:
     """One point in the trie: weighted edges to take, and doors that open only if their guard says yes."""
 
     def __init__(self) -> None:
-        self.edges: dict[str, list] = {}                # symbol -> [weight, Node]
+        self.edges: dict[str, Edge] = {}                # symbol -> Edge
         self.doors: dict[str, Node] = {}                # guard -> Node
         self._open: dict[tuple[bool, ...], Node] = {}
 
@@ -296,9 +304,9 @@ class Node:
         if len(first) > 1 and first[0] == "?":
             self.doors.setdefault(first[1:], Node()).add(rest, weight)
         else:
-            edge = self.edges.setdefault(first, [0.0, Node()])
-            edge[0] += weight
-            edge[1].add(rest, weight)
+            edge = self.edges.get(first) or Edge(0.0, Node())
+            self.edges[first] = Edge(edge.weight + weight, edge.node)
+            edge.node.add(rest, weight)
 
     def open_doors(self, story: Story) -> Node:
         """This node with every open door's edges merged in (worked out once per set of open doors)."""
@@ -312,13 +320,13 @@ class Node:
 
 
 def merged(nodes: Sequence[Node]) -> Node:
-    """One node with the edges and the doors of all of these. What only one of them has is shared, not copied."""
+    """One node with the edges and doors of all of these. What only one of them has is shared, not copied."""
     if len(nodes) == 1:
         return nodes[0]
     node = Node()
     for symbol in dict.fromkeys(itertools.chain(*(each.edges for each in nodes))):
         weights, children = zip(*(each.edges[symbol] for each in nodes if symbol in each.edges))
-        node.edges[symbol] = [sum(weights), merged(children)]
+        node.edges[symbol] = Edge(sum(weights), merged(children))
     for guard in dict.fromkeys(itertools.chain(*(each.doors for each in nodes))):
         node.doors[guard] = merged([each.doors[guard] for each in nodes if guard in each.doors])
     return node
@@ -367,7 +375,7 @@ def fits(symbol: str, story: Story) -> list[str]:
 
 
 def tell(rng: random.Random, with_truth: bool = False) -> Iterator[tuple[dict[str, float] | None, str, dict]]:
-    """Yield (probability of every possible next word, the word drawn, labels once it is on the page), for ever.
+    """Yield (probability of every possible next word, the word drawn, labels once it is on the page), forever.
 
     The first item of a row is the distribution of its first word. `with_truth=False` leaves out the
     distribution (None) and is several times faster; the words drawn are the same.
@@ -376,7 +384,7 @@ def tell(rng: random.Random, with_truth: bool = False) -> Iterator[tuple[dict[st
     while True:
         options = node.open_doors(story).edges
         truth = distribution(options, story) if with_truth else None
-        symbol = rng.choices(list(options), [weight for weight, _ in options.values()])[0]
+        symbol = rng.choices(list(options), [edge.weight for edge in options.values()])[0]
         words = fits(symbol, story)
         word = words[int(rng.random() * len(words))]
         if symbol.startswith("{"):
@@ -384,7 +392,7 @@ def tell(rng: random.Random, with_truth: bool = False) -> Iterator[tuple[dict[st
         elif word in PLURAL_SUBJECTS:
             story.plural = True
         quote ^= word == '"'
-        node, position = options[symbol][1], position + 1
+        node, position = options[symbol].node, position + 1
         yield truth, word, _labels(story, position, quote)
         if not node.edges and not node.doors:                       # the sentence is over
             node, position, story.mood, story.plural = grammar_trie(), 0, None, False
@@ -393,7 +401,7 @@ def tell(rng: random.Random, with_truth: bool = False) -> Iterator[tuple[dict[st
                 story = Story()
 
 
-def distribution(options: dict[str, list], story: Story) -> dict[str, float]:
+def distribution(options: dict[str, Edge], story: Story) -> dict[str, float]:
     """Exact probability of each next word. Raises ValueError if two edges could put down the same word."""
     total, probs = sum(weight for weight, _ in options.values()), {}
     for symbol, (weight, _) in options.items():
@@ -449,7 +457,7 @@ class Sample:
         tokens: Int[n, length].
         true_log_probs: Float[n, length, vocab], nats: entry [i, j] is the distribution of the token that
             *follows* tokens[i, :j + 1]; -inf where a token is impossible. None if sampled with truth=False.
-        entropy: Float[n, length], nats: entropy of that distribution, the loss nobody can go below.
+        entropy: Float[n, length], nats: entropy of that distribution, the loss no model can beat.
         labels: name -> Int[n, length], ground truth about the story once tokens[i, j] is read (see LABELS).
     """
 
@@ -509,7 +517,7 @@ class StoryLanguage:
 
 
 def stream(seed: int, length: int) -> Iterator[list[int]]:
-    """Rows of token ids without truth or labels, for ever: fast enough to train on."""
+    """Rows of token ids without truth or labels, forever: fast enough to train on."""
     ids = StoryLanguage().ids
     for row in itertools.count():
         story = tell(random.Random(f"{seed}/{row}"))

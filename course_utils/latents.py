@@ -27,7 +27,8 @@ def latent_activations(
     """Every latent at every position; 0 at the first (BOS), which an autoencoder of this course never sees.
 
     Args:
-        mask: where else than at all but the first; 0 outside. With padding it is needed: see `passes.without_padding`.
+        mask: the positions to read instead of all but the first; 0 outside. Padded text needs one: see
+            `passes.without_padding`.
     Raises:
         ValueError: if the autoencoder does not fit the model, or as `passes.checked_mask` does.
     """
@@ -85,16 +86,16 @@ def best_latents(
         where = (known or {}).get(name, torch.ones_like(label))
         scores = auc(latents[where], label[where])
         best = int((scores - 0.5).abs().argmax())
-        active = (latents[where][:, best] != 0).float()
-        rows.append({"label": name, "share": label[where].float().mean().item(), "latent": best, "AUC": scores[best].item(),
-                     "active if so": active[label[where]].mean().item(), "active if not": active[~label[where]].mean().item()})
+        active, yes = (latents[where][:, best] != 0).float(), label[where]
+        rows.append({"label": name, "share": yes.float().mean().item(), "latent": best, "AUC": scores[best].item(),
+                     "active if so": active[yes].mean().item(), "active if not": active[~yes].mean().item()})
     return pd.DataFrame(rows).set_index("label")
 
 
 def linear_direction(x: Float[Tensor, "m d"], labels: Bool[Tensor, "m"]) -> Float[Tensor, "d"]:
     """The direction on which labelled activations differ most from the others, relative to the spread within.
 
-    Linear regression of the label on the activation, with a little ridge for directions that hardly vary.
+    Linear regression of the label on the activation, with a slight ridge penalty for directions that hardly vary.
     """
     centred, wanted = x - x.mean(dim=0), labels.float() - labels.float().mean()
     covariance = centred.T @ centred / len(x) + 1e-2 * torch.eye(x.shape[1], device=x.device)
@@ -122,14 +123,18 @@ def story_labels(sample: Sample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def token_labels(model: TransformerBridge, tokens: Int[Tensor, "n pos"]) -> dict[str, Bool[Tensor, "n pos"]]:
-    """Questions that can be asked of any text, answered from the tokens alone, on the CPU; those with one answer left out."""
+    """Questions for any text, answered from the tokens alone, on the CPU; none that has the same answer everywhere."""
     words = {token: model.tokenizer.decode([token]) for token in tokens.unique().tolist()}
     questions = {
-        "begins a word": lambda word: word.startswith(" "), "a capital": lambda word: word.strip()[:1].isupper(),
-        "a number": lambda word: word.strip().isdigit(), "punctuation": lambda word: word.strip() and not any(map(str.isalnum, word)),
+        "begins a word": lambda word: word.startswith(" "),
+        "a capital": lambda word: word.strip()[:1].isupper(),
+        "a number": lambda word: word.strip().isdigit(),
+        "punctuation": lambda word: word.strip() and not any(map(str.isalnum, word)),
         "a line break": lambda word: "\n" in word,
     }
     answers = {name: torch.tensor([bool(test(words[t])) for t in tokens.flatten().tolist()]).reshape(tokens.shape)
                for name, test in questions.items()}
     answers = {name: answer for name, answer in answers.items() if 0 < answer.float().mean() < 1}
-    return answers or {"an id in the lower half": (tokens < tokens.float().median()).cpu()}     # they are no words at all
+    if answers:
+        return answers
+    return {"an id in the lower half": (tokens < tokens.float().median()).cpu()}       # these tokens are not words

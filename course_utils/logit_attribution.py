@@ -73,7 +73,7 @@ def direct_logit_attribution(
 
 
 def capped(model: TransformerBridge, total: Float[Tensor, "*position"]) -> Float[Tensor, "*position"]:
-    """The logits, from the sum of the parts: the same, or that sum capped softly, where the model does so at the end."""
+    """The logits, from the sum of the parts: that sum, or softly capped where the model does so at the end."""
     return after_unembedding(model, total / _factor_after_unembedding(model))
 
 

@@ -12,7 +12,9 @@ import os
 import sys
 from pathlib import Path
 
-TEXTS, NUMBERS = ("name", "unit", "published"), ("value", "at_least", "at_most")  # the entries of a row
+from course_utils.house import is_printable
+
+ENTRIES = {"name", "value", "unit", "at_least", "at_most", "published"}  # of a row
 
 
 def measured(
@@ -64,22 +66,34 @@ def read(path: str | Path) -> list[dict]:
     """The rows of a report.
 
     Raises:
-        OSError: when there is none.
+        OSError: when there is no report.
         ValueError: when one of its lines is not what `measured` writes.
     """
     rows = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
-            texts = [row[name] for name in TEXTS if (name, row[name]) != ("published", None)]
-            numbers = [row[name] for name in NUMBERS if name == "value" or row[name] is not None]
-            if len(row) > 6 or {*map(type, texts)} != {str} or not {*map(type, numbers)} <= {int, float}:
+            if not _is_row(row):
                 raise ValueError("its entries are of other kinds")
-            "".join(texts).encode(), sum(map(float, numbers))           # such as can be shown
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not what measured() writes: {str(error)[:200]}") from error
         rows.append(row)
     return rows
+
+
+def _is_row(row: object) -> bool:
+    """Whether this has the entries that `measured` writes, each of its kind."""
+    return (
+        isinstance(row, dict) and set(row) == ENTRIES
+        and is_printable(row["name"]) and is_printable(row["unit"]) and _is_number(row["value"])
+        and (row["published"] is None or is_printable(row["published"]))
+        and all(row[bound] is None or _is_number(row[bound]) for bound in ("at_least", "at_most"))
+    )
+
+
+def _is_number(value: object) -> bool:
+    """Whether this is an int or a float (True is neither here) that a float can hold; NaN and infinities are."""
+    return type(value) is float or type(value) is int and abs(value) <= sys.float_info.max
 
 
 def main(path: str) -> int:

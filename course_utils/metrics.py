@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-TOO_SMALL = 1e-6  # nats, or activations squared: what is smaller divides nothing
+TOO_SMALL = 1e-6  # nats, or activations squared: a denominator below this counts as zero
 
 
 # --- two predictions, position by position ----------------------------------------------------------------------------
@@ -23,7 +23,7 @@ def kl_divergence(
 ) -> Float[Tensor, "*position"]:
     """KL(p‖q) = Σ_y p(y) ln(p(y) / q(y)), in nats, at each position; not negative.
 
-    Tokens that p rules out (logit −inf) count nothing; one that q alone rules out makes it infinite.
+    Tokens that p rules out (logit −inf) count for nothing; one that q alone rules out makes it infinite.
     Raises:
         ValueError: if the shapes differ.
     """
@@ -33,7 +33,7 @@ def kl_divergence(
 
 
 def log_softmax(logits: Float[Tensor, "*position vocab"]) -> Float[Tensor, "*position vocab"]:
-    """Log-probabilities, computed in float32 at least: eight bits of a bfloat16 are too few for a sum over a vocabulary."""
+    """Log-probabilities, in float32 at least: a bfloat16's eight bits are too few for a sum over a vocabulary."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
 
 
@@ -42,7 +42,7 @@ def kl_of_log_probs(
 ) -> Float[Tensor, "*position"]:
     """`kl_divergence`, of log-probabilities."""
     p = log_p.exp()
-    kl = (p * (log_p - log_q)).sum(dim=-1)                          # (a dot product would round more: Σ of 50,000)
+    kl = (p * (log_p - log_q)).sum(dim=-1)                          # (a dot product of 50,000 terms would round more)
     if kl.isnan().any():                                            # p rules a token out: 0 ln 0 = 0
         kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1)
     return kl.clamp_min(0)                                          # rounding alone can make it negative
@@ -75,12 +75,18 @@ def delta_cross_entropy(
     Raises:
         ValueError: if the shapes do not fit.
     """
+    _check_predictions(p_logits, q_logits, tokens)
+    next_tokens = tokens[:, 1:, None]                               # position j predicts the token at j + 1
+    log_p = log_softmax(p_logits[:, :-1]).gather(2, next_tokens)    # [batch, pos-1, 1]
+    log_q = log_softmax(q_logits[:, :-1]).gather(2, next_tokens)
+    return (log_p - log_q)[..., 0]
+
+
+def _check_predictions(p_logits: Tensor, q_logits: Tensor, tokens: Tensor) -> None:
+    """Raise ValueError unless both logits are [batch, pos, vocab], and tokens [batch, pos]."""
     if p_logits.shape != q_logits.shape or p_logits.shape[:2] != tokens.shape:
         raise ValueError(f"p_logits {tuple(p_logits.shape)}, q_logits {tuple(q_logits.shape)} and tokens "
                          f"{tuple(tokens.shape)} do not fit: they are [batch, pos, vocab] twice and [batch, pos]")
-    came = tokens[:, 1:, None]                                      # what position j predicts stands at j + 1
-    log_p, log_q = (log_softmax(logits[:, :-1]).gather(2, came)[..., 0] for logits in (p_logits, q_logits))
-    return log_p - log_q
 
 
 def expected_delta_ce(
@@ -98,14 +104,15 @@ def cross_entropy_by_position(
     logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "pos-1"]:
     """CE_j = −(1/N) Σ_i ln p(t_{i, j+1}), in nats: entry j is about the logits at position j."""
-    return -log_softmax(logits[:, :-1]).gather(2, tokens[:, 1:, None])[..., 0].mean(dim=0)
+    log_probs = log_softmax(logits[:, :-1]).gather(2, tokens[:, 1:, None])[..., 0]      # [batch, pos-1]
+    return -log_probs.mean(dim=0)
 
 
 def confidently_wrong(
     p_logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"],
     confidence: float = 0.5,
 ) -> Bool[Tensor, "batch pos-1"]:
-    """Where the model gave its favourite token more than `confidence`, and another one came."""
+    """Where the model gave its favourite token a probability above `confidence`, and another one came."""
     probability, favourite = p_logits[:, :-1].softmax(dim=-1).max(dim=-1)
     return (probability > confidence) & (favourite != tokens[:, 1:])
 
@@ -121,9 +128,10 @@ def reconstruction_score(
 
     NaN, "not defined", where the ablation costs less than 1e-6 nats in absolute value: there is nothing to recover.
     """
-    numbers = [torch.as_tensor(each, dtype=torch.float64) for each in (clean, patched, ablated)]
-    score = _ratio(numbers[2] - numbers[1], numbers[2] - numbers[0])
-    return score if any(isinstance(each, Tensor) for each in (clean, patched, ablated)) else score.item()
+    given = (clean, patched, ablated)
+    clean, patched, ablated = (torch.as_tensor(loss, dtype=torch.float64) for loss in given)
+    score = _ratio(ablated - patched, ablated - clean)
+    return score if any(isinstance(loss, Tensor) for loss in given) else score.item()
 
 
 def explained_variance(x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "tokens d"]) -> float:
@@ -132,16 +140,20 @@ def explained_variance(x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "token
     NaN, "not defined", where the activations do not vary.
     """
     x, x_hat = x.double(), x_hat.double()
-    return (1 - _ratio((x_hat - x).pow(2).sum(), (x - x.mean(dim=0)).pow(2).sum())).item()
+    error = (x_hat - x).pow(2).sum()
+    variation = (x - x.mean(dim=0)).pow(2).sum()
+    return (1 - _ratio(error, variation)).item()
 
 
 def defined_ratio(above: Float[Tensor, "row"], below: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
-    """above / below, of all sequences (row 0) and of each resample; NaN, not defined, where `below` may be 0.
+    """above / below, of all sequences (row 0) and of each resample; NaN, not defined, in all rows if `below` may be 0.
 
-    That is so in all rows if its 95 % interval holds 0, to 1e-6: what is divided by noise is a number of any size.
+    It may be if its 95 % interval comes within 1e-6 of 0: a quotient by noise is a number of any size.
     """
     low, high = interval(below[1:])
-    return above / below if low > TOO_SMALL or high < -TOO_SMALL else torch.full_like(below, torch.nan)
+    if low > TOO_SMALL or high < -TOO_SMALL:
+        return above / below
+    return torch.full_like(below, torch.nan)
 
 
 def _ratio(above: Float[Tensor, "*any"], below: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -176,7 +188,7 @@ def resample(n: int, resamples: int, seed: int) -> Int[Tensor, "resample n"]:
 
 
 def interval(resampled: Float[Tensor, "resample"]) -> tuple[float, float]:
-    """Where the middle 95 % of the resampled values lie; a resample without a counted position has none."""
+    """Where the middle 95 % of the resampled values lie; NaN (a resample without a counted position) is left out."""
     return tuple(resampled.nanquantile(resampled.new_tensor([0.025, 0.975])).tolist())
 
 
@@ -187,9 +199,9 @@ def bootstrap_interval(
 
     Row r of `draws` names the sequences of resample r; one that is drawn twice counts twice.
     """
-    sums = torch.where(mask, values.double(), 0.0).sum(dim=1)[draws].sum(dim=1)     # [resample]
-    counts = mask.sum(dim=1)[draws].sum(dim=1)
-    return interval(sums / counts)
+    sums = torch.where(mask, values.double(), 0.0).sum(dim=1)                       # [n]: of each sequence
+    counts = mask.sum(dim=1)
+    return interval(sums[draws].sum(dim=1) / counts[draws].sum(dim=1))              # of [resample]
 
 
 def score_interval(
@@ -209,13 +221,13 @@ def tokens_needed(
     p_logits: Float[Tensor, "position vocab"], q_logits: Float[Tensor, "position vocab"],
     precision: float = 0.1,
 ) -> float:
-    """How many tokens, drawn from p, until mean ΔCE has a standard error of `precision` times the KL.
+    """How many tokens, drawn from p, it takes until mean ΔCE has a standard error of `precision` times the KL.
 
     ΔCE at a position has mean KL(p‖q) and variance Σ_y p(y) (ln(p(y) / q(y)) − KL)²; the mean of n
-    tokens has the mean variance divided by n. If the KL is small: about 2 / (KL · precision²).
+    tokens has the mean variance divided by n. If the KL is small, that is about 2 / (KL · precision²).
     """
     log_p, log_q = log_softmax(p_logits), log_softmax(q_logits)
     p, r = log_p.exp(), log_p - log_q
-    kl = (p * r).sum(dim=-1)
+    kl = (p * r).sum(dim=-1)                                                        # [position]
     variance = (p * (r - kl[..., None]) ** 2).sum(dim=-1)
     return (variance.mean() / (precision * kl.mean()) ** 2).item()

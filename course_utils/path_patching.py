@@ -54,15 +54,16 @@ def path_patching(
     """Ablate what `sender` writes, but only where the `receivers`' keys (or queries, values) read it.
 
     The receivers' inputs are computed from the clean residual stream with the sender's output replaced (see
-    `ablation.ablate`), the norm's scale included; the rest of the model then runs on. Each receiver's input is made
-    from the clean stream: what an earlier receiver changes does not reach the patched inputs of a later one. Under grouped-query attention
-    keys and values are shared: the other heads of a receiver's group get the patched ones too.
+    `ablation.ablate`), the norm's scale included; then the rest of the model runs. Each receiver's input is made
+    from the clean stream: what an earlier receiver changes does not reach the patched inputs of a later one. Under
+    grouped-query attention keys and values are shared: the other heads of a receiver's group get the patched ones
+    too.
 
     Args:
         into: "q", "k", "v", or several of them, such as "qk".
     Raises:
         ValueError: if tokens are not two copies, a head is out of range, no receiver is given or one is not in a
-            later layer than the sender, or `into` or `kind` is unknown.
+            later layer than the sender's, or `into` or `kind` is unknown.
     Source: Wang et al., "Interpretability in the Wild" (2022); Goldowsky-Dill et al. (2023).
     """
     check_repeated(tokens, seq_len)
@@ -70,16 +71,17 @@ def path_patching(
     check_kind(kind, len(tokens))
     check_zero(model, kind)
     require(model, "path patching", "logits", "parts", "reads")
-    (layer, head), first = sender, min(layer for layer, _ in receivers)
+    layer, head = sender
+    first = min(layer for layer, _ in receivers)
     clean = CleanRun(model, tokens, [hook_z(layer)])
     z = clean.activations[hook_z(layer)][:, :, head]                                # [batch, pos, d_head]
-    other = ablate(z, kind)
-    change = attention_output(clean, layer, [(hook_z(layer), replace_head(head, other))]) - attention_output(clean, layer)
+    ablated = [(hook_z(layer), replace_head(head, ablate(z, kind)))]
+    change = attention_output(clean, layer, ablated) - attention_output(clean, layer)
     patches = [patch for receiver in receivers for patch in new_readings(clean, change, receiver, into)]
     return PathEffect(
         clean=mean_loss(clean, clean.residuals[-1], seq_len).item(),
         path=_loss_with(clean, first, patches, seq_len),
-        total=_loss_with(clean, layer, [(hook_z(layer), replace_head(head, other))], seq_len),
+        total=_loss_with(clean, layer, ablated, seq_len),
     )
 
 
@@ -88,7 +90,8 @@ def attention_output(
 ) -> Float[Tensor, "batch pos d_model"]:
     """What a layer's attention adds to the stream, with some of its activations replaced."""
     kept = []
-    with clean.model.hooks(fwd_hooks=[*patches, (f"blocks.{layer}.hook_attn_out", lambda out, hook: kept.append(out))]):
+    keep = (f"blocks.{layer}.hook_attn_out", lambda out, hook: kept.append(out))
+    with clean.model.hooks(fwd_hooks=[*patches, keep]):
         clean.continue_from(layer, clean.residuals[layer], stop=layer + 1)
     return kept[0]
 
@@ -123,7 +126,7 @@ def _loss_with(clean: CleanRun, layer: int, patches: list[tuple[str, Callable]],
 
 
 def check_paths(model: TransformerBridge, sender: Head, receivers: Sequence[Head], into: str) -> None:
-    """Raise ValueError unless there are such heads, the receivers are in later layers, and `into` names their inputs."""
+    """Raise ValueError unless these heads exist, the receivers are in later layers, and `into` names their inputs."""
     for layer, head in [sender, *receivers]:
         check_head(model, layer, head)
     too_early = [f"{layer}.{head}" for layer, head in receivers if layer <= sender[0]]

@@ -1,7 +1,7 @@
 """A planted circuit: a two-layer model set by hand, in which we *know* which heads do what.
 
-A measure that is right must find the planted heads, and give them a score of 1. The model has GPT-2's shape, a LayerNorm that
-does nothing but centre, and three blocks of coordinates in its residual stream:
+A correct measure must find the planted heads, and give them a score of 1. The model has GPT-2's shape, a LayerNorm
+that only centres, and three blocks of coordinates in its residual stream:
 
     here      the token at this position       (one coordinate per token: written by the embedding)
     before    the token one position earlier   (one coordinate per token: written by head 0.0)
@@ -9,7 +9,7 @@ does nothing but centre, and three blocks of coordinates in its residual stream:
 
 Head 0.0 is a previous-token head: its query at position d asks `where` for d − 1, and it moves `here` to `before`.
 Head 1.0 is an induction head: its query is its own `here`, its key is `before`, and it moves `here` to the output.
-Heads 0.1 and 1.1 do nothing: they attend everywhere alike and write zero.
+Heads 0.1 and 1.1 do nothing: they attend equally everywhere and write zero.
 """
 
 from __future__ import annotations

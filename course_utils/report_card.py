@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from course_utils.baselines import noise_floor
-from course_utils.faithfulness import HasEncodeDecode, evaluate_sae
+from course_utils.baselines import NoiseFloor, noise_floor
+from course_utils.faithfulness import FaithfulnessReport, HasEncodeDecode, evaluate_sae
 from course_utils.heads import best_head, induction_scores
 from course_utils.metrics import defined_ratio, interval, resample
 from course_utils.repeated_tokens import check_repeated_length, generate_repeated_tokens, repeated_token_report
@@ -24,35 +26,43 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-SHARES = ("reconstruction score", "explained variance, text", "explained variance, repeats", "circuit: gain kept",
-          "circuit: attention kept")  # 1 is perfect: these are drawn
+ON_TEXT = ("reconstruction score", "explained variance, text")
+ON_REPEATS = ("explained variance, repeats", "circuit: gain kept", "circuit: attention kept")
+SHARES = (*ON_TEXT, *ON_REPEATS)  # 1 is perfect: these are drawn
+
+
+class Row(NamedTuple):
+    """A number and its 95 % interval, NaN where there is none. If the number is not defined, `unit` says why."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
 
 
 @dataclass(frozen=True)
 class ReportCard:
-    """What `report_card` found: {name: (value, low, high, unit)}; low and high are NaN where there is no interval.
-
-    A ratio is NaN where what it divides by may be 0; in the unit's place stands "not defined", and why.
-    """
+    """What `report_card` found: {name: row}. A ratio is NaN, "not defined", where its denominator may be 0."""
 
     title: str
-    rows: dict[str, tuple[float, float, float, str]] = field(repr=False)
+    rows: dict[str, Row] = field(repr=False)
 
     def to_frame(self) -> pd.DataFrame:
         """All rows as a table, with 95 % intervals from resampled sequences."""
         import pandas as pd
 
-        return pd.DataFrame.from_dict(self.rows, orient="index", columns=["value", "low", "high", "unit"])
+        return pd.DataFrame.from_dict(self.rows, orient="index", columns=Row._fields)
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """The shares, 0 to 1, with their intervals: text above, circuit below."""
         ax = ax or new_axes(2.8)
         for i, name in enumerate(SHARES):
             value, low, high, _ = self.rows[name]
-            ax.barh(i, max(0.0, value), color=OKABE_ITO[1 if "circuit" in name or "repeats" in name else 0])
-            if low == low:
-                ax.plot([min(max(0.0, end), 1.15) for end in (low, high)], [i, i], color="black", linewidth=2)
-            ax.text(1.02, i, f"{value:.3f}" if value == value else "not defined", va="center", fontsize=9)
+            ax.barh(i, max(0.0, value), color=OKABE_ITO[1 if name in ON_REPEATS else 0])
+            if not math.isnan(low):
+                ax.plot(np.clip([low, high], 0, 1.15), [i, i], color="black", linewidth=2)
+            label = "not defined" if math.isnan(value) else f"{value:.3f}"
+            ax.text(1.02, i, label, va="center", fontsize=9)
         ax.set_yticks(range(len(SHARES)), SHARES, fontsize=9)
         ax.invert_yaxis()
         ax.set(xlim=(0, 1.15), xlabel="share (1 is perfect)", title=self.title)
@@ -81,60 +91,80 @@ def report_card(
     text = sample_text(model, 24, min(128, model.cfg.n_ctx), seed=seed + 5) if text is None else text
     repeats = generate_repeated_tokens(model, seq_len, batch, seed=seed)
     settings = {"batch_size": batch_size, "seed": seed}
-    on_text, on_repeats = (evaluate_sae(model, sae, tokens, mask=which, everything=False, **settings)
-                           for tokens, which in ((text, mask), (repeats, None)))
+    on_text = evaluate_sae(model, sae, text, mask=mask, everything=False, **settings)
+    on_repeats = evaluate_sae(model, sae, repeats, everything=False, **settings)
     floor = noise_floor(model, sae, text, ("epsilon_random", "covariance_random"), draws, mask=mask, **settings)
-    clean, heads = repeated_token_report(model, seq_len, batch, seed=seed), _scores(model, repeats, seq_len)
+    clean = repeated_token_report(model, seq_len, batch, seed=seed)
+    clean_heads = _scores(model, repeats, seq_len)                  # [batch, layer, head]
     with spliced(model, sae):
-        patched, heads_then = repeated_token_report(model, seq_len, batch, seed=seed), _scores(model, repeats, seq_len)
+        patched = repeated_token_report(model, seq_len, batch, seed=seed)
+        patched_heads = _scores(model, repeats, seq_len)
     rows = {
-        "KL": _of(on_text, "kl", "nats"), "ΔCE": _of(on_text, "delta_ce", "nats"),
-        "reconstruction score": _of(on_text, "reconstruction_score"),
-        "explained variance, text": _of(on_text, "explained_variance"),
-        "explained variance, repeats": _of(on_repeats, "explained_variance"),
-        "L0": _of(on_text, "l0"), "dead latents": (on_text.dead_fraction, torch.nan, torch.nan, "share"),
-        "KL / ε-random": _ratio(floor, "epsilon_random"), "KL / covariance-matched": _ratio(floor, "covariance_random"),
-        "KL, repeats": _of(on_repeats, "kl", "nats"),
-        "second copy, clean": (clean.inner_log_prob, torch.nan, torch.nan, "nats"),
-        "second copy, spliced": (patched.inner_log_prob, torch.nan, torch.nan, "nats"),
+        "KL": _row(on_text, "kl", "nats"),
+        "ΔCE": _row(on_text, "delta_ce", "nats"),
+        "reconstruction score": _row(on_text, "reconstruction_score"),
+        "explained variance, text": _row(on_text, "explained_variance"),
+        "explained variance, repeats": _row(on_repeats, "explained_variance"),
+        "L0": _row(on_text, "l0"),
+        "dead latents": Row(on_text.dead_fraction, math.nan, math.nan, "share"),
+        "KL / ε-random": _ratio(floor, "epsilon_random"),
+        "KL / covariance-matched": _ratio(floor, "covariance_random"),
+        "KL, repeats": _row(on_repeats, "kl", "nats"),
+        "second copy, clean": Row(clean.inner_log_prob, math.nan, math.nan, "nats"),
+        "second copy, spliced": Row(patched.inner_log_prob, math.nan, math.nan, "nats"),
+        "circuit: gain kept": _gain_kept(circuit_scores(clean.log_probs, patched.log_probs, seed=seed)),
+        "circuit: attention kept": _attention_kept(clean_heads, patched_heads, seed),
     }
-    kept = circuit_scores(clean.log_probs, patched.log_probs, seed=seed)
-    rows["circuit: gain kept"] = (kept[0].item(), *interval(kept[1:]), "not defined: the clean gain may be 0"
-                                  if kept[0].isnan() else "share")
-    layer, head = best_head(heads.mean(dim=0))
-    before, after = heads[:, layer, head], heads_then[:, layer, head]
-    drawn = resample(len(before), 400, seed)
-    rows["circuit: attention kept"] = ((after.sum() / before.sum()).item(), *interval(
-        after[drawn].sum(1) / before[drawn].sum(1)), f"share, head {layer}.{head}")
     return ReportCard(f"{model.cfg.model_name}: {site.hook_name}", rows)
 
 
 def circuit_scores(
-    clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"], resamples: int = 400, seed: int = 0
+    clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"], resamples: int = 400,
+    seed: int = 0,
 ) -> Float[Tensor, "1+resample"]:
     """`circuit_score` of all sequences, and of each resample; NaN where the clean gain may be 0."""
     drawn = [torch.arange(len(clean)), *resample(len(clean), resamples, seed)]
     n = clean.shape[1] // 2
-    gains = [each[:, n + 1 :].mean(dim=1) - each[:, :n].mean(dim=1) for each in (changed, clean)]          # [batch]
-    return defined_ratio(*(torch.stack([gain[rows].mean() for rows in drawn]) for gain in gains))
+    gains = [each[:, n + 1 :].mean(dim=1) - each[:, :n].mean(dim=1) for each in (changed, clean)]   # each [batch]
+    left, whole = (torch.stack([gain[rows].mean() for rows in drawn]) for gain in gains)            # [1 + resample]
+    return defined_ratio(left, whole)
 
 
 def circuit_interval(
-    clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"], resamples: int = 400, seed: int = 0
+    clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"], resamples: int = 400,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """95 % interval of `circuit_score`, both sides from the same resampled sequences; NaN where it is not defined."""
     return interval(circuit_scores(clean, changed, resamples, seed)[1:])
 
 
-def _scores(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int) -> Float[Tensor, "batch layer head"]:
+def _scores(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int
+) -> Float[Tensor, "batch layer head"]:
     """Induction scores of each sequence by itself."""
     return torch.stack([induction_scores(model, row[None], seq_len) for row in tokens])
 
 
-def _of(report, name: str, unit: str = "") -> tuple[float, float, float, str]:
-    return (getattr(report, name), *report.intervals[name], report.undefined.get(name, unit))
+def _row(report: FaithfulnessReport, name: str, unit: str = "") -> Row:
+    return Row(getattr(report, name), *report.intervals[name], report.undefined.get(name, unit))
 
 
-def _ratio(floor, kind: str) -> tuple[float, float, float, str]:
+def _ratio(floor: NoiseFloor, kind: str) -> Row:
     ratio = floor.ratio[kind]
-    return ratio, *floor.ratio_intervals[kind], "" if ratio == ratio else "not defined: that harm may be 0"
+    return Row(ratio, *floor.ratio_intervals[kind], "not defined: that harm may be 0" if math.isnan(ratio) else "")
+
+
+def _gain_kept(scores: Float[Tensor, "1+resample"]) -> Row:
+    unit = "not defined: the clean gain may be 0" if scores[0].isnan() else "share"
+    return Row(scores[0].item(), *interval(scores[1:]), unit)
+
+
+def _attention_kept(
+    clean: Float[Tensor, "batch layer head"], patched: Float[Tensor, "batch layer head"], seed: int
+) -> Row:
+    """What is left of the induction score of the clean model's best head."""
+    layer, head = best_head(clean.mean(dim=0))
+    before, after = clean[:, layer, head], patched[:, layer, head]                                  # [batch]
+    drawn = resample(len(before), 400, seed)                                                        # [resample, batch]
+    share, resampled = after.sum() / before.sum(), after[drawn].sum(1) / before[drawn].sum(1)
+    return Row(share.item(), *interval(resampled), f"share, head {layer}.{head}")

@@ -48,8 +48,9 @@ class SparseAutoencoder(nn.Module):
             d_in, d_sae: width of the activations, number of latents.
             kind: relu, topk, jumprelu or gated.
             k: number of active latents; topk needs it, the others have none.
-            normalize: what is done to each activation first, and undone at the end. none; constant_norm_rescale: its
-                norm becomes sqrt(d_in); layer_norm: its mean becomes 0 and its standard deviation 1.
+            normalize: what is done to each activation first, and undone at the end. none: nothing;
+                constant_norm_rescale: its norm becomes sqrt(d_in); layer_norm: its mean becomes 0 and its standard
+                deviation 1.
             hook_name, head, model_name: where the activations come from.
             subtract_b_dec: False leaves x − b_dec out of the first formula: the encoder sees x.
         Raises:
@@ -60,7 +61,7 @@ class SparseAutoencoder(nn.Module):
         self.kind, self.k, self.normalize, self.subtract_b_dec = kind, k, normalize, subtract_b_dec
         self.hook_name, self.head, self.model_name = hook_name, head, model_name
         rng = torch.Generator().manual_seed(seed)
-        directions = torch.randn(d_sae, d_in, dtype=torch.float64, generator=rng)      # float32: not alike everywhere
+        directions = torch.randn(d_sae, d_in, dtype=torch.float64, generator=rng)      # in float32 machines differ
         directions = (directions / directions.norm(dim=1, keepdim=True)).float()
         self.W_dec = nn.Parameter(directions)                       # one unit direction for each latent
         self.W_enc = nn.Parameter(directions.T.contiguous())        # the encoder starts as the decoder, transposed
@@ -95,9 +96,9 @@ class SparseAutoencoder(nn.Module):
     def decode(
         self, latents: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None = None
     ) -> Float[Tensor, "... d_in"]:
-        """The activation that latents stand for.
+        """The activation that the latents describe.
 
-        `x` is what they were made from: an autoencoder that normalizes has to know what the norm took away.
+        `x` is what they were made from: an autoencoder that normalizes has to know what the norm removed.
         Raises:
             ValueError: if it normalizes and x is missing.
         """
@@ -110,7 +111,7 @@ class SparseAutoencoder(nn.Module):
     # --- the steps -------------------------------------------------------------------------------------------------
 
     def mean_and_scale(self, x: Float[Tensor, "... d_in"]) -> tuple[Float[Tensor, "... 1"], Float[Tensor, "... 1"]]:
-        """The mean and the scale that the norm takes away from an activation."""
+        """The mean and the scale that the norm removes from an activation."""
         if self.normalize == "layer_norm":
             return x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
         return torch.zeros_like(x[..., :1]), (x.norm(dim=-1, keepdim=True) / self.d_in**0.5).clamp_min(EPSILON)
@@ -153,7 +154,7 @@ class SparseAutoencoder(nn.Module):
         return (pre + self.b_gate > 0).to(pre.dtype)
 
     def magnitude(self, pre: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
-        """How large they are where they are on."""
+        """How large the latents are where their gate is on."""
         return (pre * self.r_mag.exp() + self.b_mag).relu()
 
     # --- on disk ---------------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ class SparseAutoencoder(nn.Module):
 
 
 def top_k(pre: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]:
-    """The k largest entries, those of them that are positive; 0 elsewhere."""
+    """Those of the k largest entries that are positive; 0 elsewhere."""
     values, indices = pre.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre).scatter_(-1, indices, values.relu())
 
@@ -195,7 +196,7 @@ def top_k(pre: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]
 class JumpReLU(torch.autograd.Function):
     """x where x exceeds the threshold, else 0.
 
-    Moving a threshold a little changes the output only where x stands exactly at it, so its true gradient is 0 almost
+    Moving a threshold a little changes the output only where x is exactly at it, so its true gradient is 0 almost
     everywhere. The straight-through estimate lets each x within half a bandwidth count: −threshold / bandwidth
     (arXiv 2407.14435, eq. 11).
     """

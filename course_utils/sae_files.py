@@ -1,4 +1,4 @@
-"""Autoencoders that are there already: those that come with the course, those on the hub, a small one for any model.
+"""Autoencoders ready to use: those that come with the course, those on the hub, a small one for any model.
 
 training/train_saes.py made those of the course. A name is the kind and the layer whose residual stream it reads:
 "topk-2" reads blocks.2.hook_resid_pre, and "relu-normalized-2" the same with every activation rescaled to the same norm
@@ -62,7 +62,7 @@ def topk_sae_for(model: TransformerBridge) -> SparseAutoencoder:
 
 
 def load_pretrained_sae(release: str, sae_id: str) -> SparseAutoencoder:
-    """A published autoencoder of any library in FORMATS, from the Hugging Face hub or its local cache.
+    """A published autoencoder in the form of any library in FORMATS, from the Hugging Face hub or its local cache.
 
     Args:
         release: a name in RELEASES, or the repository itself ("owner/name").
@@ -90,9 +90,9 @@ def _downloaded(repo: str, sae_id: str, named: str) -> Path:
         try:
             files = [hf_hub_download(repo, f"{sae_id}/{name}", local_files_only=silent) for name in each.files]
             return Path(files[0]).parent
-        except EntryNotFoundError as error:                                 # the next format's may be there
+        except EntryNotFoundError as error:                                 # the next format's files may be there
             missing = missing or error
-            silent = isinstance(error, LocalEntryNotFoundError)             # no hub: from now on only its cache is asked
+            silent = isinstance(error, LocalEntryNotFoundError)             # no hub: from now on ask only its cache
         except (OSError, ValueError) as error:
             missing, silent = error, True
             break

@@ -53,7 +53,7 @@ class TrainingConfig:
         for name in ("d_sae", "steps", "batch", "warm_up", "dead_after", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not (self.lr > 0 and self.sparsity >= 0 and self.revive >= 0 and 0 <= self.decay <= 1):     # NaN is none of it
+        if not (self.lr > 0 and self.sparsity >= 0 and self.revive >= 0 and 0 <= self.decay <= 1):  # also rejects NaN
             raise ValueError("lr must be positive, sparsity and revive not negative, and decay a share from 0 to 1")
 
 
@@ -64,14 +64,14 @@ def train_sae(
     """An autoencoder for the activations at one place, at every position but the first.
 
     Args:
-        mask: at which positions instead. With padding it is needed: see `passes.without_padding`.
-        folder: where to keep checkpoints. A run that was stopped goes on from the last one, and ends with exactly the
-            weights it would have had.
+        mask: at which positions instead. Padded text needs one: see `passes.without_padding`.
+        folder: where to keep checkpoints. A run that was stopped continues from the last one, and ends with exactly
+            the weights it would have had.
     Raises:
         ValueError: if the place, the configuration or the mask is wrong, a row looks padded, there are fewer
             activations than one batch, one of them is not finite, or the folder holds a run with other settings or a
             damaged file.
-        OSError: if a checkpoint cannot be written; the one before stays.
+        OSError: if a checkpoint cannot be written; the previous one stays.
     """
     sae = SparseAutoencoder(
         Site(model, hook_name, head).width, config.d_sae, config.kind, k=config.k, normalize=config.normalize,
@@ -107,16 +107,18 @@ class Training:
     """The state of a run: the autoencoder, Adam's moments, the step, and when each latent was last active."""
 
     def __init__(
-        self, sae: SparseAutoencoder, activations: Float[Tensor, "n d_in"], config: TrainingConfig, folder: Path | None = None
+        self, sae: SparseAutoencoder, activations: Float[Tensor, "n d_in"], config: TrainingConfig,
+        folder: Path | None = None,
     ) -> None:
         _check_count(len(activations), config)
         if not activations.isfinite().all():
             raise ValueError("some activations are not finite (NaN or infinite)")
-        self.sae, self.activations, self.config, self.folder = sae.requires_grad_(True).train(), activations, config, folder
+        self.sae, self.config, self.folder = sae.requires_grad_(True).train(), config, folder
+        self.activations = activations
         self.scale = 1.0
         if config.normalize == "none":
             self.scale = (activations.double().pow(2).sum(1).mean() / sae.d_in).sqrt().item() or 1.0
-        for weight in sae.parameters():                             # a fused Adam reads memory in order, and so do files
+        for weight in sae.parameters():                             # a fused Adam reads memory in order, as files do
             weight.data = weight.data.contiguous()
         with torch.no_grad():
             sample = activations[:: max(1, len(activations) // 20_000)].to(sae.b_dec) / self.scale
@@ -130,7 +132,7 @@ class Training:
             self._load()
 
     def batch(self) -> Float[Tensor, "batch d_in"]:
-        """The activations of this step: a function of the seed and the step alone, so that a resumed run sees the same."""
+        """The activations of this step: a function of the seed and the step alone, so a resumed run sees the same."""
         per_epoch = len(self.activations) // self.config.batch
         epoch, place = divmod(self.step, per_epoch)
         if self._order[0] != epoch:
@@ -192,7 +194,7 @@ class Training:
             "model": self.sae.model_name, "hook": self.sae.hook_name, "head": self.sae.head})
 
     def save(self) -> None:
-        """Write a checkpoint, then give it its name: a kill in between leaves the one before."""
+        """Write a checkpoint, then give it its name: a kill in between leaves the previous one."""
         tensors = {f"sae/{name}": value for name, value in self.sae.state_dict().items()} | {"idle": self.idle}
         for key, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{key}/{name}": value for name, value in moments.items()}
@@ -201,7 +203,7 @@ class Training:
             save_file(tensors, partial, metadata={"step": str(self.step), "log": json.dumps(self.log)})
 
     def _load(self) -> None:
-        """Go on from the checkpoint, if there is one. Raises ValueError if it is damaged."""
+        """Continue from the checkpoint, if there is one. Raises ValueError if it is damaged."""
         file = self.folder / STATE
         if not file.exists():
             return
@@ -231,7 +233,7 @@ def pre_activations(sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"]) -> F
     """`sae.pre_activations(x)`, written as x W_enc + (b_enc − b_dec W_enc).
 
     Only b_dec needs a gradient through the product with W_enc. Here that is a product with one row, not with the
-    whole batch: one of six large products less in each step.
+    whole batch, which saves one of six large products in each step.
     """
     bias = 0.0 if sae.kind == "gated" else sae.b_enc
     if sae.subtract_b_dec:
@@ -239,14 +241,14 @@ def pre_activations(sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"]) -> F
     return x @ sae.W_enc + bias
 
 
-# --- the loss ----------------------------------------------------------------------------------------------------------
+# --- the loss ---------------------------------------------------------------------------------------------------------
 
 
 def sparsity_loss(
     sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"], pre: Float[Tensor, "batch d_sae"],
     latents: Float[Tensor, "batch d_sae"], weight: float,
 ) -> Float[Tensor, ""] | float:
-    """What is added to the squared error so that few latents are active; decoder rows have norm 1.
+    """The term added to the squared error to keep active latents few; decoder rows have norm 1.
 
     relu: weight · Σ f. jumprelu: weight · the number of active latents. topk: nothing. gated: weight · Σ of the gate's
     positive part, and the squared error that this part would make by itself, with the decoder held fixed: without it
@@ -269,7 +271,7 @@ def revival_loss(
 ) -> Float[Tensor, ""]:
     """Let the dead latents explain what the others leave over (Gao et al. 2024, appendix A.2).
 
-    Of the dead ones, the d_in / 2 with the largest pre-activations stand for the rest −error as well as they can.
+    The d_in / 2 dead latents with the largest pre-activations reconstruct the residual, −error.
     """
     k = min(sae.d_in // 2, n_dead)
     values, indices = pre.masked_fill(~dead, -torch.inf).topk(k, dim=1, sorted=False)
@@ -279,7 +281,7 @@ def revival_loss(
 
 @torch.no_grad()
 def constrain(sae: SparseAutoencoder) -> None:
-    """Give each decoder row norm 1 (else an L1 penalty is evaded by small latents and long rows)."""
+    """Give each decoder row norm 1 (otherwise small latents with long rows evade an L1 penalty)."""
     sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
     if sae.kind == "jumprelu":
         sae.threshold.clamp_(min=0)

@@ -31,7 +31,7 @@ def spliced(model: TransformerBridge, sae: HasEncodeDecode) -> Iterator[None]:
     """Within the block the model computes with the reconstruction, at every position but the first (BOS).
 
     Raises:
-        ValueError: if the autoencoder does not fit the model, or reads something else than the residual stream.
+        ValueError: if the autoencoder does not fit the model, or reads something other than the residual stream.
     """
     site = residual_site(model, sae)
 
@@ -44,7 +44,7 @@ def spliced(model: TransformerBridge, sae: HasEncodeDecode) -> Iterator[None]:
 
 @contextmanager
 def without_latents(model: TransformerBridge, sae: SparseAutoencoder, which: Sequence[int]) -> Iterator[None]:
-    """Within the block these latents' parts are taken out of the residual stream; all else, the error too, stays.
+    """Within the block these latents' parts are subtracted from the residual stream; all else stays, the error too.
 
     Raises:
         ValueError: as `spliced` does, or if the autoencoder normalizes its input.
@@ -73,15 +73,15 @@ def remove_latents(
 def circuit_score(
     clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"]
 ) -> float:
-    """Which share of the clean model's gain on the second copy is left.
+    """What share of the clean model's gain on the second copy is left.
 
     Both are log-probabilities of repeated tokens (`repeated_token_report`). The gain is the mean over the
     second copy, without its first token, which nobody can foresee, minus the mean over the first copy, each
     over all sequences together. 1: all of it; 0: the repeat is as surprising as the first occurrence.
     """
     n = clean.shape[1] // 2
-    gain = [each[:, n + 1 :].mean() - each[:, :n].mean() for each in (changed, clean)]
-    return (gain[0] / gain[1]).item()
+    left, whole = (each[:, n + 1:].mean() - each[:, :n].mean() for each in (changed, clean))
+    return (left / whole).item()
 
 
 @torch.no_grad()
@@ -103,12 +103,14 @@ def log_probs_reading(
     require(model, "reading a stream through single heads", "reads", *used)
     site = residual_site(model, sae)
     if too_low := [f"{layer}.{head}" for layer, head in heads if layer < site.enters]:
-        raise ValueError(f"heads {', '.join(too_low)} lie below the autoencoder at {site.hook_name}: they do not read it")
+        raise ValueError(f"heads {', '.join(too_low)} lie below the autoencoder at {site.hook_name}: they do not read "
+                         "it")
+    layers = {layer for layer, _ in heads}
     found = []
     for rows in tokens.split(ROWS_AT_A_TIME):
         clean, x, _, x_hat = run_and_reconstruct(model, sae, rows, site)
         new = torch.cat([x[:, :1], x_hat[:, 1:]], dim=1)
-        there = {layer: clean.continue_from(site.enters, new, stop=layer) for layer in {layer for layer, _ in heads}}
+        there = {layer: clean.continue_from(site.enters, new, stop=layer) for layer in layers}
         patches = [patch for layer, head in heads
                    for patch in new_readings(clean, there[layer] - clean.residuals[layer], (layer, head), into)]
         with model.hooks(fwd_hooks=patches):
@@ -150,5 +152,5 @@ def residual_site(model: TransformerBridge, sae: object) -> Site:
     """Where the autoencoder goes. Raises ValueError as `spliced` does."""
     site = site_of(model, sae)
     if not site.is_residual:
-        raise ValueError(f"{site.hook_name} is not the residual stream: something would pass the autoencoder by")
+        raise ValueError(f"{site.hook_name} is not the residual stream: something would bypass the autoencoder")
     return site

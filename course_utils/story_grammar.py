@@ -4,7 +4,7 @@ A template is a line of symbols separated by spaces:
 
 * a plain word stands for itself; `(walked|ran)` offers alternatives;
 * `{who}` is a slot: `language.SLOTS` says which words fit, given what the story has said so far;
-* `?holding` is a guard: the template goes on from here only if `language.GUARDS` says yes.
+* `?holding` is a guard: the template continues from here only if `language.GUARDS` says yes.
 
 Every slot depends only on words already on the page, so the probability of the next word is known.
 """
@@ -81,7 +81,7 @@ OPENINGS = """
 1 Last (week|year|spring|autumn) , {new} visited the {scene} .
 2 In the {scene} , {new} met {met} .
 2 {new} and {friend} were (friends|neighbours|cousins) who (met|played|worked|lived) in the {scene} .
-"""
+"""  # noqa: E501 (a template is a line)
 
 MIDDLES = """
 2 {who} (walked|ran|went|hurried|travelled|wandered) to the {place} .

@@ -45,7 +45,8 @@ def own_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: int
     """Text that the model writes itself: after BOS each token is drawn from its own distribution.
 
     Except that no row looks padded: none begins or ends with a padding or end-of-text token (see `padding`).
-    Of SmolLM2 128 rows of 128 tokens are there already (the seed says where to begin); others write now.
+    128 rows of 128 tokens ship with the course for SmolLM2 (the seed picks the first); any other model writes its
+    text now.
     Raises ValueError as `sample_text` does.
     """
     _check_size(model, n, length)
@@ -60,7 +61,7 @@ def own_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: int
 
 
 def _written(model: TransformerBridge, chance: Float[Tensor, "rows length-1"]) -> Int[Tensor, "rows length"]:
-    """After BOS, each time the token at which the summed probabilities reach the next number of `chance`.
+    """After BOS, at each place the token at which the summed probabilities reach the next number of `chance`.
 
     (`torch.multinomial` would draw other tokens in another version of PyTorch.)
     """
@@ -79,7 +80,7 @@ def _written(model: TransformerBridge, chance: Float[Tensor, "rows length-1"]) -
 
 
 def stories_in_english(model: TransformerBridge, n: int, length: int, seed: int = 0) -> Int[Tensor, "n length"]:
-    """The course's stories as English prose, in the tokens of any model: text that it did not write.
+    """The course's stories as English prose, in the tokens of any model: text that the model did not write.
 
     Raises ValueError as `sample_text` does.
     """
@@ -88,7 +89,7 @@ def stories_in_english(model: TransformerBridge, n: int, length: int, seed: int 
     rows = []
     for story in StoryLanguage(seed).sample(n, length, truth=False).tokens[:, 1:].tolist():
         prose = re.sub(r" ([,.!?;:])", r"\1", " ".join(words[token] for token in story))
-        tokens = model.tokenizer(prose, add_special_tokens=False)["input_ids"]      # a token is a word at most
+        tokens = model.tokenizer(prose, add_special_tokens=False)["input_ids"]      # a token is at most a word
         rows.append([bos_token_id(model), *tokens[: length - 1]])
     return torch.tensor(rows, device=model.cfg.device)
 

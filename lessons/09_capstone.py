@@ -265,11 +265,10 @@ def previous_word_latents(model, sae, texts, k=10):
     frequent = [token for token in counts.argsort(descending=True)[:60].tolist() if token in in_both]
     for word in sorted(frequent, key=followers, reverse=True)[:k]:
         labels = after_token(texts, word)[:, 2:].flatten().cpu()
-        try:
-            controlled = same_token_auc(latents[:half], labels[:half], present[:half])
-            here = same_token_auc(latents[half:], labels[half:], present[half:])
-        except ValueError:                                          # nothing to compare in one of the halves
-            continue
+        halves = [(each[:half], each[half:]) for each in (latents, labels, present)]
+        if not all(torch.isin(now[follows], now[~follows]).any() for _, follows, now in zip(*halves)):
+            continue                                                # nothing to compare in one of the halves
+        controlled, here = (same_token_auc(*half_of_each) for half_of_each in zip(*halves))
         trap, best = int(auc(latents[:half], labels[:half]).argmax()), int(controlled.argmax())
         rows[word] = {
             "previous word": repr(model.tokenizer.decode([word])), "times": int(counts[word]),

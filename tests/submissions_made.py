@@ -153,11 +153,11 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "stored_outputs": (stored_outputs(), {}),
     "foreign_kernel": (notebook(chance(RIGHT), metadata={
         "kernelspec": {"name": "ir", "display_name": "R", "language": "R"}}), {"": ("unreadable", "kernel is for r")}),
-    "broken_json": (with_cells(chance(RIGHT))[:-40], {"": ("unreadable", "no valid JSON")}),
-    "empty_file": ("", {"": ("unreadable", "no valid JSON")}),
+    "broken_json": (with_cells(chance(RIGHT))[:-40], {"": ("unreadable", "not valid JSON")}),
+    "empty_file": ("", {"": ("unreadable", "not valid JSON")}),
     "a_list": (json.dumps([1, 2]), {"": ("unreadable", "no list of cells")}),
     "old_format": (json.dumps({"nbformat": 3, "worksheets": []}), {"": ("unreadable", "no list of cells")}),
-    "binary": (bytes(range(256)), {"": ("unreadable", "no valid JSON")}),
+    "binary": (bytes(range(256)), {"": ("unreadable", "not valid JSON")}),
     # --- endless or too large
     "infinite_loop": (with_cells(chance("while True:\n    pass")), timed_out("of processor time")),
     "deaf_infinite_loop": (

@@ -127,13 +127,20 @@ ALL = [pytest.param(item, id=item.id, marks=[pytest.mark.matrix] if place else [
 @pytest.mark.slow
 @pytest.mark.parametrize("item", ALL)
 def test_a_known_mistake_has_the_same_name_as_in_the_notebook(item):
-    number = item.id.partition(".")[0]
-    kept = importlib.import_module(f"answers.lesson_{number}").ANSWERS[item.id].reject
-    place, direct = next((i, verdict) for i, wrong in enumerate(kept)
-                         if (verdict := assess(item, function_of(wrong.answer))).mistake)
-    program = (f"from answers import function_of\nfrom answers.lesson_{number} import ANSWERS\n"
-               f"attempt = function_of(ANSWERS[{item.id!r}].reject[{place}].answer)")
-    assert judge(item, Attempt(item.id, "attempt", program), LIMITS) == ("named mistake", direct.mistake, "")
+    """A variant of the solution, or, where mistakes are properties, a kept answer that has one."""
+    check = getattr(item.check, "compare", item.check)
+    if named := next((mistake for mistake in getattr(check, "mistakes", ()) if mistake.functions), None):
+        place, name = check.mistakes.index(named), named.message
+        program = (f"from course_utils.exercises import get\ncheck = get({item.id!r}).check\n"
+                   f"attempt = getattr(check, 'compare', check).mistakes[{place}].functions[0]")
+    else:
+        number = item.id.partition(".")[0]
+        kept = importlib.import_module(f"answers.lesson_{number}").ANSWERS[item.id].reject
+        place, name = next((i, verdict.mistake) for i, wrong in enumerate(kept)
+                           if (verdict := assess(item, function_of(wrong.answer))).mistake)
+        program = (f"from answers import function_of\nfrom answers.lesson_{number} import ANSWERS\n"
+                   f"attempt = function_of(ANSWERS[{item.id!r}].reject[{place}].answer)")
+    assert judge(item, Attempt(item.id, "attempt", program), LIMITS) == ("named mistake", name, "")
 
 
 # --- what a function does to its inputs --------------------------------------------------------------------

@@ -324,7 +324,7 @@ def test_a_configuration_with_a_byte_order_mark_is_read(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("text, says", [
-    *((text, "missing or is no JSON") for text in (None, "", "{\"d_in\": 6,", b"\xff\xfe\x00")),
+    *((text, "missing or not valid JSON") for text in (None, "", "{\"d_in\": 6,", b"\xff\xfe\x00")),
     *((text, "does not say d_in and d_sae") for text in ("[]", "{}", "{\"d_in\": 6}")),
 ])
 def test_a_damaged_or_missing_configuration(tmp_path, text, says):

@@ -7,7 +7,7 @@
         ...
 
 The check runs as soon as the cell does. If it passes, the rest of the notebook uses the learner's function;
-if not, it goes on with the course's own, and the card says so.
+if not, it continues with the course's own, and the card says so.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def exercise(id: str, *, quiet: bool = False) -> Callable[[Callable], Callable]:
 
 
 def _where_it_holds(function: Callable, item: Exercise) -> Callable:
-    """The function; on a model of another shape than its formula is for, the course's version, and a line that says so."""
+    """The function; but on models whose shape its formula is not for, the course's version and a line that says so."""
 
     @functools.wraps(function)
     def chosen(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +114,7 @@ def verdict_card(item: Exercise, verdict: Verdict) -> Card:
 
 
 def _record(id: str, verdict: Verdict) -> None:
-    """Save the attempt; where that is impossible, say so once and go on."""
+    """Save the attempt; where that is impossible, say so once and continue."""
     global _warned_about_saving
     try:
         progress_store.record(id, verdict.status, verdict.mistake)
@@ -206,5 +206,6 @@ def _quantity(value: Any, unit: str) -> str:
     if isinstance(value, str):
         return value
     number = float(value)
-    text = f"{number:.0f}" if abs(number) >= 1000 or number.is_integer() else f"{number:.{3 if abs(number) >= 1e-3 else 1}g}"
+    digits = 3 if abs(number) >= 1e-3 else 1
+    text = f"{number:.0f}" if abs(number) >= 1000 or number.is_integer() else f"{number:.{digits}g}"
     return f"{text.replace('-', '−')} {unit}".rstrip()

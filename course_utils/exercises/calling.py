@@ -89,7 +89,7 @@ WEIGHTS_CHANGED = "it changes the model's weights: every later run of the model 
 
 @contextmanager
 def weights_kept(values: Iterable[Any]):
-    """Put back what is done inside to the weights of the models among the values, then raise Failure for it."""
+    """Undo what is done inside to the weights of the models among the values, then raise Failure for it."""
     models = [value for value in values if isinstance(value, torch.nn.Module)]
     kept = [(weight, weight.detach().clone()) for model in models for weight in model.parameters()]
     try:

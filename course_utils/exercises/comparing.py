@@ -65,7 +65,7 @@ def describe(value: Any) -> str:
 
 
 def without_addresses(text: str) -> str:
-    """Remove memory addresses, which change from run to run."""
+    """The text without memory addresses, which change from run to run."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
@@ -90,10 +90,11 @@ def first_difference(
 ) -> str | None:
     """Say what is different between an answer and the expected one; None when they agree.
 
-    Tensors agree in shape, kind of dtype (any float for a float; the same dtype if `exact_dtype`), device, in having
-    a gradient if the expected one has, and in every value to |got − expected| ≤ atol + rtol·|expected|. NaN never agrees with anything.
-    `loose_scalars` lets a Python number stand for a tensor of shape [] and the other way round.
-    Lists and tuples may stand for one another; an object with the same fields stands for a dataclass.
+    Tensors must agree in shape, kind of dtype (any float for a float; the same dtype if `exact_dtype`) and device, in
+    having a gradient if the expected one has, and in every value to |got − expected| ≤ atol + rtol·|expected|. NaN
+    never agrees with anything.
+    `loose_scalars` accepts a Python number for a tensor of shape [] and the other way round.
+    A list is accepted for a tuple and a tuple for a list; for a dataclass, any object with the same fields.
     """
     options: dict[str, Any] = {
         "atol": atol, "rtol": rtol, "loose_scalars": loose_scalars, "exact_dtype": exact_dtype}
@@ -199,8 +200,7 @@ def _mapping_difference(got: Any, expected: Mapping, options: dict, where: str) 
         return f"{where} is a {_type_name(got)}; a dict was expected"
     if set(got) != set(expected):
         return f"{where} has the keys {sorted(map(repr, got))}; {sorted(map(repr, expected))} were expected"
-    found = (
-        first_difference(got[key], expected[key], where=f"{where}[{key!r}]", **options) for key in expected)
+    found = (first_difference(got[key], expected[key], where=f"{where}[{key!r}]", **options) for key in expected)
     return next(filter(None, found), None)
 
 

@@ -59,8 +59,8 @@ def variants(solution: Callable, wrong: Wrong, names: dict[str, Any] | None = No
     Args:
         solution: the plain solution.
         wrong: {what the learner is told: the change}. A text is what the last line returns instead; it may have lines
-            of its own, of which the last begins with `return`. A dictionary replaces parts of the source, wherever they stand. A function
-            stands for itself. A tuple has several of these. `seen` is about the answers.
+            of its own, of which the last begins with `return`. A dictionary replaces parts of the source, wherever
+            they are. A function is taken as it is. A tuple holds several of these. `seen` is about the answers.
         names: what changes may use beside the names in NAMES and those of the solution's own module.
     Raises:
         ValueError: if a part that is to be replaced is not in the source.
@@ -71,7 +71,8 @@ def variants(solution: Callable, wrong: Wrong, names: dict[str, Any] | None = No
             found.append(Mistake(message, predicate=changes.predicate))
             continue
         changes = changes if isinstance(changes, tuple) else (changes,)
-        found.append(Mistake(message, *(each if callable(each) else _changed(solution, each, scope) for each in changes)))
+        functions = [each if callable(each) else _changed(solution, each, scope) for each in changes]
+        found.append(Mistake(message, *functions))
     return found
 
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from course_utils.house import progress_file
+from course_utils.house import is_printable, progress_file
 
 
 def record(exercise_id: str, verdict: str, mistake: str | None = None, path: Path | None = None) -> None:
@@ -42,17 +42,22 @@ def read(path: Path | None = None) -> list[dict]:
     for line in content.split(b"\n"):
         try:
             entry = json.loads(line)
-            texts = entry["id"], entry["verdict"], entry.get("mistake") or ""
-            "".join(texts).encode()                                 # texts they must be, and such as can be shown
-        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        except (ValueError, RecursionError):
             continue
-        entries.append(entry)
+        if _is_attempt(entry):
+            entries.append(entry)
     return entries
+
+
+def _is_attempt(entry: object) -> bool:
+    """Whether this is what `record` writes: texts, of which the mistake may be missing."""
+    return (isinstance(entry, dict) and is_printable(entry.get("id")) and is_printable(entry.get("verdict"))
+            and is_printable(entry.get("mistake") or ""))
 
 
 @dataclass
 class Standing:
-    """Where one exercise stands: an untouched stub ("not yet") is not counted as an attempt."""
+    """How far one exercise has got: an untouched stub ("not yet") does not count as an attempt."""
 
     attempts: int = 0
     passed: bool = False

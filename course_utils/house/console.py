@@ -1,4 +1,4 @@
-"""Signs at a console that does not have them: where only ASCII can be written, "✓ −3 nats" must not raise."""
+"""Signs at a console that lacks them: where only ASCII can be written, "✓ −3 nats" must not raise."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ ERRORS = "faithful-circuits"  # the name under which codecs knows `_in_ascii`
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that cannot be written: a plain sign that reads the same, else \\u and a number."""
+    """What replaces characters that cannot be written: a plain sign that reads the same, else \\u and a number."""
     signs = error.object[error.start:error.end]
     return "".join(PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs), error.end
+
+
+def is_printable(value: object) -> bool:
+    """Whether a value is a text that can be shown and stored: half of a surrogate pair, for one, cannot."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_anything(stream: TextIO | None) -> None:

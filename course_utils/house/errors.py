@@ -12,7 +12,7 @@ class UnknownStep(ValueError):
 
 
 class NotForThisModel(ValueError):
-    """What was asked for rests on something that does not hold for this model; the message says on what."""
+    """What was asked for rests on an assumption that does not hold for this model; the message says which."""
 
 
 class ModelUnavailable(RuntimeError):

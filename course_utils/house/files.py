@@ -57,12 +57,12 @@ def read_json(file: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-        ValueError: if it is missing or is no JSON.
+        ValueError: if it is missing or not valid JSON.
     """
     try:
         return json.loads(file.read_bytes())  # with a byte-order mark or without
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is missing or is no JSON: {str(error)[:200]}") from error
+        raise ValueError(f"{file} is missing or not valid JSON: {str(error)[:200]}") from error
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -80,13 +80,14 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def check_checkpoint(file: Path, tensors: dict[str, Tensor], like: dict[str, Tensor]) -> None:
     """Raise ValueError unless the tensors of a run's checkpoint have the names, shapes and dtypes of `like`."""
-    found, expected = ({name: (value.shape, value.dtype) for name, value in each.items()} for each in (tensors, like))
+    found = {name: (value.shape, value.dtype) for name, value in tensors.items()}
+    expected = {name: (value.shape, value.dtype) for name, value in like.items()}
     if wrong := sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name)):
         raise damaged(file, f"{', '.join(wrong[:3])} is not what this run writes")
 
 
 def damaged(file: Path, what: str) -> ValueError:
-    """The error for a file of a run that can be made again."""
+    """The error for a damaged file that a run can make again."""
     return ValueError(f"{file} is damaged ({what[:200]}): delete it to make it again")
 
 
@@ -104,6 +105,6 @@ def claim_folder(folder: Path, settings: dict[str, Any], word: str = "folder") -
     theirs = read_json(file)
     if not isinstance(theirs, dict):
         raise damaged(file, "it does not hold settings")
-    names = {*mine, *theirs}
-    if differ := sorted(name for name in names if [name in mine, mine.get(name)] != [name in theirs, theirs.get(name)]):
+    absent = object()                                               # unlike a setting that is None
+    if differ := sorted(name for name in {*mine, *theirs} if mine.get(name, absent) != theirs.get(name, absent)):
         raise ValueError(f"{folder} holds a run with another {', '.join(differ)[:200]}: choose another {word}")

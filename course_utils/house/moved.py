@@ -1,4 +1,4 @@
-"""Modules that were elsewhere once: a notebook that imports them by their old names still finds what it asks for."""
+"""Modules that have moved: a notebook that imports them by their old names still finds what it asks for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OLD = {  # name in course_utils: where its contents are now
 
 
 class Finder:
-    """Finds `course_utils.<old name>`; Python asks it last, when no file of that name is there."""
+    """Finds `course_utils.<old name>`; Python asks it last, if there is no file of that name."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:

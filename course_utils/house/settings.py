@@ -1,7 +1,7 @@
 """What the environment says: where the course keeps its files, and whether progress bars are drawn.
 
-The cache folder and the progress file are folders of the operating system's own choosing unless the environment variables
-`COURSE_CACHE` (a folder) and `COURSE_PROGRESS` (a file) say otherwise; asking for a place creates nothing.
+The cache folder and the progress file are where the operating system keeps such things, unless the environment
+variables `COURSE_CACHE` (a folder) and `COURSE_PROGRESS` (a file) say otherwise; asking for a place creates nothing.
 """
 
 from __future__ import annotations
@@ -41,5 +41,5 @@ def _user_folder(kind: str) -> Path:
 
 
 def bars_are_off() -> bool:
-    """Whether `COURSE_BARS=off` asks for no progress bars (tests, stored notebooks)."""
+    """Whether `COURSE_BARS=off` turns progress bars off (tests, stored notebooks)."""
     return os.environ.get("COURSE_BARS", "").lower() == "off"

@@ -10,18 +10,19 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course_utils.house import (
+    WEIGHTS,
     CacheNotWritable,
     DamagedModelFile,
     ModelUnavailable,
     NotForThisModel,
     UnknownModel,
     UnknownStep,
-    WEIGHTS,
 )
 from course_utils.models import hub, smollm2
 from course_utils.models.folders import HASHES, check_hashes, read_hashes
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODELS", "ModelInfo", "load_model", "load_real_model", "fetch", "is_cached", "checkpoint_steps",
-    "as_bridge", "word_tokenizer", "bos_token_id", "best_device", "UnknownModel", "UnknownStep", "ModelUnavailable", "NotForThisModel",
-    "DamagedModelFile", "CacheNotWritable",
+    "as_bridge", "word_tokenizer", "bos_token_id", "best_device", "UnknownModel", "UnknownStep", "ModelUnavailable",
+    "NotForThisModel", "DamagedModelFile", "CacheNotWritable",
 ]
 
 TINY_FOLDER = WEIGHTS / "tiny"
@@ -78,9 +79,9 @@ def load_model(name: str = "tiny", *, device: str | torch.device | None = None,
     The TransformerBridge is in compatibility mode: LayerNorm weights are folded into the next
     linear map, and weights that write to the residual stream (and the unembedding) are centred.
     That changes no probability; it shifts each position's logits by a constant. (Where the norm
-    is RMSNorm, as in SmolLM2, only the unembedding is centred.) Whether it does is tried on a few
+    is RMSNorm, as in SmolLM2, only the unembedding is centred.) That this holds is tried on a few
     tokens, as is what else this course assumes of a model: `course_utils.passes.traits_of` has the record.
-    The value biases are moved to the attention's bias: zero ablation of a head is of its output
+    The value biases are moved to the attention's bias, so zero ablation of a head removes its output
     without them.
 
     Args:
@@ -89,8 +90,8 @@ def load_model(name: str = "tiny", *, device: str | torch.device | None = None,
         step: a training checkpoint of `tiny` (see `checkpoint_steps`); default the last.
 
     Raises UnknownModel or UnknownStep (both ValueError) before anything is read or downloaded,
-    NotForThisModel (a ValueError) for what is no causal language model, or one that TransformerLens
-    does not wrap rightly, and ModelUnavailable if the model cannot be had now (no network, damaged file, full disk).
+    NotForThisModel (a ValueError) for what is not a causal language model, or one that TransformerLens
+    does not wrap correctly, and ModelUnavailable if the model cannot be had now (no network, damaged file, full disk).
     """
     import torch
 
@@ -98,7 +99,8 @@ def load_model(name: str = "tiny", *, device: str | torch.device | None = None,
     check_step(name, step)
     known_as = name if name in MODELS and name != "gpt2-small" else hub.hub_id(name)
     with torch.random.fork_rng(devices=[]):  # the learner's random stream stays as it was
-        return as_bridge(*_parts(name, step), name=known_as, device=device or best_device())
+        model, tokenizer = _source(name).load(step)
+        return as_bridge(model, tokenizer, name=known_as, device=device or best_device())
 
 
 def load_real_model(*, device: str | torch.device | None = None) -> TransformerBridge | None:
@@ -128,23 +130,14 @@ def fetch(name: str) -> str:
     Returns one line that says so. Raises what `load_model` raises.
     """
     check_name(name)
-    if name == "tiny":
-        _tiny_file(None)
-    elif name == "smollm2-135m":
-        _smollm2_folder()
-    elif name != "gpt2-small-random" and not is_cached(name):
-        hub.fetch(name, _what_works(name))
+    _source(name).fetch()
     return f"{name}: ready; load_model({name!r}) works offline on this machine."
 
 
 def is_cached(name: str) -> bool:
     """Whether `load_model(name)` needs no network. Files are looked for, not hashed."""
     check_name(name)
-    if name == "tiny":
-        return (TINY_FOLDER / HASHES).is_file()
-    if name == "smollm2-135m":
-        return smollm2.is_cached()
-    return name == "gpt2-small-random" or hub.in_cache(hub.hub_id(name))
+    return _source(name).is_cached()
 
 
 def checkpoint_steps(name: str = "tiny") -> list[int]:
@@ -187,7 +180,7 @@ def best_device() -> str:
 def check_name(name: str) -> None:
     """Raise UnknownModel, with near matches, unless the course or TransformerLens knows the name.
 
-    Raise NotForThisModel if it is known to be the name of something else than a causal language model.
+    Raise NotForThisModel if the name is known to be that of something other than a causal language model.
     """
     if name in MODELS:
         return
@@ -210,17 +203,43 @@ def check_step(name: str, step: int | None) -> None:
     raise UnknownStep(f"{name} has no checkpoint for step {step!r}. {there_are}")
 
 
-# --- the parts of each model: a Hugging Face model and its tokenizer -----------------------------
+# --- where each model comes from ----------------------------------------------------------------
 
 
-def _parts(name: str, step: int | None) -> tuple[Any, Any]:
-    if name == "tiny":
-        return from_folder(TINY_FOLDER, _tiny_file(step))
-    if name == "smollm2-135m":
-        return from_folder(_smollm2_folder(), smollm2.WEIGHTS)
-    if name == "gpt2-small-random":
-        return random_gpt2_small(RANDOM_SEED)
-    return hub.load(name, _what_works(name))
+@dataclass(frozen=True)
+class _Source:
+    """How one model is had."""
+
+    load: Callable[[int | None], tuple[Any, Any]]   # step -> a Hugging Face model and its tokenizer
+    fetch: Callable[[], object]                     # bring it onto this machine, unless it is here and intact
+    is_cached: Callable[[], bool]
+
+
+def _source(name: str) -> _Source:
+    return _OWN_SOURCES.get(name) or _Source(
+        load=lambda step: hub.load(name, _what_works(name)),
+        fetch=lambda: None if is_cached(name) else hub.fetch(name, _what_works(name)),
+        is_cached=lambda: hub.in_cache(hub.hub_id(name)),
+    )
+
+
+_OWN_SOURCES = {
+    "tiny": _Source(
+        load=lambda step: from_folder(TINY_FOLDER, _tiny_file(step)),
+        fetch=lambda: _tiny_file(None),             # it ships with the course: look whether it is whole
+        is_cached=lambda: (TINY_FOLDER / HASHES).is_file(),
+    ),
+    "smollm2-135m": _Source(
+        load=lambda step: from_folder(_smollm2_folder(), smollm2.WEIGHTS),
+        fetch=lambda: _smollm2_folder(),
+        is_cached=lambda: smollm2.is_cached(),
+    ),
+    "gpt2-small-random": _Source(
+        load=lambda step: random_gpt2_small(RANDOM_SEED),
+        fetch=lambda: None,
+        is_cached=lambda: True,
+    ),
+}
 
 
 def read_tiny_hashes() -> dict[str, str]:

@@ -143,15 +143,15 @@ def replace_folder(new: Path, final: Path) -> None:
     try:
         os.replace(new, final)
     except OSError:
-        if not is_intact(final):  # else the other process was the faster one, since we looked
+        if not is_intact(final):  # if it is, another process was faster
             raise
 
 
 def _remove_stale_partials(parent: Path) -> None:
-    """Delete what a killed run left behind; younger folders may belong to a run still going on."""
+    """Delete what a killed run left behind; younger folders may belong to one that is still running."""
     for path in parent.glob(f"{PARTIAL_PREFIX}*"):
         with contextlib.suppress(OSError):
-            if abs(time.time() - path.stat().st_mtime) > STALE_AFTER_SECONDS:     # a clock may have been put back
+            if abs(time.time() - path.stat().st_mtime) > STALE_AFTER_SECONDS:     # abs: a clock may have been set back
                 shutil.rmtree(path, ignore_errors=True)
 
 

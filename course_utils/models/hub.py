@@ -9,8 +9,8 @@ from typing import Any
 from course_utils.house import DamagedModelFile, ModelUnavailable, NotForThisModel, first_line, read_json
 from course_utils.models.folders import explain_disk_errors, quiet
 
-HUB_IDS = {"gpt2-small": "gpt2"}  # our names for models of the hub
-NEED_MB = 600  # said when the disk is full; GPT-2 small takes 550
+HUB_IDS = {"gpt2-small": "gpt2"}  # our names for models on the hub
+NEED_MB = 600  # what the message for a full disk names; GPT-2 small takes 550
 
 
 @lru_cache(maxsize=1)
@@ -33,7 +33,7 @@ def _architectures() -> dict[str, str]:
 
 
 def check_causal_architecture(name: str) -> None:
-    """Raise NotForThisModel if the name is known to be that of no causal language model, or of one with its own code.
+    """Raise NotForThisModel if the name is known not to be a causal language model's, or needs code of its own.
 
     A translator, an encoder or an image model predicts no next token; and code from the hub is never run.
     """
@@ -41,8 +41,9 @@ def check_causal_architecture(name: str) -> None:
 
     architecture = _architectures().get(hub_id(name))
     if architecture and architecture not in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
-        raise NotForThisModel(f"{name} is a {architecture}: it is not one of the causal language models that the package "
-                              "transformers has the code for, and this course needs one (code from the hub is not run)")
+        raise NotForThisModel(
+            f"{name} is a {architecture}: it is not one of the causal language models that the package transformers "
+            "has the code for, and this course needs one (code from the hub is not run)")
 
 
 def hub_id(name: str) -> str:
@@ -51,7 +52,7 @@ def hub_id(name: str) -> str:
 
 
 def in_cache(repo: str) -> bool:
-    """Whether the local Hugging Face cache has this model's config, a tokenizer, and safetensors weights, all parts."""
+    """Whether the local Hugging Face cache has this model's config, a tokenizer, and all its safetensors weights."""
     return not missing(repo)
 
 
@@ -88,7 +89,9 @@ def load(name: str, works_now: str = "") -> tuple[Any, Any]:
                 repo, dtype=torch.float32, use_safetensors=True, local_files_only=True
             )
     except ValueError as error:
-        raise NotForThisModel(f"{name}: transformers finds no causal language model in {repo}: {first_line(error)}") from error
+        raise NotForThisModel(
+            f"{name}: transformers finds no causal language model in {repo}: {first_line(error)}"
+        ) from error
     except (OSError, SafetensorError) as error:
         raise DamagedModelFile(
             f"{name}: the local Hugging Face cache of {repo} is incomplete or damaged: {first_line(error)}\n"
@@ -101,7 +104,7 @@ def load(name: str, works_now: str = "") -> tuple[Any, Any]:
 def fetch(name: str, works_now: str = "") -> None:
     """Download config, tokenizer and safetensors weights into the Hugging Face cache.
 
-    `works_now` is added to the ModelUnavailable raised when the hub cannot be reached, or has not all that is needed.
+    `works_now` is added to the ModelUnavailable raised when the hub cannot be reached, or lacks something needed.
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -123,7 +126,6 @@ def fetch(name: str, works_now: str = "") -> None:
             f"  missing: {', '.join(lacking)[:160]} in {repo}\n"
             "  Weights are read from safetensors alone: a pickle (pytorch_model.bin, for one) can run any code.\n"
             f"{works_now}"
-            f"  if it is there by now, or damaged: delete models--{repo.replace('/', '--')} in {cache} and fetch it again"
+            f"  if it is there by now, or damaged: delete models--{repo.replace('/', '--')} in {cache} "
+            "and fetch it again"
         )
-
-

@@ -22,7 +22,7 @@ def from_folder(folder: Path, weights_file: str) -> tuple[Any, Any]:
         return _from_folder(folder, weights_file)
     except DamagedModelFile:
         raise
-    except Exception as error:  # transformers and tokenizers raise many kinds for files that they cannot use
+    except Exception as error:  # transformers and tokenizers raise many kinds for files they cannot use
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise DamagedModelFile(f"{folder} holds no model that can be loaded ({weights_file}): {reason}") from error
 
@@ -35,7 +35,8 @@ def _from_folder(folder: Path, weights_file: str) -> tuple[Any, Any]:
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     too_large = [name for name, value in config.to_dict().items() if isinstance(value, int) and abs(value) >= 2**63]
     if too_large:                                                   # for PyTorch
-        raise DamagedModelFile(f"{folder / 'config.json'} has a number that no model can have: {', '.join(too_large)[:200]}")
+        named = ", ".join(too_large)[:200]
+        raise DamagedModelFile(f"{folder / 'config.json'} contains an impossible value: {named}")
     stored, _ = read_tensors(folder / weights_file)
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if layers > len(stored) or heads < 1 or not all(value.is_floating_point() for value in stored.values()):
@@ -100,8 +101,8 @@ def as_bridge(model: Any, tokenizer: Any, *, name: str, device: str | torch.devi
     Both parts are given, so TransformerLens stays off the network.
 
     Raises:
-        NotForThisModel: if TransformerLens cannot wrap it, predictions are not those of the model itself, or they
-            depend on later tokens.
+        NotForThisModel: if TransformerLens cannot wrap it, its predictions are not those of the model itself, or
+            they depend on later tokens.
     """
     import torch
 
@@ -128,11 +129,11 @@ def _wrapped(
     try:
         bridge = TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer, device=device)
         bridge.enable_compatibility_mode(disable_warnings=True)
-        bridge.cfg.default_prepend_bos = True       # as everywhere in this course; for Pythia it would not be so
+        bridge.cfg.default_prepend_bos = True       # as everywhere in this course; Pythia's default is False
         bridge.eval()
         bridge.requires_grad_(False)
         logits, *_ = bridge(tokens), bridge.blocks, bridge.ln_final, bridge.unembed, bridge.W_E
-    except Exception as error:  # it raises many kinds for architectures that it does not know, or knows otherwise
+    except Exception as error:  # it raises many kinds for architectures that it does not know, or lays out differently
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
         raise NotForThisModel(f"{name} is not loaded: TransformerLens cannot wrap this model ({reason})") from error
     return bridge, logits

@@ -32,7 +32,8 @@ from course_utils.passes.trial import check_causal, check_same, trial_tokens, tr
 __all__ = [
     "NEEDS", "CleanRun", "Enough", "Pooled", "Residual", "Site", "Traits", "Turn", "activations_in_batches",
     "after_block_0", "after_unembedding", "all_but_first", "centred", "check_causal", "check_head", "check_same",
-    "check_unpadded", "checked_mask", "collect_activations", "counted_positions", "followed", "gain_of", "head_weights", "hook_z",
-    "in_float64", "key_value_head", "looks_like_padding", "mlp_out", "normalize", "normed_reading", "output_scale",
-    "read_activation", "require", "special_tokens", "traits_of", "trial_tokens", "try_out", "without_padding",
+    "check_unpadded", "checked_mask", "collect_activations", "counted_positions", "followed", "gain_of",
+    "head_weights", "hook_z", "in_float64", "key_value_head", "looks_like_padding", "mlp_out", "normalize",
+    "normed_reading", "output_scale", "read_activation", "require", "special_tokens", "traits_of", "trial_tokens",
+    "try_out", "without_padding",
 ]

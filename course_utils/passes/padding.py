@@ -1,12 +1,12 @@
 """Padding: what looks like it, and what a mask may say of it. One rule for every function that reads text.
 
-Texts of different lengths are made into rows of one length with a padding token. That token is no text: it must not
-be counted, nor must its prediction. On the right it does no other harm, for attention looks back. On the left it
-moves every position, and real tokens attend to it (our passes have no attention mask): that is refused.
+Texts of different lengths are made into rows of one length with a padding token. That token is not text: neither it
+nor its prediction may be counted. On the right it does no other harm, for attention looks back. On the left it moves
+every position, and real tokens attend to it (our passes have no attention mask): that is refused.
 
 In GPT-2, in `tiny` and in many others the padding token is also the one that begins a sequence and separates
-documents. So it counts as padding at the ends of a row alone; between two tokens of text it is text. Where it ends a
-row, only the reader knows which it is, and a mask is how to say so.
+documents. So it counts as padding only at the ends of a row; between two tokens of text it is text. Where it ends a
+row, only you know which it is, and a mask is how to say so.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def without_padding(model: TransformerBridge, tokens: Int[Tensor, "n pos"]) -> B
 def looks_like_padding(model: TransformerBridge, tokens: Int[Tensor, "n pos"]) -> Bool[Tensor, "n pos"]:
     """True at each padding token that begins a row (after BOS, if that is the same token) or ends it.
 
-    A padding token that is neither BOS nor end of text is padding wherever it stands. Where the end-of-text token is
-    another than the padding token, it pads if in some row there are two of it in sequence. Two copies of the same
-    tokens are never padded: random tokens may hold any token anywhere.
+    A padding token that is neither BOS nor end of text is padding wherever it stands. An end-of-text token other than
+    the padding token pads if two of them end (or begin) some row. Two copies of the same tokens are never padded:
+    random tokens may hold any token anywhere.
     """
     pad, bos, ends_text = special_tokens(model)
     found = torch.zeros_like(tokens, dtype=torch.bool)
@@ -69,8 +69,8 @@ def checked_mask(
 ) -> Bool[Tensor, "n pos"]:
     """The mask, or the usual one: all but the first position.
 
-    A mask that is True at one token of a row that looks like padding says that this one is text. Of two in sequence
-    the second is padding in any case; so is a padding token that neither begins nor ends texts.
+    A mask that is True at one token that looks like padding says that this one is text. Of two in a row the second is
+    padding in any case; so is a padding token that neither begins nor ends texts.
     Raises:
         ValueError: if the tokens are not rows of two or more, the mask does not fit or is empty, it is True at padding
             or after it, or there is none and a row looks padded.
@@ -89,7 +89,9 @@ def checked_mask(
     pad, bos, ends_text = special_tokens(model)
     looks, may_be_text = looks_like_padding(model, tokens), int(pad in ends_text | {bos})
     said_to_be_text = looks & mask
-    wrong = said_to_be_text & (said_to_be_text.cumsum(dim=1) > may_be_text) | mask & ((looks & ~mask).cumsum(dim=1) > 0)
+    too_many = said_to_be_text & (said_to_be_text.cumsum(dim=1) > may_be_text)
+    after_padding = mask & ((looks & ~mask).cumsum(dim=1) > 0)
+    wrong = too_many | after_padding
     if wrong.any():
         row, position = wrong.nonzero()[0].tolist()
         raise ValueError(f"the mask counts position {position} of row {row}, which is padding or comes after it. "
@@ -136,9 +138,12 @@ def special_tokens(model: TransformerBridge) -> tuple[int | None, int | None, se
     places = getattr(model, "tokenizer", None), getattr(getattr(model, "original_model", None), "config", None)
 
     def named(name: str) -> list[int]:
-        values = [getattr(place, name, None) for place in places]
-        return [each for value in values if value is not None for each in (value if isinstance(value, list) else [value])]
+        ids = []
+        for value in (getattr(place, name, None) for place in places):
+            ids += value if isinstance(value, list) else [] if value is None else [value]
+        return ids
 
     ends_text = named("eos_token_id")
-    pad, bos = next(iter([*named("pad_token_id"), *ends_text]), None), next(iter(named("bos_token_id")), None)
+    pad = next(iter([*named("pad_token_id"), *ends_text]), None)
+    bos = next(iter(named("bos_token_id")), None)
     return pad, bos, set(ends_text)

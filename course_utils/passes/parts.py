@@ -25,8 +25,8 @@ def head_weights(model: TransformerBridge, layer: int, head: int) -> dict[str, T
     """{"Q", "K", "V": [d_model, d_head], "O": [d_head, d_model], "b_Q", "b_K", "b_V": [d_head]} of one head.
 
     Also "b_O": [d_model], of the layer. Where a norm follows the attention (Gemma 2), its weights are folded into O
-    and b_O; its scale is left out, as those of all norms are. Under grouped-query attention several query heads share one key and value head (see `key_value_head`). Biases
-    that the model does not have are zero.
+    and b_O; its scale is left out, as those of all norms are. Under grouped-query attention several query heads share
+    one key and value head (see `key_value_head`). Biases that the model does not have are zero.
     Raises:
         ValueError: if layer or head is out of range.
     """
@@ -45,12 +45,18 @@ def head_weights(model: TransformerBridge, layer: int, head: int) -> dict[str, T
 
 def _gain_after(model: TransformerBridge, layer: int) -> Float[Tensor, "d_model"]:
     """The weights of the norm that follows a layer's attention; ones where there is none."""
-    return gain_of(getattr(model.blocks[layer], "ln1_post", None), model.W_E.new_ones(model.cfg.d_model), model.cfg.eps)
+    norm = getattr(model.blocks[layer], "ln1_post", None)
+    return gain_of(norm, model.W_E.new_ones(model.cfg.d_model), model.cfg.eps)
 
 
 def gain_of(norm: torch.nn.Module | None, ones: Float[Tensor, "d"], eps: float) -> Float[Tensor, "d"]:
-    """The weights of an RMSNorm, in whatever form it keeps them: what it makes of ones, whose scale is sqrt(1 + eps)."""
-    return ones if norm is None else (norm(ones[None, None]) * (1 + eps) ** 0.5)[0, 0].detach()
+    """The weights of an RMSNorm, in whatever form it keeps them; ones if there is no norm.
+
+    They are what it makes of ones, times the scale that it divides ones by, sqrt(1 + eps).
+    """
+    if norm is None:
+        return ones
+    return (norm(ones[None, None]) * (1 + eps) ** 0.5)[0, 0].detach()
 
 
 def output_scale(cache: Mapping[str, Tensor], layer: int) -> Tensor | float:
@@ -78,8 +84,9 @@ def after_block_0(
     model: TransformerBridge, tokens: Int[Tensor, "some"], vectors: Float[Tensor, "some d_model"],
     heads: Sequence[int] = (), mlp: bool = True,
 ) -> Float[Tensor, "some d_model"]:
-    """What block 0 makes of some vectors, each of them alone in a sequence; only `heads` attend (none: no b_O either)."""
-    silent, left = [head for head in range(model.cfg.n_heads) if head not in heads], {}
+    """What block 0 makes of some vectors, each alone in a sequence; only `heads` attend (none: no b_O either)."""
+    silent = [head for head in range(model.cfg.n_heads) if head not in heads]
+    left: dict[str, Tensor] = {}
 
     def attend(z: Float[Tensor, "some 1 head d_head"], hook) -> Float[Tensor, "some 1 head d_head"]:
         return z.index_fill(2, torch.tensor(silent, dtype=torch.long, device=z.device), 0)
@@ -107,6 +114,6 @@ def normalize(model: TransformerBridge, vectors: Float[Tensor, "... d_model"]) -
 
 
 def centred(model: TransformerBridge, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-    """Vectors without their mean over d_model, which a LayerNorm takes away; as they are where norms are RMSNorms."""
+    """Vectors without their mean over d_model, which a LayerNorm subtracts; as they are where norms are RMSNorms."""
     rms = "RMS" in str(model.cfg.normalization_type)
     return vectors if rms else vectors - vectors.mean(dim=-1, keepdim=True)

@@ -17,8 +17,9 @@ class Pooled:
     """
 
     def __init__(self, n: int, resamples: int, seed: int) -> None:
-        drawn = resample(n, resamples, seed)
-        times = torch.zeros(resamples, n, dtype=torch.int32).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.int32))
+        drawn = resample(n, resamples, seed)                                        # [resample, n]
+        times = torch.zeros(resamples, n, dtype=torch.int32)                        # how often each drew each sequence
+        times.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.int32))
         self.weights = torch.cat([torch.ones(1, n, dtype=torch.int32), times])
         self.sums: dict[str, Float[Tensor, "row pos"]] = {}
         self.counts: dict[str, Float[Tensor, "row pos"]] = {}
@@ -28,7 +29,7 @@ class Pooled:
         values: dict[str, Float[Tensor, "batch pos"]],
     ) -> None:
         """Add the values of some sequences at the positions that are counted."""
-        weights, counted = self.weights[:, rows].double(), counted.cpu()
+        weights, counted = self.weights[:, rows].double(), counted.cpu()            # [row, batch], [batch, pos]
         for name, value in values.items():
             value = torch.where(counted, value.cpu().double(), 0.0)
             self.sums[name] = self.sums.get(name, 0.0) + weights @ value
@@ -41,5 +42,3 @@ class Pooled:
     def by_position(self, name: str) -> Float[Tensor, "pos"]:
         """The mean over sequences; NaN where none is counted."""
         return self.sums[name][0] / self.counts[name][0]
-
-

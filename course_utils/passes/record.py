@@ -20,7 +20,8 @@ NEEDS = {
     "patterns": "attention patterns that say what each head gathers: z = pattern times values",
     "writes": "heads that write z W_O, each by itself (up to the scale of a norm that follows)",
     "reads": "heads that read norm(x) W + b, with the norm's weights folded into W",
-    "zero": "values without a bias of their own (it is moved to the attention's), so that a head that is zero adds nothing",
+    "zero": "values without a bias of their own (it is moved to the attention's), so that a head that is zero adds "
+            "nothing",
     "embedding": "a residual stream that begins as W_E (times a constant), plus a vector for the position",
     "scores": "attention scores that are products of queries and keys, turned by their positions or not turned",
 }
@@ -84,9 +85,13 @@ class Traits:
 
     def as_text(self) -> str:
         """One line for each assumption, and for what was measured on the way."""
-        lines = [f"{'no ' if name in self.lacks else 'yes'}  {need}" + (
-            f"\n     {self.lacks[name]}" if name in self.lacks else "") for name, need in NEEDS.items()]
-        positions = "rotary" if any(self.turns) else "added to the embedding" if self.has_positions else "of another kind"
+        lines = []
+        for name, need in NEEDS.items():
+            lines.append(f"{'no ' if name in self.lacks else 'yes'}  {need}")
+            if name in self.lacks:
+                lines.append(f"     {self.lacks[name]}")
+        added = "added to the embedding" if self.has_positions else "of another kind"
+        positions = "rotary" if any(self.turns) else added
         how = {"positions": "from any block and position", "blocks": "from any block",
                "passes": "by running the whole model again (slow)"}[self.resumes]
         return "\n".join([*lines, f"     positions: {positions}; a pass is continued {how}"])

@@ -22,7 +22,7 @@ Residual = Float[Tensor, "batch pos d_model"]
 
 
 class ResumedPass:
-    """The clean pass of a model over some tokens, continued in the way that it is told.
+    """The clean pass of a model over some tokens, continued in the way that `resumes` says.
 
     `resumes`: see `Traits.resumes`.
     """
@@ -42,7 +42,13 @@ class ResumedPass:
         _run(model, tokens, pre_hooks, keep)
 
     def _remember(self, block, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """Note what a block is called with, and let it hand its keys and values to us."""
+        """Note what a block is called with, and let it hand its keys and values to us.
+
+        Hugging Face's blocks name their arguments, and those names have changed between versions (the cache was
+        `past_key_value` once). So they are bound to the signature of the block's own `forward`, and the cache is the
+        one whose name holds "past". That was tried with transformers 5.23.0; whether it holds for a model at hand is
+        tried when the model is loaded (`Traits.resumes`).
+        """
         signature = inspect.signature(block.original_component.forward)
         arguments = signature.bind(*args, **kwargs).arguments
         arguments.update(arguments.pop("kwargs", {}))
@@ -62,7 +68,7 @@ class ResumedPass:
         raise Enough
 
     def rotary(self, layer: int) -> tuple[Float[Tensor, "1 pos d"], Float[Tensor, "1 pos d"]] | None:
-        """The cosines and sines by which a block turns its queries and keys; None if it is given none."""
+        """The cosines and sines by which a block turns its queries and keys; None if it gets none."""
         return self._block_arguments[layer].get("position_embeddings")
 
     @torch.no_grad()
@@ -144,7 +150,7 @@ def read_activation(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], 
 
 
 class Enough(Exception):
-    """All that was wanted from a pass is there."""
+    """Ends a forward pass early."""
 
 
 class _KeysValues:

@@ -57,7 +57,7 @@ class Site:
 
     @property
     def is_residual(self) -> bool:
-        """Whether the activation is the whole residual stream: nothing of what came before passes it by."""
+        """Whether the activation is the whole residual stream: nothing that came before bypasses it."""
         return self.point in ("hook_resid_pre", "hook_resid_post")
 
     @property
@@ -132,10 +132,10 @@ def collect_activations(
     """The activation at every counted position, in order, on the CPU.
 
     Args:
-        mask: which positions; None: all but the first (BOS). With padding it is needed: see `passes.without_padding`.
+        mask: which positions; None: all but the first (BOS). Padded text needs one: see `passes.without_padding`.
         exact: compute in float64. Processors round sums differently: in float32 the activations agree to six or seven
-            digits between machines, in float64 to fifteen. Training enlarges such differences. (Llama's norm and its
-            like compute in float32 whatever they are given: such a model gains nothing.)
+            digits between machines, in float64 to fifteen. Training enlarges such differences. (Norms like Llama's
+            compute in float32 whatever they are given: such a model gains nothing.)
     Raises:
         ValueError: if there is no such place, or as `passes.checked_mask` does; and, if exact, if the model is not
             float32.

@@ -2,11 +2,12 @@
 
 Each assumption is a sum or a product that should equal something in the model's own pass. The error is the length of
 the difference over the length of what should be there, the largest over positions. Rounding makes it 1e-6 to 1e-5;
-what is missing altogether (a bias, a norm, a turn) makes it 1e-2 or more.
+what is missing altogether (a bias, a norm, a rotation) makes it 1e-2 or more.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -46,7 +47,11 @@ def try_out(model: TransformerBridge) -> Traits:
             if seen := _judged(error):
                 traits.lacks[need] = seen
         traits.plain = not (traits.lacks or _judged(trial.plain))
-        traits.resumes = next((how for how in ("positions", "blocks") if not _judged(lambda: trial.resuming(how))), "passes")
+        traits.resumes = "passes"
+        for how in ("positions", "blocks"):
+            if not _judged(functools.partial(trial.resuming, how)):
+                traits.resumes = how
+                break
     return traits
 
 
@@ -66,7 +71,7 @@ def check_causal(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], nam
     changed = tokens.clone()
     changed[:, -1] = (changed[:, -1] + 1) % model.cfg.d_vocab
     if not relative_error(model(changed)[:, :-1], model(tokens)[:, :-1]) < TOLERANCE:
-        raise NotForThisModel(f"{name} is not loaded: it is no causal language model; its prediction at a position "
+        raise NotForThisModel(f"{name} is not loaded: it is not a causal language model; its prediction at a position "
                               "depends on later tokens, so that it has nothing to predict")
 
 
@@ -78,21 +83,23 @@ def trial_tokens(d_vocab: int, n_ctx: int) -> Int[Tensor, "2 pos"]:
 def relative_error(found: Float[Tensor, "... d"], wanted: Float[Tensor, "... d"]) -> float:
     """‖found − wanted‖ / ‖wanted‖, the largest over all vectors; infinite if shapes differ or a number is not finite.
 
-    A vector that is small beside the others may be all rounding: it is held against a hundredth of the largest.
+    A vector that is small beside the others may be all rounding: it is compared with a hundredth of the largest.
     """
     if found.shape != wanted.shape:
         return math.inf
     length = wanted.norm(dim=-1)
-    error = ((found - wanted).norm(dim=-1) / length.clamp_min(max(length.max().item() / 100, 1e-12))).max().item()
-    return error if error == error else math.inf
+    least = max(length.max().item() / 100, 1e-12)
+    error = ((found - wanted).norm(dim=-1) / length.clamp_min(least)).max().item()
+    return math.inf if math.isnan(error) else error
 
 
 def _judged(error: Callable[[], float]) -> str:
     """What was seen instead, in words; nothing if the assumption holds."""
     try:
         size = error()
-    except Exception as problem:  # a hook, a module or an argument that this model has not, or has otherwise
-        return f"it could not be computed ({type(problem).__name__}: {str(problem).splitlines()[0][:80] if str(problem) else ''})"
+    except Exception as problem:  # a hook, a module or an argument that this model lacks, or has in another form
+        first_line = str(problem).splitlines()[0][:80] if str(problem) else ""
+        return f"it could not be computed ({type(problem).__name__}: {first_line})"
     if size < TOLERANCE:
         return ""
     return "the two differ altogether" if size > 1 else f"the two differ by {100 * size:.2g} %"
@@ -219,9 +226,10 @@ class _Trial:
 
         Where the scores that the library shows are not those of the pattern (it computes some models' attention
         without us), they are read from the pattern, as its logarithm: what the softmax adds is the same for all keys
-        of a query, and goes when each row is centred. Where scores are capped, the cap is undone first.
+        of a query, and vanishes when each row is centred. Where scores are capped, the cap is undone first.
         """
-        pattern, scores, cap = self.at(layer, "attn.hook_pattern"), self.at(layer, "attn.hook_attn_scores"), self.traits.score_cap
+        pattern, scores = self.at(layer, "attn.hook_pattern"), self.at(layer, "attn.hook_attn_scores")
+        cap = self.traits.score_cap
         seen = (scores > -1e9) & torch.ones_like(pattern[0, 0], dtype=torch.bool).tril()       # in the window too
         if relative_error(scores.where(seen, -math.inf).softmax(-1), pattern) > TOLERANCE:
             seen = pattern > 1e-30

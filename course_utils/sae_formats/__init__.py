@@ -1,4 +1,4 @@
-"""Autoencoders on disk, as plain tensors and settings: written in the form of SAELens, read in that of four libraries."""
+"""Autoencoders on disk, as plain tensors and settings: written as SAELens does, read as any of four libraries does."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from course_utils.sae_formats.others import Format, Read, refuse_pickles
 from course_utils.sae_formats.saelens import CONFIG, WEIGHTS, fold_decoder_norm, write_sae
 
 __all__ = [
-    "CONFIG", "FORMATS", "WEIGHTS", "Format", "Read", "check_own_call", "encode_decode", "files_of", "fold_decoder_norm",
-    "format_of", "read_folder", "refuse_pickles", "refuse_transcoder", "write_sae",
+    "CONFIG", "FORMATS", "WEIGHTS", "Format", "Read", "check_own_call", "encode_decode", "files_of",
+    "fold_decoder_norm", "format_of", "read_folder", "refuse_pickles", "refuse_transcoder", "write_sae",
 ]
 
 FORMATS = (Format("SAELens", (CONFIG, WEIGHTS), saelens.read_saelens), *others.FORMATS)
@@ -37,9 +37,10 @@ def files_of(folder: Path, found: Format) -> tuple[Path, Path]:
 
 
 def _check_weights(weights: dict[str, Tensor], expected: tuple[int, int], file: Path, config: Path) -> None:
-    """Raise ValueError, before anything as large as the configuration says is made, unless W_dec is as large.
+    """Raise ValueError, before anything as large as the configuration says is made, unless W_dec is that large.
 
-    A factor that scales the latents of old files, 1 where nothing was fine-tuned, is taken out; another is refused.
+    Old files hold a factor that scales the latents: 1 where nothing was fine-tuned, and then it is dropped; any other
+    is refused.
     """
     for name in ("scaling_factor", "finetuning_scaling_factor"):
         if (factor := weights.pop(name, None)) is not None and not (factor == 1).all():

@@ -1,8 +1,8 @@
 """Autoencoders of other libraries, as objects: is decode(encode(x)) all they do, and does it belong where they read?
 
-Everything that the course says of an autoencoder is about decode(encode(x)) in the place of x. That is not all that a
-transcoder does (what it gives belongs elsewhere), or one with a skip connection, or one that predicts from earlier
-positions. Such objects are refused.
+Everything that the course says of an autoencoder is about decode(encode(x)) in the place of x. A transcoder does
+something else (what it gives belongs elsewhere), and so does an object with a skip connection, or one that predicts
+from earlier positions. Such objects are refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def encode_decode(
     """The latents and the reconstruction, as the object gives them.
 
     Raises:
-        ValueError: if the latents are no tensor, or the reconstruction is not as large as x.
+        ValueError: if the latents are not a tensor, or the reconstruction is not as large as x.
     """
     latents = sae.encode(x)
     if not isinstance(latents, Tensor):
@@ -82,9 +82,9 @@ def _own_reconstructions(sae: object, x: Tensor, x_hat: Tensor) -> list[Tensor]:
 
 
 def _alike(own: Tensor, x_hat: Tensor) -> bool:
-    """Equal, but for the rounding of their dtype."""
+    """Equal, up to the rounding of their dtype."""
     if own.shape != x_hat.shape:
         return False
-    kind = torch.finfo(x_hat.dtype)
-    limit = (ROUNDING_OF_HALF if kind.bits == 16 else ROUNDING) * kind.eps * x_hat.nan_to_num(0, 0, 0).abs().max().item()
+    kind, largest = torch.finfo(x_hat.dtype), x_hat.nan_to_num(0, 0, 0).abs().max().item()
+    limit = (ROUNDING_OF_HALF if kind.bits == 16 else ROUNDING) * kind.eps * largest
     return torch.allclose(own.double(), x_hat.double(), rtol=0, atol=limit, equal_nan=True)

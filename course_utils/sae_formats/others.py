@@ -87,7 +87,7 @@ def size_of(weights: dict[str, Tensor], file: Path) -> dict[str, int]:
 
 
 def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under our names. The matrices of torch's linear layers are [d_out, d_in]: turned round."""
+    """The same tensors under our names. The matrices of torch's linear layers, [d_out, d_in], are transposed."""
     return {OUR_NAMES.get(name, name): value.T if name.endswith(".weight") and value.ndim == 2 else value
             for name, value in weights.items()}
 
@@ -96,14 +96,15 @@ def with_one_threshold(weights: dict[str, Tensor], name: str, file: Path) -> dic
     """A batch-TopK autoencoder's one threshold, `name`, given to each of its latents: a JumpReLU.
 
     While it is trained, a whole batch shares its k · batch largest latents. Afterwards one threshold, the mean of the
-    smallest that were kept, decides for each position alone. The libraries themselves go on like that.
+    smallest that were kept, decides for each position alone. The libraries themselves do the same.
     Raises:
         ValueError: if there is no such number, or it is negative: then it was never estimated.
     """
     one, b_enc = weights.get(name), weights.get("b_enc")
     if one is None or b_enc is None or b_enc.ndim != 1 or one.numel() != 1 or not one >= 0:
         raise ValueError(f"{file} does not fit a batch-TopK autoencoder: it needs b_enc and {name}, one number that "
-                         "training has estimated. Save it for inference with the library that trained it, and load that")
+                         "training has estimated. Save it for inference with the library that trained it, and load "
+                         "that")
     threshold = one.reshape(1).to(torch.promote_types(b_enc.dtype, torch.float32)).expand(b_enc.shape)
     return {**{other: value for other, value in weights.items() if other != name}, "threshold": threshold}
 
@@ -112,11 +113,11 @@ def refuse_pickles(names: Iterable[str], where: object) -> None:
     """Raise ValueError, with what to do, if one of these files is a pickle."""
     if not (found := sorted(name for name in names if name.endswith(PICKLES))):
         return
-    what_to_do = (f"write its tensors as SAELens does: cfg.json and sae_weights.safetensors with W_enc [d_in, d_sae], "
+    what_to_do = ("write its tensors as SAELens does: cfg.json and sae_weights.safetensors with W_enc [d_in, d_sae], "
                   "b_enc, W_dec [d_sae, d_in] and b_dec")
     if Path(found[0]).name == "ae.pt":
-        what_to_do = ("write dictionary_learning's tensors as ae.safetensors, beside config.json: this course reads it\n"
-                      "    tensors = torch.load('ae.pt', weights_only=True)\n    safetensors.torch.save_file("
+        what_to_do = ("write dictionary_learning's tensors as ae.safetensors, beside config.json: this course reads "
+                      "it\n    tensors = torch.load('ae.pt', weights_only=True)\n    safetensors.torch.save_file("
                       "{name: value.contiguous() for name, value in tensors.items()}, 'ae.safetensors')")
     raise ValueError(f"{where} keeps its weights in {found[0]}, a pickle: reading one can run any code that is in it, "
                      f"so this course reads none.\n  Where you trust it, {what_to_do}")

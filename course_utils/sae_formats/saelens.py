@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from course_utils.sae_formats.others import Read, read_floats, with_one_threshol
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 ARCHITECTURES = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}  # ours: SAELens's
 BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")  # as SAELens trains them; it saves them for use as jumprelu
-NoneType = type(None)
 TYPES = {  # of the entries of cfg.json that are used here
     "d_in": (int,), "d_sae": (int,), "k": (int, NoneType), "hook_head_index": (int, NoneType),
     "hook_name": (str, NoneType), "model_name": (str, NoneType), "architecture": (str, NoneType),
@@ -59,7 +59,7 @@ def config_of(sae: torch.nn.Module) -> dict[str, Any]:
 
 
 def read_saelens(folder: Path) -> Read:
-    """Both files of SAELens, of any version, also as it trains them. Raises ValueError as `read_sae` does."""
+    """Both files of SAELens, of any version, also as it trains them. Raises ValueError as `read_config` does."""
     config, weights = read_config(folder), read_floats(folder / WEIGHTS)
     batch_topk = config["architecture"] in BATCH_TOPK
     if batch_topk:
@@ -137,5 +137,3 @@ def fold_decoder_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     norm = weights["W_dec"].norm(dim=1)                                     # [d_sae]
     return {**weights, "W_enc": weights["W_enc"] * norm, "b_enc": weights["b_enc"] * norm,
             "W_dec": weights["W_dec"] / torch.where(norm > 0, norm, 1)[:, None]}
-
-

@@ -67,7 +67,7 @@ def plot_head_scores(
         columns: what the columns are, when they are not heads ("position", say).
 
     Raises:
-        ValueError: when scores has not two dimensions, or vmax is not positive.
+        ValueError: when scores does not have two dimensions, or vmax is not positive.
     """
     values = as_array(scores)
     if values.ndim != 2 or not values.size:
@@ -108,7 +108,7 @@ def plot_by_position(
         x: the positions; 0, 1, 2, … when not given.
 
     Raises:
-        ValueError: when values is empty or a line has not one number per position.
+        ValueError: when values is empty or a line does not have one number per position.
     """
     if not values:
         raise ValueError("values is empty; it must hold at least one {label: numbers}")
@@ -140,7 +140,7 @@ def plot_next_tokens(
         vocabulary: the token of each id.
 
     Raises:
-        ValueError: when there is no distribution, or one has not one probability per token.
+        ValueError: when there is no distribution, or one does not have one probability per token.
     """
     values = {label: as_array(probs) for label, probs in distributions.items()}
     if not values or any(probs.shape != (len(vocabulary), ) for probs in values.values()):
@@ -179,14 +179,14 @@ def _annotate(ax: Axes, image, values: ndarray) -> None:
 def plot_scatter(
     x: Float[ndarray, "..."], y: Float[ndarray, "..."], xlabel: str, ylabel: str, *, title: str = ""
 ) -> Figure:
-    """Points with the line y = x: how far one number stands for another.
+    """Points with the line y = x: how well one number predicts another.
 
     Args:
         x, y: tensors or arrays of the same shape.
         xlabel, ylabel: what they are, with units.
 
     Raises:
-        ValueError: when x and y have not the same shape, or are empty.
+        ValueError: when x and y differ in shape, or are empty.
     """
     xs, ys = as_array(x), as_array(y)
     if xs.shape != ys.shape or not xs.size:
@@ -208,11 +208,12 @@ def plot_bars(values: dict[str, dict[str, float]], xlabel: str, *, title: str = 
         xlabel: what the numbers are, with the unit.
 
     Raises:
-        ValueError: when there is nothing to draw or the series have not the same names.
+        ValueError: when there is nothing to draw or the series do not have the same names.
     """
     names = list(next(iter(values.values()), {}))
     if not names or any(list(series) != names for series in values.values()):
-        raise ValueError("values must be {series: {name: number}} with the same names, in the same order, in every series")
+        raise ValueError("values must be {series: {name: number}} with the same names, in the same order, in every "
+                         "series")
     ax = new_axes(1.2 + 0.3 * (len(values) > 1) + 0.2 * len(names) * max(1, 0.6 * len(values)))
     height = 0.8 / len(values)
     for i, (label, series) in enumerate(values.items()):
@@ -238,7 +239,7 @@ def plot_curves(
         x: where the numbers stand; 0, 1, 2, … when not given.
 
     Raises:
-        ValueError: when there is no panel, or a curve has not one number for each x.
+        ValueError: when there is no panel, or a curve does not have one number for each x.
     """
     if not panels:
         raise ValueError("panels must hold at least one (label, curves)")
@@ -251,7 +252,8 @@ def plot_curves(
             xs = np.arange(ys.size) if x is None else as_array(x)
             if ys.shape != xs.shape:
                 raise ValueError(f"{name or ylabel!r} has shape {ys.shape}; x has shape {xs.shape}")
-            ax.plot(xs, ys, label=name, color=OKABE_ITO[i % len(OKABE_ITO)], linestyle=LINE_STYLES[i % len(LINE_STYLES)])
+            style = {"color": OKABE_ITO[i % len(OKABE_ITO)], "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
+            ax.plot(xs, ys, label=name, **style)
         ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.grid(alpha=0.3)
         if len(curves) > 1:
@@ -263,7 +265,7 @@ def plot_curves(
 def plot_histogram(
     values: Float[ndarray, "n"], xlabel: str, what: str, *, bins: int = 40, title: str = ""
 ) -> Figure:
-    """How many of the values lie where; `what` they are ("latents") is the label of the y axis.
+    """How many of the values lie where; `what` names them ("latents") on the y axis.
 
     Raises:
         ValueError: when there are none.

@@ -7,6 +7,7 @@ It sets no text colour, so that it can be read on a light and on a dark page.
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,9 +21,12 @@ from course_utils.text import reads_stories
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from course_utils.sae import SparseAutoencoder
+
 BLUE, ORANGE = "0,114,178", "213,94,0"      # Okabe and Ito (2008): told apart by every kind of colour vision
 BEFORE, AFTER = 14, 6                       # tokens shown around a place
 BARS = 24                                   # of the histogram
+MANY = 30                                   # a latent active at more places than this also shows weaker ones
 
 
 class Dashboard:
@@ -59,10 +63,11 @@ class Dashboard:
         note = f'<div style="margin:2px 0">{html.escape(self.note)}</div>' if self.note else ""
         head = (f'<div style="font-weight:bold;font-size:110%">latent {self.latent}</div>{note}'
                 f'<div>active at {self.density:.2%} of positions; at most {largest:.2f}</div>')
-        columns = "".join(f'<td style="vertical-align:top;text-align:left;padding:4px 24px 4px 0">{cell}</td>' for cell in (
-            f'<div style="opacity:.7">its values, where active</div>{self._histogram()}',
-            f'<div style="opacity:.7">makes likelier</div>{_words(self.promoted, BLUE)}',
-            f'<div style="opacity:.7">makes unlikelier</div>{_words(self.suppressed, ORANGE)}'))
+        cells = (f'<div style="opacity:.7">its values, where active</div>{self._histogram()}',
+                 f'<div style="opacity:.7">makes likelier</div>{_words(self.promoted, BLUE)}',
+                 f'<div style="opacity:.7">makes unlikelier</div>{_words(self.suppressed, ORANGE)}')
+        style = "vertical-align:top;text-align:left;padding:4px 24px 4px 0"
+        columns = "".join(f'<td style="{style}">{cell}</td>' for cell in cells)
         rows = "".join(self._context(*context, largest) for context in self.contexts)
         return (f'<div style="border-left:6px solid rgb({BLUE});padding:4px 12px;margin:6px 0">{head}'
                 f'<table style="border:none">{"<tr>" + columns + "</tr>"}</table>'
@@ -79,8 +84,9 @@ class Dashboard:
         bars = "".join(f'<rect x="{7 * i}" y="{50 - height:.1f}" width="6" height="{height:.1f}" fill="rgb({BLUE})"/>'
                        for i, height in enumerate(heights))
         return (f'<svg width="{7 * BARS}" height="66" role="img" aria-label="histogram">{bars}'
-                f'<text x="0" y="63" font-size="10" fill="currentColor">0</text><text x="{7 * BARS}" y="63" font-size="10" '
-                f'fill="currentColor" text-anchor="end">{float(active.max()):.1f}</text></svg>')
+                f'<text x="0" y="63" font-size="10" fill="currentColor">0</text>'
+                f'<text x="{7 * BARS}" y="63" font-size="10" fill="currentColor" text-anchor="end">'
+                f'{float(active.max()):.1f}</text></svg>')
 
     @staticmethod
     def _context(words: list[str], values: list[float], place: int, largest: float) -> str:
@@ -96,33 +102,34 @@ class Dashboard:
 
 @torch.no_grad()
 def latent_dashboard(
-    model: TransformerBridge, sae, latents: Float[Tensor, "n pos d_sae"], tokens: Int[Tensor, "n pos"], latent: int, *,
-    k: int = 6, note: str = "", mask: Bool[Tensor, "n pos"] | None = None,
+    model: TransformerBridge, sae: SparseAutoencoder, latents: Float[Tensor, "n pos d_sae"],
+    tokens: Int[Tensor, "n pos"], latent: int, *, k: int = 6, note: str = "",
+    mask: Bool[Tensor, "n pos"] | None = None,
 ) -> Dashboard:
     """The page of one latent.
 
-    The next tokens are those whose logits its decoder row moves most, if it could speak to the output directly
-    (through the unembedding, the layers above left out).
+    The next tokens are those whose logits its decoder row moves most if it speaks to the output directly (through the
+    unembedding, without the layers between).
     Args:
-        latents: of `latent_activations`, for these tokens.
-        k: how many of its strongest places to show; three weaker ones follow, if it is active at more than 30 places.
+        latents: what `latent_activations` gave for these tokens.
+        k: how many of its strongest places to show; three weaker ones follow if it is active at more than 30 places.
         note: a line to print below the title.
         mask: as for `latent_activations`.
     Raises:
-        ValueError: if there is no such latent, latents and tokens do not belong together, or as `latent_activations` does.
+        ValueError: if there is no such latent, if latents and tokens do not belong together, or as
+            `latent_activations` does.
     """
     if not 0 <= latent < latents.shape[-1] or latents.shape[:2] != tokens.shape:
-        raise ValueError(f"latent is {latent}, latents {tuple(latents.shape)} and tokens {tuple(tokens.shape)}; they must "
-                         f"be [n, pos, d_sae] and [n, pos], and the latent from 0 to {latents.shape[-1] - 1}")
+        raise ValueError(f"latent is {latent}, latents {tuple(latents.shape)} and tokens {tuple(tokens.shape)}; they "
+                         f"must be [n, pos, d_sae] and [n, pos], and the latent from 0 to {latents.shape[-1] - 1}")
     mask, strings = checked_mask(model, tokens, mask).to(latents.device), _strings(model)
-    values = torch.where(mask, latents[..., latent], 0)
-    active = (values > 0).nonzero()
-    weaker = active[values[values > 0].argsort()][[len(active) * part // 10 for part in (5, 4, 2)]] if len(active) > 30 else active[:0]
+    values = torch.where(mask, latents[..., latent], 0)                     # [n, pos]
+    weaker = quantile_places(values, (0.5, 0.4, 0.2)) if int((values > 0).sum()) > MANY else []
     contexts = []
-    for row, place in [*top_activations(values, k).tolist(), *weaker.tolist()]:
+    for row, place in [*top_activations(values, k).tolist(), *weaker]:
         first, last = max(0, place - BEFORE), min(tokens.shape[1], place + AFTER + 1)
-        contexts.append(([strings(token) for token in tokens[row, first:last].tolist()],
-                         values[row, first:last].tolist(), place - first))
+        words = [strings(token) for token in tokens[row, first:last].tolist()]
+        contexts.append((words, values[row, first:last].tolist(), place - first))
     effect = sae.W_dec[latent].to(model.W_U) @ model.W_U                    # [vocab]
     effect = effect - effect.mean()
     best, worst = effect.topk(8), (-effect).topk(8)
@@ -131,8 +138,15 @@ def latent_dashboard(
     return Dashboard(latent, values, contexts, promoted, suppressed, note, mask)
 
 
-def _strings(model: TransformerBridge):
-    """From a token id to what a reader sees. Words of the course's language are separated by spaces that no token has."""
+def quantile_places(values: Float[Tensor, "n pos"], quantiles: tuple[float, ...]) -> list[list[int]]:
+    """[row, position] of the value at each quantile of the positive values: 0.5 is the median's place."""
+    places = (values > 0).nonzero()                                         # [active, 2]
+    ascending = places[values[values > 0].argsort()]
+    return [ascending[int(quantile * len(places))].tolist() for quantile in quantiles]
+
+
+def _strings(model: TransformerBridge) -> Callable[[int], str]:
+    """From a token id to what a reader sees. The course's words are separated by spaces that no token contains."""
     space = " " if reads_stories(model) else ""
     return lambda token: model.tokenizer.decode([token]) + space
 

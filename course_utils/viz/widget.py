@@ -20,7 +20,6 @@ from jaxtyping import Float
 
 from course_utils.viz.axes import as_array
 
-
 # The script finds its box from their parent: JupyterLab and pages run it where it stands, VS Code runs a copy of it at
 # the end of the output. Scripts run in their order, so the first box that none has taken is the script's own.
 _LOADER = """<div data-cv style="margin:15px 0"><em>Attention widget: run this cell to draw it.</em></div>

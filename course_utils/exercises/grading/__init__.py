@@ -33,7 +33,8 @@ from course_utils.models import load_model
 
 STATUSES = ("passed", "named mistake", "wrong", "crashed", "timed out", "not attempted", "unreadable")
 STATUS_OF = {"passed": "passed", "not yet": "not attempted", "wrong": "wrong", "error": "crashed"}
-SPARE_SECONDS = 60.0  # of processor time for the check itself; with the attempt's, so that it can wait for that
+SPARE_SECONDS = 60.0  # of processor time for the check itself, beyond the attempt's, which it waits for
+USUAL_LIMITS = Limits()
 ENVIRONMENT = {"COURSE_MODEL": "tiny", "COURSE_REAL": "skip", "COURSE_BARS": "off", "HF_HUB_OFFLINE": "1",
                "CUDA_VISIBLE_DEVICES": ""}  # a forked process cannot use a GPU that its parent has used
 
@@ -55,18 +56,18 @@ class Row:
     seconds: float = 0.0
 
 
-def grade(folder: Path, out: Path, limits: Limits = Limits()) -> list[Row]:
+def grade(folder: Path, out: Path, limits: Limits = USUAL_LIMITS) -> list[Row]:
     """Judge every notebook under `folder`, write the rows to `out` as CSV, and return them.
 
     The rows are written as they come to `<out>.partial`, which takes the place of `out` at the end.
-    Raises CannotGrade before any work when the folder, the output or this system is not fit for it.
+    Raises CannotGrade, before any work, when the folder, the output or this system will not do.
     """
     paths = _notebooks(folder, out)
     os.environ.update(ENVIRONMENT)
     torch.set_num_threads(1)  # a forked process must find no threads of its parent's
     tqdm.monitor_interval = 0  # no thread for the progress bars either
     tqdm.set_lock(threading.RLock())  # tqdm's own is shared with forked processes, and one that is killed may hold it
-    load_model("tiny")  # what this imports, the forked processes have already
+    load_model("tiny")  # so that forked processes need not import it all again
     partial = out.with_name(out.name + ".partial")
     rows = []
     with open(partial, "w", newline="", encoding="utf-8") as file:
@@ -166,7 +167,7 @@ _warmed: set[str] = set()
 
 
 def _warm(item: Exercise) -> None:
-    """Check the course's own function once: the models are then loaded, and the check is known to work here."""
+    """Check the course's own function once: then the models are loaded, and the check is known to work here."""
     if item.id in _warmed:
         return
     verdict = assess(item, item.reference)
@@ -203,7 +204,7 @@ def _result(verdict: Verdict) -> tuple[str, str, str]:
 
 
 def summary(rows: list[Row]) -> str:
-    """For each submission how many exercises have each status; the most frequent mistakes after it."""
+    """For each submission, how many exercises have each status; then the most frequent mistakes."""
     counts: dict[str, dict[str, int]] = {}
     for row in rows:
         line = counts.setdefault(row.submission, dict.fromkeys(STATUSES, 0))

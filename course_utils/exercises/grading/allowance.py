@@ -1,7 +1,7 @@
 """How long another process may take, counted in processor time: however busy the machine is, the verdict is the same.
 
-A process that sleeps uses none, so there is a limit by the clock too, so wide that only a machine that is some ten
-times too busy would reach it. What is raised says how much of both was used.
+A process that sleeps uses none, so there is a limit by the clock too, so wide that only a machine some ten times too
+busy would reach it. What is raised says how much of both was used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calling somebody else's function in a process of its own, and getting nothing back but its answer.
+"""Calling somebody else's function in a process of its own, and getting back nothing but its answer.
 
 `isolated` makes a function to give to a check in place of the learner's. A call of it runs in a forked child:
 the child has a copy of the inputs, runs the attempt's code, and sends the answer as plain data. Whatever else
@@ -68,7 +68,7 @@ def isolated(attempt: Attempt, limits: Limits, references: dict[str, Callable]) 
     """A function that runs `attempt` in a child, for use within the `with`.
 
     Args:
-        references: the functions that stand for the other exercises that the attempt uses, by name.
+        references: the functions that take the place of the other exercises that the attempt uses, by name.
 
     A call whose inputs hold a tensor or an object forks a child that inherits them; calls with plain inputs share one
     child. The function raises what the attempt raised (as the same built-in exception where it is one), NoAnswer when
@@ -125,7 +125,7 @@ class Child:
         if not self.pipe.readable:  # a message of more than ANSWER_BYTES closes it
             return "sent something else or too much"
         patience = time.monotonic() + END_SECONDS
-        while (status := self.process.exitcode) is None and time.monotonic() < patience:  # join would wait for ever:
+        while (status := self.process.exitcode) is None and time.monotonic() < patience:  # join would wait forever:
             time.sleep(0.01)                                                # the child has closed what it waits for
         if status is None:
             return "closed its connection"
@@ -153,10 +153,11 @@ def _exception(names: list[str], message: str) -> Exception:
     """An exception of the nearest built-in class among `names` (a class and its bases), under its own name."""
     places = (builtins, torch.linalg, np.linalg)
     known = (getattr(place, name.lstrip("_"), None) for name in names for place in places)  # PyTorch: _LinAlgError
-    base = next((k for k in known if isinstance(k, type) and issubclass(k, Exception)), Exception)
+    base = next((each for each in known if isinstance(each, type) and issubclass(each, Exception)), Exception)
     try:
-        return type(names[0], (base,), {"__str__": lambda self: message})()
-    except TypeError:  # one that cannot be made without arguments, such as UnicodeDecodeError
+        of_that_name = type(names[0], (base,), {"__str__": lambda self: message})
+        return of_that_name()
+    except TypeError:  # it cannot be made without arguments, as UnicodeDecodeError cannot
         return type(names[0], (Exception,), {})(message)
 
 
@@ -181,8 +182,12 @@ def _share(value: Any) -> None:
 
 def _leave_a_hook(values: tuple) -> None:
     """The child left a hook on its copy of a model: leave one on ours, for the check to find and remove."""
+
+    def hook_that_does_nothing(module: torch.nn.Module, inputs: tuple) -> None:
+        pass
+
     model = next(value for value in values if isinstance(value, torch.nn.Module))
-    model.register_forward_pre_hook(lambda module, inputs: None)
+    model.register_forward_pre_hook(hook_that_does_nothing)
 
 
 # --- the child ---------------------------------------------------------------------------------------------
@@ -192,10 +197,11 @@ def _child(
     pipe: Connection, folder: Path, attempt: Attempt, limits: Limits, references: dict, inputs: tuple | None
 ) -> None:
     """Answer for the inputs that were inherited, or for those that come through the pipe, one after the other."""
-    pack, unpack, send, receive = _packed, _unpacked, pipe.send_bytes, pipe.recv_bytes  # before any of their code
+    pack, unpack = _packed, _unpacked                   # local names for all that is used once the attempt has run:
+    send, receive = pipe.send_bytes, pipe.recv_bytes    # what it redefines elsewhere does not change these
+    remove, answer, clock = remove_new_hooks, _answer, time.process_time
     state = torch.get_rng_state()
     before = hooks_on((*inputs[0], *inputs[1].values())) if inputs else []
-    remove, answer, clock = remove_new_hooks, _answer, time.process_time
     _confine(folder, pipe.fileno(), limits)
     scope = {"__name__": "submission", "display": lambda *_, **__: None, **references}
 
@@ -234,7 +240,7 @@ def _answer(
 
 
 def _confine(folder: Path, keep: int, limits: Limits) -> None:
-    """Nothing written but in `folder`, no other open files, no processes, no network, not too much memory."""
+    """No writing outside `folder`, no other open files, no processes, no network, not too much memory."""
     import resource
 
     os.chdir(folder)
@@ -252,7 +258,7 @@ def _confine(folder: Path, keep: int, limits: Limits) -> None:
 
 
 def _guard(folder: str) -> Callable[[str, tuple], None]:
-    """An audit hook (it cannot be taken off again) that refuses what no exercise needs."""
+    """An audit hook (it cannot be removed again) that refuses what no exercise needs."""
 
     def guard(event: str, args: tuple) -> None:
         if event == "open":
@@ -269,6 +275,7 @@ def _guard(folder: str) -> Callable[[str, tuple], None]:
 
 
 def _raised(error: BaseException, file: str) -> dict[str, Any]:
+    """What an attempt raised, as plain data; `stub` if it is a NotImplementedError of its own."""
     frame = error.__traceback__
     while frame and frame.tb_next:
         frame = frame.tb_next

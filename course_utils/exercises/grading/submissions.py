@@ -1,8 +1,8 @@
 """Reading a submitted notebook: which exercises it attempts, and the code that each attempt needs.
 
-Nothing of the submission is run here. The notebook is taken apart as text: of each function under
-`@exercise("NN.name")` we keep the function, and of everything else only the imports, functions, classes and
-values that it uses. Stored outputs, and whatever the other cells would do, are left behind.
+Nothing in the submission is run here. The notebook is taken apart as text: we keep each function under
+`@exercise("NN.name")`, and of everything else only the imports, functions, classes and values that it uses.
+Stored outputs, and whatever the other cells would do, are left behind.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read_cells(path: Path) -> list[str]:
     except OSError as error:
         raise Unreadable(f"the file cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"the file is not a notebook: no valid JSON ({str(error)[:80]})") from error
+        raise Unreadable(f"the file is not a notebook: not valid JSON ({str(error)[:80]})") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise Unreadable("the file is not a notebook in format 4: it has no list of cells") from error
     if language != "python":
@@ -99,7 +99,7 @@ def attempts_in(cells: Iterable[str]) -> dict[str, Attempt]:
     for id, position, target in marked:
         try:
             attempt = _attempt(id, target, position, statements)
-        except (SyntaxError, ValueError, RecursionError) as error:  # parsed, but no valid program
+        except (SyntaxError, ValueError, RecursionError) as error:  # parsed, but not a valid program
             attempt = Attempt(id, problem=f"{type(error).__name__}: {error}")
         if id not in found or found[id].empty or not attempt.empty:
             found[id] = attempt
@@ -138,7 +138,7 @@ def _attempt(id: str, target: ast.stmt, position: int, statements: list[ast.stmt
     chosen, others = needed(target, position, statements)
     name = target.name if isinstance(target, ast.FunctionDef) else CALLED
     program = ast.unparse(ast.Module([*chosen, target], type_ignores=[]))
-    others = {other: of for other, of in others.items() if other != name}
+    others = {other: other_id for other, other_id in others.items() if other != name}
     return Attempt(id, name, program, _is_empty(target), others)
 
 
@@ -165,30 +165,42 @@ def needed(
     """The statements that define what `target` uses, in order; and the other exercises among them, by name.
 
     A name means what it means when the notebook is run from top to bottom up to the target: its last
-    definition before it. Only where there is none, the first one after it counts.
+    definition before it. Only where there is none does the first one after it count. An example:
+
+        0    n = 3
+        1    m = n
+        2    def times(x): return n * x
+        3    n = 5
+        4    @exercise("02.scaled")
+             def scaled(x): return times(x) + m          the target, at position 4
+
+    It uses `times`, statement 2, and `m`, statement 1. `times` looks up n when the target calls it, so it needs the
+    last n before 4, statement 3; `m` read n when it ran, so it needs the last n before 1, statement 0.
     """
-    chosen: set[int] = {i for i, s in enumerate(statements[:position]) if "*" in _defined(s)}
-    others: dict[str, str] = {}
-    wanted = [(name, position) for name in _used(target)]
-    seen = set(wanted)
-    while wanted:
-        name, before = wanted.pop()
-        found = _definition(name, before, position, statements)
-        if found is None or found in chosen:
+    chosen = {i for i, statement in enumerate(statements[:position]) if "*" in _defined(statement)}   # star imports
+    other_exercises: dict[str, str] = {}
+    waiting = [(name, position) for name in _used(target)]      # (a name, the position before which it is defined)
+    asked_for = set(waiting)
+    while waiting:
+        name, before = waiting.pop()
+        defined_at = _definition(name, before, position, statements)
+        if defined_at is None or defined_at in chosen:
             continue
-        statement = statements[found]
+        statement = statements[defined_at]
         if ids := [id for id, _ in _targets(statement)]:
-            others[name] = ids[0]
+            other_exercises[name] = ids[0]
             continue
-        chosen.add(found)
-        late = isinstance(statement, (ast.FunctionDef, ast.ClassDef))  # its names are looked up when it is called
-        new = {(used, position if late else found) for used in _used(statement)} - seen
-        seen |= new
-        wanted += sorted(new)
-    return [statements[i] for i in sorted(chosen)], others
+        chosen.add(defined_at)
+        looks_up_when_called = isinstance(statement, (ast.FunctionDef, ast.ClassDef))
+        before = position if looks_up_when_called else defined_at
+        new = {(used, before) for used in _used(statement)} - asked_for
+        asked_for |= new
+        waiting += sorted(new)
+    return [statements[i] for i in sorted(chosen)], other_exercises
 
 
 def _definition(name: str, before: int, position: int, statements: list[ast.stmt]) -> int | None:
+    """Where the name is last defined before `before`; for the target's own names, else where it is defined first."""
     for i in reversed(range(before)):
         if name in _defined(statements[i]):
             return i
@@ -198,7 +210,7 @@ def _definition(name: str, before: int, position: int, statements: list[ast.stmt
 
 @lru_cache(maxsize=2000)
 def _table(statement: ast.stmt) -> symtable.SymbolTable:
-    """The names in a statement; none where it is no valid program or nested too deep, as its cell fails by itself."""
+    """The names in a statement; none if it is not valid or nested too deep, since its cell fails by itself."""
     try:
         return symtable.symtable(ast.unparse(statement), "<cell>", "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
