@@ -41,7 +41,7 @@ def random_sae(d_sae: int) -> SparseAutoencoder:
     return SparseAutoencoder(D_MODEL, d_sae, "topk", k=32, hook_name="blocks.2.hook_resid_pre").to(best_device())
 
 
-# --- what grows --------------------------------------------------------------------------------------------------------
+# --- what grows ------------------------------------------------------------------------------------------------------
 
 Prepare = Callable[[int], Call]
 GROWING: dict[str, tuple[str, Sequence[int], Prepare]] = {}         # call: (what grows, its sizes, size -> call)
@@ -156,7 +156,7 @@ def training_of_width(d_sae: int) -> Call:
     return lambda: [run.one_step(run.batch()) for _ in range(4)]
 
 
-# --- how it grows ------------------------------------------------------------------------------------------------------
+# --- how it grows ----------------------------------------------------------------------------------------------------
 
 
 def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
@@ -171,7 +171,7 @@ def prepare(name: str, size: str) -> Call:
 
 
 def fastest(calls: list[Call], rounds: int) -> list[float]:
-    """Seconds of each call, the best of some rounds; in every round all are called once, so that all meet the same load."""
+    """Seconds of each call, the best of some rounds; every round calls each once, so that all meet the same load."""
     best = [math.inf] * len(calls)
     for _ in range(rounds):
         best = [min(seconds, timed(call)[0]) for seconds, call in zip(best, calls)]

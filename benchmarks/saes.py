@@ -19,14 +19,15 @@ from course_utils.sae_training import Training, TrainingConfig
 from course_utils.text import sample_text
 
 BATCH, LENGTH = 8, 128
-MISSING = [row("SAELens is not installed: use the environment of `make peers`, .venv-peers/bin/python -m benchmarks", "")]
+MISSING = [
+    row("SAELens is not installed: use the environment of `make peers`, .venv-peers/bin/python -m benchmarks", "")]
 
 
 def has_saelens() -> bool:
     return importlib.util.find_spec("sae_lens") is not None
 
 
-# --- evaluation --------------------------------------------------------------------------------------------------------
+# --- evaluation ------------------------------------------------------------------------------------------------------
 
 
 def inputs(model_name: str, sequences: int) -> tuple[Any, Any, torch.Tensor]:
@@ -75,7 +76,8 @@ def prepare_ours(model_name: str, sequences: str) -> Callable[[], dict[str, floa
         found = evaluate_sae(model, sae, tokens, mask=mask, batch_size=BATCH, convention=SAELENS, everything=False,
                              resamples=0)
         return {"kl_div_with_sae": found.kl, "kl_div_with_ablation": found.kl_zero, "ce_loss_with_sae": found.ce_sae,
-                "ce_loss_with_ablation": found.ce_zero, "explained_variance": found.explained_variance, "mse": found.mse}
+                "ce_loss_with_ablation": found.ce_zero, "explained_variance": found.explained_variance,
+                "mse": found.mse}
 
     return call
 
@@ -92,14 +94,15 @@ def evaluate(quick: bool = False) -> list[Row]:
     difference = max(abs(theirs[each] - ours[each]) / abs(theirs[each]) for each in ours)
     costs = [alone(f"benchmarks.saes:{prepare}", name, sequences) for prepare in ("prepare_theirs", "prepare_ours")]
     return [
-        row(f"run_evals / evaluate_sae: {name}, middle layer, {sequences} × {LENGTH} tokens", str(times), ">= 2.5", times.ratio >= 2.5),
+        row(f"run_evals / evaluate_sae: {name}, middle layer, {sequences} × {LENGTH} tokens", str(times), ">= 2.5",
+            times.ratio >= 2.5),
         row("largest relative difference of a metric", f"{difference:.1e}", "<= 1e-4", difference <= 1e-4),
         row("extra memory: run_evals, evaluate_sae", f"{costs[0].extra:.2f} GB, {costs[1].extra:.2f} GB", "not more",
             costs[1].extra <= costs[0].extra),
     ]
 
 
-# --- training ----------------------------------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------------------------------
 
 
 def their_trainer(kind: str, d_in: int, d_sae: int, k: int, batch: int, steps: int) -> Any:
@@ -113,8 +116,8 @@ def their_trainer(kind: str, d_in: int, d_sae: int, k: int, batch: int, steps: i
     else:
         sae = StandardTrainingSAE(StandardTrainingSAEConfig(
             d_in=d_in, d_sae=d_sae, l1_coefficient=1.0, device=str(best_device())))
-    config = SAETrainerConfig(total_training_samples=batch * steps, train_batch_size_samples=batch, lr=1e-3, lr_end=1e-4,
-                              device=str(best_device()))
+    config = SAETrainerConfig(total_training_samples=batch * steps, train_batch_size_samples=batch, lr=1e-3,
+                              lr_end=1e-4, device=str(best_device()))
     return SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
 
 
@@ -144,5 +147,6 @@ def training(quick: bool = False) -> list[Row]:
         times = in_turn(their_steps, our_steps, 1 if quick else 4, kind)
         rows.append(row(f"SAELens's trainer / ours: {kind}, {d_in} -> {d_sae}, batch {batch}, {steps} steps",
                         str(times), ">= 1.2", times.ratio >= 1.2))
-        rows.append(row(f"our tokens per second, {kind}", f"{batch * steps / sorted(times.second)[len(times.second) // 2]:,.0f}"))
+        rows.append(row(f"our tokens per second, {kind}",
+                        f"{batch * steps / sorted(times.second)[len(times.second) // 2]:,.0f}"))
     return rows

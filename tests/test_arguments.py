@@ -13,13 +13,13 @@ from small_models import forbidden_forward
 from test_baselines import RESIDUAL, some_sae, some_tokens
 
 from course_utils.baselines import coarser_log_probs, true_noise_floor
-from course_utils.metrics import kl_divergence
 from course_utils.faithfulness import patched_logits
 from course_utils.language import Sample, StoryLanguage
 from course_utils.metrics import (
     confidently_wrong,
     delta_cross_entropy,
     expected_delta_ce,
+    kl_divergence,
     kl_terms,
     mean_and_error,
     score_interval,

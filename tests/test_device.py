@@ -27,6 +27,7 @@ from course_utils import (
     language,
     latents,
     logit_attribution,
+    metrics,
     models,
     path_patching,
     repeated_tokens,
@@ -36,13 +37,12 @@ from course_utils import (
     sae_training,
     splicing,
     text,
+    viz,
 )
-from course_utils import metrics
 from course_utils.exercises import Exercise, assess, grading
 from course_utils.exercises.checking import Case, compare_cases, property_check, require
 from course_utils.passes import clean_run, padding, parts, pooling, resumed, sites, traits, trial
 from course_utils.sae_formats import objects, others, saelens
-from course_utils import viz
 from course_utils.viz import charts, dashboards
 
 N = 6  # tokens in each copy
@@ -83,7 +83,8 @@ ALLOWED = {
     "a number of the CPU's": lambda x, y: x * y.sum() + torch.tensor(1.0),
     "the CPU's index": lambda x, y: x[torch.tensor([1])] + x[:, torch.tensor([True, False, True])].sum(),
     "put a number at the CPU's index": lambda x, y: x.clone().index_put_((torch.tensor([0]),), torch.tensor(2.0)),
-    "assign across": lambda x, y: [assigned(to, value) for to, value in ((y, x[0]), (x, y[0]), (y, x.sum()), (x, y.sum()))],
+    "assign across": lambda x, y: [
+        assigned(to, value) for to, value in ((y, x[0]), (x, y[0]), (y, x.sum()), (x, y.sum()))],
     "fill": lambda x, y: [torch.zeros_like(to).fill_(value) for to, value in ((y, x.sum()), (x, y.sum()))],
     "in place, and a new shape": lambda x, y: (z := x.clone(), z.add_(1).unsqueeze_(0), z.mul_(2), z + x),
     "copy": lambda x, y: x.cpu() + y + x.to("cpu") + y.to(x).cpu(),

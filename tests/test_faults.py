@@ -38,9 +38,9 @@ from test_sae_training import new_sae, same, some
 from tqdm import tqdm
 
 from course_utils import exercises, models
+from course_utils import measured as report
 from course_utils.exercises import progress_store
 from course_utils.house import write_whole
-from course_utils import measured as report
 from course_utils.models import check_hashes, hub, smollm2
 from course_utils.models import folders as model_files
 from course_utils.sae import SparseAutoencoder

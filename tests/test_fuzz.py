@@ -39,11 +39,11 @@ from test_sae_training import config as sae_config
 from test_sae_training import new_sae, some
 
 from course_utils import exercises, models
+from course_utils import measured as report
 from course_utils.exercises import grading, progress_store
 from course_utils.exercises.grading.submissions import attempts_in
 from course_utils.house import DamagedModelFile
 from course_utils.house.files import SETTINGS
-from course_utils import measured as report
 from course_utils.models import HASHES, from_folder
 from course_utils.models.folders import write_hashes
 from course_utils.sae import KINDS, SparseAutoencoder
@@ -128,7 +128,8 @@ def broken_array(draw, content: bytes):
     if draw(st.booleans()):
         return draw(spoilt(content))
     shape, dtype = draw(st.lists(st.integers(0, 30), max_size=3)), draw(st.sampled_from(["u2", "u2", "i8", "f4", "U3"]))
-    np.save(file := io.BytesIO(), np.full(draw(st.sampled_from([shape, (6, 24)])), draw(st.sampled_from([1, 60_000])), dtype))
+    np.save(file := io.BytesIO(),
+            np.full(draw(st.sampled_from([shape, (6, 24)])), draw(st.sampled_from([1, 60_000])), dtype))
     return file.getvalue()
 
 
@@ -281,7 +282,8 @@ def foreign_saes() -> list[dict[str, bytes]]:
 
 
 FOREIGN = foreign_saes()
-BROKEN = {".npz": broken_arrays, ".safetensors": broken_tensors, ".json": lambda content: broken_json(json.loads(content))}
+BROKEN = {".npz": broken_arrays, ".safetensors": broken_tensors,
+          ".json": lambda content: broken_json(json.loads(content))}
 
 
 @fuzz

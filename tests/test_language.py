@@ -97,11 +97,11 @@ def first_words() -> dict[str, float]:
 
 AFTER = {  # prefix -> true distribution of the next word, worked out by hand
     (): first_words(),
-    ("One",): {**{w: 2 / 3 / 5 for w in ("morning", "evening", "afternoon", "day", "night")},
+    ("One",): {**dict.fromkeys(("morning", "evening", "afternoon", "day", "night"), 2 / 3 / 5),
                "summer": 1 / 6, "winter": 1 / 6},
-    ("There", "lived", "a"): {w: 1 / 4 for w in ("girl", "woman", "boy", "man")},
+    ("There", "lived", "a"): dict.fromkeys(("girl", "woman", "boy", "man"), 1 / 4),
     ("It", "was", "a"): {w: 1 / len(grammar.WEATHERS) for w in grammar.WEATHERS},
-    ("Last",): {w: 1 / 4 for w in ("week", "year", "spring", "autumn")},
+    ("Last",): dict.fromkeys(("week", "year", "spring", "autumn"), 1 / 4),
 }
 
 

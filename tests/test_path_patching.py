@@ -7,11 +7,11 @@ import small_models
 import torch
 from small_models import forbidden_forward, grouped_query_biased, hook_count, repeated
 
+from course_utils import path_patching as module
 from course_utils.ablation import KINDS
 from course_utils.heads import best_head, induction_scores, previous_token_scores, top_heads
 from course_utils.passes import CleanRun, hook_z
 from course_utils.path_patching import PathEffect, head_reading, new_readings, path_patching, share_of_effect
-from course_utils import path_patching as module
 from course_utils.repeated_tokens import generate_repeated_tokens
 
 N = 6
@@ -168,7 +168,7 @@ def test_only_the_named_head_is_given_anything(model):
     clean = CleanRun(model, tokens)
     change = torch.randn(clean.residuals[1].shape, generator=rng)
     for head in range(model.cfg.n_heads):
-        for (name, put), letter in zip(new_readings(clean, change, (1, head), "qkv"), "qkv"):
+        for name, put in new_readings(clean, change, (1, head), "qkv"):
             found = {}
             model.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: found.update(value=value.clone()))])
             before = found["value"].clone()

@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from course_utils import viz
 
+from course_utils import viz
 from course_utils.viz import charts
 
 TOKENS = ["<bos>", "the", "cat", "</script>"]

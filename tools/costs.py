@@ -46,7 +46,7 @@ def read(root: Path) -> dict[str, dict]:
         return {}
     try:
         costs = read_json(path)
-        for lesson, cost in costs.items():
+        for lesson, cost in costs.items():              # noqa: B007 (the message below names it)
             for each in (cost["tiny"], cost.get("real", cost["tiny"]), *cost["exercises"].values()):
                 amount(each)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:

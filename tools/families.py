@@ -36,7 +36,8 @@ def table(names: list[str], functions: list[str]) -> dict[str, dict[str, Verdict
         if out[name]["load"].kind == "right":
             out[name] |= {function: judge(case, function) for function in functions if function != "load"}
         line = {kind: sum(each.kind == kind for each in out[name].values()) for kind in KINDS}
-        print(f"{name:22}", "  ".join(f"{kind} {number:2}" for kind, number in line.items()), file=sys.stderr, flush=True)
+        print(f"{name:22}", "  ".join(f"{kind} {number:2}" for kind, number in line.items()),
+              file=sys.stderr, flush=True)
         for function, verdict in out[name].items():
             if verdict.kind in BAD:
                 print(f"    {verdict.kind} {function}: {verdict.reason}", file=sys.stderr, flush=True)

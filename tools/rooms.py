@@ -110,8 +110,8 @@ def picture(graph: Graph, folders: set[str]) -> str:
                          f'{x2 + middle:.0f} {y2 - 30} {x2 + middle:.0f} {y2}" fill="none" stroke="#888"/>')
     for name, (x, y) in sorted(place.items()):
         stroke, text = (2.5, f"{name}/") if name in folders else (1, name)
-        lines += [f'<rect x="{x:.0f}" y="{y}" width="{BOX[0]}" height="{BOX[1]}" rx="4" fill="#f4f8fb" stroke="#0072B2" '
-                  f'stroke-width="{stroke}"/>',
+        lines += [f'<rect x="{x:.0f}" y="{y}" width="{BOX[0]}" height="{BOX[1]}" rx="4" fill="#f4f8fb" '
+                  f'stroke="#0072B2" stroke-width="{stroke}"/>',
                   f'<text x="{x + BOX[0] / 2:.0f}" y="{y + 19}" text-anchor="middle">{text}</text>']
     return "\n".join([*lines, "</svg>", ""])
 
@@ -130,7 +130,8 @@ def main(argv: list[str] | None = None) -> int:
     for circle in [*found, *circles(graph)]:
         print(f"  a circle: {', '.join(sorted(circle))}")
     if package == ROOT / PACKAGE:
-        PICTURE.write_text(picture(graph, {path.parent.name for path in package.glob("*/__init__.py")}), encoding="utf-8")
+        folders = {path.parent.name for path in package.glob("*/__init__.py")}
+        PICTURE.write_text(picture(graph, folders), encoding="utf-8")
     return 0
 
 

@@ -39,7 +39,8 @@ RECIPES = {  # name: (hook, how to train)
     "tiny/topk-2": ("blocks.2.hook_resid_pre", tiny("topk", k=24)),
     "tiny/topk-3": ("blocks.3.hook_resid_pre", tiny("topk", k=24)),
     "tiny/relu-2": ("blocks.2.hook_resid_pre", tiny("relu", sparsity=1.4)),
-    "tiny/relu-normalized-2": ("blocks.2.hook_resid_pre", tiny("relu", sparsity=1.4, normalize="constant_norm_rescale")),
+    "tiny/relu-normalized-2": ("blocks.2.hook_resid_pre", tiny(
+        "relu", sparsity=1.4, normalize="constant_norm_rescale")),
     "tiny/jumprelu-2": ("blocks.2.hook_resid_pre", tiny("jumprelu", sparsity=1.2)),
     "tiny/gated-2": ("blocks.2.hook_resid_pre", tiny("gated", sparsity=2.2)),
     "smollm2-135m/topk-15": ("blocks.15.hook_resid_pre", TrainingConfig(
@@ -48,7 +49,7 @@ RECIPES = {  # name: (hook, how to train)
 
 
 def training_tokens(model_name: str, text: Path) -> Tensor:
-    """What the model reads while its activations are collected. Raises FileNotFoundError if SmolLM2's text is not there."""
+    """What the model reads as its activations are collected. Raises FileNotFoundError if SmolLM2's text is missing."""
     if model_name == "tiny":
         return torch.tensor(list(islice(stream(2001, 128), STORY_ROWS)))
     files = sorted(text.glob("*.npy"))[1:]                                  # the first is for evaluation

@@ -23,7 +23,7 @@ def other_keys(query, seq_len):
 def by_searching(query, seq_len):
     words = ["BOS", *range(seq_len), *range(seq_len)]
     first = words.index(words[query])
-    return dict(previous=query - 1, duplicate=first, induction=first + 1)
+    return {"previous": query - 1, "duplicate": first, "induction": first + 1}
 
 
 def from_offsets(query, seq_len):

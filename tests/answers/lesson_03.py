@@ -472,8 +472,8 @@ def by_backward_hooks(model, tokens, seq_len):
         slopes[hook.name] = slope.detach().clone()
 
     names = [mlp_out(layer) for layer in range(model.cfg.n_layers)]
-    hooks = dict(fwd_hooks=[(name, keep) for name in ["hook_embed", *names]],
-                 bwd_hooks=[(name, keep_slope) for name in names])
+    hooks = {"fwd_hooks": [(name, keep) for name in ["hook_embed", *names]],
+             "bwd_hooks": [(name, keep_slope) for name in names]}
     with model.hooks(**hooks):
         second_copy_loss(model(tokens), tokens, seq_len).backward()
     result = torch.zeros(len(names), seq_len)
