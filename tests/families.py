@@ -51,7 +51,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-rope-llama3": ("LlamaConfig", {**LLAMA, "rope_parameters": LLAMA3}),
     "mistral": ("MistralConfig", {**LLAMA, "sliding_window": WINDOW}),
     "qwen2": ("Qwen2Config", LLAMA),
-    "qwen2-window": ("Qwen2Config", {**LLAMA, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+    "qwen2-window": ("Qwen2Config", {**LLAMA, "use_sliding_window": True, "sliding_window": WINDOW,
+                                     "max_window_layers": 1}),
     "qwen3": ("Qwen3Config", {**LLAMA, "head_dim": 8}),
     "phi3": ("Phi3Config", {**LLAMA, "pad_token_id": 0}),
     "phi3-partial": ("Phi3Config", {**LLAMA, "pad_token_id": 0, "partial_rotary_factor": 0.5}),
@@ -63,9 +64,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
                                 "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 24}),
     "gemma2-uncapped": ("Gemma2Config", {**GEMMA, "sliding_window": WINDOW, "final_logit_softcapping": None,
                                          "attn_logit_softcapping": None, "query_pre_attn_scalar": 24}),
-    "gemma3": ("Gemma3TextConfig", {**GEMMA, "sliding_window": WINDOW, "layer_types": LOCAL, "query_pre_attn_scalar": 24}),
-    "gpt-neo": ("GPTNeoConfig", {"hidden_size": WIDTH, "num_layers": LAYERS, "num_heads": HEADS, "intermediate_size": 20,
-                                 "max_position_embeddings": CONTEXT, "window_size": WINDOW,
+    "gemma3": ("Gemma3TextConfig", {**GEMMA, "sliding_window": WINDOW, "layer_types": LOCAL,
+                                    "query_pre_attn_scalar": 24}),
+    "gpt-neo": ("GPTNeoConfig", {"hidden_size": WIDTH, "num_layers": LAYERS, "num_heads": HEADS,
+                                 "intermediate_size": 20, "max_position_embeddings": CONTEXT, "window_size": WINDOW,
                                  "attention_types": [[["global", "local", "global"], 1]]}),
     "opt": ("OPTConfig", OPT),
     "opt-post-norm": ("OPTConfig", {**OPT, "do_layer_norm_before": False}),
@@ -80,7 +82,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("BloomConfig", {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": HEADS}),
     "mpt": ("MptConfig", {"d_model": WIDTH, "n_layers": LAYERS, "n_heads": HEADS, "max_seq_len": CONTEXT,
                           "expansion_ratio": 2}),
-    "falcon": ("FalconConfig", {**FALCON, "new_decoder_architecture": False, "multi_query": True, "parallel_attn": True}),
+    "falcon": ("FalconConfig", {**FALCON, "new_decoder_architecture": False, "multi_query": True,
+                                "parallel_attn": True}),
     "falcon-new": ("FalconConfig", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-alibi": ("FalconConfig", {**FALCON, "alibi": True, "new_decoder_architecture": False, "multi_query": False,
                                       "parallel_attn": False}),
@@ -89,8 +92,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo": ("OlmoConfig", LLAMA),
     "olmo-clipped": ("OlmoConfig", {**LLAMA, "clip_qkv": 1.0}),
     "olmo2": ("Olmo2Config", LLAMA),
-    "granite": ("GraniteConfig", {**LLAMA, "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 2.0,
-                                  "attention_multiplier": 0.2}),
+    "granite": ("GraniteConfig", {**LLAMA, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
+                                  "logits_scaling": 2.0, "attention_multiplier": 0.2}),
     "cohere": ("CohereConfig", {**LLAMA, "logit_scale": 0.3}),
     "starcoder2": ("Starcoder2Config", {**LLAMA, "use_bias": True, "sliding_window": WINDOW}),
     "mixtral": ("MixtralConfig", MOE),
@@ -162,4 +165,5 @@ class Family:
 def family(name: str) -> Family:
     """The model of a family and its bridge. Wrapping changes weights in place, so the bridge gets a copy."""
     model = hugging_face(name)
-    return Family(name, model, as_bridge(deepcopy(model), word_tokenizer(WORDS, "<bos>"), name=f"random-{name}", device="cpu"))
+    return Family(name, model, as_bridge(
+        deepcopy(model), word_tokenizer(WORDS, "<bos>"), name=f"random-{name}", device="cpu"))

@@ -30,8 +30,9 @@ class Case:
     def __init__(self, name: str) -> None:
         self.refused: list[int] = []                                # layers of the last cell that were refused
         self.name, self.plain = name, Plain(families.hugging_face(name))
-        half = torch.stack([1 + torch.randperm(families.VOCAB - 1, generator=torch.Generator().manual_seed(row))[:SEQ_LEN]
-                            for row in range(BATCH)])
+        half = torch.stack([
+            1 + torch.randperm(families.VOCAB - 1, generator=torch.Generator().manual_seed(row))[:SEQ_LEN]
+            for row in range(BATCH)])
         self.tokens = torch.cat([torch.zeros(BATCH, 1, dtype=torch.long), half, half], dim=1)
         self.change = torch.randn(BATCH, self.tokens.shape[1], self.plain.d_model,
                                           generator=torch.Generator().manual_seed(7))
@@ -131,7 +132,8 @@ def _(case):
     return each(KINDS, lambda c, kind: ablation.mlp_ablation_scores(c.bridge, c.tokens, kind, seq_len=SEQ_LEN))(case)
 
 
-@cell("mlp_patch_sweep", each((False, True), lambda c, published: slow.mlp_sweep(c.plain, c.tokens, SEQ_LEN, published)))
+@cell("mlp_patch_sweep", each((False, True), lambda c, published: slow.mlp_sweep(
+    c.plain, c.tokens, SEQ_LEN, published)))
 def _(case):
     return each((False, True), lambda c, published: ablation.mlp_patch_sweep(
         c.bridge, c.tokens, SEQ_LEN, as_published=published))(case)
@@ -144,7 +146,8 @@ def _(case):
 
 @cell("head_attribution_scores", each(KINDS, lambda c, kind: slow.head_attribution(c.plain, c.tokens, SEQ_LEN, kind)))
 def _(case):
-    return each(KINDS, lambda c, kind: ablation.head_attribution_scores(c.bridge, c.tokens, kind, seq_len=SEQ_LEN))(case)
+    return each(KINDS, lambda c, kind: ablation.head_attribution_scores(
+        c.bridge, c.tokens, kind, seq_len=SEQ_LEN))(case)
 
 
 @cell("induction_scores", lambda c: {
@@ -190,8 +193,9 @@ def _every_head(case, of):
 
 def _qk(case, distances):
     def rows(layer, head):
-        return torch.stack([_read(circuits.full_QK_circuit(case.bridge, layer, head, distance=d), slow.QUERIES, slow.KEYS)
-                            for d in distances])
+        return torch.stack([
+            _read(circuits.full_QK_circuit(case.bridge, layer, head, distance=d), slow.QUERIES, slow.KEYS)
+            for d in distances])
 
     found = _every_head(case, rows)
     return found - found.mean(-1, keepdim=True)
@@ -249,10 +253,10 @@ def _(case):
     return {"": _every_head(case, lambda l, h: circuits.score_by_distance(case.bridge, l, h, case.tokens[:, :7], 3))}
 
 
-# --- paths and autoencoders ----------------------------------------------------------------------------------------------
+# --- paths and autoencoders ------------------------------------------------------------------------------------------
 
-PATHS = (((0, 1), ((1, 2), (2, 0)), "k", "mean"), ((0, 2), ((1, 0),), "q", "zero"), ((1, 3), ((2, 1),), "v", "resample"),
-         ((0, 0), ((1, 1), (2, 3)), "qk", "mean"))
+PATHS = (((0, 1), ((1, 2), (2, 0)), "k", "mean"), ((0, 2), ((1, 0),), "q", "zero"),
+         ((1, 3), ((2, 1),), "v", "resample"), ((0, 0), ((1, 1), (2, 3)), "qk", "mean"))
 
 
 @cell("path_patching", lambda c: {f"{at} {key}": value for at in PATHS for key, value in paths.path_patching(
@@ -286,7 +290,8 @@ for name, point in POINTS.items():
         lambda c, point=point: _evaluated(c, point))
 
 
-@cell("collect_activations", each(tuple(POINTS.values()), lambda c, point: _place(c, point)[0].read(c.tokens)[:, 1:].flatten(0, 1)))
+@cell("collect_activations", each(
+    tuple(POINTS.values()), lambda c, point: _place(c, point)[0].read(c.tokens)[:, 1:].flatten(0, 1)))
 def _(case):
     def read(case, point):
         place, sae = _place(case, point)
@@ -301,7 +306,8 @@ def _(case):
 def _(case):
     kinds = ("norm_only", "norm_corrected", "zero", "mean")
     found = baselines.noise_floor(case.bridge, _place(case, "1 hook_resid_pre")[1], case.tokens, kinds, 1, resamples=1)
-    return {f"{kind} {name}": torch.tensor(getattr(found, name)[kind]) for kind in ("sae", *kinds) for name in ("kl", "delta_ce")}
+    return {f"{kind} {name}": torch.tensor(getattr(found, name)[kind])
+            for kind in ("sae", *kinds) for name in ("kl", "delta_ce")}
 
 
 @cell("patched_logits", lambda c: {"clean": c.plain.log_probs(c.tokens), "patched": paths.spliced(
@@ -311,7 +317,8 @@ def _(case):
     return {name: logits.log_softmax(-1) for name, logits in zip(("clean", "patched"), both)}
 
 
-@cell("spliced", each(("1 hook_resid_pre", "1 hook_resid_post"), lambda c, at: paths.spliced(c.plain, c.tokens, *_place(c, at))))
+@cell("spliced", each(("1 hook_resid_pre", "1 hook_resid_post"), lambda c, at: paths.spliced(
+    c.plain, c.tokens, *_place(c, at))))
 def _(case):
     def run(case, at):
         with splicing.spliced(case.bridge, _place(case, at)[1]):
@@ -320,7 +327,8 @@ def _(case):
     return each(("1 hook_resid_pre", "1 hook_resid_post"), run)(case)
 
 
-@cell("without_latents", lambda c: {"": paths.without_latents(c.plain, c.tokens, *_place(c, "1 hook_resid_pre"), [1, 4, 7])})
+@cell("without_latents", lambda c: {"": paths.without_latents(
+    c.plain, c.tokens, *_place(c, "1 hook_resid_pre"), [1, 4, 7])})
 def _(case):
     with splicing.without_latents(case.bridge, _place(case, "1 hook_resid_pre")[1], [1, 4, 7]):
         return {"": case.bridge(case.tokens).log_softmax(-1)}
@@ -337,7 +345,7 @@ def _(case):
         c.bridge, sae, c.tokens, SEQ_LEN, READERS, into))(case)
 
 
-# --- judging -----------------------------------------------------------------------------------------------------------
+# --- judging ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -45,7 +45,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 class Softmaxes(TorchFunctionMode):
-    """Notes what goes into and comes out of every softmax over [batch, head, query, key] or [batch * head, query, key]."""
+    """Notes what every softmax over [batch, head, query, key] or [batch * head, query, key] takes in and gives out."""
 
     def __init__(self, n_heads: int) -> None:
         super().__init__()
@@ -70,7 +70,8 @@ class Plain:
         self.layers = next(module for module in self.model.modules()
                            if isinstance(module, nn.ModuleList) and len(module) == self.n_layers)
         self.attention = [self._attention(layer) for layer in self.layers]
-        self.out = [[module for name, module in attention.named_children() if name in OUT][-1] for attention in self.attention]
+        self.out = [[module for name, module in attention.named_children() if name in OUT][-1]
+                    for attention in self.attention]
         self.lm_head = self.model.get_output_embeddings()
         self.takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self._trace()
@@ -153,7 +154,8 @@ class Plain:
 
     def streams(self, tokens: Tensor) -> list[Tensor]:
         """What enters each layer, then what leaves the last."""
-        return [*(self.value_of(tokens, layer, "in") for layer in self.layers), self.value_of(tokens, self.layers[-1], "out")]
+        return [*(self.value_of(tokens, layer, "in") for layer in self.layers),
+                self.value_of(tokens, self.layers[-1], "out")]
 
     def z(self, tokens: Tensor, layer: int, *changes: tuple) -> Tensor:
         """What each head has gathered, [batch, pos, head, d_head]."""
@@ -179,7 +181,7 @@ class Plain:
     # --- single parts, fed by hand ---------------------------------------------------------------------------------
 
     def pair_scores(self, layer: int, keys: Tensor, queries: Tensor, distance: int = 0) -> Tensor:
-        """Scores before the softmax of each query for its key `distance` earlier, [n, head], attention fed with these."""
+        """Scores before the softmax of each query for its key `distance` earlier, [n, head]; these feed attention."""
         pairs = torch.stack([keys, queries], dim=1)                             # [n, 2, d_model]
         tokens, arguments = torch.zeros(len(pairs), 2, dtype=torch.long), {}
         if self.takes_positions:
@@ -189,7 +191,7 @@ class Plain:
                               layers=layer + 1, **arguments).scores[layer][:, :, 1, 0]
 
     def head_writes(self, layer: int, head: int, z: Tensor) -> Tensor:
-        """What the output projection makes of one head's z, without its bias; [batch, pos, d_head] -> [..., d_model]."""
+        """What the output projection, without its bias, makes of a head's z: [batch, pos, d_head] -> [..., d_model]."""
         alone = z.new_zeros(*z.shape[:2], self.n_heads, self.d_head)
         alone[:, :, head] = z
         both = torch.cat([alone, torch.zeros_like(alone)]).flatten(2)
@@ -223,7 +225,7 @@ class Plain:
         return logits[:len(stream)] - logits[len(stream):]
 
     def relative(self, logits: Tensor) -> Tensor:
-        """Logits minus their mean over the vocabulary; as they are where a soft cap follows, which a shift would change."""
+        """Logits minus their mean over the vocabulary; as they are before a soft cap, which a shift would change."""
         capped = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if capped else logits - logits.mean(-1, keepdim=True)
 
@@ -313,7 +315,7 @@ def centres(norm: nn.Module) -> bool:
 def unscaled(norm: nn.Module, x: Tensor) -> Tensor:
     """A norm's output without its shift and before the division: its weights times the (centred) input."""
     inner = x - x.mean(-1, keepdim=True) if centres(norm) else x
-    large = norm.forward(1e4 * x) - norm.forward(torch.zeros_like(x))                # beside such an input its epsilon is nothing
+    large = norm.forward(1e4 * x) - norm.forward(torch.zeros_like(x))           # such an input dwarfs its epsilon
     return large * inner.pow(2).mean(-1, keepdim=True).sqrt()
 
 

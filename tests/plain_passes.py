@@ -150,7 +150,9 @@ def check_products(p: Plain, layer: int, keys: Tensor, queries: Tensor) -> None:
         raise OnlyRefusal("scores are no products of query and key")
 
 
-def qk_scores(p: Plain, keys: Callable[[int], Tensor], queries: Callable[[int], Tensor], distances: tuple[int, ...]) -> Tensor:
+def qk_scores(
+    p: Plain, keys: Callable[[int], Tensor], queries: Callable[[int], Tensor], distances: tuple[int, ...]
+) -> Tensor:
     """[layer, head, distance, query, key]: scores of stated inputs to each layer's attention.
 
     Comparable within a row: relative to the mean over keys, which takes away what positions alone add.
@@ -171,7 +173,8 @@ def qk_scores(p: Plain, keys: Callable[[int], Tensor], queries: Callable[[int], 
 
 def full_QK(p: Plain, distances: tuple[int, ...] = (0,)) -> Tensor:
     e, bare = p.embeddings(), p.only_products()
-    return qk_scores(p, lambda layer: bare.reads(layer, e[KEYS]), lambda layer: bare.reads(layer, e[QUERIES]), distances)
+    return qk_scores(
+        p, lambda layer: bare.reads(layer, e[KEYS]), lambda layer: bare.reads(layer, e[QUERIES]), distances)
 
 
 def full_OV(p: Plain) -> Tensor:
@@ -214,7 +217,7 @@ def head_matrices(p: Plain) -> tuple[list[Tensor], list[Tensor]]:
     score of each direction (key) for each other (query)."""
     p = Plain(p.only_products().model)
     for norm in (module for attention in p.attention for module in attention.modules() if is_norm(module)):
-        norm.register_forward_hook(lambda norm, args, out: unscaled(norm, args[0]))         # as of any norm: its weights stay
+        norm.register_forward_hook(lambda norm, args, out: unscaled(norm, args[0]))     # of any norm: its weights stay
     basis, d, writes, matches = torch.eye(p.d_model), p.d_model, [], []
     for layer in range(p.n_layers):
         x = p.reads(layer, basis)
@@ -255,7 +258,7 @@ def positional_pattern(p: Plain, n: int) -> Tensor:
 
 
 def score_by_distance(p: Plain, tokens: Tensor, most: int) -> Tensor:
-    """[layer, head, distance]: mean over all pairs of positions of the text of the score (before a cap) at that distance."""
+    """[layer, head, distance]: mean score (before a cap) at that distance, over all pairs of positions of the text."""
     if not turns(p):
         raise OnlyRefusal("positions do not turn queries and keys")
     rows = []
@@ -266,10 +269,12 @@ def score_by_distance(p: Plain, tokens: Tensor, most: int) -> Tensor:
     return torch.stack(rows)
 
 
-# --- direct logit attribution ------------------------------------------------------------------------------------------
+# --- direct logit attribution ----------------------------------------------------------------------------------------
 
 
-def factors(total: Tensor, parts: list[Tensor], claim: str = "the stream is the sum of what its layers write") -> list[float]:
+def factors(
+    total: Tensor, parts: list[Tensor], claim: str = "the stream is the sum of what its layers write"
+) -> list[float]:
     """The numbers that make the parts sum to the total."""
     columns = torch.stack([part.flatten() for part in parts], 1).double()
     found = torch.linalg.lstsq(columns, total.flatten().double()[:, None]).solution
@@ -309,7 +314,7 @@ def attribution(p: Plain, tokens: Tensor) -> dict[str, Tensor]:
         raise OnlyRefusal("no final norm")
     size = scale(p.ln_final, streams[-1])
     logits, plain = p.run(tokens).logits, p.value_of(tokens, p.lm_head, "out")
-    if getattr(p.model.config, "final_logit_softcapping", None):                    # the parts are those of what is capped
+    if getattr(p.model.config, "final_logit_softcapping", None):                # the parts are those of what is capped
         logits = plain
     factor, = factors(logits, [plain], "logits are linear")
     came = tokens[:, 1:, None]

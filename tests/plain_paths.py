@@ -18,7 +18,7 @@ def columns(p: Plain, layer: int) -> dict[tuple[str, int], tuple[nn.Module, list
     """{("q", head): (module, its output's columns that are this head's queries), …}, found by nudging each column."""
     attention, found = p.attention[layer], {}
     for module in attention.modules():
-        wide = is_norm(module) and any(len(weight) > p.d_head for weight in module.parameters())    # over all heads at once
+        wide = is_norm(module) and any(len(weight) > p.d_head for weight in module.parameters())    # over all heads
         if module is p.out[layer] or not wide and getattr(getattr(module, "weight", None), "ndim", 0) != 2:
             continue
         width = p.value_of(torch.zeros(1, 2, dtype=torch.long), module, "out").shape[-1]
@@ -44,13 +44,15 @@ def _moved(p: Plain, layer: int, module: nn.Module, width: int, where: int, side
 
     changes = (p.attention[layer], "in", lambda _: x), (module, "out", add)
     if side == "z":
-        values = p.z(tokens, layer, *changes)[:, 0]                                         # position 0 sees itself alone
+        values = p.z(tokens, layer, *changes)[:, 0]                                     # position 0 sees itself alone
     else:
         values = p.softmaxes(tokens, *changes).scores[layer][:, :, 1, 0, None]
     return (values[1:] - values[:1]).abs().amax(-1) > 1e-6
 
 
-def readings(p: Plain, tokens: Tensor, receivers: list[tuple[int, int]], into: str, streams: dict[int, Tensor]) -> list[tuple]:
+def readings(
+    p: Plain, tokens: Tensor, receivers: list[tuple[int, int]], into: str, streams: dict[int, Tensor]
+) -> list[tuple]:
     """Changes that give these heads the queries, keys or values that they would read from other streams."""
     wanted: dict[nn.Module, tuple[int, set[int]]] = {}
     for layer, head in receivers:
@@ -81,7 +83,8 @@ def path_patching(
     frozen = put(p.mlp_writer[layer][-1], "out", mlp)
     change = p.value_of(tokens, p.layers[layer], "out", ablated, frozen) - streams[layer + 1]
     patches = readings(p, tokens, receivers, into, {later: streams[later] + change for later, _ in receivers})
-    return {"clean": p.loss(tokens, start=n), "path": p.loss(tokens, *patches, start=n), "total": p.loss(tokens, ablated, start=n)}
+    return {"clean": p.loss(tokens, start=n), "path": p.loss(tokens, *patches, start=n),
+            "total": p.loss(tokens, ablated, start=n)}
 
 
 # --- autoencoders -----------------------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ def kept_first(new: Tensor, x: Tensor) -> Tensor:
 
 
 def harm(p: Plain, tokens: Tensor, place: Place, new: Tensor) -> dict[str, Tensor]:
-    """KL(p‖q), ΔCE and q's cross-entropy with a vector in the activation's place, over positions 1 to the last but one."""
+    """KL(p‖q), ΔCE and q's cross-entropy with a vector in the activation's place, positions 1 to the last but one."""
     x = place.read(tokens)
     clean, patched = (p.log_probs(tokens, *changes)[:, 1:-1] for changes in ([], [place.put(kept_first(new, x))]))
     came = tokens[:, 2:, None]
@@ -189,7 +192,9 @@ def spliced(p: Plain, tokens: Tensor, place: Place, sae: Autoencoder) -> Tensor:
     return p.log_probs(tokens, place.put(kept_first(sae(x), x)))
 
 
-def reading_spliced(p: Plain, tokens: Tensor, place: Place, sae: Autoencoder, heads: list[tuple[int, int]], into: str) -> Tensor:
+def reading_spliced(
+    p: Plain, tokens: Tensor, place: Place, sae: Autoencoder, heads: list[tuple[int, int]], into: str
+) -> Tensor:
     """Log-probabilities of the tokens that came when only these heads read from the spliced model's stream."""
     x = place.read(tokens)
     there = place.put(kept_first(sae(x), x))

@@ -43,7 +43,8 @@ LOG_PROBS = "return logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None
 
 
 def notebook(*cells: str, metadata: dict | None = None) -> str:
-    made = [{"cell_type": "code", "id": f"c{number}", "metadata": {}, "source": cell, "outputs": [], "execution_count": None}
+    made = [{"cell_type": "code", "id": f"c{number}", "metadata": {}, "source": cell, "outputs": [],
+             "execution_count": None}
             for number, cell in enumerate(cells)]
     return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": metadata or {}, "cells": made})
 

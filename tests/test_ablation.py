@@ -60,7 +60,8 @@ def test_the_sweep_equals_the_naive_double_loop(model, batch, as_published):
     layers = list(range(model.cfg.n_layers))
     expected = naive_sweep(model, tokens, N, layers, range(N), N if as_published else N + 1)
     assert expected.abs().max() > 1e-3                          # there is something to be wrong about
-    torch.testing.assert_close(mlp_patch_sweep(model, tokens, N, as_published=as_published), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        mlp_patch_sweep(model, tokens, N, as_published=as_published), expected, atol=1e-5, rtol=0)
 
 
 def test_the_sweep_on_tiny_at_full_length():
@@ -213,7 +214,8 @@ def test_ablation_scores_equal_full_passes_with_hooks(model, kind, n):
         mlps.append(loss_with(model, tokens, n, mlp_out(layer), lambda value, hook: ablate(value, kind)) - clean)
     ours = head_ablation_scores(model, tokens, kind, seq_len=n)
     torch.testing.assert_close(ours, torch.stack(heads).reshape(ours.shape), atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(mlp_ablation_scores(model, tokens, kind, seq_len=n), torch.stack(mlps), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        mlp_ablation_scores(model, tokens, kind, seq_len=n), torch.stack(mlps), atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(head_ablation_scores(model, tokens, kind, seq_len=n, layers=[1, 0]), ours[[1, 0]])
 
 
@@ -258,7 +260,8 @@ def test_text_that_is_not_repeated_has_scores_too(model):
 def test_layers_of_large_models_are_spread():
     def of(n):
         return types.SimpleNamespace(cfg=types.SimpleNamespace(n_layers=n))
-    assert some_layers(of(4)) == [0, 1, 2, 3] and some_layers(of(12)) == [0, 4, 7, 11] and some_layers(of(30)) == [0, 10, 19, 29]
+    assert some_layers(of(4)) == [0, 1, 2, 3] and some_layers(of(12)) == [0, 4, 7, 11]
+    assert some_layers(of(30)) == [0, 10, 19, 29]
 
 
 # --- gradients and attributions -------------------------------------------------------------------------------------
@@ -291,8 +294,11 @@ def test_attributions_are_the_slopes_of_the_exact_changes(model, kind):
             value = value.clone()
             value[:, N + 3] += s * (value[:, 3] - value[:, N + 3])
             return value
-        for change, name, estimate in ((head_step, hook_z(layer), heads[layer, 1]), (mlp_step, mlp_out(layer), sweep[layer, 2])):
-            ends = [loss_with(model, tokens, N, name, lambda value, hook, s=s: change(value, hook, s)) for s in (step, -step)]
+        for change, name, estimate in (
+            (head_step, hook_z(layer), heads[layer, 1]), (mlp_step, mlp_out(layer), sweep[layer, 2]),
+        ):
+            ends = [loss_with(model, tokens, N, name, lambda value, hook, s=s: change(value, hook, s))
+                    for s in (step, -step)]
             torch.testing.assert_close(estimate, (ends[0] - ends[1]) / (2 * step), atol=2e-3, rtol=3e-2)
 
 
@@ -398,7 +404,8 @@ def calls(model, tokens):
         "heads": lambda **k: head_ablation_scores(model, tokens, k.pop("kind", "mean"), **{"seq_len": N, **k}),
         "mlps": lambda **k: mlp_ablation_scores(model, tokens, k.pop("kind", "mean"), **{"seq_len": N, **k}),
         "attribution": lambda **k: mlp_attribution_sweep(model, tokens, k.pop("seq_len", N), **k),
-        "head attribution": lambda **k: head_attribution_scores(model, tokens, k.pop("kind", "mean"), **{"seq_len": N, **k}),
+        "head attribution": lambda **k: head_attribution_scores(
+            model, tokens, k.pop("kind", "mean"), **{"seq_len": N, **k}),
     }
 
 
@@ -409,7 +416,8 @@ def calls(model, tokens):
 ])
 def test_bad_input_is_refused_before_any_work(which, wrong, says):
     model = small_models.multi_head()
-    for name in [name for group in which.split("|") for name in ([group] if group in calls(model, None) else group.split())]:
+    known = calls(model, None)
+    for name in [name for group in which.split("|") for name in ([group] if group in known else group.split())]:
         with forbidden_forward(model), pytest.raises(ValueError, match=says):
             calls(model, repeated(model, N))[name](**wrong)
 

@@ -44,8 +44,8 @@ def without_head(
 WRONG_AXIS = ANSWER.replace("z[:, :, head]", "z[:, head]")
 MISTAKE = "a position was zeroed, not a head"
 
-# How an output's HTML comes into a page: JupyterLab puts a copy of each script in its place, VS Code runs a copy of each
-# at the end of the output and takes it away again.
+# How an output's HTML comes into a page: JupyterLab puts a copy of each script in its place, VS Code runs a copy of
+# each at the end of the output and takes it away again.
 INSERT = """([html, place]) => {
   const output = document.body.appendChild(document.createElement("div"));
   output.innerHTML = html;
@@ -97,7 +97,7 @@ def opened(browser, lab: Lab, source: Path, folder: Path) -> Iterator[LabNoteboo
 
 
 def assert_ran_clean(notebook: LabNotebook, first: int = 1) -> None:
-    """Every cell has run, in order, from execution `first` on; nothing is red; the page asked nobody else and did not complain."""
+    """All cells ran in order, from execution `first` on; nothing is red; the page asked nobody else, nor complained."""
     assert notebook.outputs_in_red() == []
     assert notebook.watched.refused == [] and notebook.watched.complaints == []
     stored = notebook.save()

@@ -195,7 +195,8 @@ def test_a_bad_exercise_cell_is_refused(tmp_path, cell, message):
 def test_a_name_that_the_lesson_imported_before_is_fine(tmp_path):
     path = tmp_path / "03_good.py"
     stub = STUB.replace("double", "helper")
-    path.write_text(f"# %% [markdown]\n# # Good\n\n# %%\nfrom sample_exercises import exercise, times_two\n\n# %%\n{stub}")
+    path.write_text("# %% [markdown]\n# # Good\n\n# %%\nfrom sample_exercises import exercise, times_two\n\n"
+                    f"# %%\n{stub}")
     cell = build_notebooks.make_notebook(path, "solutions", get).cells[3]
     assert cell.source.splitlines()[1] == "def helper(x):"
 

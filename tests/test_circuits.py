@@ -86,8 +86,10 @@ def test_heads_out_of_range_are_refused(layer, head):
     model = small_models.multi_head()
     tokens = repeated(model, N)
     for call in (lambda: full_OV_circuit(model, layer, head), lambda: full_QK_circuit(model, layer, head),
-                 lambda: positional_pattern(model, layer, head, 5), lambda: score_by_distance(model, layer, head, tokens, 3),
-                 lambda: K_comp_full_circuit(model, layer, 2, head, 0), lambda: K_comp_full_circuit(model, 0, layer, 0, head),
+                 lambda: positional_pattern(model, layer, head, 5),
+                 lambda: score_by_distance(model, layer, head, tokens, 3),
+                 lambda: K_comp_full_circuit(model, layer, 2, head, 0),
+                 lambda: K_comp_full_circuit(model, 0, layer, 0, head),
                  lambda: path_patching(model, tokens, N, (layer, head), [(2, 0)])):
         with forbidden_forward(model), pytest.raises(ValueError, match="no head|must come after"):
             call()
@@ -135,7 +137,8 @@ def test_rotation_is_the_models(model):
     _, cache = model.run_with_cache(tokens, names_filter=["blocks.0.attn.hook_q", "blocks.0.attn.hook_rot_q"])
     before, after = cache["blocks.0.attn.hook_q"], cache["blocks.0.attn.hook_rot_q"]    # [1, pos, head, d_head]
     for position in (0, 1, 7):
-        torch.testing.assert_close(rotate(model, before[0, position, 2], position), after[0, position, 2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            rotate(model, before[0, position, 2], position), after[0, position, 2], atol=1e-5, rtol=1e-4)
 
 
 def test_the_composed_circuit_is_the_product_in_the_right_order(model):
@@ -174,7 +177,8 @@ def test_effective_embedding_is_block_0_without_attention(model, monkeypatch):
     tokens = torch.arange(model.cfg.d_vocab)[:60, None]                 # one token a row
     def nothing(value, hook):
         return 0 * value
-    silenced = [("blocks.0.hook_attn_out", nothing), *([("hook_pos_embed", nothing)] if hasattr(model, "pos_embed") else [])]
+    silenced = [("blocks.0.hook_attn_out", nothing),
+                *([("hook_pos_embed", nothing)] if hasattr(model, "pos_embed") else [])]
     found = {}
     model.run_with_hooks(tokens, fwd_hooks=[*silenced, ("blocks.1.hook_resid_pre", lambda v, hook: found.update(x=v))])
     torch.testing.assert_close(effective_embedding(model)[:60], found["x"][:, 0], atol=1e-4, rtol=1e-3)
@@ -315,7 +319,8 @@ def test_copying_score_is_from_eigenvalues():
     eigenvalues = torch.linalg.eigvals(OV.AB.double())
     assert copying_score(OV) == pytest.approx((eigenvalues.sum().real / eigenvalues.abs().sum()).item(), abs=1e-4)
     A = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-    assert copying_score(FactoredMatrix(A, A.T)) == pytest.approx(1) and copying_score(FactoredMatrix(A, -A.T)) == pytest.approx(-1)
+    assert copying_score(FactoredMatrix(A, A.T)) == pytest.approx(1)
+    assert copying_score(FactoredMatrix(A, -A.T)) == pytest.approx(-1)
 
 
 @pytest.mark.parametrize("kind", ["K", "Q", "V"])

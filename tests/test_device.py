@@ -84,7 +84,8 @@ ALLOWED = {
     "a number of the CPU's": lambda x, y: x * y.sum() + torch.tensor(1.0),
     "the CPU's index": lambda x, y: x[torch.tensor([1])] + x[:, torch.tensor([True, False, True])].sum(),
     "put a number at the CPU's index": lambda x, y: x.clone().index_put_((torch.tensor([0]),), torch.tensor(2.0)),
-    "assign across": lambda x, y: [assigned(to, value) for to, value in ((y, x[0]), (x, y[0]), (y, x.sum()), (x, y.sum()))],
+    "assign across": lambda x, y: [
+        assigned(to, value) for to, value in ((y, x[0]), (x, y[0]), (y, x.sum()), (x, y.sum()))],
     "fill": lambda x, y: [torch.zeros_like(to).fill_(value) for to, value in ((y, x.sum()), (x, y.sum()))],
     "in place, and a new shape": lambda x, y: (z := x.clone(), z.add_(1).unsqueeze_(0), z.mul_(2), z + x),
     "copy": lambda x, y: x.cpu() + y + x.to("cpu") + y.to(x).cpu(),

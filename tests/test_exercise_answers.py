@@ -135,7 +135,8 @@ def test_known_mistakes_are_named(item):
     for mistake in getattr(getattr(item.check, "compare", item.check), "mistakes", ()):
         for number, function in enumerate(mistake.functions):
             verdict = assess(item, function)
-            assert verdict.mistake == mistake.message, f"variant {number} of {mistake.message!r}:\n{card_text(item, verdict)}"
+            assert verdict.mistake == mistake.message, (
+                f"variant {number} of {mistake.message!r}:\n{card_text(item, verdict)}")
             named.add(mistake.message)
     assert len(named - {None}) >= 2, "at least two mistakes must be told their name"
     assert named - {None} == set(item.mistakes), "every declared mistake needs a wrong answer that is told it"

@@ -246,7 +246,9 @@ def test_a_known_mistake_is_worked_out_once_for_each_case_and_still_named():
     calls = []
     mistake = Mistake("the sign is lost", lambda x: calls.append(x) or abs(x))
     item = Exercise("90.x", "x", lambda x: x, compare_cases(lambda: [Case(-1), Case(-2)], [mistake]), HINTS, 1, 1)
-    for attempt, named in ((abs, "the sign is lost"), (lambda x: 2 * x, None), (lambda x: max(x, -x), "the sign is lost")):
+    for attempt, named in (
+        (abs, "the sign is lost"), (lambda x: 2 * x, None), (lambda x: max(x, -x), "the sign is lost"),
+    ):
         assert assess(item, attempt).mistake == named
     assert calls == [-1, -2]
 

@@ -193,11 +193,13 @@ def undefined(found, seed=0):
     def mean(name):
         of = [[np.asarray(each[name]) for each in row.values() if name in each] for row in found]
         zero = 0 * next(each for row in of for each in row)
-        sums, counts = np.array([sum(row, zero) for row in of])[drawn].sum(1), np.array([len(row) for row in of])[drawn].sum(1)
+        sums = np.array([sum(row, zero) for row in of])[drawn].sum(1)
+        counts = np.array([len(row) for row in of])[drawn].sum(1)
         return (sums.T / counts).T[counts > 0]
 
     below = {"reconstruction_score": mean("ce_zero") - mean("ce_clean"), "kl_score": mean("kl_zero"),
-             "reconstruction_score_mean": mean("ce_mean") - mean("ce_clean"), "relative_reconstruction_bias": mean("dot"),
+             "reconstruction_score_mean": mean("ce_mean") - mean("ce_clean"),
+             "relative_reconstruction_bias": mean("dot"),
              "fvu": mean("l2_in_squared") - (mean("x")**2).sum(1)}
     below["explained_variance"] = below["fvu"]
     ends = {name: np.quantile(values, [0.025, 0.975]) for name, values in below.items()}

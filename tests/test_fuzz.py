@@ -130,7 +130,8 @@ def broken_array(draw, content: bytes):
     if draw(st.booleans()):
         return draw(spoilt(content))
     shape, dtype = draw(st.lists(st.integers(0, 30), max_size=3)), draw(st.sampled_from(["u2", "u2", "i8", "f4", "U3"]))
-    np.save(file := io.BytesIO(), np.full(draw(st.sampled_from([shape, (6, 24)])), draw(st.sampled_from([1, 60_000])), dtype))
+    np.save(file := io.BytesIO(),
+            np.full(draw(st.sampled_from([shape, (6, 24)])), draw(st.sampled_from([1, 60_000])), dtype))
     return file.getvalue()
 
 
@@ -283,7 +284,8 @@ def foreign_saes() -> list[dict[str, bytes]]:
 
 
 FOREIGN = foreign_saes()
-BROKEN = {".npz": broken_arrays, ".safetensors": broken_tensors, ".json": lambda content: broken_json(json.loads(content))}
+BROKEN = {".npz": broken_arrays, ".safetensors": broken_tensors,
+          ".json": lambda content: broken_json(json.loads(content))}
 
 
 @fuzz

@@ -180,7 +180,8 @@ def test_changed_inputs_and_weights_are_seen():
     "torch.ones(2, 1, dtype=torch.bfloat16)", "[torch.zeros(0)]", "torch.eye(2)[:, 0]",
     "np.ones((2, 1))", "np.arange(3)"])
 def test_plain_answers_come_back_as_they_were(value):
-    with isolated(Attempt("x", "f", f"import numpy as np, torch\ndef f(x):\n    return {value}"), LIMITS, {}) as function:
+    attempt = Attempt("x", "f", f"import numpy as np, torch\ndef f(x):\n    return {value}")
+    with isolated(attempt, LIMITS, {}) as function:
         for inputs in (3, torch.ones(1)):
             got, expected = function(inputs), eval(value)
             assert repr(got) == repr(expected) and type(got) is type(expected)
@@ -190,12 +191,14 @@ def test_a_gradient_is_reported_and_an_unknown_object_keeps_its_type_name():
     with isolated(Attempt("x", "f", "def f(x):\n    return x * 2"), LIMITS, {}) as function:
         assert function(torch.ones(1, requires_grad=True)).requires_grad
         assert not function(torch.ones(1)).requires_grad
-    with isolated(Attempt("x", "f", "import pathlib\ndef f(x):\n    return pathlib.PurePosixPath('a')"), LIMITS, {}) as f:
+    attempt = Attempt("x", "f", "import pathlib\ndef f(x):\n    return pathlib.PurePosixPath('a')")
+    with isolated(attempt, LIMITS, {}) as f:
         assert type(f(1)).__name__ == "PurePosixPath" and repr(f(1)) == "PurePosixPath('a')"
 
 
 def test_an_answer_that_would_run_code_when_it_is_read_is_refused():
-    program = ("from course_utils.exercises.grading import isolation\nimport os, pickle\nclass Bad:\n    def __reduce__(self):\n"
+    program = ("from course_utils.exercises.grading import isolation\nimport os, pickle\n"
+               "class Bad:\n    def __reduce__(self):\n"
                "        return os.getcwd, ()\ndef f(x):\n    import sys\n    frame = sys._getframe()\n"
                "    while frame.f_code.co_name != '_child':\n        frame = frame.f_back\n"
                "    frame.f_locals['send'](pickle.dumps(Bad()))\n    os._exit(0)")
@@ -230,7 +233,8 @@ def test_only_the_processor_time_of_the_function_counts(body, monkeypatch):
 
 
 @pytest.mark.parametrize("body, patience, says", [
-    ("while time.process_time() < begun + 3: pass", 1000, r"function used 0\.[3-9] s of processor time .*0\.3 in 300\)"),
+    ("while time.process_time() < begun + 3: pass", 1000,
+     r"function used 0\.[3-9] s of processor time .*0\.3 in 300\)"),
     ("time.sleep(60)", 10, r"function used 0\.[01] s of processor time in [1-5]?\d s by the clock .*0\.3 in 3\)")])
 def test_a_verdict_about_time_comes_early_and_says_how_much_was_used(body, patience, says, monkeypatch):
     monkeypatch.setattr(allowance, "PATIENCE", patience)
@@ -260,7 +264,8 @@ def test_only_what_the_function_uses_is_kept():
         "def helper(x):\n    return x + later\ntwice = base * 2",
         '@exercise("01.x")\ndef f(x: t.Tensor):\n    return helper(x) * twice',
         "later = 5\ntwice = 0")
-    assert program == ("import torch as t\nbase = 2\n\ndef helper(x):\n    return x + later\ntwice = base * 2\nlater = 5\n\n"
+    assert program == ("import torch as t\nbase = 2\n\n"
+                       "def helper(x):\n    return x + later\ntwice = base * 2\nlater = 5\n\n"
                        "def f(x: t.Tensor):\n    return helper(x) * twice")
 
 

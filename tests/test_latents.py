@@ -33,7 +33,7 @@ def random_sae(model, kind="relu", **more):
     return SparseAutoencoder(model.cfg.d_model, 20, kind, hook_name="blocks.1.hook_resid_pre", **more)
 
 
-# --- what a latent knows -----------------------------------------------------------------------------------------------
+# --- what a latent knows ---------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -104,7 +104,7 @@ def test_latents_of_text_are_those_of_the_activations(name):
     assert (found[:, 0] == 0).all() and not found.requires_grad
 
 
-# --- labels ------------------------------------------------------------------------------------------------------------
+# --- labels ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -114,7 +114,8 @@ def test_smollm2_has_text_of_its_own():
     tokens = sample_text(model, 128, 128)
     assert (tokens[:, 0] == model.tokenizer.bos_token_id).all() and tokens.unique().numel() > 3000
     assert torch.equal(sample_text(model, 4, 50, seed=3), tokens[3:7, :50])
-    assert set(token_labels(model, tokens[:8])) >= {"begins a word", "a capital", "a number", "punctuation", "a line break"}
+    assert set(token_labels(model, tokens[:8])) >= {
+        "begins a word", "a capital", "a number", "punctuation", "a line break"}
 
 
 def test_the_answers_about_stories_are_right():
@@ -131,7 +132,7 @@ def test_the_answers_about_stories_are_right():
     assert not known["a woman acts"][:, 0].any() and (yes["a woman acts"] <= known["a woman acts"]).all()
 
 
-# --- dashboards --------------------------------------------------------------------------------------------------------
+# --- dashboards ------------------------------------------------------------------------------------------------------
 
 
 def page(model, tokens, latent=0, **more):
@@ -182,7 +183,7 @@ def test_what_does_not_belong_together_is_refused():
             latent_dashboard(model, sae, latents, tokens, latent)
 
 
-# --- the shipped autoencoders ------------------------------------------------------------------------------------------
+# --- the shipped autoencoders ----------------------------------------------------------------------------------------
 
 
 def test_what_is_shipped():

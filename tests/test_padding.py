@@ -85,7 +85,8 @@ OURS = with_tokens(1, 1, 1, [2, 3])                                 # SmolLM2 as
     (OURS, ["1 5 6 2 2", "1 5 6 7 3"], ["...pp", "....."]),         # its own tokenizer pads with 2
     (GPT2, ["0 5 0 5 0", "0 0 6 0 6"], [".....", "....."]),         # two copies: lessons 01 to 05
     (GPT2, ["0 5 0 5 0", "0 0 6 0 0"], ["....p", ".p.pp"]),
-    (GPT2, ["0 0 0 0 0"], ["ppppp"]), (with_tokens(), ["0 0 5 0 0"], ["....."]), (types.SimpleNamespace(), ["0 0"], [".."]),
+    (GPT2, ["0 0 0 0 0"], ["ppppp"]), (with_tokens(), ["0 0 5 0 0"], ["....."]),
+    (types.SimpleNamespace(), ["0 0"], [".."]),
 ])
 def test_what_looks_like_padding(model, rows, expected):
     tokens = torch.tensor([[int(each) for each in row.split()] for row in rows])
@@ -102,7 +103,8 @@ def test_what_looks_like_padding(model, rows, expected):
     (GPT2, "0 0 5 6 7", "01111", True),                             # BOS, then a document's end
     (GEMMA, "1 5 6 7 0", "01111", False), (GEMMA, "1 5 0 6 7", "01011", False), (GEMMA, "1 5 6 2 0", "01110", True),
     (GEMMA, "0 1 5 6 7", "00111", False), (GEMMA, "0 1 5 6 7", "10111", False),
-    (INSTRUCT, "1 5 6 2 2", "01110", True), (INSTRUCT, "2 1 5 6 7", "00111", False), (OURS, "1 5 6 2 2", "01111", False),
+    (INSTRUCT, "1 5 6 2 2", "01110", True), (INSTRUCT, "2 1 5 6 7", "00111", False),
+    (OURS, "1 5 6 2 2", "01111", False),
 ])
 def test_what_a_mask_may_count(model, row, mask, right):
     tokens = torch.tensor([[int(each) for each in row.split()]] * 2)
@@ -231,9 +233,12 @@ def test_metrics_are_those_of_the_texts_alone(model, hook_name, head, convention
     each = [evaluate_sae(model, sae, tokens, convention=convention) for tokens in alone]
     counts = [length - 1 if convention is SAELENS else length - 2 for length in LENGTHS]
     assert [report.n_positions for report in each] == counts and found.n_positions == sum(counts)
-    for name in ("ce_clean", "ce_sae", "ce_zero", "kl", "kl_zero", "reverse_kl", "js", "l0", "l1", "mse", "cosine", "l2_in"):
+    for name in (
+        "ce_clean", "ce_sae", "ce_zero", "kl", "kl_zero", "reverse_kl", "js", "l0", "l1", "mse", "cosine", "l2_in",
+    ):
         of = [length - 2 for length in LENGTHS] if name.startswith("ce") else counts
-        assert getattr(found, name) == pytest.approx(pooled([getattr(report, name) for report in each], of), rel=1e-4, abs=1e-6)
+        expected = pooled([getattr(report, name) for report in each], of)
+        assert getattr(found, name) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     close(found.density.float(), pooled([report.density for report in each], counts).float())
 
 
@@ -271,10 +276,12 @@ def test_more_padding_changes_nothing(model):
     more, sae = torch.cat([padded, torch.zeros(len(LENGTHS), 3, dtype=torch.long)], dim=1), some_sae(model)
     one, other = ({name: function(tokens, without_padding(model, tokens)) for name, function in with_mask(model).items()
                    if name in ("evaluate_sae", "noise_floor", "train_sae", "report_card")} for tokens in (padded, more))
-    close(*(torch.tensor(each["evaluate_sae"].to_frame()[["value", "low", "high"]].to_numpy(float)) for each in (one, other)))
+    close(*(torch.tensor(each["evaluate_sae"].to_frame()[["value", "low", "high"]].to_numpy(float))
+            for each in (one, other)))
     for name in ("kl", "delta_ce", "spread", "ratio"):
         ours, theirs = (getattr(each["noise_floor"], name) for each in (one, other))
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6, nan_ok=True) and set(ours) == {"sae", *KINDS} > {*RANDOM}
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6, nan_ok=True)
+        assert set(ours) == {"sae", *KINDS} > {*RANDOM}
     close(one["train_sae"].W_dec, other["train_sae"].W_dec)
     for name, row in one["report_card"].rows.items():
         assert row[:3] == pytest.approx(other["report_card"].rows[name][:3], rel=1e-3, abs=1e-6, nan_ok=True), name

@@ -101,7 +101,8 @@ def test_the_interval_of_a_hundred_and_one():
 
 
 @pytest.mark.parametrize("low, high, defined", [
-    (1.0, 3.0, True), (-3.0, -1.0, True), (-0.1, 3.0, False), (-3.0, 0.1, False), (0.0, 0.0, False), (1e-7, 9e-7, False)])
+    (1.0, 3.0, True), (-3.0, -1.0, True), (-0.1, 3.0, False), (-3.0, 0.1, False), (0.0, 0.0, False),
+    (1e-7, 9e-7, False)])
 def test_what_may_be_0_divides_nothing(low, high, defined):
     """`below` is not 0 itself; what counts are the middle 95 % of its resamples, here 0.025 (high − low) further in."""
     below = torch.cat([torch.tensor([0.5]), torch.linspace(low, high, 41)]).double()

@@ -67,7 +67,8 @@ def test_every_row_is_what_its_function_says(model):
     with spliced(model, sae):
         own_then = [induction_scores(model, row[None], 6).flatten()[best].item() for row in repeats]
     drawn = torch.randint(0, 5, (400, 5), generator=torch.Generator().manual_seed(seed)).tolist()
-    attention = np.quantile([sum(own_then[i] for i in rows) / sum(own[i] for i in rows) for rows in drawn], [0.025, 0.975])
+    attention = np.quantile(
+        [sum(own_then[i] for i in rows) / sum(own[i] for i in rows) for rows in drawn], [0.025, 0.975])
 
     def of(report, name):
         return getattr(report, name), *report.intervals[name]
@@ -143,7 +144,8 @@ def test_copies_that_are_too_long_are_refused_before_any_work(model):
 
 def test_repeats_that_look_like_padding_are_no_padding(model):
     pad = model.tokenizer.pad_token_id
-    seed = next(seed for seed in range(300) if (generate_repeated_tokens(model, 6, 5, seed=seed)[:, :2] == pad).all(1).any())
+    seed = next(seed for seed in range(300)
+                if (generate_repeated_tokens(model, 6, 5, seed=seed)[:, :2] == pad).all(1).any())
     card = report_card(model, some_sae(), text=some_text(), **{**SIZES, "seed": seed})
     assert math.isfinite(card.rows["KL, repeats"][0])
 

@@ -20,7 +20,8 @@ def test_there_are_no_circles():
 
 
 def test_a_circle_is_found(tmp_path):
-    for name, text in {"__init__": "", "a": "from course_utils import b", "b": "def f():\n    from course_utils.c import x",
+    for name, text in {"__init__": "", "a": "from course_utils import b",
+                       "b": "def f():\n    from course_utils.c import x",
                        "c": "from course_utils.a import y"}.items():
         (tmp_path / f"{name}.py").write_text(text)
     assert rooms.circles(rooms.imports(tmp_path)) == [{"a", "b", "c"}]
@@ -47,7 +48,8 @@ def test_the_page_names_every_room_and_every_place():
     first_cells = " ".join(re.findall(r"^\| (`[^|]*) \|", page, re.M))
     named = {name.rstrip("/") for name in re.findall(r"`([\w/]+)`", first_cells)}
     assert named == set(rooms.rooms(MODULES)) - {"__init__", "__main__"}
-    places = re.findall(r"`((?:course_utils|lessons|tests|tools|training|benchmarks|notebooks|solutions)/[\w/.]*)`", page)
+    places = re.findall(
+        r"`((?:course_utils|lessons|tests|tools|training|benchmarks|notebooks|solutions)/[\w/.]*)`", page)
     assert len(places) > 15 and [place for place in places if not (ROOT / place).exists()] == []
 
 

@@ -31,7 +31,7 @@ def tensors(turn_encoder=False, turn_decoder=False):
 
 
 def by_hand(act, subtract=False, scale=torch.ones(D_SAE)):
-    """Latents and reconstructions from `act`, a function of all pre-activations of a position and of a latent's number."""
+    """Latents and reconstructions from `act`, a function of a position's pre-activations and of a latent's number."""
     encoder, b_enc, decoder, b_dec = (each.tolist() for each in tensors())
     all_latents, out = [], []
     for x in some_activations().tolist():
@@ -109,7 +109,7 @@ def test_the_folders_of_gemma_scope_say_where_it_belongs(tmp_path, path, hook_na
 
 
 @pytest.mark.parametrize("content, says", [
-    ({"b_dec": np.array([{"a": 1}])}, "missing or damaged: Object arrays cannot be loaded"),   # an array that is a pickle
+    ({"b_dec": np.array([{"a": 1}])}, "missing or damaged: Object arrays cannot be loaded"),     # a pickled array
     ({"b_dec": np.ones(D_IN, int)}, "numbers of these kinds are not supported: b_dec"),
     ({"W_dec": np.ones(3)}, "has no decoder matrix"),
     ({"more": np.ones(3)}, "does not fit"),
@@ -149,7 +149,8 @@ def test_sparsify(tmp_path, name, hook_name):
 
 @pytest.mark.parametrize("changes, says", [
     ({"transcode": True}, "transcode True is not supported"), ({"signed": True}, "signed True is not supported"),
-    ({"skip_connection": True}, "skip_connection True is not supported"), ({"activation": "groupmax"}, "activation groupmax"),
+    ({"skip_connection": True}, "skip_connection True is not supported"),
+    ({"activation": "groupmax"}, "activation groupmax"),
     ({"more": {"W_skip": torch.zeros(D_IN, D_IN)}}, "does not fit"), ({"num_latents": 10**12}, "does not fit"),
     ({"d_in": D_IN + 1}, "does not fit"), ({"k": None}, "does not say k"), ({"k": D_SAE + 1}, "topk needs k"),
 ])
@@ -198,7 +199,8 @@ def dictionary(dict_class):
 def write_dictionary(folder, dict_class, weights=None, buffer=None, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dictionary(dict_class)[0] if weights is None else weights, folder / "ae.safetensors")
-    trainer = {"dict_class": dict_class, "activation_dim": D_IN, "dict_size": D_SAE, "k": K, "layer": 8, "lm_name": "a/b"}
+    trainer = {"dict_class": dict_class, "activation_dim": D_IN, "dict_size": D_SAE, "k": K, "layer": 8,
+               "lm_name": "a/b"}
     (folder / "config.json").write_text(json.dumps({"trainer": {**trainer, **changes}, "buffer": buffer}))
 
 
@@ -216,7 +218,8 @@ def test_a_place_of_dictionary_learning_that_is_not_said(tmp_path, more):
 
 def test_what_dictionary_learning_may_ask_for_in_vain(tmp_path):
     write_dictionary(tmp_path, "CrossCoder", weights={})
-    with pytest.raises(ValueError, match="dict_class 'CrossCoder' is not one that this course knows; it knows AutoEncoder"):
+    says = "dict_class 'CrossCoder' is not one that this course knows; it knows AutoEncoder"
+    with pytest.raises(ValueError, match=says):
         SparseAutoencoder.load(tmp_path)
     never = {**dictionary("BatchTopKSAE")[0], "threshold": torch.tensor(-1.0)}      # as it is before training
     write_dictionary(tmp_path, "BatchTopKSAE", weights=never)
@@ -327,7 +330,7 @@ def test_saelens_reads_gemma_scope_as_we_do(monkeypatch, tmp_path):
 
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("dict_class", [name for name in CLASSES if name != "AutoEncoderNew"])     # which SAELens cannot
+@pytest.mark.parametrize("dict_class", [name for name in CLASSES if name != "AutoEncoderNew"])   # which SAELens cannot
 def test_saelens_reads_dictionary_learning_as_we_do(monkeypatch, tmp_path, dict_class):
     """Its reconstructions; AutoEncoder's latents are scaled as dictionary_learning itself loads them."""
     pytest.importorskip("sae_lens")

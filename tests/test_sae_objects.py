@@ -65,18 +65,21 @@ def test_an_object_that_does_more_is_refused(kind):
 @pytest.mark.parametrize("call", [
     lambda self, x: self.decode(self.encode(x)), lambda self, x: self.decode(self.encode(x)) * (1 + 1e-6),  # rounded
     lambda self, x: (x.mean(), self.decode(self.encode(x)), self.encode(x)),                        # a loss, x̂, latents
-    lambda self, x, target: x, lambda self, x: (x.mean(), 3), torch.nn.Module().forward,             # nothing to compare
+    lambda self, x, target: x, lambda self, x: (x.mean(), 3), torch.nn.Module().forward,           # nothing to compare
 ])
 def test_an_object_whose_own_call_says_nothing_else_is_evaluated(call):
     model = small_models.multi_head()
     sae, tokens = type("Called", (Plain,), {"__call__": call})(24), some_tokens(model)
-    same(evaluate_sae(model, sae, tokens, hook_name=RESIDUAL), evaluate_sae(model, Plain(24), tokens, hook_name=RESIDUAL))
+    same(evaluate_sae(model, sae, tokens, hook_name=RESIDUAL),
+         evaluate_sae(model, Plain(24), tokens, hook_name=RESIDUAL))
 
 
 def test_it_is_called_once_for_a_whole_evaluation():
     calls = []
-    sae = type("Called", (Plain,), {"__call__": lambda self, x: calls.append(len(x)) or self.decode(self.encode(x))})(24)
-    evaluate_sae(small_models.multi_head(), sae, some_tokens(small_models.multi_head()), hook_name=RESIDUAL, batch_size=2)
+    sae = type("Called", (Plain,), {
+        "__call__": lambda self, x: calls.append(len(x)) or self.decode(self.encode(x))})(24)
+    model = small_models.multi_head()
+    evaluate_sae(model, sae, some_tokens(model), hook_name=RESIDUAL, batch_size=2)
     assert calls == [1]
 
 
@@ -88,7 +91,8 @@ def test_a_transcoder_is_refused_before_the_model_runs(kind, cfg):
     sae = type(kind, (Plain,), {})(24)
     sae.cfg = types.SimpleNamespace(**cfg)
     for use in every_use(sae):
-        with forbidden_forward(small_models.multi_head()), pytest.raises(ValueError, match=f"this {kind} is a transcoder"):
+        with (forbidden_forward(small_models.multi_head()),
+              pytest.raises(ValueError, match=f"this {kind} is a transcoder")):
             use()
 
 

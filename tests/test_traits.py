@@ -21,7 +21,8 @@ SEQ_LEN = 6
 @pytest.mark.parametrize("family, halves", [("llama", True), ("cohere", False)])
 def test_turns_are_those_of_transformers(family, halves):
     modeling = pytest.importorskip(f"transformers.models.{family}.modeling_{family}")
-    q, angles = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.3, 0.05, 0.002])
+    q = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0))
+    angles = torch.tensor([1.0, 0.3, 0.05, 0.002])
     angle = torch.arange(9)[:, None] * angles                                       # [pos, pair]
     angle = torch.cat([angle, angle], dim=-1) if halves else angle.repeat_interleave(2, dim=-1)
     theirs, _ = modeling.apply_rotary_pos_emb(q, q, angle.cos()[None], angle.sin()[None])
@@ -67,11 +68,13 @@ def functions(model):
         "unembedding": [attribution, OV],
         "parts": [attribution, path, lambda: ablation.mlp_patch_sweep(model, tokens, SEQ_LEN),
                   lambda: ablation.mlp_ablation_scores(model, tokens)],
-        "patterns": [lambda: heads.induction_scores(model, tokens, SEQ_LEN), lambda: heads.previous_token_scores(model, tokens),
+        "patterns": [lambda: heads.induction_scores(model, tokens, SEQ_LEN),
+                     lambda: heads.previous_token_scores(model, tokens),
                      lambda: heads.induction_scores_in_text(model, tokens)],
         "writes": [attribution, OV, K, compose],
         "reads": [path, OV, QK, K, compose, positional],
-        "zero": [lambda: ablation.head_ablation_scores(model, tokens, "zero"), lambda: sites.Site(model, "blocks.0.attn.hook_z"),
+        "zero": [lambda: ablation.head_ablation_scores(model, tokens, "zero"),
+                 lambda: sites.Site(model, "blocks.0.attn.hook_z"),
                  lambda: ablation.head_attribution_scores(model, tokens, "zero", seq_len=SEQ_LEN),
                  lambda: path_patching.path_patching(model, tokens, SEQ_LEN, (0, 0), [(1, 1)], kind="zero"),
                  lambda: circuits.effective_embedding(model, heads=[1])],
@@ -103,7 +106,8 @@ def broken(model, name):
     seen = trial._Trial(model, trial.Traits())
     if name in ("logits", "unembedding", "embedding"):
         changed = {"logits": -1, "unembedding": -1, "embedding": 0}[name]
-        seen.clean.residuals[changed] = seen.clean.residuals[changed] + 0.1 * torch.randn_like(seen.clean.residuals[changed])
+        residuals = seen.clean.residuals
+        residuals[changed] = residuals[changed] + 0.1 * torch.randn_like(residuals[changed])
         seen.wanted = model(seen.tokens)
     hook = {"parts": "hook_mlp_out", "patterns": "attn.hook_z", "writes": "attn.hook_z", "reads": "attn.hook_k",
             "scores": "attn.hook_q"}.get(name)
