@@ -48,7 +48,7 @@ def test_passed_keeps_the_learners_function(capsys):
     assert exercises.exercise("90.probabilities")(mine) is mine
     shown = capsys.readouterr().out
     assert "✓ passed · 90.probabilities" in shown and "2 cases: 2 × 3; the identity" in shown
-    assert "goes on with your function" in shown
+    assert "continues with your function" in shown
     assert progress_store.read()[-1]["verdict"] == "passed"
 
 
@@ -58,7 +58,7 @@ def test_wrong_goes_on_with_the_courses_version(capsys):
     shown = capsys.readouterr().out
     assert "✗ wrong" in shown and "6 of 6 values differ; the first: the answer[0, 0] is" in shown
     assert "x = Tensor float32 [2, 3]" in shown and "got:" in shown and "expected:" in shown
-    assert 'hint("90.probabilities")' in shown and "goes on with the course's version" in shown
+    assert 'hint("90.probabilities")' in shown and "continues with the course's version" in shown
 
 
 def test_a_named_mistake_is_the_headline_and_is_recorded(capsys):

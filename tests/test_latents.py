@@ -154,7 +154,7 @@ def test_a_dashboard_shows_the_strongest_places_and_what_the_latent_promotes():
     shown = found._repr_html_()
     assert "<script" not in shown and len(shown) < 40_000
     assert len(re.findall("<svg", shown)) == 1 and "color:" not in re.sub("background(-color)?:", "", shown)
-    assert "makes likelier" in repr(found) and "latent 3" in repr(found)
+    assert "promotes: " in repr(found) and "latent 3" in repr(found)
 
 
 def test_neither_tokens_nor_the_note_are_taken_for_html():

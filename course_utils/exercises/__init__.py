@@ -104,9 +104,9 @@ def verdict_card(item: Exercise, verdict: Verdict) -> Card:
     """The card for an attempt: what was found, what was tried, and where to go next."""
     title = f"{item.id} · {item.title}"
     if verdict.passed:
-        closing = ["The notebook goes on with your function."]
+        closing = ["The notebook continues with your function."]
         return Card("passed", title, rows=verdict.details, closing=closing)
-    closing = [f'A hint: hint("{item.id}"). The notebook goes on with the course\'s version.']
+    closing = [f'A hint: hint("{item.id}"). The notebook continues with the course\'s version.']
     if verdict.status == "not yet":
         effort = f"About {item.minutes} minutes, difficulty {item.difficulty} of 3."
         return Card("not yet", title, f"{verdict.message}\n{effort}", closing=closing)

@@ -1,4 +1,4 @@
-"""A latent on one page: how often it is active, where, and which next tokens it makes likelier.
+"""A latent on one page: how often it is active, where, and which next tokens it promotes.
 
 Plain HTML with inline styles, no scripts: it looks the same in JupyterLab, in Colab, offline and in a stored notebook.
 It sets no text colour, so that it can be read on a light and on a dark page.
@@ -51,8 +51,8 @@ class Dashboard:
         lines = [f"latent {self.latent}: active at {self.density:.2%} of positions, at most {self.values.max():.2f}"]
         if self.note:
             lines.append(self.note)
-        lines.append("makes likelier: " + ", ".join(word for word, _ in self.promoted))
-        lines.append("makes unlikelier: " + ", ".join(word for word, _ in self.suppressed))
+        lines.append("promotes: " + ", ".join(word for word, _ in self.promoted))
+        lines.append("suppresses: " + ", ".join(word for word, _ in self.suppressed))
         for words, values, place in self.contexts:
             shown = [f"[{word}]" if i == place else word for i, word in enumerate(words)]
             lines.append(f"{values[place]:6.2f}  " + "".join(shown).replace("\n", "↵"))
@@ -64,15 +64,15 @@ class Dashboard:
         head = (f'<div style="font-weight:bold;font-size:110%">latent {self.latent}</div>{note}'
                 f'<div>active at {self.density:.2%} of positions; at most {largest:.2f}</div>')
         cells = (f'<div style="opacity:.7">its values, where active</div>{self._histogram()}',
-                 f'<div style="opacity:.7">makes likelier</div>{_words(self.promoted, BLUE)}',
-                 f'<div style="opacity:.7">makes unlikelier</div>{_words(self.suppressed, ORANGE)}')
+                 f'<div style="opacity:.7">promotes</div>{_words(self.promoted, BLUE)}',
+                 f'<div style="opacity:.7">suppresses</div>{_words(self.suppressed, ORANGE)}')
         style = "vertical-align:top;text-align:left;padding:4px 24px 4px 0"
         columns = "".join(f'<td style="{style}">{cell}</td>' for cell in cells)
         rows = "".join(self._context(*context, largest) for context in self.contexts)
         return (f'<div style="border-left:6px solid rgb({BLUE});padding:4px 12px;margin:6px 0">{head}'
                 f'<table style="border:none">{"<tr>" + columns + "</tr>"}</table>'
-                f'<div style="opacity:.7">where it is active: the strongest place of a text, then places of middling '
-                f'and of low strength</div><table style="border:none">{rows}</table></div>')
+                f'<div style="opacity:.7">where it is active: the strongest place of a text, then places of medium '
+                f'and low strength</div><table style="border:none">{rows}</table></div>')
 
     def _histogram(self) -> str:
         """Bars of how many positions have which value, as a small drawing."""
