@@ -48,7 +48,8 @@ from course_utils.sae_formats import CONFIG
 from course_utils.sae_training import Training, fit
 
 resource = pytest.importorskip("resource")
-pytestmark = [pytest.mark.once, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, kills and mounts as Linux does")]
+pytestmark = [pytest.mark.once, pytest.mark.skipif(not sys.platform.startswith("linux"),
+                                                   reason="forks, kills and mounts as Linux does")]
 
 KILLS = int(os.environ.get("COURSE_FAULTS", 2))
 REPO = Path(__file__).resolve().parent.parent

@@ -37,8 +37,8 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 def config(kind="relu", **more):
-    settings = {"d_sae": D_SAE, "kind": kind, "k": K if kind == "topk" else None, "steps": 60, "batch": 16, "warm_up": 10,
-                    "dead_after": 5, "save_every": 7, "sparsity": 0.1, "lr": 0.01}
+    settings = {"d_sae": D_SAE, "kind": kind, "k": K if kind == "topk" else None, "steps": 60, "batch": 16,
+                "warm_up": 10, "dead_after": 5, "save_every": 7, "sparsity": 0.1, "lr": 0.01}
     return TrainingConfig(**{**settings, **more})
 
 
