@@ -239,6 +239,7 @@ CASES = {
         run.logits(run.residuals[2])),
     "resumed.after_unembedding": lambda i: resumed.after_unembedding(i.model, i.logits),
     "resumed.read_activation": lambda i: resumed.read_activation(i.model, i.text, "blocks.1.hook_mlp_out"),
+    "dashboards.quantile_places": lambda i: dashboards.quantile_places(i.x[0], (0.5, 0.2)),
     "dashboards.Dashboard": lambda i: dashboards.Dashboard(
         0, i.latents[..., 3], [], [("a", 1.0)], [("b", -1.0)], "")._repr_html_(),
     "dashboards.latent_dashboard": lambda i: [repr(page) + page._repr_html_() for page in (
