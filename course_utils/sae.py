@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from course_utils.sae_formats import files_of, fold_decoder_norm, format_of, read_folder, write_sae
+from course_utils.sae_formats import fold_decoder_norm, read_folder, write_sae
 
 KINDS = ("relu", "topk", "jumprelu", "gated")
 NORMS = ("none", "constant_norm_rescale", "layer_norm")
@@ -170,9 +170,7 @@ class SparseAutoencoder(nn.Module):
         Raises:
             ValueError: if a file is missing, damaged or a pickle, or asks for what this class does not do.
         """
-        folder = Path(folder)
-        settings, weights, fold = read_folder(folder)
-        weight_file, settings_file = files_of(folder, format_of(folder))
+        (settings, weights, fold), weight_file, settings_file = read_folder(Path(folder))
         try:
             sae = cls(**settings)
         except ValueError as error:

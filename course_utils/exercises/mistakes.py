@@ -65,32 +65,32 @@ def variants(solution: Callable, wrong: Wrong, names: dict[str, Any] | None = No
     Raises:
         ValueError: if a part that is to be replaced is not in the source.
     """
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(solution)))
     scope, found = {**NAMES, **solution.__globals__, **(names or {})}, []
     for message, changes in wrong.items():
         if isinstance(changes, seen):
             found.append(Mistake(message, predicate=changes.predicate))
             continue
         changes = changes if isinstance(changes, tuple) else (changes,)
-        functions = [each if callable(each) else _changed(solution, each, scope) for each in changes]
+        functions = [each if callable(each) else _changed(solution.__name__, source, each, scope) for each in changes]
         found.append(Mistake(message, *functions))
     return found
 
 
-def _changed(solution: Callable, change: str | dict[str, str], scope: dict[str, Any]) -> Callable:
-    """The solution with this change, compiled."""
-    source = textwrap.dedent(inspect.getsource(inspect.unwrap(solution)))
+def _changed(name: str, source: str, change: str | dict[str, str], scope: dict[str, Any]) -> Callable:
+    """The function of this name and source with this change, compiled."""
     if isinstance(change, str):
         change = {_last_return(source): change if "return " in change else f"return {change}"}
     for part, instead in change.items():
         whole = re.compile(rf"(?<!\w(?=\w)){re.escape(part)}(?!(?<=\w)\w)")               # never half a word
         if not (found := whole.search(source)):
-            raise ValueError(f"{solution.__name__} has no {part!r} to be replaced")
+            raise ValueError(f"{name} has no {part!r} to be replaced")
         line = source[:found.start()].rpartition("\n")[2]
         indented = instead.replace("\n", "\n" + " " * (len(line) - len(line.lstrip())))
         source = whole.sub(lambda _: indented, source)
     made: dict[str, Any] = {}
-    exec(compile(source, f"<{solution.__name__}, changed>", "exec"), scope, made)
-    return made[solution.__name__]
+    exec(compile(source, f"<{name}, changed>", "exec"), scope, made)
+    return made[name]
 
 
 def _last_return(source: str) -> str:

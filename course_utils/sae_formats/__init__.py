@@ -12,28 +12,25 @@ from course_utils.sae_formats.others import Format, Read, refuse_pickles
 from course_utils.sae_formats.saelens import CONFIG, WEIGHTS, fold_decoder_norm, write_sae
 
 __all__ = [
-    "CONFIG", "FORMATS", "WEIGHTS", "Format", "Read", "check_own_call", "encode_decode", "files_of",
-    "fold_decoder_norm", "format_of", "read_folder", "refuse_pickles", "refuse_transcoder", "write_sae",
+    "CONFIG", "FORMATS", "WEIGHTS", "Format", "Read", "check_own_call", "encode_decode",
+    "fold_decoder_norm", "read_folder", "refuse_pickles", "refuse_transcoder", "write_sae",
 ]
 
 FORMATS = (Format("SAELens", (CONFIG, WEIGHTS), saelens.read_saelens), *others.FORMATS)
 
 
-def read_folder(folder: Path) -> Read:
-    """Read the files of any library in FORMATS; W_dec is as large as the settings say.
+def read_folder(folder: Path) -> tuple[Read, Path, Path]:
+    """What the files of any library in FORMATS hold, the file of weights, and that of settings (it may be the same).
 
+    W_dec is as large as the settings say.
     Raises:
         ValueError: if a file is missing, damaged or a pickle, or asks for what the course does not do.
     """
     found = format_of(folder)
     read = found.read(folder)
-    _check_weights(read.weights, (read.settings["d_sae"], read.settings["d_in"]), *files_of(folder, found))
-    return read
-
-
-def files_of(folder: Path, found: Format) -> tuple[Path, Path]:
-    """The file of weights, and the one of settings (the same, where a library has only one)."""
-    return folder / found.files[-1], folder / found.files[0]
+    weight_file, settings_file = folder / found.files[-1], folder / found.files[0]
+    _check_weights(read.weights, (read.settings["d_sae"], read.settings["d_in"]), weight_file, settings_file)
+    return read, weight_file, settings_file
 
 
 def _check_weights(weights: dict[str, Tensor], expected: tuple[int, int], file: Path, config: Path) -> None:
