@@ -3,9 +3,14 @@
 
 # exercise id -> {"the changed lines before  =>  after": why what was asked is done all the same}
 EQUIVALENT = {
+    "00.head_pattern": {
+        "_, cache = model.run_with_cache(tokens, names_filter=name)  =>  _, cache = model.run_with_cache(tokens)":
+            "without a filter the cache holds this pattern, too",
+        "return cache[name][0, head]  =>  return cache[name][-1, head]":
+            "there is one sequence: row 0 is also row −1",
+    },
     "00.next_token_probs": {
-        "return logits[:, -1].softmax(dim=-1)  =>"
-        "  return logits[:, -1].softmax(dim=1)":
+        "return logits[:, -1].softmax(dim=-1)  =>  return logits[:, -1].softmax(dim=1)":
             "after [:, -1] the last axis is axis 1",
     },
     "00.top_tokens": {
@@ -19,24 +24,16 @@ EQUIVALENT = {
         "  probs = model(model.to_tokens(text))[0, -1].softmax(dim=-0)":
             "what is left has one axis",
     },
-    "00.head_pattern": {
-        "_, cache = model.run_with_cache(tokens, names_filter=name)  =>"
-        "  _, cache = model.run_with_cache(tokens)":
-            "without a filter the cache holds this pattern, too",
-        "return cache[name][0, head]  =>  return cache[name][-1, head]":
-            "there is one sequence: row 0 is also row −1",
-    },
     "01.correct_token_log_probs": {
-        "log_probs = logits[:, :-1].log_softmax(dim=-1)  =>"
-        "  log_probs = logits[:, :].log_softmax(dim=-1)":
+        "log_probs = logits[:, :-1].log_softmax(dim=-1)  =>  log_probs = logits[:, :].log_softmax(dim=-1)":
             "the index is one shorter: gather leaves the last logits out",
         "return log_probs.gather(dim=-1, index=tokens[:, 1:, None])[..., 0]  =>"
         "  return log_probs.gather(dim=-1, index=tokens[:, 1:, None])[..., -1]":
             "the last axis has one entry",
     },
-    "02.previous_token_scores": {
-        "return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-1, -2, -1))  =>"
-        "  return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-1, 2, -1))":
+    "02.duplicate_token_scores": {
+        "return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-seq_len, -2, -1)[..., 1:])  =>"
+        "  return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-seq_len, 2, -1)[..., 1:])":
             "the pattern has four axes: axis 2 is also axis −2",
     },
     "02.induction_scores": {
@@ -44,54 +41,44 @@ EQUIVALENT = {
         "  return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(1 - seq_len, 2, -1)[..., 2:])":
             "the pattern has four axes: axis 2 is also axis −2",
     },
-    "02.duplicate_token_scores": {
-        "return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-seq_len, -2, -1)[..., 1:])  =>"
-        "  return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-seq_len, 2, -1)[..., 1:])":
+    "02.induction_targets": {
+        "before = tokens.roll(1, dims=1)  =>  before = tokens.roll(1)":
+            "rolled over row ends, only key 0 differs, and that is set to False next",
+    },
+    "02.previous_token_scores": {
+        "return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-1, -2, -1))  =>"
+        "  return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-1, 2, -1))":
             "the pattern has four axes: axis 2 is also axis −2",
     },
-    "02.top_heads": {
-        "best = scores.flatten().topk(min(k, scores.numel()))  =>"
-        "  best = scores.flatten().topk(k)":
-            "more heads than there are is not asked for",
-        "best = scores.flatten().topk(min(k, scores.numel()))  =>"
-        "  best = scores.flatten().topk(min(scores.numel(), k))":
-            "the smaller of the two, whatever their order",
+    "03.ablate": {
+        "new = rest.mean(dim=(0, 1)).expand_as(rest)  =>  new = rest.mean(dim=(1, 0)).expand_as(rest)":
+            "the order of the axes of a mean does not matter",
     },
-    "02.induction_targets": {
-        "before = tokens.roll(1, dims=1)  =>"
-        "  before = tokens.roll(1)":
-            "rolled over row ends, only key 0 differs, and that is set to False next",
+    "03.mlp_attribution_sweep": {
+        "estimate = torch.zeros(len(names), seq_len)  =>  estimate = torch.ones(len(names), seq_len)":
+            "every row is written",
+        "estimate[layer] = (change * slope[:, seq_len + 1:]).sum(dim=(0, 2))  =>"
+        "  estimate[layer] = (change * slope[:, seq_len + 1:]).sum(dim=(2, 0))":
+            "the order of the axes of a sum does not matter",
     },
     "03.mlp_patch_loop": {
         "clean_logits, cache = model.run_with_cache(tokens, names_filter=names)  =>"
         "  clean_logits, cache = model.run_with_cache(tokens)":
             "without a filter the cache holds these activations, too",
-        "changes = torch.zeros(len(layers), seq_len)  =>"
-        "  changes = torch.ones(len(layers), seq_len)":
+        "changes = torch.zeros(len(layers), seq_len)  =>  changes = torch.ones(len(layers), seq_len)":
             "every entry is written",
-        "for i in range(seq_len):  =>"
-        "  for i in list(range(seq_len))[:-1]:":
+        "for i in range(seq_len):  =>  for i in list(range(seq_len))[:-1]:":
             "the last patched position predicts no token that counts: its change is 0",
-    },
-    "03.ablate": {
-        "other = rest.mean(dim=(0, 1)).expand_as(rest)  =>"
-        "  other = rest.mean(dim=(1, 0)).expand_as(rest)":
-            "the order of the axes of a mean does not matter",
-    },
-    "03.mlp_attribution_sweep": {
-        "rows.append((change * slope[:, seq_len + 1:]).sum(dim=(0, 2)))  =>"
-        "  rows.append((change * slope[:, seq_len + 1:]).sum(dim=(2, 0)))":
-            "the order of the axes of a sum does not matter",
-    },
-    "04.top_k_accuracy": {
-        "rival = others.topk(k, dim=1).values[:, -1]  =>"
-        "  rival = others.topk(k).values[:, -1]":
-            "dim −1 is the default, and axis 1 of two",
     },
     "04.copying_score": {
         "eigenvalues = torch.linalg.eigvals((circuit.B @ circuit.A).double())  =>"
         "  eigenvalues = torch.linalg.eigvals((circuit.A @ circuit.B).double())":
             "the large product has the same eigenvalues, and zeros",
+    },
+    "04.effective_embedding": {
+        "return (residual + block.mlp(block.ln2(residual)))[0]  =>"
+        "  return (residual + block.mlp(block.ln2(residual)))[-1]":
+            "the batch has one row: row 0 is also row −1",
     },
     "04.positional_pattern": {
         "mean_square = (x.pow(2).sum(dim=-1) + W_E.var(dim=0, unbiased=False).sum()) / x.shape[-1]  =>"
@@ -100,24 +87,19 @@ EQUIVALENT = {
         "mean_square = (x.pow(2).sum(dim=-1) + W_E.var(dim=0, unbiased=False).sum()) / x.shape[-1]  =>"
         "  mean_square = (x.pow(2).sum(dim=-1) + W_E.var(dim=0, unbiased=False).sum()) / x.shape[1]":
             "x has two axes: axis 1 is also axis −1",
-        "scores = (x @ weights['Q'] + weights['b_Q']) @ (x @ weights['K'] + weights['b_K']).T / "
-        "weights['Q'].shape[1] ** 0.5  =>"
-        "  scores = (x @ weights['Q'] + weights['b_Q']) @ (x @ weights['K'] - weights['b_K']).T / "
-        "weights['Q'].shape[1] ** 0.5":
-            "b_K adds the same to all keys of a query: softmax ignores it",
-        "scores = (x @ weights['Q'] + weights['b_Q']) @ (x @ weights['K'] + weights['b_K']).T / "
-        "weights['Q'].shape[1] ** 0.5  =>"
-        "  scores = (x @ weights['Q'] + weights['b_Q']) @ (x @ weights['K']).T / "
-        "weights['Q'].shape[1] ** 0.5":
-            "b_K adds the same to all keys of a query: softmax ignores it",
         "return scores.masked_fill(future, -torch.inf).softmax(dim=-1)  =>"
         "  return scores.masked_fill(future, -torch.inf).softmax(dim=1)":
             "the scores have two axes: axis 1 is also axis −1",
+        "queries, keys = (x @ weights['Q'] + weights['b_Q'], x @ weights['K'] + weights['b_K'])  =>"
+        "  queries, keys = (x @ weights['Q'] + weights['b_Q'], x @ weights['K'] - weights['b_K'])":
+            "b_K adds the same to all keys of a query: softmax ignores it",
+        "queries, keys = (x @ weights['Q'] + weights['b_Q'], x @ weights['K'] + weights['b_K'])  =>"
+        "  queries, keys = (x @ weights['Q'] + weights['b_Q'], x @ weights['K'])":
+            "b_K adds the same to all keys of a query: softmax ignores it",
     },
-    "04.effective_embedding": {
-        "return (residual + block.mlp(block.ln2(residual)))[0]  =>"
-        "  return (residual + block.mlp(block.ln2(residual)))[-1]":
-            "the batch has one row: row 0 is also row −1",
+    "04.top_k_accuracy": {
+        "rival = others.topk(k, dim=1).values[:, -1]  =>  rival = others.topk(k).values[:, -1]":
+            "dim −1 is the default, and axis 1 of two",
     },
     "05.random_head_pairs": {
         "pairs = [(first, second) for first in heads for second in heads if first[0] < second[0]]  =>"
@@ -127,24 +109,9 @@ EQUIVALENT = {
         "  pairs = [(first, second) for first in heads for second in list(heads)[1:] if first[0] < second[0]]":
             "the first head is in layer 0: it comes after no other",
     },
-    "05.share_of_effect": {
-        "return (path - clean) / (total - clean) if total != clean else float('nan')  =>"
-        "  return (path - clean) / (total - clean)":
-            "the share of an effect of 0 is not asked for",
-        "return (path - clean) / (total - clean) if total != clean else float('nan')  =>"
-        "  return (path - clean) / (total - clean) if total != path else float('nan')":
-            "the share of an effect of 0 is not asked for",
-    },
-    "06.top_k": {
-        "values, indices = pre.topk(k, dim=-1, sorted=False)  =>"
-        "  values, indices = pre.topk(k, sorted=False)":
-            "dim −1 is the default",
-        "values, indices = pre.topk(k, dim=-1, sorted=False)  =>"
-        "  values, indices = pre.topk(k, dim=-1)":
-            "the order does not matter: each value goes back to its place",
-        "values, indices = pre.topk(k, dim=-1, sorted=False)  =>"
-        "  values, indices = pre.topk(k, dim=-1, sorted=True)":
-            "the order does not matter: each value goes back to its place",
+    "06.auc": {
+        "return won.mean(dim=(0, 1))  =>  return won.mean(dim=(1, 0))":
+            "the order of the axes of a mean does not matter",
     },
     "06.dead_latents": {
         "return ~((latents != 0) & mask[..., None]).any(dim=1).any(dim=0)  =>"
@@ -159,62 +126,60 @@ EQUIVALENT = {
         "  sequences = largest.argsort(descending=True, stable=False)[:k]":
             "which of equal sequences comes first is not asked for",
     },
-    "06.auc": {
-        "others = others.sort(dim=1).values  =>"
-        "  others = others.sort().values":
-            "dim −1 is the default, and axis 1 of two",
+    "06.top_k": {
+        "values, indices = pre.topk(k, dim=-1)  =>  values, indices = pre.topk(k)":
+            "dim −1 is the default",
     },
     "07.cross_entropy_by_position": {
-        "return -log_softmax(logits[:, :-1]).gather(2, tokens[:, 1:, None])[..., 0].mean(dim=0)  =>"
-        "  return -log_softmax(logits[:, :]).gather(2, tokens[:, 1:, None])[..., 0].mean(dim=0)":
+        "came = log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]  =>"
+        "  came = log_p[:, :].gather(2, tokens[:, 1:, None])[..., 0]":
             "the index is one shorter: gather leaves the last logits out",
-        "return -log_softmax(logits[:, :-1]).gather(2, tokens[:, 1:, None])[..., 0].mean(dim=0)  =>"
-        "  return -log_softmax(logits[:, :-1]).gather(2, tokens[:, 1:, None])[..., -1].mean(dim=0)":
+        "came = log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]  =>"
+        "  came = log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., -1]":
             "the last axis has one entry",
     },
     "07.delta_cross_entropy": {
-        "log_p, log_q = (log_softmax(logits[:, :-1]).gather(2, came)[..., 0] for logits in (p_logits, q_logits))  =>"
-        "  log_p, log_q = (log_softmax(logits[:, :]).gather(2, came)[..., 0] for logits in (p_logits, q_logits))":
+        "change = (log_p - log_q)[:, :-1]  =>  change = (log_p - log_q)[:, :]":
             "the index is one shorter: gather leaves the last logits out",
-        "log_p, log_q = (log_softmax(logits[:, :-1]).gather(2, came)[..., 0] for logits in (p_logits, q_logits))  =>"
-        "  log_p, log_q = (log_softmax(logits[:, :-1]).gather(2, came)[..., -1] for logits in (p_logits, q_logits))":
+        "return change.gather(2, tokens[:, 1:, None])[..., 0]  =>"
+        "  return change.gather(2, tokens[:, 1:, None])[..., -1]":
             "the last axis has one entry",
-    },
-    "07.kl_divergence": {
-        "return terms.sum(dim=-1).clamp_min(0)  =>"
-        "  return terms.sum(dim=-1)":
-            "a rounding error below 0 is not asked to be put right",
-        "return terms.sum(dim=-1).clamp_min(0)  =>"
-        "  return terms.sum(dim=-1).clamp_min(-1)":
-            "a rounding error below 0 is not asked to be put right",
     },
     "07.reconstruction_score": {
         "return (ablated - patched) / cost if abs(cost) >= 1e-06 else torch.nan  =>"
         "  return (ablated - patched) / cost if abs(cost) > 1e-06 else torch.nan":
             "a cost of exactly 1e-6: rounding decides",
     },
-    "08.tokens_needed": {
-        "kl = (p * r).sum(dim=-1)  =>  kl = (p * r).sum(dim=1)": "there are two axes: axis 1 is also axis −1",
-        "variance = (p * (r - kl[..., None]) ** 2).sum(dim=-1)  =>"
-        "  variance = (p * (r - kl[..., None]) ** 2).sum(dim=1)":
-            "there are two axes: axis 1 is also axis −1",
-    },
-    "08.score_interval": {
-        "clean, sae, zero = (each[draws].mean(dim=1) for each in (ce_clean, ce_sae, ce_zero))  =>"
-        "  clean, sae, zero = (each[draws].sum(dim=1) for each in (ce_clean, ce_sae, ce_zero))":
-            "the number of sequences cancels in the score",
-    },
     "08.confidently_wrong": {
         "return (probability > confidence) & (favourite != tokens[:, 1:])  =>"
         "  return (probability >= confidence) & (favourite != tokens[:, 1:])":
             "a probability of exactly `confidence`: rounding decides",
     },
+    "08.score_interval": {
+        "clean, sae, zero = (losses[draws].mean(dim=1) for losses in (ce_clean, ce_sae, ce_zero))  =>"
+        "  clean, sae, zero = (losses[draws].sum(dim=1) for losses in (ce_clean, ce_sae, ce_zero))":
+            "the number of sequences cancels in the score",
+    },
+    "08.tokens_needed": {
+        "kl = (p * r).sum(dim=-1)  =>  kl = (p * r).sum(dim=1)":
+            "there are two axes: axis 1 is also axis −1",
+        "log_p, log_q = (p_logits.log_softmax(dim=-1), q_logits.log_softmax(dim=-1))  =>"
+        "  log_p, log_q = (p_logits.log_softmax(dim=1), q_logits.log_softmax(dim=-1))":
+            "there are two axes: axis 1 is also axis −1",
+        "log_p, log_q = (p_logits.log_softmax(dim=-1), q_logits.log_softmax(dim=-1))  =>"
+        "  log_p, log_q = (p_logits.log_softmax(dim=-1), q_logits.log_softmax(dim=1))":
+            "there are two axes: axis 1 is also axis −1",
+        "variance = (p * (r - kl[:, None]) ** 2).sum(dim=-1)  =>"
+        "  variance = (p * (r - kl[:, None]) ** 2).sum(dim=1)":
+            "there are two axes: axis 1 is also axis −1",
+    },
     "09.circuit_score": {
-        "n = clean.shape[1] // 2  =>  n = changed.shape[1] // 2": "both have the same shape",
+        "n = clean.shape[1] // 2  =>  n = changed.shape[1] // 2":
+            "both have the same shape",
     },
     "09.same_token_auc": {
-        "total, pairs = (torch.zeros(latents.shape[1], dtype=torch.float64), 0)  =>"
-        "  total, pairs = (torch.zeros(latents.shape[1]), 0)":
-            "float32 differs by rounding alone",
+        "labelled, others = (int(labels[here].sum()), int((~labels[here]).sum()))  =>"
+        "  labelled, others = (int((~labels[here]).sum()), int(labels[here].sum()))":
+            "only their product counts",
     },
 }

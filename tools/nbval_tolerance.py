@@ -17,6 +17,7 @@ import pytest
 
 RTOL, ATOL = 1e-3, 5e-4
 CELL_SECONDS = 600
+REAL_MODEL = re.compile(r"\breal_model\b")  # the name of SmolLM2 in every lesson
 TEMPORARY = tempfile.TemporaryDirectory(prefix="nbval-")  # removed when the process ends
 FLOAT = re.compile(r"(?<![\w.])-?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+−]?\d+)?(?!\w)")
 
@@ -69,6 +70,15 @@ def pytest_runtest_setup(item):
         folder.mkdir(exist_ok=True)
         os.environ.update(course_environment(folder))
         os.environ.pop("COURSE_MODEL", None)
+
+
+def pytest_collection_modifyitems(config, items):
+    """With COURSE_REAL=skip the cells on the real model are left out, and counted as deselected."""
+    if os.environ.get("COURSE_REAL") != "skip":
+        return
+    left_out = [item for item in items if item.path.suffix == ".ipynb" and REAL_MODEL.search(item.cell.source)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def _tolerant_sanitize(self, text):
