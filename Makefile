@@ -142,6 +142,7 @@ test: $(MORE_READY) $(PEERS_READY) real-model
 	@mkdir -p build && rm -f build/measured.jsonl
 	@COURSE_REAL=skip COURSE_REPORT=$(CURDIR)/build/measured.jsonl $(PY) $(PYTEST) $(NBVAL) $(SOLUTIONS)
 	@$(PY) -m course_utils.measured build/measured.jsonl
+	@$(PY) -m course_utils.claims build/measured.jsonl
 	$(STEP) "3 of 3: all other tests"
 	@$(PY) $(PYTEST) $(WAITING) -m "not hub and not peers and not matrix and not older" tests
 

@@ -89,7 +89,8 @@ def test_table_and_status_of_a_lesson_on_the_embedded_model_without_the_real_sec
     stored = (tmp_path / "solutions" / "00_case.ipynb").read_bytes()
     assert run_course.main(["--root", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    for text in ("00_case", "0.9", "0.91 (quoted)", "≥ 0.8", "pass", "1 measured values, 0 failed", "make lab"):
+    for text in ("00_case", "0.9", "0.91 (quoted)", "≥ 0.8", "pass", "1 measured values, 0 of 0 claims hold, 0 failed",
+                 "make lab"):
         assert text in out, out
     assert (tmp_path / "build" / "html" / "00_case.html").exists()
     assert (tmp_path / "solutions" / "00_case.ipynb").read_bytes() == stored
@@ -101,9 +102,26 @@ def test_lessons_that_fail_do_not_keep_the_next_from_running(tmp_path, capsys):
     assert run_course.main(["--root", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     for text in ("FAIL 00_case: score is 0.7, bound ≥ 0.8", "FAIL 00_case: code cell 3 ('x = 1'): ZeroDivisionError",
-                 "FAIL 01_case: code cell 2 ('import os'): the kernel died", "pass", "3 measured values, 3 failed"):
+                 "FAIL 01_case: code cell 2 ('import os'): the kernel died", "pass",
+                 "3 measured values, 0 of 0 claims hold, 3 failed"):
         assert text in out, out
     assert {page.stem for page in (tmp_path / "build" / "html").iterdir()} == {"00_case", "01_case"}
+
+
+CLAIMING = """from course_utils.claims import claim
+claim("copying helps", 0.9, ">", 0.5, unit="nats")
+claim("it is sure", 0.7, ">", 0.8)"""
+
+
+def test_a_claim_that_does_not_hold_fails_on_tiny_and_is_told_on_other_models(tmp_path, capsys):
+    lesson(tmp_path, "00_case", GOOD, CLAIMING)
+    assert run_course.main(["--root", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL 00_case: does not hold: it is sure" in out and "1 of 2 claims hold, 1 failed" in out
+    held, broken = [line.split() for line in out.splitlines() if " copying helps " in line or " it is sure  " in line]
+    assert held[3:] == ["0.9", ">", "0.5", "nats", "holds"] and broken[-3:] == ["DOES", "NOT", "HOLD"]
+    assert run_course.main(["--root", str(tmp_path), "--model", "llama"]) == 0
+    assert "DOES NOT HOLD" in capsys.readouterr().out
 
 
 def test_ctrl_c_says_what_is_there(tmp_path, capsys, monkeypatch):
@@ -118,9 +136,10 @@ def test_ctrl_c_says_what_is_there(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("values, error, status, expected", [
-    ([0.9], "", 0, "1 lessons, 1 measured values, 0 failed"),
-    ([0.9, 0.7], "", 1, "FAIL 00_case: x is 0.7, bound ≥ 0.8\n1 lessons, 2 measured values, 1 failed"),
-    ([0.9], "it crashed", 1, "FAIL 00_case: it crashed\n1 lessons, 1 measured values, 1 failed"),
+    ([0.9], "", 0, "1 lessons, 1 measured values, 0 of 0 claims hold, 0 failed"),
+    ([0.9, 0.7], "", 1, "FAIL 00_case: x is 0.7, bound ≥ 0.8\n"
+                        "1 lessons, 2 measured values, 0 of 0 claims hold, 1 failed"),
+    ([0.9], "it crashed", 1, "FAIL 00_case: it crashed\n1 lessons, 1 measured values, 0 of 0 claims hold, 1 failed"),
     ([], "", 1, "FAIL no lesson measured anything"),
 ])
 def test_any_one_failure_is_enough_for_the_status(report, tmp_path, values, error, status, expected):

@@ -1,10 +1,11 @@
-"""Run every worked lesson, print one table of what was measured, and write the lessons as HTML.
+"""Run every worked lesson, print what was measured and which claims hold, and write the lessons as HTML.
 
-    python tools/run_course.py            the embedded model only, no network (`make course`)
-    REAL=1 python tools/run_course.py     with the sections on a real language model
+    python tools/run_course.py                           the embedded model only, no network (`make course`)
+    REAL=1 python tools/run_course.py                    with the sections on a real language model
+    python tools/run_course.py 03 --model smollm2-135m   one lesson on another model
 
 The lessons run as copies, so the stored notebooks stay as they are. Status 1 when a lesson crashed, a
-measured value is outside its bounds, or no value was measured at all.
+measured value is outside its bounds, a claim does not hold on `tiny`, or nothing was measured at all.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from notebook_runs import LessonError, read_notebook, run_notebook, stored_lesso
 from tqdm import tqdm
 
 from course_utils import measured as report
+from course_utils.claims import read as read_claims
 from course_utils.measured import passed
 from course_utils.viz import bundle_script
 
 HEADER = ("lesson", "what was measured", "value", "published", "bound", "result", "seconds")
+CLAIMS = ("lesson", "claim", "value (95 %)", "", "control (95 %)", "unit", "verdict")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -36,6 +39,7 @@ class LessonRun:
 
     name: str
     rows: list[dict] = field(default_factory=list)
+    claims: list[dict] = field(default_factory=list)
     seconds: float = 0.0
     error: str = ""
 
@@ -55,7 +59,7 @@ def run_lesson(path: Path, html_folder: Path, env: dict[str, str], bar: tqdm) ->
         except LessonError as error:
             run.error = str(error)
         try:
-            run.rows = report.read(measured)
+            run.rows, run.claims = report.read(measured), read_claims(measured)
         except ValueError as error:
             run.error = run.error or str(error)
     run.seconds = time.perf_counter() - start
@@ -118,24 +122,35 @@ def table_rows(runs: list[LessonRun]) -> list[tuple[str, ...]]:
     return rows
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def claim_rows(runs: list[LessonRun]) -> list[tuple[str, ...]]:
+    """One row for each claim."""
+    return [(run.name, row["claim"], str(row["value"]), row["relation"], str(row["control"]), row["unit"],
+             "holds" if row["holds"] else "DOES NOT HOLD") for run in runs for row in run.claims]
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Columns padded to their widest entry."""
-    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
-    lines = [HEADER, tuple("─" * width for width in widths), *rows]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, tuple("─" * width for width in widths), *rows]
     return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
                      for line in lines)
 
 
-def summary(runs: list[LessonRun]) -> tuple[str, int]:
+def summary(runs: list[LessonRun], *, claims_must_hold: bool = True) -> tuple[str, int]:
     """The closing lines and the exit status."""
     rows = [(run.name, row) for run in runs for row in run.rows]
     failed = [f"FAIL {lesson}: {row['name']} is {row['value']:.4g}, bound {bound_text(row) or 'finite'}"
               for lesson, row in rows if not passed(row)]
     failed += [f"FAIL {run.name}: {run.error}" for run in runs if run.error]
+    claims = [(run.name, row) for run in runs for row in run.claims]
+    if claims_must_hold:
+        failed += [f"FAIL {lesson}: does not hold: {row['claim']}" for lesson, row in claims if not row["holds"]]
     total = sum(run.seconds for run in runs)
     if not failed and not rows:
         failed = ["FAIL no lesson measured anything"]
-    counts = f"{len(runs)} lessons, {len(rows)} measured values, {len(failed)} failed, {total:.0f} s"
+    holding = sum(row["holds"] for _, row in claims)
+    counts = (f"{len(runs)} lessons, {len(rows)} measured values, {holding} of {len(claims)} claims hold, "
+              f"{len(failed)} failed, {total:.0f} s")
     return "\n".join([*failed, counts]), int(bool(failed))
 
 
@@ -143,6 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="?", default="", help="the start of a lesson's name, for example 01")
+    parser.add_argument("--model", default="tiny", help="the model that the lessons load (default: tiny)")
     parser.add_argument("--root", type=Path, default=ROOT)
     args = parser.parse_args(argv)
     folder = args.root / "solutions"
@@ -151,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: no worked lesson {args.only}* in {folder}; run `make notebooks`", file=sys.stderr)
         return 1
     html_folder = args.root / "build" / "html"
-    env = {"COURSE_MODEL": "tiny", "COURSE_REAL": "auto" if os.environ.get("REAL") == "1" else "skip"}
+    env = {"COURSE_MODEL": args.model, "COURSE_REAL": "auto" if os.environ.get("REAL") == "1" else "skip"}
     try:
         runs = run_all(paths, html_folder, env)
     except LessonError as error:
@@ -160,8 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped: the lessons that have run are in {html_folder}", file=sys.stderr)
         return 130
-    text, status = summary(runs)
-    print(f"\n{table(table_rows(runs))}\n\n{text}\n")
+    text, status = summary(runs, claims_must_hold=args.model == "tiny")
+    print(f"\n{table(HEADER, table_rows(runs))}\n\n{table(CLAIMS, claim_rows(runs))}\n\n{text}\n")
     print(f"The lessons as pages: {html_folder}")
     print("To work through the exercises in JupyterLab: make lab")
     return status
