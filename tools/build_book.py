@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import os
 import posixpath
 import re
 import shutil
@@ -34,7 +35,7 @@ FOLDED = {  # why a cell is folded: what its button says
     "setup": {"code_prompt_show": "Show the setup", "code_prompt_hide": "Hide the setup"},
 }
 EXERCISE = re.compile(r"""^@exercise\(\s*["']""", re.MULTILINE)
-CODE_OR_HEADING = re.compile(r"^```.*?^```|`[^`\n]+`|^#[^\n]*", re.MULTILINE | re.DOTALL)
+NOT_PROSE = re.compile(r"^```.*?^```|`[^`\n]+`|^#[^\n]*|\$\$.+?\$\$|\$[^$\n]+\$", re.MULTILINE | re.DOTALL)
 IMAGE = re.compile(r"!\[([^\[\]]*)\]\(([^()\s]+)\)")
 LINK = re.compile(r"(?<![!\\])\[((?:[^\[\]]|!\[[^\[\]]*\]\([^()]*\))*)\]\(([^()\s]+)\)")
 LESSON_NAME = re.compile(r"(?<![\[\w])([Ll]esson (\d\d)(?![\w\]])|(?<=\*\*)(\d\d) · [^*\[\]]+(?=\*\*))")
@@ -112,14 +113,14 @@ def rewrite_links(text: str, source: str, lessons: dict[str, str], root: Path = 
 
 
 def outside_code(text: str, change: Callable[[str], str]) -> str:
-    """`text`, changed everywhere but in code and in headings."""
+    """`text`, changed everywhere but in code, in formulas and in headings."""
     kept = []
 
     def keep(found: re.Match) -> str:
         kept.append(found[0])
         return f"\0{len(kept) - 1}\0"
 
-    changed = change(CODE_OR_HEADING.sub(keep, text))
+    changed = change(NOT_PROSE.sub(keep, text))
     return re.sub("\0(\\d+)\0", lambda found: kept[int(found[1])], changed)
 
 
@@ -289,7 +290,8 @@ def run_sphinx(source: Path, site: Path, notes: Path) -> None:
     """Build `source` into `site`; Sphinx keeps its own notes elsewhere."""
     options = ["-q", "-W", "--keep-going", "-b", "html", "-d", str(notes)]
     command = [sys.executable, "-m", "sphinx", *options, str(source), str(site)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    tools = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}            # conf.py draws with tools/formulas.py
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=tools)
     if done.returncode:
         raise BookError(f"Sphinx found something to mend:\n{done.stdout}\n{done.stderr}".replace(f"{source}/", ""))
 

@@ -48,6 +48,7 @@ METADATA = {
 MAX_BYTES = 1_500_000  # a stored notebook, outputs included
 SETUP = Path(__file__).resolve().parent / "setup_cell.ipy"
 COLAB = "https://colab.research.google.com"
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["setup"]}  # in Colab, in JupyterLab
 BADGE = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/%s)"
 ONLY_IN = {"exercise-only": "notebooks", "solution-only": "solutions"}
 
@@ -175,7 +176,7 @@ def _add_to_title(cells: list[NotebookNode], extras: tuple[str, ...]) -> None:
 def _setup_cell(published: str) -> NotebookNode:
     where = f"git+{published}" if published.startswith("https://") else published
     source = SETUP.read_text(encoding="utf-8").rstrip().replace('SOURCE = ""', f"SOURCE = {json.dumps(where)}")
-    return nbformat.v4.new_code_cell(source, id="setup", metadata={"cellView": "form", "tags": ["setup"]})
+    return nbformat.v4.new_code_cell(source, id="setup", metadata=FOLDED)
 
 
 def _code(source: str, folder: str, get: Callable, known: set[str], label: Callable[[str], str]) -> str:

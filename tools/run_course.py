@@ -11,6 +11,7 @@ measured value is outside its bounds, a claim does not hold on `tiny`, or nothin
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from formulas import with_mathml
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from notebook_runs import LessonError, read_notebook, run_notebook, stored_lessons
@@ -69,11 +71,12 @@ def run_lesson(path: Path, html_folder: Path, env: dict[str, str], bar: tqdm) ->
 
 
 def to_html(notebook: NotebookNode, title: str) -> str:
-    """A page that draws its widgets offline: the CircuitsVis bundle stands once, in the head.
-
-    Formulas are typeset by MathJax when the reader is online and stay as TeX otherwise.
-    """
-    exporter = HTMLExporter(template_name="lab", require_js_url="", jquery_url="")
+    """A page that needs no network: formulas are drawn already, and the CircuitsVis bundle stands once, in the head."""
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = with_mathml(cell.source)
+    exporter = HTMLExporter(template_name="lab", require_js_url="", jquery_url="", mathjax_url="")
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
     body = body.replace('<script src=""></script>', "")
     body = body.replace("<script src=", "<script async src=")  # never wait for an address
