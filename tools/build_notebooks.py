@@ -11,7 +11,7 @@ exercise's own reference, so no solution is written twice. Cells tagged `exercis
 to one of the two. Both notebooks share cell ids (a hash of the lesson's cell), and a build is the same bytes
 every time, outputs aside.
 
-Three things are added: after the title the setup cell (tools/setup_cell.ipy), the measured costs (tools/costs.py), and,
+Three things are added: after the title the setup cell (tools/setup_cell.ipy), the lesson's costs (tools/costs.py), and,
 when the published address is one on GitHub, a badge that opens the notebook in Colab. The costs and the badges also go
 into the README's table of lessons.
 """
@@ -139,7 +139,7 @@ def make_notebook(path: Path, folder: str, get: Callable, published: str = "") -
         source = cell.source
         if cell.cell_type == "code":
             try:
-                source = _code(source, folder, get, known, lambda id: costs.exercise_label(measured, path.stem, id))
+                source = _code(source, folder, get, known)
             except (BuildError, SyntaxError) as error:
                 first = cell.source.strip().partition("\n")[0]
                 raise BuildError(f"{path.name}, cell {number} ({first!r}): {error}") from error
@@ -178,13 +178,12 @@ def _setup_cell(published: str) -> NotebookNode:
     return nbformat.v4.new_code_cell(source, id="setup", metadata={"cellView": "form", "tags": ["setup"]})
 
 
-def _code(source: str, folder: str, get: Callable, known: set[str], label: Callable[[str], str]) -> str:
+def _code(source: str, folder: str, get: Callable, known: set[str]) -> str:
     """A code cell's source in `folder`; adds what it defines to `known`."""
     found = exercise_in(source)
     if found and folder == "notebooks":
         item = _known(found[0], get)
-        facts = [f"about {item.minutes} minutes", f"difficulty {item.difficulty} of 3", label(found[0])]
-        source = f"# {' · '.join(filter(None, facts))}\n{source}"
+        source = f"# about {item.minutes} minutes · difficulty {item.difficulty} of 3\n{source}"
     if found and folder == "solutions":
         source = worked_cell(*found, get)
         used, defined = _names(source)
