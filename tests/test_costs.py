@@ -46,7 +46,7 @@ def test_time_and_memory_are_those_of_the_kernel_and_of_its_cells(tmp_path):
     empty, _ = costs.measure(one, "skip")
     whole, seconds = costs.measure(three, "skip")
     assert len(seconds) == 3 and seconds[1] > 0.9 and seconds[2] > 1.9
-    assert empty["gigabytes"] + 0.3 < whole["gigabytes"] < empty["gigabytes"] + 0.5     # the block was seen, though freed
+    assert empty["gigabytes"] + 0.3 < whole["gigabytes"] < empty["gigabytes"] + 0.5    # though freed again
     assert whole["seconds"] == pytest.approx(sum(seconds), abs=0.1)
 
 
