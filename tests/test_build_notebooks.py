@@ -182,6 +182,7 @@ def test_a_lesson_that_fails_is_not_written_and_the_cell_is_named(course, capsys
     (STUB.replace("00.double", "00.dobule"), "unknown exercise '00.dobule': there is no exercise"),
     (STUB.replace("(x)", "(x, y)"), r"takes \['y'\], which its reference does not take"),
     (STUB.replace('@exercise("00.double")', "@exercise(NAME)"), 'needs one decorator, @exercise'),
+    (STUB.replace('@exercise("00.double")', "@exercise(7)"), 'needs one decorator, @exercise'),
     (STUB.replace("00.double", "00.helper"), r"uses \['times_two'\], which the lesson neither"),
     (STUB.replace("00.double", "00.lambda"), "must be written as a function"),
 ])

@@ -68,7 +68,7 @@ def exercise_in(source: str) -> tuple[str, ast.FunctionDef] | None:
     stub = body[0]
     ids = [d.args[0].value for d in stub.decorator_list
            if isinstance(d, ast.Call) and getattr(d.func, "id", "") == "exercise"
-           and len(d.args) == 1 and isinstance(d.args[0], ast.Constant)]
+           and len(d.args) == 1 and isinstance(d.args[0], ast.Constant) and isinstance(d.args[0].value, str)]
     if len(ids) != 1 or len(stub.decorator_list) != 1:
         raise BuildError('the stub needs one decorator, @exercise("NN.name")')
     last = stub.body[-1]
@@ -82,7 +82,8 @@ def worked_cell(exercise_id: str, stub: ast.FunctionDef, get: Callable) -> str:
     reference = inspect.unwrap(_known(exercise_id, get).reference)
     if not inspect.isfunction(reference) or reference.__name__ == "<lambda>":
         raise BuildError(f"the reference of {exercise_id} must be written as a function (def)")
-    function = ast.parse(source := textwrap.dedent(inspect.getsource(reference)).rstrip()).body[0]
+    source = textwrap.dedent(inspect.getsource(reference)).rstrip()
+    function = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
     missing = [a for a in _parameters(stub) if a not in _parameters(function)]
     if missing:
         raise BuildError(f"the stub of {exercise_id} takes {missing}, which its reference does not take")
@@ -104,7 +105,8 @@ def _parameters(function: ast.FunctionDef) -> list[str]:
 
 def _names(source: str) -> tuple[set[str], set[str]]:
     """The names that a cell uses and those that it defines (wherever in the cell)."""
-    used, defined = set(), set()
+    used: set[str] = set()
+    defined: set[str] = set()
     for node in ast.walk(ast.parse(TransformerManager().transform_cell(source))):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
@@ -130,7 +132,8 @@ def make_notebook(path: Path, folder: str, get: Callable, published: str = "") -
     Raises BuildError for an exercise cell that is not as it must be, an unknown exercise, or a reference that
     uses a name which the lesson has neither imported nor defined by then.
     """
-    cells, seen, known = [], {}, set(dir(builtins)) | {"display", "get_ipython"}
+    cells, known = [], set(dir(builtins)) | {"display", "get_ipython"}
+    seen: dict[str, int] = {}
     measured = costs.read(path.parent.parent)
     for number, cell in enumerate(jupytext.read(path, fmt="py:percent").cells, 1):
         tags = sorted(cell.metadata.get("tags", []))
@@ -319,7 +322,9 @@ def main(argv: list[str] | None = None, get: Callable | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent)
     args = parser.parse_args(argv)
     if get is None:
-        from course_utils.exercises import get
+        from course_utils.exercises import get as get_exercise
+
+        get = get_exercise
     try:
         published = published_at(args.root) if args.source is None else args.source
         if args.check:

@@ -23,6 +23,7 @@ from notebook_runs import LessonError, read_notebook, run_notebook, stored_lesso
 from tqdm import tqdm
 
 from course_utils import measured as report
+from course_utils.house import in_columns
 from course_utils.measured import passed
 from course_utils.viz import bundle_script
 
@@ -100,7 +101,7 @@ def bound_text(row: dict) -> str:
 
 def table_rows(runs: list[LessonRun]) -> list[tuple[str, ...]]:
     """One row for each measured value, and one for each lesson that crashed or measured nothing."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for run in runs:
         lines = []
         for row in run.rows:
@@ -119,11 +120,10 @@ def table_rows(runs: list[LessonRun]) -> list[tuple[str, ...]]:
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-    """Columns padded to their widest entry."""
-    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
-    lines = [HEADER, tuple("─" * width for width in widths), *rows]
-    return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
-                     for line in lines)
+    """Columns padded to their widest entry, under a line."""
+    header, *lines = in_columns([HEADER, *rows])
+    rule = ["─" * len(cell) for cell in header]
+    return "\n".join("  ".join(line).rstrip() for line in [header, rule, *lines])
 
 
 def summary(runs: list[LessonRun]) -> tuple[str, int]:
