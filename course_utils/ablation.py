@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KINDS = ("zero", "mean", "resample")
 COLUMNS_AT_A_TIME = 7      # patched positions that share a batch: more mean fewer calls, of more positions each
-POSITIONS_AT_A_TIME = 512  # residual vectors unembedded at once: with 50,000 tokens, 100 MB of logits
+VECTORS_AT_A_TIME = 512    # residual vectors unembedded at once: with 50,000 tokens, 100 MB of logits
 
 
 def second_copy_loss(
@@ -105,8 +105,8 @@ def _losses(
     clean: CleanRun, final: Float[Tensor, "... d_model"], targets: Int[Tensor, "..."]
 ) -> Float[Tensor, "..."]:
     """Cross-entropy (nats) of each target, given the residual stream that leaves the last block."""
-    vectors = final.flatten(0, -2).split(POSITIONS_AT_A_TIME)                       # each [some, d_model]
-    wanted = targets.flatten().split(POSITIONS_AT_A_TIME)                           # each [some]
+    vectors = final.flatten(0, -2).split(VECTORS_AT_A_TIME)                       # each [some, d_model]
+    wanted = targets.flatten().split(VECTORS_AT_A_TIME)                           # each [some]
     losses = [F.cross_entropy(clean.logits(x), tokens, reduction="none") for x, tokens in zip(vectors, wanted)]
     return torch.cat(losses).reshape(targets.shape)
 

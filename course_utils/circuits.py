@@ -19,6 +19,7 @@ from transformer_lens import FactoredMatrix
 
 from course_utils.house import NotForThisModel
 from course_utils.passes import (
+    Head,
     Traits,
     after_block_0,
     centred,
@@ -261,7 +262,10 @@ def rotate(
     Raises:
         ValueError: if distance is not 0 and the layer has no rotary positions.
     """
-    return vectors if distance == 0 else check_rotary(model, layer).turns[layer](vectors, distance)
+    if distance == 0:
+        return vectors
+    turn = check_rotary(model, layer).turns[layer]
+    return vectors if turn is None else turn(vectors, distance)
 
 
 def check_rotary(model: TransformerBridge, layer: int = 0) -> Traits:
@@ -392,8 +396,8 @@ def _norm_of_product(left: Float[Tensor, "n d k"], right: Float[Tensor, "n d k"]
 
 
 def random_head_pairs(
-    n_layers: int, n_heads: int, n_pairs: int, *, exclude: Sequence[tuple[int, int]] = (), seed: int = 0
-) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    n_layers: int, n_heads: int, n_pairs: int, *, exclude: Sequence[Head] = (), seed: int = 0
+) -> list[tuple[Head, Head]]:
     """Different pairs ((layer, head), (later layer, head)) for a control, drawn uniformly from all such pairs.
 
     Args:

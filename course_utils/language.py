@@ -429,7 +429,7 @@ LABELS = {
 }
 
 
-def _labels(story: Story, position: int, quote: bool) -> dict[str, object]:
+def _labels(story: Story, position: int, quote: bool) -> dict[str, str | int | None]:
     actor = story.actor
     return {"sentence": story.sentences, "position": position, "in_quote": int(quote),
             "woman": int(actor.woman) if actor else -1, "plural": int(story.plural), "people": len(story.cast),
@@ -512,8 +512,10 @@ class StoryLanguage:
         entropy = torch.special.entr(log_probs.exp()).sum(-1) if truth else None
         return Sample(tokens, log_probs, entropy, labels)
 
-    def _as_int(self, fact: object) -> int:
-        return -1 if fact is None else self.ids[fact] if isinstance(fact, str) else int(fact)
+    def _as_int(self, fact: str | int | None) -> int:
+        if fact is None:
+            return -1
+        return self.ids[fact] if isinstance(fact, str) else fact
 
 
 def stream(seed: int, length: int) -> Iterator[list[int]]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from course_utils.faithfulness import HasEncodeDecode, reconstruct, run_and_reconstruct, site_of
 from course_utils.latents import auc
-from course_utils.passes import Site, require
-from course_utils.path_patching import Head, check_into, new_readings
+from course_utils.passes import Head, Site, require
+from course_utils.path_patching import check_into, new_readings
 from course_utils.repeated_tokens import ROWS_AT_A_TIME, check_repeated, correct_token_log_probs
 
 if TYPE_CHECKING:

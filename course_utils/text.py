@@ -24,8 +24,8 @@ SMOLLM2_TEXT = WEIGHTS / "saes" / "smollm2-135m" / "text.safetensors"  # trainin
 
 def reads_stories(model: TransformerBridge) -> bool:
     """Whether the model's vocabulary is that of the course's language: only then is there a ground truth."""
-    words = getattr(getattr(model, "tokenizer", None), "get_vocab", dict)()
-    return set(vocabulary()) <= set(words)
+    get_vocab = getattr(getattr(model, "tokenizer", None), "get_vocab", None)
+    return get_vocab is not None and set(vocabulary()) <= set(get_vocab())
 
 
 def sample_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: int = 0) -> Int[Tensor, "n length"]:

@@ -223,6 +223,7 @@ def check(report, found, rel=1e-4, abs_=1e-5):
     assert report.n_sequences == len(found) and report.n_positions == len(pool)
     density = sum(numbers["on"].double() for numbers in pool) / len(pool)
     torch.testing.assert_close(report.density.double(), density, atol=1e-6, rtol=0)
+    assert report.active_sequences.dtype == torch.long              # float32 would lose count beyond 16.7 million
     assert set(report.by_position) == {*PER_TOKEN, "delta_ce"}
     for name, values in report.by_position.items():
         for j, value in enumerate(values.tolist()):

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import pytest
 import small_models
 import torch
+from platformdirs import macos, unix, windows
 
 from course_utils import __main__, models
 from course_utils.house import settings as paths
@@ -698,11 +699,19 @@ def test_paths_follow_the_environment(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []  # asking creates nothing
 
 
-@pytest.mark.parametrize("platform, cache_part, data_part", [
-    ("linux", ".cache", ".local"), ("darwin", "Caches", "Application Support"), ("win32", "Local", "Local"),
+@pytest.mark.parametrize("system, cache, data", [
+    (unix.Unix, ".cache", ".local/share"),
+    (macos.MacOS, "Library/Caches", "Library/Application Support"),
+    (windows.Windows, "AppData/Local", "AppData/Local"),
 ])
-def test_paths_of_each_platform(monkeypatch, platform, cache_part, data_part):
-    for variable in ("COURSE_CACHE", "COURSE_PROGRESS", "XDG_CACHE_HOME", "XDG_DATA_HOME", "LOCALAPPDATA"):
+def test_paths_of_each_platform(monkeypatch, tmp_path, system, cache, data):
+    """Where the course has always kept its files: nobody's progress is lost."""
+    for variable in ("COURSE_CACHE", "COURSE_PROGRESS", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(sys, "platform", platform)
-    assert cache_part in paths.cache_dir().parts and data_part in paths.progress_file().parts
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "AppData" / "Local"))
+    monkeypatch.setattr(windows, "get_win_folder", windows.get_win_folder_from_env_vars)
+    monkeypatch.setattr(paths, "user_cache_path", lambda *names, **more: system(*names, **more).user_cache_path)
+    monkeypatch.setattr(paths, "user_data_path", lambda *names, **more: system(*names, **more).user_data_path)
+    assert paths.cache_dir() == tmp_path / cache / "faithful-circuits"
+    assert paths.progress_file() == tmp_path / data / "faithful-circuits" / "progress.jsonl"

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from course_utils import measured as report
 from course_utils.claims import read as read_claims
+from course_utils.house import in_columns
 from course_utils.measured import passed
 from course_utils.viz import bundle_script
 
@@ -107,7 +108,7 @@ def bound_text(row: dict) -> str:
 
 def table_rows(runs: list[LessonRun]) -> list[tuple[str, ...]]:
     """One row for each measured value, and one for each lesson that crashed or measured nothing."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for run in runs:
         lines = []
         for row in run.rows:
@@ -132,11 +133,10 @@ def claim_rows(runs: list[LessonRun]) -> list[tuple[str, ...]]:
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Columns padded to their widest entry."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, tuple("─" * width for width in widths), *rows]
-    return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
-                     for line in lines)
+    """Columns padded to their widest entry, under a line."""
+    columns, *lines = in_columns([header, *rows])
+    rule = ["─" * len(cell) for cell in columns]
+    return "\n".join("  ".join(line).rstrip() for line in [columns, rule, *lines])
 
 
 def summary(runs: list[LessonRun], *, claims_must_hold: bool = True) -> tuple[str, int]:

@@ -76,12 +76,12 @@ def exercise(id: str, *, quiet: bool = False) -> Callable[[Callable], Callable]:
             show_card(verdict_card(item, verdict))
             _record(item.id, verdict)
         function = attempt if verdict.passed else item.reference
-        return function if item.on_any_model is None else _where_it_holds(function, item)
+        return function if item.on_any_model is None else _where_it_holds(function, item.on_any_model, item.id)
 
     return decorate
 
 
-def _where_it_holds(function: Callable, item: Exercise) -> Callable:
+def _where_it_holds(function: Callable, on_any_model: Callable, id: str) -> Callable:
     """The function; but on models whose shape its formula is not for, the course's version and a line that says so."""
 
     @functools.wraps(function)
@@ -92,9 +92,9 @@ def _where_it_holds(function: Callable, item: Exercise) -> Callable:
             return function(model, *args, **kwargs)
         if model.cfg.model_name not in told:
             told.add(model.cfg.model_name)
-            print(f"({item.id}: {model.cfg.model_name} is of another shape than this formula is for, which is that of "
+            print(f"({id}: {model.cfg.model_name} is of another shape than this formula is for, which is that of "
                   "GPT-2 and Llama; the course's version for any model is used on it)")
-        return item.on_any_model(model, *args, **kwargs)
+        return on_any_model(model, *args, **kwargs)
 
     told: set[str] = set()
     return chosen

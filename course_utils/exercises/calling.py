@@ -18,7 +18,8 @@ class Failure(Exception):
 
     def __init__(self, message: str, *, input: Any = None, got: Any = None, expected: Any = None) -> None:
         super().__init__(message)
-        self.message, self.mistake = message, None
+        self.message = message
+        self.mistake: str | None = None
         rows = (("input", input), ("got", got), ("expected", expected))
         self.details = [(n, v if isinstance(v, str) else describe(v)) for n, v in rows if v is not None]
 

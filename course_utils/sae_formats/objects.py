@@ -7,6 +7,8 @@ from earlier positions. Such objects are refused.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,7 +32,7 @@ def refuse_transcoder(sae: object, reads: str | None) -> None:
 
 
 def encode_decode(
-    sae: object, x: Float[Tensor, "batch pos *width"]
+    sae: Any, x: Float[Tensor, "batch pos *width"]
 ) -> tuple[Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos *width"]]:
     """The latents and the reconstruction, as the object gives them.
 

@@ -184,8 +184,9 @@ CLASSES = {  # of dictionary_learning: kind, whether the encoder sees x − b_de
 def read_dictionary_learning(folder: Path) -> Read:
     """What its class says, see CLASSES. Raises ValueError if the class is none of them."""
     config, file = read_json(folder / "config.json"), folder / "ae.safetensors"
-    trainer = config.get("trainer") if isinstance(config, dict) else None
-    name = trainer.get("dict_class") if isinstance(trainer, dict) else None
+    config = config if isinstance(config, dict) else {}
+    trainer = config["trainer"] if isinstance(config.get("trainer"), dict) else {}
+    name = trainer.get("dict_class")
     if not isinstance(name, str) or name not in CLASSES:
         raise ValueError(f"{folder / 'config.json'}: trainer.dict_class {str(name)[:80]!r} is not one that this course "
                          f"knows; it knows {', '.join(CLASSES)}")

@@ -78,8 +78,8 @@ def plot_head_scores(
         raise ValueError(f"vmax is {vmax}; the colour scale needs a positive upper end")
     layers, heads = values.shape
     ax = ax or new_axes(min(8.0, 1.8 + 0.42 * layers))
-    colours = {"cmap": "PuOr", "vmin": -vmax} if diverging else {"cmap": "viridis", "vmin": 0}
-    image = ax.imshow(values, vmax=vmax, aspect="auto", **colours)
+    colours, vmin = ("PuOr", -vmax) if diverging else ("viridis", 0)
+    image = ax.imshow(values, cmap=colours, vmin=vmin, vmax=vmax, aspect="auto")
     ax.set_xticks(_ticks(heads))
     ax.set_yticks(_ticks(layers))
     ax.set(xlabel=columns, ylabel="layer", title=title)
@@ -118,8 +118,8 @@ def plot_by_position(
         at = np.arange(line.size) if x is None else as_array(x)
         if line.shape != at.shape:
             raise ValueError(f"{label!r} has shape {line.shape}; the positions have shape {at.shape}")
-        style = {"color": OKABE_ITO[i % len(OKABE_ITO)], "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
-        ax.plot(at, line, label=label, linewidth=1.6, **style)
+        colour, style = OKABE_ITO[i % len(OKABE_ITO)], LINE_STYLES[i % len(LINE_STYLES)]
+        ax.plot(at, line, label=label, linewidth=1.6, color=colour, linestyle=style)
     if boundary is not None:
         ax.axvline(boundary, color="0.4", linestyle=":", linewidth=1.2, label="second copy starts")
     ax.set(xlabel=xlabel, ylabel=ylabel)

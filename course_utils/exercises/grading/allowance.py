@@ -6,10 +6,10 @@ busy would reach it. What is raised says how much of both was used.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import psutil
 
@@ -30,7 +30,7 @@ class Allowance:
     used: float = 0.0
     waited: float = 0.0  # seconds by the clock
 
-    def wait(self, pipe: Connection, process: multiprocessing.Process) -> None:
+    def wait(self, pipe: Connection, process: BaseProcess) -> None:
         """Return when `pipe` can be read, or `process`, at its other end, is gone. Raises TimedOut."""
         used_before, begun = _processor_seconds(process), time.monotonic() - self.waited
         while not pipe.poll(LOOK_EVERY):
@@ -50,7 +50,7 @@ class Allowance:
                         f"(allowed: {self.seconds:g} in {PATIENCE * self.seconds:g})")
 
 
-def _processor_seconds(process: multiprocessing.Process) -> float:
+def _processor_seconds(process: BaseProcess) -> float:
     try:
         times = psutil.Process(process.pid).cpu_times()
     except psutil.NoSuchProcess:
