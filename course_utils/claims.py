@@ -69,7 +69,7 @@ def difference(first: Side, second: Side) -> Estimate:
     """`first` minus `second`, with its 95 % interval.
 
     Two tensors of one length are paired, number i of both being about the same sequence: what makes a sequence hard for
-    both cancels. Otherwise the two are independent, and the arms of their intervals add as squares (Zou and Donner, 2008).
+    both cancels. Otherwise they are independent, and the arms of their intervals add as squares (Zou and Donner, 2008).
     """
     pairs = _paired(first, second)
     if pairs is not None:
