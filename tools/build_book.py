@@ -160,7 +160,10 @@ def prepare_notebook(notebook, source: str, lessons: dict[str, str], root: Path 
         why = "exercise" if EXERCISE.search(cell.source) else "setup" if "setup" in tags else None
         if why:
             tags.append("hide-input")
-            cell.metadata["mystnb"] = FOLDED[why]
+            cell.metadata["mystnb"] = dict(FOLDED[why])
+        alts = [alt for output in cell.outputs if (alt := output.get("metadata", {}).get("image/png", {}).get("alt"))]
+        if alts:
+            cell.metadata.setdefault("mystnb", {})["image"] = {"alt": " ".join(alts)}
         for data in (output["data"] for output in cell.outputs if "text/html" in output.get("data", {})):
             drawn, widgets = WIDGET.subn("window.CircuitsVis", data["text/html"])
             if widgets:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from course_utils.viz.axes import LINE_STYLES, OKABE_ITO, WIDTH, as_array, new_axes
+from course_utils.viz.axes import LINE_STYLES, OKABE_ITO, as_array, new_axes, new_picture
 
 MAX_ANNOTATED = 64  # a heat map with more cells than this is read by colour only
 MAX_TICKS = 40  # more labels than this on an axis cannot be read
@@ -243,9 +242,8 @@ def plot_curves(
     """
     if not panels:
         raise ValueError("panels must hold at least one (label, curves)")
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0), layout="constrained", squeeze=False)
-    plt.close(figure)
-    for ax, (ylabel, curves) in zip(axes[0], panels):
+    figure = new_picture(3.0, len(panels))
+    for ax, (ylabel, curves) in zip(figure.axes, panels):
         curves = curves if isinstance(curves, dict) else {"": curves}
         for i, (name, curve) in enumerate(curves.items()):
             ys = as_array(curve)
