@@ -291,7 +291,7 @@ fit(new_sae(settings), some(), settings, Path(sys.argv[1])).save(sys.argv[1] + "
 
 
 @pytest.mark.slow
-@pytest.mark.matrix  # in make test test_faults.py kills forks of one process instead
+@pytest.mark.matrix  # in make test the run is stopped in its own process, and test_faults.py kills a write
 def test_a_process_killed_at_whatever_moment_resumes_exactly(tmp_path):
     program = [sys.executable, "-c", PROGRAM.format(tests=str(REPO / "tests")), str(tmp_path)]
     settings, x = config("jumprelu", steps=2500, save_every=20), some()
