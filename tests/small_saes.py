@@ -19,6 +19,17 @@ def random_sae(kind="relu", normalize="none", *, d_in=D_IN, d_sae=D_SAE, k=K, se
     return sae.requires_grad_(False)
 
 
+def some_sae(width=24, kind="relu", *, d_sae=20, seed=0, dead=0, **more):
+    """As one that is begun, with random biases; so many of its first latents are dead."""
+    sae = SparseAutoencoder(width, d_sae, kind, k=4 if kind == "topk" else None, seed=seed, **more)
+    rng = torch.Generator().manual_seed(seed)
+    for name, weight in sae.named_parameters():
+        if name.startswith("b_") or name == "r_mag":
+            weight.data = 0.3 * torch.randn(weight.shape, generator=rng)
+    getattr(sae, "b_gate" if kind == "gated" else "b_enc").data[:dead] = -1e4
+    return sae.requires_grad_(False)
+
+
 def same_weights(one, other):
     return one.state_dict().keys() == other.state_dict().keys() and all(
         torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
@@ -38,3 +49,17 @@ def new_sae(config, d_in=D_IN, **more):
     """The autoencoder that a training with these settings begins with."""
     return SparseAutoencoder(d_in, config.d_sae, config.kind, k=config.k, normalize=config.normalize, seed=config.seed,
                              **more)
+
+
+class Plain:
+    """An object that can encode and decode, and no more. Its latents have both signs."""
+
+    def __init__(self, width, seed=0):
+        self.directions = torch.randn(width, width, generator=torch.Generator().manual_seed(seed)) / width**0.5
+
+    def encode(self, x):
+        latents = x @ self.directions
+        return torch.where(latents.abs() > 0.5, latents, 0.0)
+
+    def decode(self, latents):
+        return latents @ self.directions.T
