@@ -246,6 +246,17 @@ def test_weights_that_do_not_fit_the_config(tiny):
         models.load_model("tiny")
 
 
+@pytest.mark.parametrize("change, says", [
+    ({"n_layer": 3000}, "does not fit its config.json: 3000 layers"),              # refused before any is made
+    *(({"layer_norm_epsilon": value}, "layer_norm_epsilon") for value in (2**63, -10**30, 10**400)),
+], ids=str)
+def test_a_config_that_no_weights_fit_or_pytorch_cannot_take(tiny, change, says):
+    path = tiny / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(models.DamagedModelFile, match=says):
+        models.from_folder(tiny, "step-001000.safetensors")
+
+
 shipped = pytest.mark.skipif(not models.TINY_FOLDER.is_dir(), reason="no shipped weights here")
 
 
@@ -589,10 +600,14 @@ def test_no_hub_and_no_cache_is_explained_in_one_screen(tiny, fake_smollm2, cach
         models.fetch("distilgpt2")
 
 
+PARTS = '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}'
+
+
 @pytest.mark.parametrize("there, lacking", [
     (["config.json", "tokenizer.json"], "model.safetensors"),                        # such as has a pickle alone
     (["config.json", "model.safetensors"], "a tokenizer"), (["tokenizer.json"], "config.json"),
     (["config.json", "tokenizer.json", "model.safetensors.index.json"], "model.safetensors.index.json (damaged)"),
+    (["config.json", "tokenizer.json", "model.safetensors.index.json", "1.safetensors"], "2.safetensors"),
 ])
 def test_a_repository_that_has_not_all_is_never_called_ready(monkeypatch, tmp_path, capsys, there, lacking):
     import huggingface_hub
@@ -601,7 +616,7 @@ def test_a_repository_that_has_not_all_is_never_called_ready(monkeypatch, tmp_pa
         place = tmp_path / "models--distilgpt2"
         for name in there:
             (place / "snapshots" / "abc").mkdir(parents=True, exist_ok=True)
-            (place / "snapshots" / "abc" / name).touch()
+            (place / "snapshots" / "abc" / name).write_text(PARTS if "1.safetensors" in there else "")
         (place / "refs").mkdir(exist_ok=True)
         (place / "refs" / "main").write_text("abc")
 
