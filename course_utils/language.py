@@ -402,7 +402,11 @@ def tell(rng: random.Random, with_truth: bool = False) -> Iterator[tuple[dict[st
 
 
 def distribution(options: dict[str, Edge], story: Story) -> dict[str, float]:
-    """Exact probability of each next word. Raises ValueError if two edges could put down the same word."""
+    """Exact probability of each next word.
+
+    Raises:
+        ValueError: if two edges could put down the same word.
+    """
     total, probs = sum(weight for weight, _ in options.values()), {}
     for symbol, (weight, _) in options.items():
         words = fits(symbol, story)

@@ -1,4 +1,4 @@
-"""What a latent stands for: where it is active, and which fact it goes with."""
+"""What a latent represents: where it is active, and which fact it tracks."""
 
 from __future__ import annotations
 
