@@ -53,7 +53,7 @@ def full_OV_circuit(
         embedding: the vector of each token, instead of W_E; for example `effective_embedding(model)`.
     Raises:
         ValueError: if layer or head is out of range.
-        NotForThisModel: if the model's heads or its embedding are of another kind (see `traits.NEEDS`).
+        NotForThisModel: if the model's heads or its embedding are of another kind (see `passes.NEEDS`).
     Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021).
     """
     require(model, "a full OV circuit", "reads", "patterns", "writes", "unembedding")
@@ -75,7 +75,7 @@ def full_QK_circuit(
 
     Raises:
         ValueError: if layer or head is out of range, or a distance is given for a model without rotary positions.
-        NotForThisModel: if the model's scores or its embedding are of another kind (see `traits.NEEDS`).
+        NotForThisModel: if the model's scores or its embedding are of another kind (see `passes.NEEDS`).
     Source: Elhage et al. (2021); rotary positions: Su et al., "RoFormer" (2021).
     """
     require(model, "a full QK circuit", "reads", "scores")
@@ -194,7 +194,7 @@ def positional_pattern(model: TransformerBridge, layer: int, head: int, n_positi
     Raises:
         ValueError: if layer or head is out of range, the model has no position embeddings (rotary models:
             `score_by_distance`), or fewer than n_positions.
-        NotForThisModel: if the model's scores or its embedding are of another kind (see `traits.NEEDS`).
+        NotForThisModel: if the model's scores or its embedding are of another kind (see `passes.NEEDS`).
     """
     traits = require(model, "a positional pattern", "embedding", "reads", "scores")
     weights = head_weights(model, layer, head)
@@ -241,7 +241,7 @@ def score_by_distance(
     Raises:
         ValueError: if layer or head is out of range, max_distance is negative, the model has no rotary positions, or a
             row of tokens looks padded.
-        NotForThisModel: if the model's scores are of another kind (see `traits.NEEDS`).
+        NotForThisModel: if the model's scores are of another kind (see `passes.NEEDS`).
     """
     check_head(model, layer, head)
     traits = check_rotary(model, layer)
