@@ -149,5 +149,5 @@ test: $(MORE_READY) $(PEERS_READY) real-model
 
 clean:
 	rm -rf build/book build/html build/room build/lib build/bdist* build/measured.jsonl dist
-	rm -rf .venv .venv-peers *.egg-info .pytest_cache .hypothesis
+	rm -rf .venv .venv-peers *.egg-info .mypy_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

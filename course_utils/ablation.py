@@ -168,7 +168,9 @@ def mlp_ablation_scores(
 ) -> Float[Tensor, "layer"]:
     """Change of the loss (nats) when one layer's MLP output is ablated at every position but the first.
 
-    Arguments and errors are those of `head_ablation_scores`, and ValueError if the model has no MLPs.
+    Arguments are those of `head_ablation_scores`.
+    Raises:
+        ValueError: as `head_ablation_scores` does, or if the model has no MLPs.
     """
     check_mlps(model)
     clean, first, layers = _prepare(model, tokens, kind, seq_len, layers, mlp_out)
@@ -238,7 +240,8 @@ def mlp_attribution_sweep(
 
     One forward and one backward pass instead of n_layers * seq_len passes. Exact only where the loss is linear in
     the MLP output. Source: Nanda, "Attribution patching" (2023).
-    Raises ValueError as `mlp_patch_sweep` does.
+    Raises:
+        ValueError: as `mlp_patch_sweep` does.
     """
     check_repeated(tokens, seq_len)
     check_mlps(model)
@@ -256,7 +259,8 @@ def head_attribution_scores(
 ) -> Float[Tensor, "layer head"]:
     """First-order estimate (nats) of `head_ablation_scores` on repeated tokens, from one gradient.
 
-    Raises ValueError as `head_ablation_scores` does.
+    Raises:
+        ValueError: as `head_ablation_scores` does.
     """
     check_repeated(tokens, seq_len)
     check_kind(kind, len(tokens))

@@ -4,7 +4,7 @@ x is the activation, x̂ its reconstruction, ε = ‖x̂ − x‖, and g a vecto
 
     epsilon_random      x + ε g / ‖g‖                           as far away, in a direction at random (Gurnee 2024)
     covariance_random   the same with g of the activations' covariance (Lee and Heimersheim 2024, 2410.12555)
-    theta_random        x̂ turned about x into a direction at random: as long, as far away, at the same angle
+    theta_random        x̂ rotated about x into a direction at random: as long, as far away, at the same angle
     norm_only           x ‖x̂‖ / ‖x‖                             the right direction, the wrong length: shrinkage alone
     norm_corrected      x̂ ‖x‖ / ‖x̂‖                             the reconstruction without its shrinkage
     zero, mean          nothing at all, and the mean activation
@@ -211,9 +211,12 @@ def _vectors(
         return epsilon_random(x, x_hat, noise @ root)
     if kind == "theta_random":
         return theta_random(x, x_hat, noise)
-    longer = x_hat.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return {"sae": x_hat, "norm_only": x * longer, "norm_corrected": x_hat / longer.clamp_min(1e-12),
-            "zero": torch.zeros_like(x), "mean": mean.expand_as(x)}[kind]
+    length_ratio = x_hat.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    if kind == "norm_only":
+        return x * length_ratio
+    if kind == "norm_corrected":
+        return x_hat / length_ratio.clamp_min(1e-12)
+    return {"sae": x_hat, "zero": torch.zeros_like(x), "mean": mean.expand_as(x)}[kind]
 
 
 def _noise(seed: int, draw: int, row: int, like: Float[Tensor, "pos d"]) -> Float[Tensor, "pos d"]:

@@ -238,7 +238,8 @@ def patched_logits(
     """Logits of the model, and with the reconstruction in the activation's place where the mask says so.
 
     All logits exist at once, so give it a few rows. `mask` is as in `evaluate_sae`; logits at padding mean nothing.
-    Raises ValueError as `evaluate_sae` does.
+    Raises:
+        ValueError: as `evaluate_sae` does.
     """
     site, mask = site_of(model, sae, hook_name), checked_mask(model, tokens, mask)
     clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens, site)
@@ -287,7 +288,11 @@ def reconstruct(
 def site_of(
     model: TransformerBridge, sae: object, hook_name: str | None = None, head: int | None = None, force: bool = False
 ) -> Site:
-    """Where the autoencoder goes. Raises ValueError as `evaluate_sae` does."""
+    """Where the autoencoder goes.
+
+    Raises:
+        ValueError: as `evaluate_sae` does.
+    """
     metadata = getattr(getattr(sae, "cfg", None), "metadata", None)             # SAELens
     trained_at = getattr(sae, "hook_name", None) or getattr(metadata, "hook_name", None)
     own_head = getattr(sae, "head", getattr(metadata, "hook_head_index", None))

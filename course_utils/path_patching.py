@@ -103,7 +103,9 @@ def new_readings(
     clean: CleanRun, change: Float[Tensor, "batch pos d_model"], receiver: Head, into: str
 ) -> list[tuple[str, Callable]]:
     """Hooks that give a head the queries, keys or values it would have if `change` were added to what it reads."""
-    (layer, head), model, patches = receiver, clean.model, []
+    layer, head = receiver
+    model = clean.model
+    patches = []
     for name in into:
         value = head_reading(model, layer, head, name, clean.residuals[layer] + change)
         n_heads = len(getattr(model.blocks[layer].attn, f"W_{name.upper()}"))       # fewer for k, v if they are shared

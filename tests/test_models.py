@@ -280,6 +280,15 @@ def _load_shipped(step: int) -> dict[str, torch.Tensor]:
     return load_file(models.TINY_FOLDER / models._tiny_file(step))
 
 
+def test_a_tokenizer_without_a_first_token_is_refused_by_name(tmp_path):
+    write_model_folder(tmp_path, {"weights.safetensors": 0})
+    changes = {"tokenizer.json": ("<bos>", "<start>"), "config.json": ('"bos_token_id": 0', '"bos_token_id": 99')}
+    for file, (old, new) in changes.items():
+        (tmp_path / file).write_text((tmp_path / file).read_text().replace(old, new))
+    with pytest.raises(models.DamagedModelFile, match="tokenizer.json has no token 99 to begin a text"):
+        local_models.from_folder(tmp_path, "weights.safetensors")
+
+
 # --- names, BOS, devices -----------------------------------------------------------------------
 
 

@@ -64,7 +64,7 @@ class Lesson(NamedTuple):
 # --------------------------------------------------------------------------------------------- text and links
 
 def page_of(path: str) -> str | None:
-    """The page or image of the book that stands for a file of the repository; None when there is none."""
+    """The book's page or image for a file of the repository; None if it has none."""
     folder, name = posixpath.split(path)
     if folder in ("notebooks", "solutions", "lessons") and re.match(r"\d\d_", name):
         return posixpath.splitext(name)[0] + ".ipynb"
@@ -74,7 +74,7 @@ def page_of(path: str) -> str | None:
 def rewrite_links(text: str, source: str, lessons: dict[str, str], root: Path = ROOT) -> str:
     """The Markdown text of a file of the repository, with its links and images as the book needs them.
 
-    A link to a file that the book has not becomes plain text, an image on the network (a badge) its description, and
+    A link to a file that is not in the book becomes plain text, an image on the network (a badge) its description, and
     the words "lesson 03" or "**03 · Ablations**" a link to that lesson.
 
     Args:
@@ -234,7 +234,7 @@ def stage(root: Path, folder: Path) -> list[Lesson]:
 # ----------------------------------------------------------------------------------------------------- checks
 
 class _Loads(HTMLParser):
-    """Collects the addresses that a page loads by itself (links that a reader may click are none)."""
+    """Collects the addresses that a page loads by itself (links that a reader may click do not count)."""
 
     def __init__(self):
         super().__init__()

@@ -61,8 +61,10 @@ def is_stub(function: Callable) -> bool:
 def call(attempt: Callable, args: tuple = (), kwargs: dict | None = None, *, none_is_fine: bool = False) -> Any:
     """Call the learner's function on its arguments.
 
-    Raises NotYet for a stub, LearnerError for any other exception, and Failure when it leaves hooks on a
-    model (they are removed first, so that they cannot change a later call).
+    Raises:
+        NotYet: for a stub.
+        LearnerError: for any other exception.
+        Failure: when it leaves hooks on a model (they are removed first, so that they cannot change a later call).
     """
     kwargs = kwargs or {}
     before = hooks_on((*args, *kwargs.values()))

@@ -29,7 +29,8 @@ class Exercise:
     `on_any_model` is for a formula that holds on models of GPT-2's and Llama's shape (`Traits.plain`): the course's
     version for every model. On another model it takes the place of what the learner wrote.
 
-    Raises ValueError when there are not three hints, or the difficulty is not 1, 2 or 3.
+    Raises:
+        ValueError: when there are not three hints, or the difficulty is not 1, 2 or 3.
     """
 
     id: str  # "02.induction_scores": the lesson's number, a dot, the function's name

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def from_folder(folder: Path, weights_file: str) -> tuple[Any, Any]:
     """A model and tokenizer from local files (config, tokenizer, safetensors), no network.
 
-    Raises DamagedModelFile if no model can be made from them.
+    Raises:
+        DamagedModelFile: if no model can be made from them.
     """
     try:
         return _from_folder(folder, weights_file)

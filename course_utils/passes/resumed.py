@@ -64,12 +64,12 @@ class ResumedPass:
         self.activations[hook.name] = value
 
     def _end(self, ln_final, args: tuple, kwargs: dict) -> None:
-        """Note what leaves the last block, and end the pass: the unembedding would be for nothing."""
+        """Note what leaves the last block, and end the pass: the unembedding is not needed."""
         self.residuals.append(args[0])
         raise Enough
 
     def rotary(self, layer: int) -> tuple[Float[Tensor, "1 pos d"], Float[Tensor, "1 pos d"]] | None:
-        """The cosines and sines by which a block turns its queries and keys; None if it gets none."""
+        """The cosines and sines by which a block rotates its queries and keys; None if it gets none."""
         return self._block_arguments[layer].get("position_embeddings")
 
     @torch.no_grad()

@@ -132,7 +132,7 @@ def plot_by_position(
 def plot_next_tokens(
     distributions: dict[str, Float[ndarray, "vocab"]], vocabulary: Sequence[str], *, title: str = ""
 ) -> Figure:
-    """The ten likeliest next tokens of the first distribution, as bars beside those of the others.
+    """The ten most likely next tokens of the first distribution, as bars beside those of the others.
 
     Args:
         distributions: {label: one probability per token}.
@@ -250,8 +250,8 @@ def plot_curves(
             xs = np.arange(ys.size) if x is None else as_array(x)
             if ys.shape != xs.shape:
                 raise ValueError(f"{name or ylabel!r} has shape {ys.shape}; x has shape {xs.shape}")
-            style = {"color": OKABE_ITO[i % len(OKABE_ITO)], "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
-            ax.plot(xs, ys, label=name, **style)
+            colour, style = OKABE_ITO[i % len(OKABE_ITO)], LINE_STYLES[i % len(LINE_STYLES)]
+            ax.plot(xs, ys, label=name, color=colour, linestyle=style)
         ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.grid(alpha=0.3)
         if len(curves) > 1:

@@ -61,7 +61,8 @@ def grade(folder: Path, out: Path, limits: Limits = USUAL_LIMITS) -> list[Row]:
     """Judge every notebook under `folder`, write the rows to `out` as CSV, and return them.
 
     The rows are written as they come to `<out>.partial`, which takes the place of `out` at the end.
-    Raises CannotGrade, before any work, when the folder, the output or this system will not do.
+    Raises:
+        CannotGrade: before any work, when the folder, the output or this system will not do.
     """
     paths = _notebooks(folder, out)
     os.environ.update(ENVIRONMENT)

@@ -31,7 +31,11 @@ class Allowance:
     waited: float = 0.0  # seconds by the clock
 
     def wait(self, pipe: Connection, process: BaseProcess) -> None:
-        """Return when `pipe` can be read, or `process`, at its other end, is gone. Raises TimedOut."""
+        """Return when `pipe` can be read, or `process`, at its other end, is gone.
+
+        Raises:
+            TimedOut: when more time is used than is allowed.
+        """
         used_before, begun = _processor_seconds(process), time.monotonic() - self.waited
         while not pipe.poll(LOOK_EVERY):
             used = self.used + _processor_seconds(process) - used_before
@@ -40,7 +44,11 @@ class Allowance:
                 raise self._over(used)
 
     def spend(self, seconds: float) -> None:
-        """Count processor time that a process says it has used. Raises TimedOut."""
+        """Count processor time that a process says it has used.
+
+        Raises:
+            TimedOut: when that is more than is allowed.
+        """
         self.used += seconds
         if self.used > self.seconds:
             raise self._over(self.used)

@@ -44,7 +44,11 @@ class Attempt:
 
 
 def read_cells(path: Path) -> list[str]:
-    """The code cells of a notebook, as Python (magics become calls). Raises Unreadable."""
+    """The code cells of a notebook, as Python (magics become calls).
+
+    Raises:
+        Unreadable: if the file is not a notebook.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise Unreadable(f"the file has more than {MAX_BYTES / 1e6:.0f} MB")
