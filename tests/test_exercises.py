@@ -20,8 +20,6 @@ from course_utils.exercises.comparing import describe, first_difference
 from course_utils.exercises.mistakes import Mistake
 from course_utils.house.console import write_anything
 
-pytestmark = pytest.mark.once
-
 HINTS = ("one", "two", "three")
 
 
@@ -493,6 +491,7 @@ main(["--help"])
 """
 
 
+@pytest.mark.slow
 def test_nothing_that_is_shown_fails_where_only_ascii_can_be_written(tmp_path):
     only_ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     run = subprocess.run([sys.executable, "-c", EVERYTHING], capture_output=True, text=True, encoding="ascii",

@@ -8,14 +8,14 @@ import pytest
 from course_utils.exercises import progress_store
 from course_utils.measured import passed
 
-pytestmark = pytest.mark.older
-
 SOLUTIONS = sorted((Path(__file__).parent.parent / "solutions").glob("*.ipynb"))
-SHORT, LONG = SOLUTIONS[:6], SOLUTIONS[6:]  # the long ones take a minute each
+SHORT = SOLUTIONS[:2]                                               # the long ones take a minute each
 
 
-@pytest.mark.parametrize("path", [*SHORT, *(pytest.param(each, marks=pytest.mark.matrix) for each in LONG)],
-                         ids=lambda path: path.stem)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [
+    pytest.param(path, marks=pytest.mark.older if path in SHORT else pytest.mark.matrix, id=path.stem)
+    for path in SOLUTIONS])
 def test_the_worked_lesson_keeps_its_promises(path, tmp_path, monkeypatch, real="skip"):
     """Every exercise passes and every measured number is within its bounds."""
     report = tmp_path / "report.jsonl"

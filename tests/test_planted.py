@@ -9,6 +9,8 @@ from small_models import planted, repeated
 from course_utils.planted import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, planted_induction_model
 from course_utils.repeated_tokens import correct_token_log_probs
 
+pytestmark = pytest.mark.older
+
 
 @torch.no_grad()
 def inner_log_probs(model, tokens: torch.Tensor, without: tuple[int, int] | None = None) -> torch.Tensor:
@@ -22,7 +24,7 @@ def inner_log_probs(model, tokens: torch.Tensor, without: tuple[int, int] | None
 
 
 @pytest.mark.parametrize("n_tokens, n_ctx, seq_len", [
-    (30, 64, 20), (30, 64, 29), (4, 5, 2), (5, 9, 4), (60, 21, 10), (8, 100, 7), (100, 200, 99)])
+    (30, 64, 29), (4, 5, 2), (8, 100, 7), (100, 200, 99)])
 def test_the_second_copy_is_predicted_at_every_size(n_tokens, n_ctx, seq_len):
     model = planted_induction_model(n_tokens, n_ctx)
     cfg = model.cfg

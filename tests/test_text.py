@@ -44,6 +44,7 @@ def chi_square(drawn, p):
     return ((terms.sum() - free) / (2 * free) ** 0.5).item()
 
 
+@pytest.mark.slow
 def test_own_text_has_the_models_own_frequencies(model):
     """Of the first token, and of the second given the first; neither is the padding token, which is BOS here."""
     tokens = own_text(model, 4000, 4, seed=1)

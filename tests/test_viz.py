@@ -11,8 +11,6 @@ import torch
 from course_utils import viz
 from course_utils.viz import charts
 
-pytestmark = pytest.mark.once
-
 TOKENS = ["<bos>", "the", "cat", "</script>"]
 PATTERN = torch.tril(torch.ones(4, 4)) / torch.arange(1, 5)[:, None]
 
