@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
+from course_utils.exercises.leftovers import made_once
 from course_utils.models import as_bridge, word_tokenizer
 from course_utils.planted import planted_induction_model
 
@@ -24,7 +23,7 @@ def shown(answer: object) -> object:
     return f"{type(answer).__name__}: {answer}" if isinstance(answer, Exception) else answer
 
 
-@lru_cache
+@made_once
 def random_model():
     """A random GPT-2 with 3 layers of 2 heads and 40 tokens: nothing in it is what a learner's numbers are."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -47,10 +46,10 @@ def random_model():
         for block in model.transformer.h:
             block.attn.c_attn.bias.data.normal_(std=0.5)
     words = ["<bos>", *(f"w{i}" for i in range(1, 40))]
-    return _used_once(as_bridge(model, word_tokenizer(words, "<bos>"), name="random", device="cpu"))
+    return as_bridge(model, word_tokenizer(words, "<bos>"), name="random", device="cpu")
 
 
-@lru_cache
+@made_once
 def grouped_query_model():
     """A random Llama with 2 layers, 6 query heads on 2 key and value heads, rotary positions and 40 tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -71,19 +70,13 @@ def grouped_query_model():
         )
         model = LlamaForCausalLM(config)
     words = ["<bos>", *(f"w{i}" for i in range(1, 40))]
-    return _used_once(as_bridge(model, word_tokenizer(words, "<bos>"), name="grouped-query", device="cpu"))
+    return as_bridge(model, word_tokenizer(words, "<bos>"), name="grouped-query", device="cpu")
 
 
-@lru_cache
+@made_once
 def planted_model():
     """The planted circuit of `course_utils.planted`: head 0.0 and head 1.0 are known exactly."""
-    return _used_once(planted_induction_model(n_tokens=20, n_ctx=32))
-
-
-def _used_once(model):
-    """The model after one run: the libraries put hooks of their own on it then, which are not the learner's."""
-    model.run_with_cache(torch.zeros(1, 2, dtype=torch.long))
-    return model
+    return planted_induction_model(n_tokens=20, n_ctx=32)
 
 
 def random_tokens(batch: int, length: int, vocab: int = 40, seed: int = 0) -> torch.Tensor:
