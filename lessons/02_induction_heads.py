@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from course_utils.claims import claim
+from course_utils.claims import claim, estimate
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.heads import best_head, induction_scores_in_text, is_pattern, top_heads
 from course_utils.house import bars_are_off
@@ -413,7 +413,8 @@ lengths = {n: generate_repeated_tokens(model, n, 30, seed=5) for n in (5, 50)}
 layer, head = best_head(induction)
 short_and_long = [torch.stack([scores_of(model, row[None], "induction", n)[layer, head] for row in rows])
                   for n, rows in lengths.items()]
-claim(f"head {layer}.{head} looks less reliably after 5 tokens than after 50", short_and_long[0], "<", short_and_long[1])
+claim(f"head {layer}.{head} looks less reliably after 5 tokens than after 50",
+      estimate(short_and_long[0]), "<", estimate(short_and_long[1]))
 print(f"uniform attention: {uniform_score(induction_targets(lengths[5])):.3f} for 5 tokens, "
       f"{uniform_score(induction_targets(lengths[50])):.3f} for 50")
 

@@ -49,6 +49,23 @@ def random_model():
     return as_bridge(model, word_tokenizer(words, "<bos>"), name="random", device="cpu")
 
 
+LATE_BOS = 7
+
+
+@made_once
+def late_bos_model():
+    """A random GPT-2 with 1 layer and 40 tokens, of which the one with the id LATE_BOS is BOS."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=32, n_embd=8, n_layer=1, n_head=2,
+                                           bos_token_id=LATE_BOS, eos_token_id=LATE_BOS))
+    words = [f"w{i}" for i in range(40)]
+    words[LATE_BOS] = "<bos>"
+    return as_bridge(model, word_tokenizer(words, "<bos>"), name="late-bos", device="cpu")
+
+
 @made_once
 def grouped_query_model():
     """A random Llama with 2 layers, 6 query heads on 2 key and value heads, rotary positions and 40 tokens."""
