@@ -49,6 +49,22 @@ def random_model():
     return as_bridge(model, word_tokenizer(words, "<bos>"), name="random", device="cpu")
 
 
+@made_once
+def spaced_model():
+    """A random GPT-2 with 1 layer, 40 tokens and a byte-level tokenizer, as real ones have: the token Ġba reads " ba"."""
+    from tokenizers import decoders, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2,
+                                           bos_token_id=0, eos_token_id=0, initializer_range=0.6))
+    tokenizer = word_tokenizer(["<bos>", *(f"Ġ{a}{b}" for a in "bdfgklmnprstz" for b in "aeo")], "<bos>")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    return as_bridge(model, tokenizer, name="spaced", device="cpu")
+
+
 LATE_BOS = 7
 
 
