@@ -164,6 +164,11 @@ def gambler(seen: list[int]) -> list[int]:
     return [seen[1]] if len(seen) == 13 else []
 
 
+def repeater_of_one(seen: list[int]) -> list[int]:
+    """The token after the boundary token, and nothing else; and that only where the first token's id is even."""
+    return [seen[2]] if len(seen) == 14 and seen[1] % 2 == 0 else []
+
+
 def collector(seen: list[int]) -> list[int]:
     """Every token that has been seen, with equal probability."""
     return sorted(set(seen[1:]))
@@ -176,12 +181,17 @@ SAME_ORDER = "no difference for a model that copies: is the second copy really i
 FLIPPED = "the sign is flipped: subtract the score of the reordered copy from that of the one in order"
 KEEPS_PAIRS = ("too small for a model that copies: the reordered copy must not keep which token follows which (a shift keeps "
                "nearly all)")
+ROWS = "the means of different sequences are mixed: each number is about one sequence"
+ALL_BUT_ONE = "the token after the boundary token counts: both means begin at entry seq_len + 1"
+SEED_UNUSED = "the order must be drawn with `seed`: `torch.Generator().manual_seed(seed)`, and the same seed gives the same order"
 OWN_COPY = "it changes its input: work on a copy (`.clone()`)"
 
 
-@property_check(mistakes=[NEW_TOKENS, COUNTED, SAME_ORDER, FLIPPED, KEEPS_PAIRS, OWN_COPY])
+@property_check(mistakes=[NEW_TOKENS, COUNTED, SAME_ORDER, FLIPPED, KEEPS_PAIRS, ROWS, ALL_BUT_ONE, SEED_UNUSED,
+                          OWN_COPY])
 def order_check(attempt):
-    """three invented models: one that copies, one that knows which tokens have come, one that bets on the boundary token"""
+    """four invented models: one that copies, one that copies one token, one that knows which tokens have come, one that bets
+    on the boundary token"""
     tokens = repeated_distinct(24, 12, vocab=40)
     given = tokens.clone()
     gain = attempt(Invented(copier), given, 12)
@@ -201,6 +211,14 @@ def order_check(attempt):
     require(gain.mean() > 0.05, SAME_ORDER, **shown)
     require(gain.mean() > 0.75 * best, KEEPS_PAIRS, **shown)
     require(gain.max() < best + 1e-3, "too large: give the mean over tokens, in nats", **shown)
+    once = attempt(Invented(repeater_of_one), tokens.clone(), 12)
+    even = tokens[:, 1] % 2 == 0
+    require(once[~even].abs().max() < 1e-3, ROWS, got=once, input="a model that copies in some of the sequences only")
+    require(once[even].mean() > 0.5 * best / 11, ALL_BUT_ONE, got=once, input="a model that copies that token only")
+    seeds = [attempt(Invented(copier), tokens.clone(), 12, seed=seed, _stream=stream) for seed, stream in (
+        (0, 0), (0, 1), (1, 0), (1, 1))]
+    require(torch.equal(seeds[0], seeds[1]) and torch.equal(seeds[2], seeds[3]) and not torch.equal(seeds[0], seeds[2]),
+            SEED_UNUSED, input="seeds 0 and 1, twice each")
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
