@@ -21,8 +21,8 @@ WEIGHTS_CHANGED = f"it changes the model's weights: {EVERY_LATER_RUN}"
 MODE_CHANGED = ("it switches the model between training and evaluation (`model.train()`, `model.eval()`): "
                 f"{EVERY_LATER_RUN}")
 CONFIG_CHANGED = f"it changes the model's configuration (`model.cfg`): {EVERY_LATER_RUN}"
-WEIGHT_STORED = ("it leaves a weight stored where the model keeps an activation, so that the model's next run fails: pass "
-                 "a plain tensor to the model's parts, such as `model.W_E.detach()`")
+WEIGHT_STORED = ("it leaves a weight stored where the model keeps an activation, so that the model's next run fails: "
+                 "pass a plain tensor to the model's parts, such as `model.W_E.detach()`")
 GRADIENTS_ASKED = "it changes which weights of the model take gradients (`requires_grad`)"
 MODEL_CHANGED = f"it leaves the model changed, with other logits for the same tokens: {EVERY_LATER_RUN}"
 SEEDED = ("it seeds torch's global random numbers: all that the notebook draws later would be changed. Draw from a "

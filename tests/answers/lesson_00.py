@@ -260,7 +260,8 @@ def f(model, tokens):
     before = model(tokens).log_softmax(-1)
     for layer in range(model.cfg.n_layers):
         for head in range(model.cfg.n_heads):
-            model.add_hook(f"blocks.{layer}.attn.hook_z", lambda z, hook: z * (torch.arange(z.shape[2]) != head)[:, None])
+            others = (torch.arange(model.cfg.n_heads) != head)[:, None]
+            model.add_hook(f"blocks.{layer}.attn.hook_z", lambda z, hook: z * others)
             after = model(tokens).log_softmax(-1)
             result[layer, head] = (before.exp() * (before - after)).sum(-1).mean()
     return result

@@ -264,7 +264,7 @@ ANSWERS = {
             Wrong(SEED_IGNORED, says="the same seed"),
             Wrong(OUT_OF_RANGE),
             Wrong(GLOBAL_SEED, says="seeds torch's global random numbers"),
-            Wrong(with_rng("torch.Generator().manual_seed(seed) if seed else None"), says="seed=0 is taken for no seed"),
+            Wrong(with_rng("torch.Generator().manual_seed(seed) if seed else None"), says="seed=0 is taken for no"),
             Wrong(with_rng("torch.Generator().manual_seed(seed or 0)"), says="the same tokens every time"),
             Wrong(with_rng("torch.Generator() if seed is None else torch.Generator().manual_seed(seed)"),
                   says="the same tokens every time"),

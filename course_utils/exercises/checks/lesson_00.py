@@ -194,7 +194,8 @@ KL_MISTAKES = variants(kl_from_truth, {
     "the sign is flipped: a KL is never negative": "-terms.sum(dim=-1)",
     "the terms are averaged over the vocabulary: a KL sums them": "terms.mean(dim=-1)",
     "ln p = −∞ was replaced before the exponential: p = 0 has become p = 1":
-        "known = torch.where(true_log_probs.isfinite(), true_log_probs, 0.0)\nreturn (known.exp() * (known - log_q)).sum(dim=-1)",
+        "known = torch.where(true_log_probs.isfinite(), true_log_probs, 0.0)\n"
+        "return (known.exp() * (known - log_q)).sum(dim=-1)",
     "NaN was replaced after the sum: one impossible token has made the whole sum NaN; replace its term":
         "(true_log_probs.exp() * (true_log_probs - log_q)).sum(dim=-1).nan_to_num()",
     "ln q is missing its normalisation: it is `logits.log_softmax(-1)`, not the logits": {
@@ -203,9 +204,10 @@ KL_MISTAKES = variants(kl_from_truth, {
 })
 
 DAMAGE_MISTAKES = variants(damage, {
-    "this is KL(the model without the head ‖ the unchanged model): the weights must be the unchanged model's probabilities":
-        "logits = model(tokens)\nreturn torch.tensor([[kl_from_truth(without_head(model, tokens, layer, head).log_softmax(-1), "
-        "logits).mean().item() for head in range(model.cfg.n_heads)] for layer in range(model.cfg.n_layers)])",
+    "this is KL(without the head ‖ unchanged): the weights must be the unchanged model's probabilities": {
+        "before = model(tokens).log_softmax(dim=-1)": "before = model(tokens)",
+        "kl_from_truth(before, without_head(model, tokens, layer, head))":
+            "kl_from_truth(without_head(model, tokens, layer, head).log_softmax(-1), before)"},
     "only the last position counts here: average over all": {".mean().item()": "[:, -1].mean().item()"},
     "only the first sequence counts here: average over all": {".mean().item()": "[0].mean().item()"},
     "summed over positions: take the mean": {".mean().item()": ".sum(dim=1).mean().item()"},
@@ -290,11 +292,11 @@ EXERCISES = [
         reference=damage,
         check=compare_cases(damage_cases, DAMAGE_MISTAKES, atol=1e-4, rtol=1e-3, keeps_inputs=True),
         hints=(
-            "You have written both parts: `without_head` gives logits, `kl_from_truth` compares them with log-probabilities.",
-            "In the truth's place stand the unchanged model's log-probabilities, `model(tokens).log_softmax(-1)`. Compute "
-            "them once; then go through layers and heads.",
-            "`kl_from_truth(before, without_head(model, tokens, layer, head)).mean()` for every layer and head, as a tensor "
-            "[model.cfg.n_layers, model.cfg.n_heads].",
+            "You have both parts: `without_head` gives logits, `kl_from_truth` compares logits with log-probabilities.",
+            "In the truth's place stand the unchanged model's log-probabilities, `model(tokens).log_softmax(-1)`. "
+            "Compute them once; then go through layers and heads.",
+            "`kl_from_truth(before, without_head(model, tokens, layer, head)).mean()` for every layer and head, as a "
+            "tensor [model.cfg.n_layers, model.cfg.n_heads].",
         ),
         minutes=8,
         difficulty=2,

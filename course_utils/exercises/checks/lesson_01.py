@@ -83,7 +83,7 @@ def order_gain(
 AFRESH = "the second half differs from the first: draw one half, and use it twice"
 BOS_LAST = "BOS is at the end: the model expects it in front"
 NO_BOS = "BOS is missing: the sequence is [BOS, half, half], 1 + 2 * seq_len tokens"
-BOS_FIXED = "the first column is not this model's BOS: its id is `bos_token_id(model)`, and not the same for every model"
+BOS_FIXED = "the first column is not this model's BOS: its id, `bos_token_id(model)`, differs from model to model"
 SAME_ROWS = "every row of the batch is the same: draw [batch, seq_len] tokens"
 RANGE = "some tokens are never drawn: use the whole vocabulary, torch.randint(0, d_vocab, …)"
 NO_TWICE = "no token ever occurs twice in a copy: each is drawn from the whole vocabulary, whatever came before it"
@@ -91,8 +91,8 @@ SEED = "the same seed gives different tokens: pass a generator with this seed to
 ONE_SEED = "seed 1 and seed 2 give the same tokens: the seed is not used"
 SEED_ZERO = "seed=0 is taken for no seed (0 is false in Python): ask whether `seed is None`"
 ALWAYS = "without a seed it gives the same tokens every time: leave `generator=None`, which is torch's global stream"
-OTHER_STREAM = ("without a seed it does not draw from torch's global stream, so `torch.manual_seed` in the notebook would not "
-                "repeat it: leave `generator=None`")
+OTHER_STREAM = ("without a seed it does not draw from torch's global stream, so that `torch.manual_seed` in the "
+                "notebook would not repeat it: leave `generator=None`")
 
 
 @property_check(mistakes=[AFRESH, BOS_LAST, NO_BOS, BOS_FIXED, SAME_ROWS, RANGE, NO_TWICE, SEED, ONE_SEED, SEED_ZERO,
@@ -174,30 +174,29 @@ def collector(seen: list[int]) -> list[int]:
     return sorted(set(seen[1:]))
 
 
-NEW_TOKENS = ("this also counts what a model gains that only knows which tokens have come: the second copy must have the same "
-              "tokens, in another order")
+NEW_TOKENS = ("this also counts what a model gains that only knows which tokens have come: the second copy must have "
+              "the same tokens, in another order")
 COUNTED = "the boundary token is counted: leave it out of both means (start at entry seq_len + 1)"
-SAME_ORDER = "no difference for a model that copies: is the second copy really in another order, and both runs compared?"
+SAME_ORDER = "no difference for a model that copies: is the second copy in another order, and are both runs compared?"
 FLIPPED = "the sign is flipped: subtract the score of the reordered copy from that of the one in order"
-KEEPS_PAIRS = ("too small for a model that copies: the reordered copy must not keep which token follows which (a shift keeps "
-               "nearly all)")
+KEEPS_PAIRS = ("too small for a model that copies: the reordered copy must not keep which token follows which (a shift "
+               "keeps nearly all)")
 ROWS = "the means of different sequences are mixed: each number is about one sequence"
 ALL_BUT_ONE = "the token after the boundary token counts: both means begin at entry seq_len + 1"
-SEED_UNUSED = "the order must be drawn with `seed`: `torch.Generator().manual_seed(seed)`, and the same seed gives the same order"
+SEED_UNUSED = "the order must be drawn with `seed`, and only with it: `torch.Generator().manual_seed(seed)`"
 OWN_COPY = "it changes its input: work on a copy (`.clone()`)"
 
 
 @property_check(mistakes=[NEW_TOKENS, COUNTED, SAME_ORDER, FLIPPED, KEEPS_PAIRS, ROWS, ALL_BUT_ONE, SEED_UNUSED,
                           OWN_COPY])
 def order_check(attempt):
-    """four invented models: one that copies, one that copies one token, one that knows which tokens have come, one that bets
-    on the boundary token"""
+    """models that copy, copy one token, know which tokens have come, or bet on the boundary token"""
     tokens = repeated_distinct(24, 12, vocab=40)
     given = tokens.clone()
     gain = attempt(Invented(copier), given, 12)
     require(torch.equal(given, tokens), OWN_COPY)
     require(isinstance(gain, Tensor) and gain.is_floating_point(), "a float torch.Tensor was expected", got=gain)
-    require(gain.shape == (24,), "one number for each sequence is needed: shape [batch]", got=gain, expected="shape [24]")
+    require(gain.shape == (24,), "one number for each sequence is needed, shape [batch]", got=gain, expected="[24]")
     best = math.log(0.9 + 0.1 / 40) - math.log(0.1 / 40)
     shown = {"input": "a model that expects what followed a token when it came before; 24 sequences, two copies of 12",
              "got": f"{gain.mean():.3g} nats on average", "expected": f"{0.75 * best:.3g} to {best:.3g}"}

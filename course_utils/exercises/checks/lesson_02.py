@@ -121,10 +121,12 @@ LOOK_MISTAKES = variants(where_heads_look, {
 })
 
 COLLECTING_MISTAKES = variants(head_scores, {
-    "only the first row of the batch is used: average over all rows": {"run_with_hooks(tokens": "run_with_hooks(tokens[:1]"},
-    "every score is 0: no hook ran. A hook's name is `blocks.{layer}.attn.hook_pattern`, or a function that says of each "
-    "name whether it is meant": seen(lambda got, expected: (got == 0).all()),
-    "the head axis is gone: one score for each layer and head, [layer, head]": seen(lambda got, expected: got.ndim == 1),
+    "only the first row of the batch is used: average over all rows":
+        {"run_with_hooks(tokens": "run_with_hooks(tokens[:1]"},
+    "every score is 0: no hook ran. A hook's name is `blocks.{layer}.attn.hook_pattern`, or a function that says of "
+    "each name whether it is meant": seen(lambda got, expected: (got == 0).all()),
+    "the head axis is gone: one score for each layer and head, [layer, head]":
+        seen(lambda got, expected: got.ndim == 1),
     "summed over rows or entries: take the mean, so that a perfect head scores 1": (
         {"mean(dim=(0, 2))": "sum(dim=(0, 2))"}, {"mean(dim=(0, 2))": "mean(dim=2).sum(dim=0)"},
         {"mean(dim=(0, 2))": "sum(dim=2).mean(dim=0)"}),
@@ -136,7 +138,7 @@ COLLECTING_MISTAKES = variants(head_scores, {
 })
 
 STRIPE_MISTAKES = variants(stripe, {
-    "duplicate and induction are swapped: induction looks one position further, at the token after the first occurrence":
+    "duplicate and induction are swapped: induction looks one position further, after the first occurrence":
         ({"(-seq_len, 1)": "(1 - seq_len, 2)", "(1 - seq_len, 2)}": "(-seq_len, 1)}"},),
     "duplicate: the first entry of its diagonal (query seq_len) looks at BOS: leave it out":
         {"(-seq_len, 1)": "(-seq_len, 0)"},
@@ -211,7 +213,7 @@ EXERCISES = [
         reference=head_scores,
         check=compare_cases(collecting_cases, COLLECTING_MISTAKES, keeps_inputs=True),
         hints=(
-            "A hook that returns nothing changes nothing, but it may write what it sees into a tensor that you made before.",
+            "A hook that returns nothing changes nothing, but it may write into a tensor made before the run.",
             "`hook.layer()` says in which layer the hook is. A name in `fwd_hooks` may be a function of the name, such "
             "as `is_pattern`: then the hook is put wherever it says True.",
             "Make `scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)`; in the hook, `scores[hook.layer()] = "
@@ -226,7 +228,7 @@ EXERCISES = [
         reference=stripe,
         check=compare_cases(stripe_cases, STRIPE_MISTAKES, keeps_inputs=True),
         hints=(
-            "`pattern.diagonal(offset, -2, -1)` takes the entries with key = query + offset. Which offset has each kind?",
+            "`pattern.diagonal(offset, -2, -1)` takes the entries with key = query + offset. Which offset is whose?",
             "−1, −seq_len and 1 − seq_len. Write down the queries of each diagonal: the first is minus its offset, "
             "and the second copy begins at query seq_len + 1.",
             "Leave out the first entry of the duplicate's diagonal and the first two of induction's: "
@@ -256,8 +258,8 @@ EXERCISES = [
         hints=(
             "Query q sees the keys 0 … q. How much attention does each get, if all get the same?",
             "With t targets, the score of query q is t / (q + 1). Which queries count?",
-            "`n = targets.sum(-1)`; divide by `torch.arange(1, targets.shape[-1] + 1)`; keep the entries where `n > 0`, "
-            "over all rows, and take their mean.",
+            "`n = targets.sum(-1)`; divide by `torch.arange(1, targets.shape[-1] + 1)`; keep those where `n > 0`, "
+            "of all rows together, and take their mean.",
         ),
         minutes=8,
         difficulty=2,

@@ -51,7 +51,7 @@ def random_model():
 
 @made_once
 def spaced_model():
-    """A random GPT-2 with 1 layer, 40 tokens and a byte-level tokenizer, as real ones have: the token Ġba reads " ba"."""
+    """A random GPT-2 with 1 layer, 40 tokens and a byte-level tokenizer, like a real one: the token Ġba reads " ba"."""
     from tokenizers import decoders, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel
 
