@@ -31,24 +31,46 @@ EQUIVALENT = {
         "  return log_probs.gather(dim=-1, index=tokens[:, 1:, None])[..., -1]":
             "the last axis has one entry",
     },
-    "02.duplicate_token_scores": {
-        "return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-seq_len, -2, -1)[..., 1:])  =>"
-        "  return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-seq_len, 2, -1)[..., 1:])":
-            "the pattern has four axes: axis 2 is also axis −2",
+    "01.order_gain": {
+        "order = torch.rand(len(tokens), seq_len, generator=rng).argsort(dim=1).to(tokens.device)  =>"
+        "  order = torch.rand(len(tokens), seq_len, generator=rng).argsort().to(tokens.device)":
+            "the last axis is axis 1",
+        "mixed[:, seq_len + 1:] = tokens[:, 1:seq_len + 1].gather(1, order)  =>"
+        "  mixed[:, seq_len + 1:] = tokens[:, 1:].gather(1, order)":
+            "the order asks for the first seq_len of them only",
+        "mixed[:, seq_len + 1:] = tokens[:, 1:seq_len + 1].gather(1, order)  =>"
+        "  mixed[:, seq_len + 1:] = tokens[:, 1:seq_len + 2].gather(1, order)":
+            "the order asks for the first seq_len of them only",
     },
-    "02.induction_scores": {
-        "return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(1 - seq_len, -2, -1)[..., 2:])  =>"
-        "  return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(1 - seq_len, 2, -1)[..., 2:])":
-            "the pattern has four axes: axis 2 is also axis −2",
+    "02.head_scores": {
+        "scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)  =>"
+        "  scores = torch.ones(model.cfg.n_layers, model.cfg.n_heads)":
+            "every row is written",
+        "scores[hook.layer()] = entries(pattern).mean(dim=(0, 2))  =>"
+        "  scores[hook.layer()] = entries(pattern).mean(dim=(2, 0))":
+            "the order of the axes of a mean does not matter",
+        "model.run_with_hooks(tokens, return_type=None, fwd_hooks=[(is_pattern, note)])  =>"
+        "  model.run_with_hooks(tokens, fwd_hooks=[(is_pattern, note)])":
+            "the logits are not used",
     },
     "02.induction_targets": {
         "before = tokens.roll(1, dims=1)  =>  before = tokens.roll(1)":
             "rolled over row ends, only key 0 differs, and that is set to False next",
     },
-    "02.previous_token_scores": {
-        "return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-1, -2, -1))  =>"
-        "  return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-1, 2, -1))":
+    "02.stripe": {
+        "return pattern.diagonal(offset, -2, -1)[..., first:]  =>  return pattern.diagonal(offset, 2, -1)[..., first:]":
             "the pattern has four axes: axis 2 is also axis −2",
+    },
+    "02.uniform_score": {
+        "n_visible = torch.arange(1, targets.shape[-1] + 1, device=targets.device)  =>"
+        "  n_visible = torch.arange(1, targets.shape[-1] + 1)":
+            "checks run on the CPU",
+        "n_visible = torch.arange(1, targets.shape[-1] + 1, device=targets.device)  =>"
+        "  n_visible = torch.arange(1, targets.shape[1] + 1, device=targets.device)":
+            "there are as many keys as queries",
+        "n_visible = torch.arange(1, targets.shape[-1] + 1, device=targets.device)  =>"
+        "  n_visible = torch.arange(1, targets.shape[-2] + 1, device=targets.device)":
+            "there are as many keys as queries",
     },
     "03.ablate": {
         "new = rest.mean(dim=(0, 1)).expand_as(rest)  =>  new = rest.mean(dim=(1, 0)).expand_as(rest)":

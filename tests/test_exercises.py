@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import os
+import random
 import subprocess
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from course_utils import exercises
 from course_utils.exercises import Exercise, assess, cards, progress_store
 from course_utils.exercises.calling import is_stub
 from course_utils.exercises.checking import Case, compare_cases, property_check
+from course_utils.exercises.checks.shared import random_model, random_tokens
 from course_utils.exercises.comparing import describe, first_difference
 from course_utils.exercises.mistakes import Mistake
 from course_utils.house.console import write_anything
@@ -224,12 +227,92 @@ def test_hooks_that_the_transformers_library_adds_for_itself_are_left_alone():
     model._forward_hooks.clear()
 
 
+def _other_logits(model):
+    before = model.forward
+    model.forward = lambda *args, **options: 2 * before(*args, **options)
+
+
+def _mlp_that_fails(model):
+    model.blocks[0].mlp.forward = lambda *args, **options: 1 / 0
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda model: model.train(), "between training and evaluation"),
+    (lambda model: setattr(model.cfg, "n_ctx", 5), "the model's configuration"),
+    (lambda model: model.blocks[1].ln1(model.W_E), "`model.W_E.detach()`"),
+    (lambda model: model.W_E.data.mul_(2), "the model's weights"),
+    (lambda model: model.double(), "the model's weights"),
+    (lambda model: setattr(model.blocks[0].attn, "hook_z", torch.nn.Identity()), "leaves the model changed"),
+    (lambda model: model.W_E.requires_grad_(), "take gradients"),
+    (_other_logits, "leaves the model changed"),
+    (_mlp_that_fails, "leaves the model changed"),
+    (lambda model: torch.set_default_dtype(torch.float64), "default dtype"),
+    (lambda model: torch.set_grad_enabled(False), "gradients switched off"),
+    (lambda model: torch.manual_seed(0), "seeds torch's global random numbers"),
+])
+def test_what_an_answer_leaves_changed_is_told_and_spoils_no_later_answer(change, says):
+    """In each of two exercises that share a model, before the answer is worked out and after."""
+    first, second = (
+        Exercise(f"90.{n}", "x", lambda model, tokens: model(tokens), compare_cases(
+            lambda: [Case(random_model(), random_tokens(1, n))], keeps_inputs=keeps), HINTS, 1, 1)
+        for n, keeps in ((5, True), (6, False)))
+    for item in (first, second):
+        for when in (0, 1):
+            def attempt(model, tokens):
+                if when == 0:
+                    change(model)
+                answer = model(tokens)
+                if when == 1:
+                    change(model)
+                return answer
+
+            verdict = assess(item, attempt)
+            assert not verdict.passed
+            assert when == 0 or says in verdict.message
+            assert assess(first, first.reference).passed and assess(second, second.reference).passed
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+
+
+def test_a_property_check_tells_what_was_left_changed_too():
+    @property_check()
+    def runs(attempt):
+        attempt(random_model(), random_tokens(1, 5))
+
+    item = Exercise("90.x", "x", lambda model, tokens: model(tokens), runs, HINTS, 1, 1)
+    assert "training" in assess(item, lambda model, tokens: model.train()(tokens)).message
+    assert assess(item, item.reference).passed
+
+
+def test_right_answers_are_right_whatever_the_notebook_has_set():
+    weight = torch.ones(3, requires_grad=True)
+    check = compare_cases(lambda: [Case(torch.ones(3))])
+    item = Exercise("90.x", "x", lambda x: (weight * x).sum(), check, HINTS, 1, 1)
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert assess(item, lambda x: weight @ x).passed
+        assert not torch.is_grad_enabled() and torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)
+
+
 def test_the_notebooks_random_numbers_are_left_alone():
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    verdict_of("90.probabilities", lambda x: torch.rand_like(x))
-    assert torch.equal(torch.rand(2), expected)
+    def draws():
+        return torch.rand(2).tolist(), random.random(), np.random.rand()
+
+    def seeds(x):
+        torch.manual_seed(1)
+        random.seed(1)
+        np.random.seed(1)
+        return torch.rand_like(x)
+
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    expected = draws()
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    verdict_of("90.probabilities", torch.rand_like)
+    verdict_of("90.probabilities", seeds)
+    assert draws() == expected
 
 
 def test_a_random_answer_gives_the_same_card_every_time():

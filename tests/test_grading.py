@@ -153,11 +153,11 @@ def verdict_of(id: str, program: str):
 
 
 def test_a_hook_left_on_the_model_is_seen():
-    verdict = verdict_of("02.previous_token_scores", """
-from course_utils.heads import previous_token_scores
-def attempt(model, tokens):
+    verdict = verdict_of("02.head_scores", """
+from course_utils.heads import stripe_scores
+def attempt(model, tokens, entries):
     next(model.children()).register_forward_hook(lambda *a: None)
-    return previous_token_scores(model, tokens)""")
+    return stripe_scores(model, tokens, entries)""")
     assert verdict.status == "wrong" and "leaves a hook" in verdict.message
 
 

@@ -96,6 +96,8 @@ def plot_by_position(
     x: Float[ndarray, "pos"] | None = None,
     xlabel: str = "position in the sequence",
     title: str = "",
+    markers: bool = False,
+    errors: dict[str, Float[ndarray, "pos"]] | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """Lines over positions (or, with x and xlabel, over anything else: training steps, layers).
@@ -105,6 +107,8 @@ def plot_by_position(
         ylabel: what is drawn, with its unit, for example "log-probability (nats)".
         boundary: x of a dotted vertical line, where the second copy starts.
         x: the positions; 0, 1, 2, … when not given.
+        markers: mark the points, where few were measured and the lines only lead the eye.
+        errors: {label: the half-width of an error bar at each position}, for some of the lines or all.
 
     Raises:
         ValueError: when values is empty or a line does not have one number per position.
@@ -118,7 +122,9 @@ def plot_by_position(
         if line.shape != at.shape:
             raise ValueError(f"{label!r} has shape {line.shape}; the positions have shape {at.shape}")
         colour, style = OKABE_ITO[i % len(OKABE_ITO)], LINE_STYLES[i % len(LINE_STYLES)]
-        ax.plot(at, line, label=label, linewidth=1.6, color=colour, linestyle=style)
+        bars = None if errors is None or label not in errors else as_array(errors[label])
+        ax.errorbar(at, line, bars, label=label, linewidth=1.6, marker="o" if markers else None, markersize=4,
+                    capsize=2, color=colour, linestyle=style)
     if boundary is not None:
         ax.axvline(boundary, color="0.4", linestyle=":", linewidth=1.2, label="second copy starts")
     ax.set(xlabel=xlabel, ylabel=ylabel)
