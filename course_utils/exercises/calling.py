@@ -64,7 +64,7 @@ def call(attempt: Callable, args: tuple = (), kwargs: dict | None = None, *, non
     kwargs = kwargs or {}
     before = hooks_on((*args, *kwargs.values()))
     try:
-        with own_randomness():
+        with own_randomness(), torch.enable_grad():      # also in a notebook that has switched gradients off
             answer = attempt(*args, **kwargs)
     except Exception as error:
         remove_new_hooks(before)
