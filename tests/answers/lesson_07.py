@@ -627,7 +627,7 @@ ANSWERS = {
     "07.known_cases": Answers(
         reject=[
             Wrong(cases_of('{"identity": (x, 1.0), "mean": (m.expand_as(x), 0.0)}'), says="a wrong formula agrees"),
-            Wrong(cases_of('{"mean": (m.expand_as(x), 0.0), "half": ((x + m) / 2, 0.75)}'), says="a wrong formula agrees"),
+            Wrong(cases_of('{"mean": (m.expand_as(x), 0.0), "half": ((x + m) / 2, 0.75)}'), says="a wrong formula"),
             Wrong(cases_of('{"mean": (m.expand_as(x), 0.0), "shift": (x + v, 0.0)}').replace("0.0)}", "1.0)}"),
                   says="is not what you say"),
             Wrong(cases_of('{"mean": (m.expand_as(x), 0.0), "half": ((x + m) / 2, 0.5), "shift": (x + v, 0.0)}'),

@@ -384,7 +384,8 @@ for place in places:
     if latent.flatten()[place] > 0:
         first.setdefault(place // latent.shape[1], place % latent.shape[1])
 return torch.tensor([*first.items()]).reshape(-1, 2)""",
-    "several come from one sequence: at most one in each": """places = latent.flatten().topk(min(k, latent.numel())).indices
+    "several come from one sequence: at most one in each":
+        """places = latent.flatten().topk(min(k, latent.numel())).indices
 places = places[latent.flatten()[places] > 0]
 return torch.stack([places // latent.shape[1], places % latent.shape[1]], dim=1)""",
     "the smallest come first": {"> 0]": "> 0].flip(0)"},
