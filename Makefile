@@ -112,9 +112,10 @@ test quick matrix machines flakes: export MALLOC_TRIM_THRESHOLD_ = 1073741824
 # Also where this variable is set, modules are compiled once, and not in each of some sixty processes.
 test quick matrix machines flakes: export PYTHONDONTWRITEBYTECODE =
 
-# The linter, and the files of the public forge against its schema.
+# The linter, the types, and the files of the public forge against their schema.
 lint: $(MORE_READY)
 	@$(PY) -m ruff check .
+	@$(PY) -m mypy
 	@$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 quick: $(READY)
@@ -148,5 +149,5 @@ test: $(MORE_READY) $(PEERS_READY) real-model
 
 clean:
 	rm -rf build/book build/html build/room build/lib build/bdist* build/measured.jsonl dist
-	rm -rf .venv .venv-peers *.egg-info .pytest_cache .hypothesis
+	rm -rf .venv .venv-peers *.egg-info .mypy_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -48,16 +48,15 @@ def lessons(quick: bool = False) -> list[Row]:
 
     The start of the kernel counts as part of the first cell, the one with the imports.
     """
-    sys.path.insert(0, str(ROOT / "tools"))
     import costs
     from notebook_runs import stored_lessons
 
     paths = stored_lessons(ROOT / "solutions", "04" if quick else "")
     rows, total = [], 0.0
     for path in tqdm(paths, desc="lessons", leave=False, disable=bars_are_off()):
-        whole, cells = costs.measure_cells(path, "skip")
+        whole, cells = costs.measure(path, "skip")
         total += whole["seconds"]
-        slowest = max(cost["seconds"] for _, cost in cells)
+        slowest = max(cells)
         rows.append({"Lesson": path.stem, "Seconds": f"{whole['seconds']:.1f}", "Slowest cell (s)": f"{slowest:.1f}",
                      "Memory (GB)": f"{whole['gigabytes']:.2f}", "Wanted": "cell <= 15 s",
                      "Met": "yes" if slowest <= 15 else "NO"})

@@ -7,19 +7,16 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-import psutil
+from memory import GB, HighestMemory
 from tqdm.auto import tqdm
 
 from course_utils.house import bars_are_off
-
-GB = 1e9
 
 
 @dataclass
@@ -94,34 +91,13 @@ def alone(prepare: str, *arguments: str) -> Cost:
     return Cost(**json.loads(done.stdout.splitlines()[-1]))
 
 
-class HighestMemory(threading.Thread):
-    """Looks at this process's memory every 2 ms until told to stop.
-
-    A peak shorter than that can be missed, but new memory comes from the system at a few GB a second, so that by
-    some megabytes at most. (The system's own record, ru_maxrss, would include the peak of loading a model.)
-    """
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.process, self.over = psutil.Process(), threading.Event()
-        self.highest = self.before = self.process.memory_info().rss
-
-    def run(self) -> None:
-        while not self.over.wait(0.002):
-            self.look()
-
-    def look(self) -> None:
-        self.highest = max(self.highest, self.process.memory_info().rss)
-
-
 def cost_of(call: Callable[[], Any]) -> Cost:
     """Seconds and memory of one call in this process."""
     memory = HighestMemory()
     memory.start()
     seconds, result = timed(call)
     memory.look()                                               # while `result` is still there
-    memory.over.set()
-    memory.join()
+    memory.stop()
     return Cost(seconds, (memory.highest - memory.before) / GB, memory.highest / GB)
 
 

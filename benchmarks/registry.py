@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from course_utils.house import in_columns
+
 Row = dict[str, str]    # column: cell; all rows of one benchmark have the same columns
 BENCHMARKS: dict[str, Callable[..., list[Row]]] = {}
 
@@ -35,7 +37,6 @@ def row(what: str, measured: str, wanted: str = "", met: bool | None = None) -> 
 
 def as_markdown(rows: list[Row]) -> str:
     """A Markdown table whose columns line up as plain text too."""
-    lines = [list(rows[0]), *(list(each.values()) for each in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(rows[0]))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+    header, *lines = in_columns([list(rows[0]), *(list(each.values()) for each in rows)])
+    rule = ["-" * len(cell) for cell in header]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])

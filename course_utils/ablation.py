@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KINDS = ("zero", "mean", "resample")
 COLUMNS_AT_A_TIME = 7      # patched positions that share a batch: more mean fewer calls, of more positions each
-POSITIONS_AT_A_TIME = 512  # residual vectors unembedded at once: with 50,000 tokens, 100 MB of logits
+VECTORS_AT_A_TIME = 512    # residual vectors unembedded at once: with 50,000 tokens, 100 MB of logits
 
 
 def second_copy_loss(
@@ -105,8 +105,8 @@ def _losses(
     clean: CleanRun, final: Float[Tensor, "... d_model"], targets: Int[Tensor, "..."]
 ) -> Float[Tensor, "..."]:
     """Cross-entropy (nats) of each target, given the residual stream that leaves the last block."""
-    vectors = final.flatten(0, -2).split(POSITIONS_AT_A_TIME)                       # each [some, d_model]
-    wanted = targets.flatten().split(POSITIONS_AT_A_TIME)                           # each [some]
+    vectors = final.flatten(0, -2).split(VECTORS_AT_A_TIME)                       # each [some, d_model]
+    wanted = targets.flatten().split(VECTORS_AT_A_TIME)                           # each [some]
     losses = [F.cross_entropy(clean.logits(x), tokens, reduction="none") for x, tokens in zip(vectors, wanted)]
     return torch.cat(losses).reshape(targets.shape)
 
@@ -168,7 +168,9 @@ def mlp_ablation_scores(
 ) -> Float[Tensor, "layer"]:
     """Change of the loss (nats) when one layer's MLP output is ablated at every position but the first.
 
-    Arguments and errors are those of `head_ablation_scores`, and ValueError if the model has no MLPs.
+    Arguments are those of `head_ablation_scores`.
+    Raises:
+        ValueError: as `head_ablation_scores` does, or if the model has no MLPs.
     """
     check_mlps(model)
     clean, first, layers = _prepare(model, tokens, kind, seq_len, layers, mlp_out)
@@ -238,7 +240,8 @@ def mlp_attribution_sweep(
 
     One forward and one backward pass instead of n_layers * seq_len passes. Exact only where the loss is linear in
     the MLP output. Source: Nanda, "Attribution patching" (2023).
-    Raises ValueError as `mlp_patch_sweep` does.
+    Raises:
+        ValueError: as `mlp_patch_sweep` does.
     """
     check_repeated(tokens, seq_len)
     check_mlps(model)
@@ -256,7 +259,8 @@ def head_attribution_scores(
 ) -> Float[Tensor, "layer head"]:
     """First-order estimate (nats) of `head_ablation_scores` on repeated tokens, from one gradient.
 
-    Raises ValueError as `head_ablation_scores` does.
+    Raises:
+        ValueError: as `head_ablation_scores` does.
     """
     check_repeated(tokens, seq_len)
     check_kind(kind, len(tokens))

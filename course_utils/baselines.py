@@ -4,7 +4,7 @@ x is the activation, x̂ its reconstruction, ε = ‖x̂ − x‖, and g a vecto
 
     epsilon_random      x + ε g / ‖g‖                           as far away, in a direction at random (Gurnee 2024)
     covariance_random   the same with g of the activations' covariance (Lee and Heimersheim 2024, 2410.12555)
-    theta_random        x̂ turned about x into a direction at random: as long, as far away, at the same angle
+    theta_random        x̂ rotated about x into a direction at random: as long, as far away, at the same angle
     norm_only           x ‖x̂‖ / ‖x‖                             the right direction, the wrong length: shrinkage alone
     norm_corrected      x̂ ‖x‖ / ‖x̂‖                             the reconstruction without its shrinkage
     zero, mean          nothing at all, and the mean activation
@@ -35,6 +35,7 @@ from course_utils.passes import (
     checked_mask,
     counted_positions,
     followed,
+    put_back,
 )
 
 if TYPE_CHECKING:
@@ -85,10 +86,13 @@ def activation_statistics(
     Raises:
         ValueError: if an activation is not finite.
     """
-    total, products, n = 0.0, 0.0, int(counted.sum())
-    for x, here in zip(activations_in_batches(model, site, tokens, batch_size), counted.split(batch_size)):
-        x = x[here].double()
-        total, products = total + x.sum(0), products + x.T @ x
+    total = torch.zeros((), dtype=torch.float64)                                    # [width], once a batch is in it
+    products = torch.zeros((), dtype=torch.float64)                                 # [width, width]
+    for batch, here in zip(activations_in_batches(model, site, tokens, batch_size), counted.split(batch_size)):
+        x = batch[here].double()                                                    # [counted here, width]
+        total = total + x.sum(0)
+        products = products + x.T @ x
+    n = int(counted.sum())
     mean = total / n
     if not mean.isfinite().all():
         raise ValueError(f"{site.hook_name} has activations that are not finite (NaN or infinite)")
@@ -160,37 +164,41 @@ def noise_floor(
         mask, counts = _only(at, mask, counts)
     mean, covariance = activation_statistics(model, site, tokens, counts)
     mean, root = mean.float(), covariance_root(covariance).float()
-    pooled = Pooled(len(tokens), resamples, seed)
+    passes = {kind: [f"{kind} {draw}" for draw in range(draws if kind in RANDOM else 1)] for kind in ("sae", *kinds)}
+    kl, delta_ce = Pooled(len(tokens), resamples, seed), Pooled(len(tokens), resamples, seed)
     for rows in tqdm(torch.arange(len(tokens)).split(batch_size), desc="batches", delay=1, disable=bars_are_off()):
         clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens[rows], site)
         noise = [torch.stack([_noise(seed, draw, row, x[0]) for row in rows.tolist()]) for draw in range(draws)]
         finals = {}
-        for kind in ("sae", *kinds):
-            for draw in range(draws if kind in RANDOM else 1):
-                new = _vectors(kind, x, x_hat, noise[draw], mean.to(x), root.to(x))
-                finals[f"{kind}/{draw}"] = site.continue_with(clean, torch.where(mask[rows][..., None], new, x))
-        pooled.add(rows, counts[rows], harm(clean, finals, counts[rows]))
-    return _summary(pooled, ("sae", *kinds), draws)
+        for kind, names in passes.items():
+            for name, drawn in zip(names, noise):
+                new = _vectors(kind, x, x_hat, drawn, mean.to(x), root.to(x))
+                finals[name] = site.continue_with(clean, torch.where(mask[rows][..., None], new, x))
+        kl_here, delta_ce_here = harm(clean, finals, counts[rows])
+        kl.add(rows, counts[rows], kl_here)
+        delta_ce.add(rows, counts[rows], delta_ce_here)
+    return _summary(kl, delta_ce, passes)
 
 
 def harm(
     clean: CleanRun, finals: dict[str, Float[Tensor, "batch pos d_model"]], counted: Bool[Tensor, "batch pos"]
-) -> dict[str, Float[Tensor, "batch pos"]]:
-    """KL(p‖q) ("kl name") and ΔCE ("delta_ce name") of several patched passes, at every counted position.
+) -> tuple[dict[str, Float[Tensor, "batch pos"]], dict[str, Float[Tensor, "batch pos"]]]:
+    """KL(p‖q) and ΔCE of several patched passes, each {name: values}, at every counted position; 0 elsewhere.
 
     `finals` are what leaves the last block in each. A few positions' logits exist at a time.
     """
-    next_tokens, out = clean.tokens.roll(-1, dims=1).flatten(), {}                  # [batch * pos]
-    for some in counted.flatten().nonzero()[:, 0].split(POSITIONS_AT_A_TIME):
-        target = next_tokens[some, None]                                            # [some, 1]
-        log_p = log_softmax(clean.logits(clean.residuals[-1].flatten(0, 1)[some]))
+    next_tokens = clean.tokens.roll(-1, dims=1).flatten()                           # [batch * pos]
+    kl: dict[str, list[Tensor]] = {name: [] for name in finals}
+    delta_ce: dict[str, list[Tensor]] = {name: [] for name in finals}
+    for chunk in counted.flatten().nonzero()[:, 0].split(POSITIONS_AT_A_TIME):
+        target = next_tokens[chunk, None]                                           # [chunk, 1]
+        log_p = log_softmax(clean.logits(clean.residuals[-1].flatten(0, 1)[chunk]))
         for name, final in finals.items():
-            log_q = log_softmax(clean.logits(final.flatten(0, 1)[some]))
-            values = {f"kl {name}": kl_of_log_probs(log_p, log_q),
-                      f"delta_ce {name}": (log_p - log_q).gather(1, target)[:, 0]}
-            for key, value in values.items():
-                out.setdefault(key, torch.zeros_like(next_tokens, dtype=value.dtype))[some] = value
-    return {key: value.reshape(counted.shape) for key, value in out.items()}
+            log_q = log_softmax(clean.logits(final.flatten(0, 1)[chunk]))           # [chunk, vocab]
+            kl[name].append(kl_of_log_probs(log_p, log_q))
+            delta_ce[name].append((log_p - log_q).gather(1, target)[:, 0])
+    return ({name: put_back(chunks, counted) for name, chunks in kl.items()},
+            {name: put_back(chunks, counted) for name, chunks in delta_ce.items()})
 
 
 def _vectors(
@@ -203,9 +211,12 @@ def _vectors(
         return epsilon_random(x, x_hat, noise @ root)
     if kind == "theta_random":
         return theta_random(x, x_hat, noise)
-    longer = x_hat.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return {"sae": x_hat, "norm_only": x * longer, "norm_corrected": x_hat / longer.clamp_min(1e-12),
-            "zero": torch.zeros_like(x), "mean": mean.expand_as(x)}[kind]
+    length_ratio = x_hat.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    if kind == "norm_only":
+        return x * length_ratio
+    if kind == "norm_corrected":
+        return x_hat / length_ratio.clamp_min(1e-12)
+    return {"sae": x_hat, "zero": torch.zeros_like(x), "mean": mean.expand_as(x)}[kind]
 
 
 def _noise(seed: int, draw: int, row: int, like: Float[Tensor, "pos d"]) -> Float[Tensor, "pos d"]:
@@ -232,24 +243,24 @@ def _only(
     return mask, counts
 
 
-def _summary(pooled: Pooled, kinds: tuple[str, ...], draws: int) -> NoiseFloor:
-    """Average over the draws; ratios and intervals from the same resamples for numerator and denominator."""
-    names_of = {kind: [f"{kind}/{draw}" for draw in range(draws if kind in RANDOM else 1)] for kind in kinds}
-    each = {kind: torch.stack([pooled.mean(f"kl {name}") for name in names])                        # [draw, row]
-            for kind, names in names_of.items()}
-    kl = {kind: values.mean(0) for kind, values in each.items()}                                    # [row]
-    ratio = {kind: defined_ratio(kl["sae"], value) for kind, value in kl.items()}
-    positions = {kind: torch.stack([pooled.by_position(f"kl {name}") for name in names]).mean(0)
-                 for kind, names in names_of.items()}
+def _summary(kl: Pooled, delta_ce: Pooled, passes: dict[str, list[str]]) -> NoiseFloor:
+    """Average over the draws; ratios and intervals from the same resamples for numerator and denominator.
+
+    `passes`: for each kind the names of its passes, one for each draw.
+    """
+    draws = {kind: torch.stack([kl.mean(name) for name in names]) for kind, names in passes.items()}    # [draw, row]
+    means = {kind: values.mean(0) for kind, values in draws.items()}                                    # [row]
+    ratios = {kind: defined_ratio(means["sae"], mean) for kind, mean in means.items()}                  # [row]
     return NoiseFloor(
-        kl={kind: value[0].item() for kind, value in kl.items()},
-        delta_ce={kind: sum(pooled.mean(f"delta_ce {name}")[0].item() for name in names) / len(names)
-                  for kind, names in names_of.items()},
-        spread={kind: values[:, 0].std().item() if len(values) > 1 else math.nan for kind, values in each.items()},
-        ratio={kind: value[0].item() for kind, value in ratio.items()},
-        kl_intervals={kind: interval(value[1:]) for kind, value in kl.items()},
-        ratio_intervals={kind: interval(value[1:]) for kind, value in ratio.items()},
-        kl_by_position=positions,
+        kl={kind: mean[0].item() for kind, mean in means.items()},
+        delta_ce={kind: sum(delta_ce.mean(name)[0].item() for name in names) / len(names)
+                  for kind, names in passes.items()},
+        spread={kind: values[:, 0].std().item() if len(values) > 1 else math.nan for kind, values in draws.items()},
+        ratio={kind: ratio[0].item() for kind, ratio in ratios.items()},
+        kl_intervals={kind: interval(mean[1:]) for kind, mean in means.items()},
+        ratio_intervals={kind: interval(ratio[1:]) for kind, ratio in ratios.items()},
+        kl_by_position={kind: torch.stack([kl.by_position(name) for name in names]).mean(0)
+                        for kind, names in passes.items()},
     )
 
 
@@ -303,21 +314,26 @@ def true_noise_floor(
         tokens = sample.tokens[rows].to(model.cfg.device)
         clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens, site)
         final = site.continue_with(clean, torch.where(mask[rows].to(x.device)[..., None], x_hat, x))
-        log_p, log_q = log_softmax(clean.logits(clean.residuals[-1])), log_softmax(clean.logits(final))
+        log_p = log_softmax(clean.logits(clean.residuals[-1]))                      # [batch, pos, vocab]
+        log_q = log_softmax(clean.logits(final))
         truth = sample.true_log_probs[rows].to(log_p)
         before, after = kl_of_log_probs(truth, log_p), kl_of_log_probs(truth, log_q)
         next_tokens = tokens.roll(-1, dims=1)[..., None]                            # [batch, pos, 1]
         pooled.add(rows, counts[rows], {
-            "kl_truth_model": before, "kl_truth_patched": after, "expected_delta_ce": after - before,
-            "delta_ce": (log_p - log_q).gather(2, next_tokens)[..., 0], "kl": kl_of_log_probs(log_p, log_q),
+            "kl_truth_model": before,
+            "kl_truth_patched": after,
+            "expected_delta_ce": after - before,
+            "delta_ce": (log_p - log_q).gather(2, next_tokens)[..., 0],
+            "kl": kl_of_log_probs(log_p, log_q),
             "kl_bfloat16": kl_of_log_probs(log_p, coarser_log_probs(model, tokens)),
         })
     means = {name: pooled.mean(name) for name in pooled.sums}
     difference = means["expected_delta_ce"] - means["kl"]
     return TrueFloor(
-        {name: value[0].item() for name, value in means.items()},
-        {name: interval(value[1:]) for name, value in means.items()},
-        difference[0].item(), interval(difference[1:]),
+        mean={name: value[0].item() for name, value in means.items()},
+        intervals={name: interval(value[1:]) for name, value in means.items()},
+        difference=difference[0].item(),
+        difference_interval=interval(difference[1:]),
     )
 
 

@@ -19,6 +19,7 @@ from transformer_lens import FactoredMatrix
 
 from course_utils.house import NotForThisModel
 from course_utils.passes import (
+    Head,
     Traits,
     after_block_0,
     centred,
@@ -49,10 +50,10 @@ def full_OV_circuit(
     """W_E W_V W_O W_U: row = the token attended to, column = the token whose logit it raises. [vocab, vocab]
 
     Args:
-        embedding: what stands for each token instead of W_E, for example `effective_embedding(model)`.
+        embedding: the vector of each token, instead of W_E; for example `effective_embedding(model)`.
     Raises:
         ValueError: if layer or head is out of range.
-        NotForThisModel: if the model's heads or its embedding are of another kind (see `traits.NEEDS`).
+        NotForThisModel: if the model's heads or its embedding are of another kind (see `passes.NEEDS`).
     Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021).
     """
     require(model, "a full OV circuit", "reads", "patterns", "writes", "unembedding")
@@ -67,20 +68,21 @@ def full_QK_circuit(
 ) -> FactoredMatrix:
     """W_E W_Q (W_E W_K)^T: row = the query's token, column = the key's; not divided by sqrt(d_head). [vocab, vocab]
 
-    Where the model turns queries and keys by their positions (rotary), their product depends on how far apart they
-    are. Without that turn (`distance=0`) it is the score of a query and a key *at the same position*; `distance=d`
+    Where the model rotates queries and keys by their positions (rotary), their product depends on how far apart they
+    are. Without that rotation (`distance=0`) it is the score of a query and a key *at the same position*; `distance=d`
     is the score of a key d positions before the query. Where the model norms queries and keys (Qwen 3), so does the
     circuit; where it caps scores softly (Gemma 2), these are the scores before the cap.
 
     Raises:
         ValueError: if layer or head is out of range, or a distance is given for a model without rotary positions.
-        NotForThisModel: if the model's scores or its embedding are of another kind (see `traits.NEEDS`).
+        NotForThisModel: if the model's scores or its embedding are of another kind (see `passes.NEEDS`).
     Source: Elhage et al. (2021); rotary positions: Su et al., "RoFormer" (2021).
     """
     require(model, "a full QK circuit", "reads", "scores")
     weights = head_weights(model, layer, head)
     embedding = token_vectors(model) if embedding is None else embedding
-    queries, keys = (normed_reading(model, layer, name, embedding @ weights[name.upper()]) for name in "qk")
+    queries = normed_reading(model, layer, "q", embedding @ weights["Q"])           # [vocab, d_head]
+    keys = normed_reading(model, layer, "k", embedding @ weights["K"])
     return FactoredMatrix(rotate(model, queries, distance, layer), keys.T)
 
 
@@ -96,7 +98,7 @@ def K_comp_full_circuit(
     head), where the induction head reads it (K). It is a circuit of QK matching only; what is copied is the OV's.
 
     Args:
-        query_embedding, key_embedding: what stands for each token on either side instead of W_E, such as
+        query_embedding, key_embedding: the vector of each token on either side, instead of W_E; such as
             `effective_embedding(model)` or W_E plus the embedding of one position.
         layer_norm: divide each embedding by its norm's scale, as the norm before either head would if nothing else
             were in the residual stream. The scale of the keys' norm in the induction layer depends on the rest of
@@ -118,13 +120,14 @@ def K_comp_full_circuit(
     key_side = token_vectors(model) if key_embedding is None else key_embedding
     if layer_norm:
         query_side, key_side = normalize(model, query_side), normalize(model, key_side)
-    queries = query_side @ induction["Q"] + (induction["b_Q"] if query_bias else 0)
-    keys = key_side @ previous["V"] @ previous["O"] @ induction["K"]
-    queries, keys = (normed_reading(model, ind_layer_index, *each) for each in (("q", queries), ("k", keys)))
+    queries = query_side @ induction["Q"] + (induction["b_Q"] if query_bias else 0)             # [vocab, d_head]
+    keys = key_side @ previous["V"] @ previous["O"] @ induction["K"]                            # [vocab, d_head]
+    queries = normed_reading(model, ind_layer_index, "q", queries)
+    keys = normed_reading(model, ind_layer_index, "k", keys)
     return FactoredMatrix(rotate(model, queries, distance, ind_layer_index), keys.T)
 
 
-# --- what stands for a token ---------------------------------------------------------------------------------------
+# --- the vector of a token -----------------------------------------------------------------------------------------
 
 
 def token_vectors(model: TransformerBridge) -> Float[Tensor, "vocab d_model"]:
@@ -159,7 +162,8 @@ def effective_embedding(
         check_head(model, 0, head)
     if heads:
         require(model, "an embedding through single heads", "zero")
-    embedding, tokens = token_vectors(model), torch.arange(model.cfg.d_vocab, device=model.cfg.device)
+    embedding = token_vectors(model)
+    tokens = torch.arange(model.cfg.d_vocab, device=model.cfg.device)
     strips = [after_block_0(model, some, embedding[some], heads, mlp) for some in tokens.split(TOKENS_AT_A_TIME)]
     return torch.cat(strips)
 
@@ -190,7 +194,7 @@ def positional_pattern(model: TransformerBridge, layer: int, head: int, n_positi
     Raises:
         ValueError: if layer or head is out of range, the model has no position embeddings (rotary models:
             `score_by_distance`), or fewer than n_positions.
-        NotForThisModel: if the model's scores or its embedding are of another kind (see `traits.NEEDS`).
+        NotForThisModel: if the model's scores or its embedding are of another kind (see `passes.NEEDS`).
     """
     traits = require(model, "a positional pattern", "embedding", "reads", "scores")
     weights = head_weights(model, layer, head)
@@ -202,8 +206,8 @@ def positional_pattern(model: TransformerBridge, layer: int, head: int, n_positi
     x = centred(model, position_vectors(model, n_positions)) + W_E.mean(dim=0)          # [pos, d_model]
     mean_square = (x.pow(2).sum(dim=-1) + W_E.var(dim=0, unbiased=False).sum()) / x.shape[-1]
     x = x / mean_square.sqrt()[:, None]
-    queries, keys = (normed_reading(model, layer, name, x @ weights[name.upper()] + weights[f"b_{name.upper()}"])
-                     for name in "qk")
+    queries = normed_reading(model, layer, "q", x @ weights["Q"] + weights["b_Q"])      # [pos, d_head]
+    keys = normed_reading(model, layer, "k", x @ weights["K"] + weights["b_K"])
     scores = traits.scores(layer, queries @ keys.T)
     return scores.masked_fill(~visible(model, layer, n_positions), -torch.inf).softmax(dim=-1)
 
@@ -230,42 +234,47 @@ def score_by_distance(
 ) -> Float[Tensor, "max_distance+1"]:
     """Attention score of the mean query and mean key of some text at distances 0 … max_distance; rotary models only.
 
-    (mean q turned by the distance) · mean k, times the layer's scale, usually 1 / sqrt(d_head): what is left of a
+    (mean q rotated by the distance) · mean k, times the layer's scale, usually 1 / sqrt(d_head): what is left of a
     head's scores (before a soft cap, if there is one) when all that its queries and keys know of their tokens is
     averaged out. A previous-token head peaks at 1.
 
     Raises:
         ValueError: if layer or head is out of range, max_distance is negative, the model has no rotary positions, or a
             row of tokens looks padded.
-        NotForThisModel: if the model's scores are of another kind (see `traits.NEEDS`).
+        NotForThisModel: if the model's scores are of another kind (see `passes.NEEDS`).
     """
     check_head(model, layer, head)
     traits = check_rotary(model, layer)
     check_unpadded(model, tokens)
     if max_distance < 0:
         raise ValueError(f"max_distance is {max_distance}; it must be 0 or more")
-    names = [f"blocks.{layer}.attn.hook_{name}" for name in "qk"]
-    _, cache = model.run_with_cache(tokens, names_filter=names)
-    q, k = (normed_reading(model, layer, name[-1], cache[name]) for name in names)  # [batch, pos, heads, d_head]
+    hook_q, hook_k = f"blocks.{layer}.attn.hook_q", f"blocks.{layer}.attn.hook_k"
+    _, cache = model.run_with_cache(tokens, names_filter=[hook_q, hook_k])
+    q = normed_reading(model, layer, "q", cache[hook_q])                            # [batch, pos, head, d_head]
+    k = normed_reading(model, layer, "k", cache[hook_k])                            # fewer heads, if they are shared
     own = key_value_head(head, model.cfg.n_heads, k.shape[2])
-    q, k = q[:, 1:, head].mean(dim=(0, 1)), k[:, 1:, own].mean(dim=(0, 1))          # [d_head]; BOS left out
-    products = torch.stack([rotate(model, q, d, layer) @ k for d in range(max_distance + 1)])
+    mean_q = q[:, 1:, head].mean(dim=(0, 1))                                        # [d_head]; BOS left out
+    mean_k = k[:, 1:, own].mean(dim=(0, 1))
+    products = torch.stack([rotate(model, mean_q, d, layer) @ mean_k for d in range(max_distance + 1)])
     return traits.score_scale[layer] * products
 
 
 def rotate(
     model: TransformerBridge, vectors: Float[Tensor, "... d_head"], distance: int, layer: int = 0
 ) -> Float[Tensor, "... d_head"]:
-    """Queries (or keys) turned as a layer turns them `distance` positions on; distance 0 changes nothing.
+    """Queries (or keys) rotated as a layer rotates them `distance` positions on; distance 0 changes nothing.
 
     Raises:
         ValueError: if distance is not 0 and the layer has no rotary positions.
     """
-    return vectors if distance == 0 else check_rotary(model, layer).turns[layer](vectors, distance)
+    if distance == 0:
+        return vectors
+    turn = check_rotary(model, layer).turns[layer]
+    return vectors if turn is None else turn(vectors, distance)
 
 
 def check_rotary(model: TransformerBridge, layer: int = 0) -> Traits:
-    """The model's record. Raise NotForThisModel if a layer does not turn its queries and keys by their positions."""
+    """The model's record. Raise NotForThisModel if a layer does not rotate its queries and keys by position."""
     traits = require(model, "a score by distance", "scores")
     if traits.turns[layer] is None:
         raise NotForThisModel(f"layer {layer} of this model has no rotary positions: its QK circuit does not depend on "
@@ -296,7 +305,8 @@ def top_k_accuracy(
     if best == "query":
         matrix = matrix.T                                                           # its columns are rows now
     left, right = (matrix.A, matrix.B) if isinstance(matrix, FactoredMatrix) else (None, matrix)
-    right = right if right.is_floating_point() else right.float()
+    if not right.is_floating_point():
+        right = right.float()
     tokens = _checked_ids(tokens, right.shape[1]).to(right.device)
     buffer = right.new_empty(ROWS_AT_A_TIME, right.shape[1])                        # the same memory for every strip
     hits = 0
@@ -392,8 +402,8 @@ def _norm_of_product(left: Float[Tensor, "n d k"], right: Float[Tensor, "n d k"]
 
 
 def random_head_pairs(
-    n_layers: int, n_heads: int, n_pairs: int, *, exclude: Sequence[tuple[int, int]] = (), seed: int = 0
-) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    n_layers: int, n_heads: int, n_pairs: int, *, exclude: Sequence[Head] = (), seed: int = 0
+) -> list[tuple[Head, Head]]:
     """Different pairs ((layer, head), (later layer, head)) for a control, drawn uniformly from all such pairs.
 
     Args:

@@ -58,19 +58,22 @@ def estimate(side: Side) -> Estimate:
     return Estimate(float(side), float(side), float(side))
 
 
-def are_paired(first: Side, second: Side) -> bool:
-    """Whether both are tensors of one length: number i of both is then about the same sequence."""
-    return all(isinstance(side, Tensor) and side.dim() == 1 for side in (first, second)) and len(first) == len(second)
+def _paired(first: Side, second: Side) -> Float[Tensor, "n"] | None:
+    """`first` minus `second`, number by number, if both are tensors of one length; else None."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor) and first.dim() == 1 and first.shape == second.shape:
+        return first.cpu().double() - second.cpu().double()
+    return None
 
 
 def difference(first: Side, second: Side) -> Estimate:
     """`first` minus `second`, with its 95 % interval.
 
-    Of paired sides the differences are averaged, so what makes a sequence hard for both cancels. Otherwise the two are
-    independent, and the arms of their intervals add as squares (Zou and Donner, 2008).
+    Two tensors of one length are paired, number i of both being about the same sequence: what makes a sequence hard for
+    both cancels. Otherwise they are independent, and the arms of their intervals add as squares (Zou and Donner, 2008).
     """
-    if are_paired(first, second):
-        return estimate(first.cpu().double() - second.cpu().double())
+    pairs = _paired(first, second)
+    if pairs is not None:
+        return estimate(pairs)
     a, b = estimate(first), estimate(second)
     between = a.value - b.value
     return Estimate(between, between - math.hypot(a.value - a.low, b.high - b.value),
@@ -103,8 +106,9 @@ def claim(
     holds = {">": between.low > 0, "<": between.high < 0,
              "≈": within is not None and -within < between.low and between.high < within}[relation]
     unit_of_both = f" {unit}" if unit else ""
+    paired = "paired " if _paired(value, control) is not None else ""
     print(f"{'holds' if holds else 'does not hold here'}: {sentence}\n"
-          f"    {a} {relation} {b}{unit_of_both}; {'paired ' * are_paired(value, control)}difference {between}"
+          f"    {a} {relation} {b}{unit_of_both}; {paired}difference {between}"
           + (f", within ±{within:g}" if within is not None else ""))
     path = os.environ.get("COURSE_REPORT")
     if path:

@@ -38,7 +38,16 @@ from course_utils.metrics import (
     pooled_mean,
     reconstruction_score,
 )
-from course_utils.passes import CleanRun, Pooled, Site, all_but_first, checked_mask, counted_positions, followed
+from course_utils.passes import (
+    CleanRun,
+    Pooled,
+    Site,
+    all_but_first,
+    checked_mask,
+    counted_positions,
+    followed,
+    put_back,
+)
 from course_utils.sae_formats import check_own_call, encode_decode, refuse_transcoder
 
 if TYPE_CHECKING:
@@ -215,8 +224,8 @@ def evaluate_sae(
     if everything:
         with_mean = _ConstantPass(model, site, tokens, mask, sums.mean_activation, convention)
         for rows in tqdm(batches, desc="mean ablation", delay=1, disable=bars_are_off() or with_mean.same_for_all):
-            clean = None if with_mean.same_for_all else CleanRun(model, tokens[rows], site.recorded)
-            loss = _cross_entropy(with_mean.log_probs(clean, mask[rows]), tokens[rows])
+            run = None if with_mean.same_for_all else CleanRun(model, tokens[rows], site.recorded)
+            loss = _cross_entropy(with_mean.log_probs(run, mask[rows]), tokens[rows])
             sums.add(rows, counts[rows] & known[rows], {"ce_mean": loss})
     return sums.report()
 
@@ -229,7 +238,8 @@ def patched_logits(
     """Logits of the model, and with the reconstruction in the activation's place where the mask says so.
 
     All logits exist at once, so give it a few rows. `mask` is as in `evaluate_sae`; logits at padding mean nothing.
-    Raises ValueError as `evaluate_sae` does.
+    Raises:
+        ValueError: as `evaluate_sae` does.
     """
     site, mask = site_of(model, sae, hook_name), checked_mask(model, tokens, mask)
     clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens, site)
@@ -265,7 +275,7 @@ def reconstruct(
     given = x
     if getattr(sae, "hook_z_reshaping_mode", False):                # SAELens: it wants the heads apart
         given = x.unflatten(-1, (-1, site.d_head))
-    parameters = getattr(sae, "parameters", list)()                 # none, if it is no module
+    parameters = sae.parameters() if hasattr(sae, "parameters") else ()
     if (weight := next(iter(parameters), None)) is not None:
         given = given.to(weight)                                    # its device and its dtype
     if not site.compared:                                           # once, on the first batch
@@ -278,12 +288,17 @@ def reconstruct(
 def site_of(
     model: TransformerBridge, sae: object, hook_name: str | None = None, head: int | None = None, force: bool = False
 ) -> Site:
-    """Where the autoencoder goes. Raises ValueError as `evaluate_sae` does."""
+    """Where the autoencoder goes.
+
+    Raises:
+        ValueError: as `evaluate_sae` does.
+    """
     metadata = getattr(getattr(sae, "cfg", None), "metadata", None)             # SAELens
     trained_at = getattr(sae, "hook_name", None) or getattr(metadata, "hook_name", None)
     own_head = getattr(sae, "head", getattr(metadata, "hook_head_index", None))
     refuse_transcoder(sae, trained_at)
-    if hook_name is None and trained_at is None:
+    place = hook_name or trained_at
+    if place is None:
         raise ValueError("this autoencoder does not say where it belongs: give hook_name")
     if hook_name and trained_at and hook_name != trained_at and not force:
         raise ValueError(f"this autoencoder was trained at {trained_at}, not at {hook_name}: what it says there is not "
@@ -291,7 +306,7 @@ def site_of(
     if head is not None and own_head not in (None, head) and not force:
         raise ValueError(f"this autoencoder was trained on head {own_head}, not on head {head}; to see what happens "
                          "all the same: force=True")
-    site = Site(model, hook_name or trained_at, own_head if head is None else head)
+    site = Site(model, place, own_head if head is None else head)
     width = getattr(sae, "d_in", getattr(getattr(sae, "cfg", None), "d_in", site.width))
     if width != site.width:
         raise ValueError(f"{site.hook_name} has width {site.width} here; this autoencoder was made for {width}")
@@ -336,12 +351,9 @@ def _compare(
 def _put_back(
     strips: list[dict[str, Float[Tensor, "strip"]]], counted: Bool[Tensor, "batch pos"]
 ) -> dict[str, Float[Tensor, "batch pos"]]:
-    """Values of the counted positions, strip after strip, at their places in the batch; 0 elsewhere."""
-    batch = {}
-    for name in strips[0] if strips else ():
-        values = torch.cat([strip[name] for strip in strips])                               # [counted]
-        batch[name] = values.new_zeros(counted.shape).masked_scatter(counted, values)
-    return batch
+    """Each metric of the strips, at its places in the batch."""
+    names = strips[0] if strips else ()
+    return {name: put_back([strip[name] for strip in strips], counted) for name in names}
 
 
 def _cross_entropy(log_probs: LogProbs, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
@@ -378,8 +390,8 @@ class _ConstantPass:
             self._shared = torch.cat([log_softmax(clean.logits(part)) for part in parts])   # [pos, vocab]
 
     def log_probs(self, clean: CleanRun | None, mask: Bool[Tensor, "batch pos"]) -> LogProbs:
-        """Run one batch (not if the same holds for all); its log-probabilities at whatever places are asked for."""
-        if self.same_for_all:
+        """Run one batch (`clean` may be None if the same holds for all); log-probabilities at the places asked for."""
+        if self.same_for_all or clean is None:
             return lambda places: self._shared[places % len(self._shared)]
         stream = self._final(clean, mask).flatten(0, 1)             # [batch * pos, d_model]
         return lambda places: log_softmax(clean.logits(stream[places]))
@@ -397,9 +409,9 @@ class _Sums(Pooled):
     def __init__(self, n: int, resamples: int, seed: int) -> None:
         super().__init__(n, resamples or RESAMPLES, seed)
         self.with_intervals = resamples > 0
-        self.sum_x: Tensor | float = 0.0                            # [row, width]
-        self.active: Tensor | float = 0.0                           # [d_sae]: positions where each latent is active
-        self.active_sequences: Tensor | float = 0.0                 # [d_sae]: sequences where it is
+        self.sum_x = torch.zeros((), dtype=torch.float64)           # [row, width], once something was added
+        self.active = torch.zeros((), dtype=torch.long)             # [d_sae]: positions where each latent is active
+        self.active_sequences = torch.zeros((), dtype=torch.long)   # [d_sae]: sequences where it is
         self.bias_of_batches: list[float] = []
 
     def add_activations(
@@ -429,9 +441,9 @@ class _Sums(Pooled):
         self.add(rows, counted, values)
         sum_of_each = torch.where(counted[..., None], x, 0.0).sum(1).cpu()                  # [batch, width]
         self.sum_x = self.sum_x + self.weights[:, rows].double() @ sum_of_each
-        active = active & counted.to(latents.device)[..., None]
-        self.active = self.active + active.sum((0, 1)).cpu()
-        self.active_sequences = self.active_sequences + active.any(1).sum(0).cpu()
+        counted_active = active & counted.to(latents.device)[..., None]
+        self.active = self.active + counted_active.sum((0, 1)).cpu()
+        self.active_sequences = self.active_sequences + counted_active.any(1).sum(0).cpu()
 
     @property
     def mean_activation(self) -> Float[Tensor, "width"]:

@@ -380,7 +380,9 @@ def tell(rng: random.Random, with_truth: bool = False) -> Iterator[tuple[dict[st
     The first item of a row is the distribution of its first word. `with_truth=False` leaves out the
     distribution (None) and is several times faster; the words drawn are the same.
     """
-    story, node, position, quote = Story(), grammar_trie(), 0, False
+    story = Story()
+    node, position = grammar_trie(), 0                              # where the sentence has got to
+    quote = False
     while True:
         options = node.open_doors(story).edges
         truth = distribution(options, story) if with_truth else None
@@ -395,15 +397,21 @@ def tell(rng: random.Random, with_truth: bool = False) -> Iterator[tuple[dict[st
         node, position = options[symbol].node, position + 1
         yield truth, word, _labels(story, position, quote)
         if not node.edges and not node.doors:                       # the sentence is over
-            node, position, story.mood, story.plural = grammar_trie(), 0, None, False
+            node, position = grammar_trie(), 0
+            story.mood, story.plural = None, False
             story.sentences += 1
             if word == "¶":
                 story = Story()
 
 
 def distribution(options: dict[str, Edge], story: Story) -> dict[str, float]:
-    """Exact probability of each next word. Raises ValueError if two edges could put down the same word."""
-    total, probs = sum(weight for weight, _ in options.values()), {}
+    """Exact probability of each next word.
+
+    Raises:
+        ValueError: if two edges could put down the same word.
+    """
+    total = sum(weight for weight, _ in options.values())
+    probs: dict[str, float] = {}
     for symbol, (weight, _) in options.items():
         words = fits(symbol, story)
         for word in words:
@@ -429,12 +437,21 @@ LABELS = {
 }
 
 
-def _labels(story: Story, position: int, quote: bool) -> dict[str, object]:
+def _labels(story: Story, position: int, quote: bool) -> dict[str, str | int | None]:
     actor = story.actor
-    return {"sentence": story.sentences, "position": position, "in_quote": int(quote),
-            "woman": int(actor.woman) if actor else -1, "plural": int(story.plural), "people": len(story.cast),
-            "holding": len(actor.holds) if actor else 0, "actor": actor.name if actor else None,
-            "place": story.here, "lying": len(story.lies), "topic_place": story.lies.get(story.topic)}
+    return {
+        "sentence": story.sentences,
+        "position": position,
+        "in_quote": int(quote),
+        "woman": int(actor.woman) if actor else -1,
+        "plural": int(story.plural),
+        "people": len(story.cast),
+        "holding": len(actor.holds) if actor else 0,
+        "actor": actor.name if actor else None,
+        "place": story.here,
+        "lying": len(story.lies),
+        "topic_place": story.lies.get(story.topic),
+    }
 
 
 @lru_cache(maxsize=1)
@@ -512,8 +529,10 @@ class StoryLanguage:
         entropy = torch.special.entr(log_probs.exp()).sum(-1) if truth else None
         return Sample(tokens, log_probs, entropy, labels)
 
-    def _as_int(self, fact: object) -> int:
-        return -1 if fact is None else self.ids[fact] if isinstance(fact, str) else int(fact)
+    def _as_int(self, fact: str | int | None) -> int:
+        if fact is None:
+            return -1
+        return self.ids[fact] if isinstance(fact, str) else fact
 
 
 def stream(seed: int, length: int) -> Iterator[list[int]]:

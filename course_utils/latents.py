@@ -1,4 +1,4 @@
-"""What a latent stands for: where it is active, and which fact it goes with."""
+"""What a latent represents: where it is active, and which fact it tracks."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def linear_direction(x: Float[Tensor, "m d"], labels: Bool[Tensor, "m"]) -> Floa
 
     Linear regression of the label on the activation, with a slight ridge penalty for directions that hardly vary.
     """
-    centred, wanted = x - x.mean(dim=0), labels.float() - labels.float().mean()
+    centred = x - x.mean(dim=0)
+    wanted = labels.float() - labels.float().mean()
     covariance = centred.T @ centred / len(x) + 1e-2 * torch.eye(x.shape[1], device=x.device)
     return torch.linalg.solve(covariance, centred.T @ wanted / len(x))
 

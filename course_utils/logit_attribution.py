@@ -47,7 +47,7 @@ def direct_logit_attribution(
 
     Raises:
         ValueError: if a row looks padded.
-        NotForThisModel: if the logits are not such a sum in this model (see `traits.NEEDS`).
+        NotForThisModel: if the logits are not such a sum in this model (see `passes.NEEDS`).
     """
     traits = require(model, "direct logit attribution", "unembedding", "parts", "writes", "embedding")
     check_unpadded(model, tokens)

@@ -6,6 +6,7 @@ read of the sender is changed, and everything else stays as in the clean pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,13 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.ablation import ablate, check_kind, check_zero, mean_loss, replace_head
-from course_utils.passes import CleanRun, check_head, head_weights, hook_z, key_value_head, require
+from course_utils.passes import CleanRun, Head, check_head, head_weights, hook_z, key_value_head, require
 from course_utils.repeated_tokens import check_repeated
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-Head = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,16 @@ class PathEffect:
 
         Shares of several paths need not sum to 1: effects interact. NaN if the sender has no effect.
         """
-        return share_of_effect(self.clean, self.path, self.total)
+        return share_of_effect(self.clean, self.path, self.total) if self.total != self.clean else math.nan
 
 
 def share_of_effect(clean: float, path: float, total: float) -> float:
-    """(path − clean) / (total − clean); NaN if the two losses at the ends are equal."""
-    return (path - clean) / (total - clean) if total != clean else float("nan")
+    """(path − clean) / (total − clean).
+
+    Raises:
+        ZeroDivisionError: if ablating the sender changes nothing.
+    """
+    return (path - clean) / (total - clean)
 
 
 @torch.no_grad()
@@ -100,7 +103,9 @@ def new_readings(
     clean: CleanRun, change: Float[Tensor, "batch pos d_model"], receiver: Head, into: str
 ) -> list[tuple[str, Callable]]:
     """Hooks that give a head the queries, keys or values it would have if `change` were added to what it reads."""
-    (layer, head), model, patches = receiver, clean.model, []
+    layer, head = receiver
+    model = clean.model
+    patches = []
     for name in into:
         value = head_reading(model, layer, head, name, clean.residuals[layer] + change)
         n_heads = len(getattr(model.blocks[layer].attn, f"W_{name.upper()}"))       # fewer for k, v if they are shared

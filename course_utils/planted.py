@@ -33,7 +33,9 @@ def planted_induction_model(n_tokens: int = 30, n_ctx: int = 64) -> TransformerB
     """The planted model with `n_tokens` tokens (0 is BOS) and contexts up to `n_ctx`.
 
     On repeated tokens without a repeat inside a copy, both planted heads score 1 and the second copy is predicted
-    with log-probability above −0.01 nats. Raises ValueError if n_tokens < 4 or n_ctx < 5.
+    with log-probability above −0.01 nats.
+    Raises:
+        ValueError: if n_tokens < 4 or n_ctx < 5.
     """
     if n_tokens < 4 or n_ctx < 5:
         raise ValueError(f"need n_tokens >= 4 and n_ctx >= 5, got {n_tokens} and {n_ctx}")

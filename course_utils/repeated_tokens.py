@@ -123,7 +123,8 @@ def repeated_token_report(
     """Run the model on `batch` sequences of repeated tokens and score each copy.
 
     Source: Xiang (2024), who reports −13.898 / −0.644 nats and accuracy 0.0 / 0.93 for GPT-2 small.
-    Raises ValueError as `generate_repeated_tokens` does.
+    Raises:
+        ValueError: as `generate_repeated_tokens` does.
     """
     tokens = generate_repeated_tokens(model, seq_len, batch, seed=seed)
     log_probs, correct = [], []

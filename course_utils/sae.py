@@ -144,7 +144,7 @@ class SparseAutoencoder(nn.Module):
         if self.kind == "gated":
             return self.gate(pre) * self.magnitude(pre)
         if self.kind == "topk":
-            return top_k(pre, self.k)
+            return top_k(pre, self.k)           # type: ignore[arg-type]   # `_check`: topk has its k
         if self.kind == "jumprelu":
             return JumpReLU.apply(pre, self.threshold)
         return pre.relu()

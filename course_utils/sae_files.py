@@ -85,16 +85,17 @@ def _downloaded(repo: str, sae_id: str, named: str) -> Path:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    missing, silent = None, False
+    errors: list[Exception] = []
+    silent = False
     for each in FORMATS:
         try:
             files = [hf_hub_download(repo, f"{sae_id}/{name}", local_files_only=silent) for name in each.files]
             return Path(files[0]).parent
         except EntryNotFoundError as error:                                 # the next format's files may be there
-            missing = missing or error
+            errors.append(error)
             silent = isinstance(error, LocalEntryNotFoundError)             # no hub: from now on ask only its cache
         except (OSError, ValueError) as error:
-            missing, silent = error, True
+            errors, silent = [error], True
             break
     if not silent:
         refuse_pickles(_names_there(repo, sae_id), f"{repo}/{sae_id}")
@@ -103,9 +104,9 @@ def _downloaded(repo: str, sae_id: str, named: str) -> Path:
         f"the autoencoder {named} is not on this machine and could not be downloaded.\n"
         f"  needed:  {CONFIG} and {WEIGHTS} in {repo}/{sae_id}, or {others}\n"
         f"  tried:   the local Hugging Face cache {constants.HF_HUB_CACHE}: not there\n"
-        f"           the Hugging Face hub: {first_line(missing)}\n"
+        f"           the Hugging Face hub: {first_line(errors[0])}\n"
         f"  works now: the autoencoders that the course ships, see shipped_saes(model_name)"
-    ) from missing
+    ) from errors[0]
 
 
 def _names_there(repo: str, sae_id: str) -> list[str]:

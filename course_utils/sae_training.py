@@ -128,8 +128,8 @@ class Training:
         self.log: list[dict[str, float]] = []
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         if folder:
-            self._claim()
-            self._load()
+            self._claim(folder)
+            self._load(folder / STATE)
 
     def batch(self) -> Float[Tensor, "batch d_in"]:
         """The activations of this step: a function of the seed and the step alone, so a resumed run sees the same."""
@@ -170,7 +170,7 @@ class Training:
             l0 = (latents.detach() != 0).sum(dim=1).float().mean().item()
             seen = {"step": self.step, "mse": mse.item() / sae.d_in, "l0": l0, "dead": dead.float().mean().item()}
             self.log.append(seen)
-        if self.folder and self.step % config.save_every == 0:
+        if self.step % config.save_every == 0:
             self.save()
         return seen
 
@@ -186,15 +186,17 @@ class Training:
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
-    def _claim(self) -> None:
+    def _claim(self, folder: Path) -> None:
         """Note the settings in the folder. Raises ValueError if it holds a run with others."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        claim_folder(self.folder, {
+        folder.mkdir(parents=True, exist_ok=True)
+        claim_folder(folder, {
             **asdict(self.config), "activations": list(self.activations.shape), "scale": f"{self.scale:.5g}",
             "model": self.sae.model_name, "hook": self.sae.hook_name, "head": self.sae.head})
 
     def save(self) -> None:
-        """Write a checkpoint, then give it its name: a kill in between leaves the previous one."""
+        """Write a checkpoint, if the run has a folder, then give it its name: a kill leaves the previous one."""
+        if self.folder is None:
+            return
         tensors = {f"sae/{name}": value for name, value in self.sae.state_dict().items()} | {"idle": self.idle}
         for key, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{key}/{name}": value for name, value in moments.items()}
@@ -202,9 +204,8 @@ class Training:
         with whole_file(self.folder / STATE) as partial:
             save_file(tensors, partial, metadata={"step": str(self.step), "log": json.dumps(self.log)})
 
-    def _load(self) -> None:
+    def _load(self, file: Path) -> None:
         """Continue from the checkpoint, if there is one. Raises ValueError if it is damaged."""
-        file = self.folder / STATE
         if not file.exists():
             return
         weights = {f"sae/{name}": value for name, value in self.sae.state_dict().items()}

@@ -24,8 +24,8 @@ SMOLLM2_TEXT = WEIGHTS / "saes" / "smollm2-135m" / "text.safetensors"  # trainin
 
 def reads_stories(model: TransformerBridge) -> bool:
     """Whether the model's vocabulary is that of the course's language: only then is there a ground truth."""
-    words = getattr(getattr(model, "tokenizer", None), "get_vocab", dict)()
-    return set(vocabulary()) <= set(words)
+    get_vocab = getattr(getattr(model, "tokenizer", None), "get_vocab", None)
+    return get_vocab is not None and set(vocabulary()) <= set(get_vocab())
 
 
 def sample_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: int = 0) -> Int[Tensor, "n length"]:
@@ -47,7 +47,8 @@ def own_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: int
     Except that no row looks padded: none begins or ends with a padding or end-of-text token (see `padding`).
     128 rows of 128 tokens ship with the course for SmolLM2 (the seed picks the first); any other model writes its
     text now.
-    Raises ValueError as `sample_text` does.
+    Raises:
+        ValueError: as `sample_text` does.
     """
     _check_size(model, n, length)
     if model.cfg.model_name == "smollm2-135m" and SMOLLM2_TEXT.exists():
@@ -65,9 +66,11 @@ def _written(model: TransformerBridge, chance: Float[Tensor, "rows length-1"]) -
 
     (`torch.multinomial` would draw other tokens in another version of PyTorch.)
     """
-    tokens, cache = [torch.full((len(chance), 1), bos_token_id(model), device=model.cfg.device)], None
+    tokens = [torch.full((len(chance), 1), bos_token_id(model), device=model.cfg.device)]
+    cache = None
     pad, bos, ends_text = special_tokens(model)
-    at_ends, inside = ({pad} | ends_text) - {None}, {pad} - ends_text - {bos, None}
+    at_ends = ({pad} | ends_text) - {None}                  # tokens that a row may neither begin nor end with
+    inside = {pad} - ends_text - {bos, None}                # a token that is padding wherever it stands
     for place, reach in enumerate(chance.T, 1):
         out = model.original_model(tokens[-1], past_key_values=cache, use_cache=True)
         cache = out.past_key_values
@@ -82,7 +85,8 @@ def _written(model: TransformerBridge, chance: Float[Tensor, "rows length-1"]) -
 def stories_in_english(model: TransformerBridge, n: int, length: int, seed: int = 0) -> Int[Tensor, "n length"]:
     """The course's stories as English prose, in the tokens of any model: text that the model did not write.
 
-    Raises ValueError as `sample_text` does.
+    Raises:
+        ValueError: as `sample_text` does.
     """
     _check_size(model, n, length)
     words = vocabulary()

@@ -9,6 +9,7 @@ import torch
 from course_utils import models
 from course_utils.models import as_bridge, word_tokenizer
 from course_utils.planted import planted_induction_model
+from course_utils.text import own_text
 
 WORDS = ["<bos>", *(f"t{i}" for i in range(1, 30))]
 
@@ -130,6 +131,39 @@ def repeated(model, seq_len: int = 6, batch: int = 3, seed: int = 0) -> torch.Te
     rng = torch.Generator().manual_seed(seed)
     half = torch.stack([1 + torch.randperm(model.cfg.d_vocab - 1, generator=rng)[:seq_len] for _ in range(batch)])
     return torch.cat([torch.zeros(batch, 1, dtype=torch.long), half, half], dim=1)
+
+
+@lru_cache
+def _written(model, n: int, length: int, seed: int) -> torch.Tensor:
+    return own_text(model, n, length, seed)
+
+
+def own_tokens(model, n: int = 5, length: int = 9, seed: int = 0) -> torch.Tensor:
+    """What the model writes itself: then an ablation costs something, and its scores are defined."""
+    return _written(model, n, length, seed).clone()
+
+
+def random_tokens(n: int = 5, length: int = 9, seed: int = 0) -> torch.Tensor:
+    """BOS and random tokens of the random models' vocabulary. -> Int[n, length]."""
+    tokens = torch.randint(1, len(WORDS), (n, length), generator=torch.Generator().manual_seed(seed))
+    return torch.where(torch.arange(length) > 0, tokens, 0)
+
+
+def full_pass(model, row, hook_name, head=None, new=None, where=None):
+    """Logits and activation of one sequence, [pos, vocab] and [pos, width], with `new` at the positions `where`."""
+    seen = {}
+
+    def put(value, hook):
+        value = value.clone()
+        part = value[0] if head is None else value[0, :, head]
+        seen["x"] = part.flatten(1).clone()
+        if new is not None:
+            part[where] = new.reshape(part.shape)[where]
+        return value
+
+    with torch.no_grad():
+        logits = model.run_with_hooks(row[None], fwd_hooks=[(hook_name, put)])
+    return logits[0].double(), seen["x"]
 
 
 def hook_count(model) -> int:

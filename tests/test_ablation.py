@@ -96,7 +96,7 @@ def test_the_sweep_does_not_depend_on_how_it_is_split(model, monkeypatch, column
     tokens = repeated(model, N)
     expected = mlp_patch_sweep(model, tokens, N)
     monkeypatch.setattr(ablation, "COLUMNS_AT_A_TIME", columns)
-    monkeypatch.setattr(ablation, "POSITIONS_AT_A_TIME", positions)
+    monkeypatch.setattr(ablation, "VECTORS_AT_A_TIME", positions)
     torch.testing.assert_close(mlp_patch_sweep(model, tokens, N), expected, atol=1e-6, rtol=1e-5)
 
 

@@ -8,37 +8,25 @@ import small_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import forbidden_forward
+from small_models import forbidden_forward, random_tokens
+from small_saes import some_sae
 
 from course_utils import baselines
 from course_utils.baselines import KINDS, RANDOM, covariance_root, epsilon_random, noise_floor, theta_random
 from course_utils.faithfulness import evaluate_sae
 from course_utils.passes import Site
-from course_utils.sae import SparseAutoencoder
 
 N, LENGTH, RESIDUAL, Z = 5, 9, "blocks.1.hook_resid_pre", "blocks.1.attn.hook_z"
-PLACES = [(RESIDUAL, None), ("blocks.0.hook_mlp_out", None), ("blocks.1.hook_attn_out", None), (Z, None), (Z, 2)]
 
 
-@pytest.fixture(params=list(small_models.RANDOM))
-def model(request):
-    return small_models.RANDOM[request.param]()
-
-
-def some_tokens(n=N, length=LENGTH, seed=0):
-    tokens = torch.randint(1, 30, (n, length), generator=torch.Generator().manual_seed(seed))
-    return torch.where(torch.arange(length) > 0, tokens, 0)
+@pytest.fixture
+def model():
+    return small_models.multi_head()
 
 
 def ragged(tokens):
     mask = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)) < 0.6
     return mask & (torch.arange(N) != 1)[:, None]                   # holes, and nothing of the second sequence
-
-
-def some_sae(width=24, **more):
-    sae = SparseAutoencoder(width, 20, seed=0, **more).requires_grad_(False)
-    sae.b_dec.data = 0.3 * torch.randn(width, generator=torch.Generator().manual_seed(0))
-    return sae
 
 
 def log_softmax(logits):
@@ -48,17 +36,9 @@ def log_softmax(logits):
 
 def full_pass(model, row, hook_name, head=None, new=None, where=()):
     """Log-probabilities and activation of one sequence, with `new` at the positions `where`."""
-    seen = []
-
-    def put(value, hook):
-        part = value[0] if head is None else value[0, :, head]
-        seen.append(part.flatten(1).double().numpy().copy())
-        for j in where:
-            part[j] = torch.as_tensor(new[j]).to(part).reshape(part[j].shape)
-        return value
-
-    with torch.no_grad():
-        return log_softmax(model.run_with_hooks(row[None], fwd_hooks=[(hook_name, put)])[0]), seen[0]
+    new = None if new is None else torch.tensor(np.array(new), dtype=torch.float32)
+    logits, x = small_models.full_pass(model, row, hook_name, head, new, where)
+    return log_softmax(logits), x.double().numpy()
 
 
 def vector(kind, x, x_hat, noise, mean, covariance):
@@ -116,18 +96,19 @@ def check(floor, found, seed=0):
         assert [1 / each for each in floor.ratio_intervals[kind]] == pytest.approx(inverse, rel=2e-3, abs=1e-4), kind
 
 
-@pytest.mark.parametrize("hook_name, head", PLACES)
-def test_every_number_equals_full_passes_and_loops(model, hook_name, head):
-    tokens, sae = some_tokens(), some_sae(Site(model, hook_name, head).width)
+@pytest.mark.parametrize("name, hook_name, head", [
+    ("grouped_query", RESIDUAL, None), ("multi_head", "blocks.0.hook_mlp_out", None), ("grouped_query", Z, 2)])
+def test_every_number_equals_full_passes_and_loops(name, hook_name, head):
+    model = small_models.RANDOM[name]()
+    tokens, sae = random_tokens(), some_sae(Site(model, hook_name, head).width)
     where = {"hook_name": hook_name, "head": head, "mask": ragged(tokens), "draws": 2, "seed": 4}
     floor = noise_floor(model, sae, tokens, batch_size=2, **where)
     assert list(floor.kl) == ["sae", *KINDS] and min(floor.kl.values()) > 1e-4
     check(floor, floor_by_hand(model, sae, tokens, **where), seed=4)
 
 
-@pytest.mark.parametrize("hook_name", [RESIDUAL, Z])
-def test_one_position_alone_is_patched(model, monkeypatch, hook_name):
-    tokens, sae, seen, harm = some_tokens(), some_sae(), [], baselines.harm
+def test_one_position_alone_is_patched(model, monkeypatch, hook_name=RESIDUAL):
+    tokens, sae, seen, harm = random_tokens(), some_sae(), [], baselines.harm
     monkeypatch.setattr(baselines, "harm", lambda *given: seen.append(given) or harm(*given))
     where = {"hook_name": hook_name, "draws": 2, "at": 4}
     floor = noise_floor(model, sae, tokens, **where)
@@ -142,9 +123,8 @@ def test_one_position_alone_is_patched(model, monkeypatch, hook_name):
     check(noise_floor(model, sae, tokens, mask=mask, **where), floor_by_hand(model, sae, tokens, mask=mask, **where))
 
 
-@pytest.mark.parametrize("hook_name", [RESIDUAL, "blocks.0.hook_mlp_out"])
-def test_what_evaluate_sae_knows_too(model, hook_name):
-    tokens, sae, mask = some_tokens(), some_sae(), ragged(some_tokens())
+def test_what_evaluate_sae_knows_too(model, hook_name="blocks.0.hook_mlp_out"):
+    tokens, sae, mask = random_tokens(), some_sae(), ragged(random_tokens())
     floor = noise_floor(model, sae, tokens, ("mean", "zero"), hook_name=hook_name, mask=mask)
     report = evaluate_sae(model, sae, tokens, hook_name=hook_name, mask=mask)
     assert list(floor.kl) == ["sae", "mean", "zero"]
@@ -155,7 +135,7 @@ def test_what_evaluate_sae_knows_too(model, hook_name):
 
 
 def test_batches_seeds_draws_and_intervals(model, monkeypatch):
-    tokens, sae = some_tokens(12), some_sae()
+    tokens, sae = random_tokens(12), some_sae()
     one, other = (noise_floor(model, sae, tokens, hook_name=RESIDUAL, batch_size=12, seed=seed) for seed in (0, 1))
     monkeypatch.setattr(baselines, "POSITIONS_AT_A_TIME", 7)
     again = noise_floor(model, sae, tokens, hook_name=RESIDUAL, batch_size=5)
@@ -199,10 +179,9 @@ def test_the_root_of_a_covariance(seed, d, scale, rank):
     torch.testing.assert_close(root.T @ root, sample.T @ sample, rtol=1e-6, atol=1e-9 * scale**2)
 
 
-@pytest.mark.parametrize("hook_name, head", PLACES)
-@pytest.mark.parametrize("batch_size", [2, 32])
+@pytest.mark.parametrize("hook_name, head, batch_size", [(RESIDUAL, None, 2), (Z, None, 32), (Z, 2, 2)])
 def test_statistics_of_the_counted_activations(model, hook_name, head, batch_size):
-    tokens, mask = some_tokens(), ragged(some_tokens())
+    tokens, mask = random_tokens(), ragged(random_tokens())
     pool = np.concatenate([full_pass(model, row, hook_name, head)[1][keep] for row, keep in zip(tokens, mask.numpy())])
     mean, covariance = baselines.activation_statistics(model, Site(model, hook_name, head), tokens, mask, batch_size)
     np.testing.assert_allclose(mean, pool.mean(0), atol=1e-5)
@@ -230,7 +209,7 @@ def test_activations_that_are_not_finite(value):
     spoil[-1, 4] = value
     with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda x, hook: x + spoil)]):
         with pytest.raises(ValueError, match="blocks.1.hook_resid_pre has activations that are not finite"):
-            noise_floor(model, some_sae(), some_tokens(), hook_name=RESIDUAL)
+            noise_floor(model, some_sae(), random_tokens(), hook_name=RESIDUAL)
 
 
 @pytest.mark.parametrize("how, says", [
@@ -246,4 +225,4 @@ def test_activations_that_are_not_finite(value):
 def test_bad_input_is_refused_before_any_pass(how, says):
     model = small_models.multi_head()
     with forbidden_forward(model), pytest.raises(ValueError, match=says):
-        noise_floor(model, tokens=some_tokens(), **{"sae": some_sae(), "hook_name": RESIDUAL, **how})
+        noise_floor(model, tokens=random_tokens(), **{"sae": some_sae(), "hook_name": RESIDUAL, **how})

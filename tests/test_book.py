@@ -174,6 +174,13 @@ def test_the_book_has_every_lesson_in_order_with_its_exercises_folded(book):
 
 
 @pytest.mark.slow
+def test_every_picture_has_its_words(book):
+    """Without an alternative text a screen reader reads the name of the picture's file."""
+    words = {alt for path in WORKED for alt in re.findall(r'<img alt="([^"]*)"', page_text(book, path.stem))}
+    assert len(words) > 30 and [each for each in words if not each or each.startswith("_images")] == []
+
+
+@pytest.mark.slow
 def test_the_search_index_has_a_word_that_only_a_late_lesson_has(book):
     index = (book / "searchindex.js").read_text(encoding="utf-8")
     documents = re.findall(r'"([^"]+)"', re.search(r'"?docnames"?:\[(.*?)\]', index)[1])

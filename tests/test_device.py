@@ -309,6 +309,7 @@ CASES = {
         for _, patch in path_patching.new_readings(i.clean, i.x - i.x_hat, (2, 1), "kv")],
     "path_patching.head_reading": lambda i: path_patching.head_reading(i.model, 2, 1, "q", i.x),
     "pooling.Pooled": lambda i: vars(pooled(i)),
+    "pooling.put_back": lambda i: pooling.put_back(i.text[i.mask].float().split(7), i.mask),
     "metrics.defined_ratio": lambda i: metrics.defined_ratio(i.ce[0], i.ce[1]),
     "metrics.interval": lambda i: metrics.interval(i.ce[0]),
     "metrics.mean_and_error": lambda i: metrics.mean_and_error(i.ce),

@@ -1,10 +1,10 @@
 """Faithfulness: the metrics by hand and by hypothesis, and the whole report against full passes, token by token."""
 
+import itertools
 import math
 import types
 import weakref
 from dataclasses import fields
-from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -12,22 +12,25 @@ import small_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import forbidden_forward, hook_count
+from small_models import forbidden_forward, full_pass, hook_count, own_tokens
+from small_saes import Plain, some_sae
 
 from course_utils import faithfulness
 from course_utils.faithfulness import COURSE, IN_NATS, SAEBENCH, SAELENS, Convention, FaithfulnessReport, evaluate_sae
 from course_utils.metrics import delta_cross_entropy, js_of_log_probs, kl_divergence, reconstruction_score
 from course_utils.passes import Site
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
-from course_utils.text import own_text, sample_text
+from course_utils.text import sample_text
 
 pytestmark = pytest.mark.once
 
-N, LENGTH = 5, 9
+N, LENGTH = 5, 9             # of own_tokens
 PLACES = [("blocks.1.hook_resid_pre", None), ("blocks.0.hook_resid_post", None), ("blocks.1.hook_resid_post", None),
           ("blocks.0.hook_mlp_out", None), ("blocks.1.hook_attn_out", None), ("blocks.1.attn.hook_z", None),
           ("blocks.0.attn.hook_z", 2)]
-PLACES_AND_HOLES = [(*place, number % 2 == 0) for number, place in enumerate(PLACES)]   # in a mask, or none
+# Each place once, with each model and with and without holes in the mask; test_sites.py has every place in every model.
+CORNERS = [(("tiny", "multi_head", "grouped_query")[number % 3], *place, number % 2 == 0)
+           for number, place in enumerate(PLACES)]
 RESIDUAL = "blocks.1.hook_resid_pre"
 METRICS = [each.name for each in fields(FaithfulnessReport) if each.type == "float"]
 SCORES = {"reconstruction_score": "ce_zero", "reconstruction_score_mean": "ce_mean"}
@@ -37,19 +40,13 @@ PER_TOKEN = ["ce_clean", "ce_sae", "ce_zero", "ce_mean", "kl", "reverse_kl", "js
 ABLATIONS = {"ce_zero", "ce_mean", "kl_zero", "reconstruction_score", "reconstruction_score_mean", "kl_score"}
 
 
-@pytest.fixture(params=["multi_head", "grouped_query", "tiny"])
-def model(request):
-    return small_models.ALL[request.param]()
+@pytest.fixture
+def model():
+    return small_models.multi_head()
 
 
-written = lru_cache(own_text)
-
-
-def some_tokens(model, n=N, length=LENGTH, seed=0):
-    """What the model writes itself: then an ablation costs something, and its scores are defined."""
-    return written(model, n, length, seed).clone()
-
-
+corners = pytest.mark.parametrize("name, hook_name, head, holes", CORNERS)
+some_corners = pytest.mark.parametrize("name, hook_name, head, holes", [CORNERS[0], CORNERS[4], CORNERS[5]])
 def all_but_first(tokens):
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[:, 0] = False
@@ -61,31 +58,6 @@ def with_holes(tokens):
     mask = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)) < 0.6
     mask[1] = False
     return mask
-
-
-def random_sae(width, kind="relu", *, d_sae=20, seed=0, **more):
-    """An autoencoder with random weights everywhere; its first three latents are dead."""
-    sae = SparseAutoencoder(width, d_sae, kind, k=4 if kind == "topk" else None, seed=seed, **more)
-    rng = torch.Generator().manual_seed(seed)
-    for name, weight in sae.named_parameters():
-        if name.startswith("b_") or name == "r_mag":
-            weight.data = 0.3 * torch.randn(weight.shape, generator=rng)
-    getattr(sae, "b_gate" if kind == "gated" else "b_enc").data[:3] = -1e4
-    return sae.requires_grad_(False)
-
-
-class Plain:
-    """An object that can encode and decode, and no more. Its latents have both signs."""
-
-    def __init__(self, width, seed=0):
-        self.directions = torch.randn(width, width, generator=torch.Generator().manual_seed(seed)) / width**0.5
-
-    def encode(self, x):
-        latents = x @ self.directions
-        return torch.where(latents.abs() > 0.5, latents, 0.0)
-
-    def decode(self, latents):
-        return latents @ self.directions.T
 
 
 class Identity:
@@ -106,23 +78,6 @@ class Constant:
 
 
 # --- the slow reference: one full pass for each sequence and each patch, then loops over positions -------------------
-
-
-def full_pass(model, row, hook_name, head=None, new=None, where=None):
-    """Logits and activation of one sequence, [pos, vocab] and [pos, width], with `new` at the positions `where`."""
-    seen = {}
-
-    def put(value, hook):
-        value = value.clone()
-        part = value[0] if head is None else value[0, :, head]
-        seen["x"] = part.flatten(1).clone()
-        if new is not None:
-            part[where] = new.reshape(part.shape)[where]
-        return value
-
-    with torch.no_grad():
-        logits = model.run_with_hooks(row[None], fwd_hooks=[(hook_name, put)])
-    return logits[0].double(), seen["x"]
 
 
 def token_numbers(logits, x, x_hat, latents, target):
@@ -223,6 +178,7 @@ def check(report, found, rel=1e-4, abs_=1e-5):
     assert report.n_sequences == len(found) and report.n_positions == len(pool)
     density = sum(numbers["on"].double() for numbers in pool) / len(pool)
     torch.testing.assert_close(report.density.double(), density, atol=1e-6, rtol=0)
+    assert report.active_sequences.dtype == torch.long              # float32 would lose count beyond 16.7 million
     assert set(report.by_position) == {*PER_TOKEN, "delta_ce"}
     for name, values in report.by_position.items():
         for j, value in enumerate(values.tolist()):
@@ -329,7 +285,7 @@ RULED_OUT = st.lists(st.one_of(st.floats(-50, 50, width=32), st.just(-math.inf))
 EXTREME = st.lists(st.sampled_from([0.0, 1.0, -1.0, 1e-30, 1e4, -1e4, 1e30, -1e30]), min_size=4, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(SOME, SOME, st.floats(-20, 20))
 def test_a_divergence_is_not_negative_and_knows_no_shift(p, q, shift):
     p, q = torch.tensor(p).double(), torch.tensor(q).double()
@@ -343,7 +299,7 @@ def test_a_divergence_is_not_negative_and_knows_no_shift(p, q, shift):
         assert kl > 1e-7                                            # Pinsker: at least half the squared distance
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(RULED_OUT, RULED_OUT)
 def test_ruled_out_tokens_count_nothing_or_everything(p, q):
     kl = kl_divergence(torch.tensor(p), torch.tensor(q))
@@ -356,7 +312,7 @@ def test_ruled_out_tokens_count_nothing_or_everything(p, q):
         assert kl.item() == pytest.approx(max(0.0, expected), abs=1e-4, rel=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(RULED_OUT, RULED_OUT)
 def test_jensen_shannon_is_symmetric_and_at_most_ln_2(p, q):
     p, q = torch.tensor(p).double().log_softmax(0), torch.tensor(q).double().log_softmax(0)
@@ -368,7 +324,7 @@ def test_jensen_shannon_is_symmetric_and_at_most_ln_2(p, q):
     torch.testing.assert_close(js, entropies[2] - (entropies[0] + entropies[1]) / 2, atol=1e-9, rtol=0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(EXTREME, EXTREME, st.sampled_from([torch.float32, torch.bfloat16]), st.integers(0, 3))
 def test_extreme_logits_give_numbers(p, q, dtype, token):
     p, q = torch.tensor(p, dtype=dtype), torch.tensor(q, dtype=dtype)
@@ -383,11 +339,10 @@ def test_bfloat16_logits_are_summed_in_float32():
     torch.testing.assert_close(kl_divergence(p, q), kl_divergence(p.double(), q.double()).float(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sharpness", [1, 3, 5])
-def test_a_divergence_over_a_large_vocabulary(sharpness):
+def test_a_divergence_over_a_large_vocabulary():
     """50,000 small terms after a few large ones: how they are added up matters."""
     rng = torch.Generator().manual_seed(0)
-    p, q = (sharpness * torch.randn(64, 50_000, generator=rng) for _ in range(2))
+    p, q = (5 * torch.randn(16, 50_000, generator=rng) for _ in range(2))
     exact = kl_divergence(p.double(), q.double()).mean().item()
     assert kl_divergence(p, q).mean().item() == pytest.approx(exact, rel=1e-5)
 
@@ -395,40 +350,41 @@ def test_a_divergence_over_a_large_vocabulary(sharpness):
 # --- the whole report against the slow reference --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hook_name, head", PLACES)
-def test_every_number_equals_full_passes_and_loops(model, hook_name, head):
-    tokens = some_tokens(model)
-    sae = random_sae(Site(model, hook_name, head).width)
-    for mask, batch_size in ((None, 2), (with_holes(tokens), 3)):
-        report = evaluate_sae(model, sae, tokens, hook_name=hook_name, head=head, mask=mask, batch_size=batch_size)
-        found = found_by_hand(model, sae, tokens, hook_name, head, mask)
-        assert summary(found)["kl"] > 1e-3 and 0 < summary(found)["dead_fraction"] < 1
-        check(report, found)
-        assert report.peers == {}
+@corners
+def test_every_number_equals_full_passes_and_loops(name, hook_name, head, holes):
+    model = small_models.ALL[name]()
+    tokens = own_tokens(model)
+    sae, mask = some_sae(Site(model, hook_name, head).width, dead=3), with_holes(tokens) if holes else None
+    report = evaluate_sae(model, sae, tokens, hook_name=hook_name, head=head, mask=mask, batch_size=2 + holes)
+    found = found_by_hand(model, sae, tokens, hook_name, head, mask)
+    assert summary(found)["kl"] > 1e-3 and 0 < summary(found)["dead_fraction"] < 1
+    check(report, found)
+    assert report.peers == {}
 
 
-@pytest.mark.parametrize("hook_name, head", [PLACES[0], PLACES[3], PLACES[5]])
-@pytest.mark.parametrize("convention", [SAELENS, SAEBENCH, Convention(drop_last=False),
-                                        Convention(ablate_everywhere=True), Convention(patch_everywhere=True)])
-def test_every_number_in_other_conventions(convention, hook_name, head):
-    model = small_models.multi_head()
-    tokens, sae = some_tokens(model), random_sae(24)
-    for mask in (None, with_holes(tokens)):
-        report = evaluate_sae(model, sae, tokens, hook_name=hook_name, head=head, mask=mask, batch_size=2,
-                              convention=convention)
-        check(report, found_by_hand(model, sae, tokens, hook_name, head, mask, convention))
+@pytest.mark.parametrize("convention, hook_name, holes", [
+    (SAELENS, RESIDUAL, True), (SAEBENCH, "blocks.1.attn.hook_z", False),
+    (Convention(drop_last=False), RESIDUAL, False),
+    (Convention(ablate_everywhere=True), "blocks.0.hook_mlp_out", True),
+    (Convention(patch_everywhere=True), "blocks.0.hook_mlp_out", True)])
+def test_every_number_in_other_conventions(model, convention, hook_name, holes):
+    tokens, sae = own_tokens(model), some_sae(24)
+    mask = with_holes(tokens) if holes else None
+    report = evaluate_sae(model, sae, tokens, hook_name=hook_name, mask=mask, batch_size=2, convention=convention)
+    check(report, found_by_hand(model, sae, tokens, hook_name, None, mask, convention))
 
 
-@pytest.mark.parametrize("starts", ["alike", "different", "first sequence alone"])
-@pytest.mark.parametrize("hook_name", ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post"])
+@pytest.mark.parametrize("starts, hook_name", [
+    ("alike", "blocks.0.hook_resid_pre"), ("different", "blocks.1.hook_resid_post"),
+    ("first sequence alone", "blocks.0.hook_resid_pre")])
 def test_what_stands_before_the_mask_counts_in_the_ablated_passes(model, starts, hook_name):
     """An ablated pass may be shared by all sequences only if what it leaves alone is the same in all."""
-    tokens = some_tokens(model)
+    tokens = own_tokens(model)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[slice(0, 1) if starts == "first sequence alone" else slice(None), :3] = False
     if starts != "different":
         tokens[:, :3] = tokens[0, :3]
-    sae = random_sae(model.cfg.d_model)
+    sae = some_sae(model.cfg.d_model)
     check(evaluate_sae(model, sae, tokens, hook_name=hook_name, mask=mask, batch_size=2),
           found_by_hand(model, sae, tokens, hook_name, mask=mask))
 
@@ -436,7 +392,7 @@ def test_what_stands_before_the_mask_counts_in_the_ablated_passes(model, starts,
 @pytest.mark.parametrize("first", [1, 3])
 def test_sharing_the_ablated_passes_changes_no_number(model, first):
     """A hole at the last position changes nothing, for nothing follows it; but then the passes are not shared."""
-    tokens, sae = some_tokens(model, n=12), random_sae(model.cfg.d_model)
+    tokens, sae = own_tokens(model, n=12), some_sae(model.cfg.d_model)
     tokens[:, :first], rows = tokens[0, :first], []
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[:, :first] = False
@@ -457,26 +413,24 @@ def test_sharing_the_ablated_passes_changes_no_number(model, first):
     assert rows[2] == rows[0]                                       # nothing is left alone: shared whatever the mask
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("normalize", NORMS)
-def test_our_autoencoders_of_every_kind_and_norm(kind, normalize):
-    model = small_models.multi_head()
-    tokens, sae = some_tokens(model), random_sae(24, kind, normalize=normalize, hook_name="blocks.1.hook_mlp_out")
+@pytest.mark.parametrize("kind, normalize", [*zip(KINDS, itertools.cycle(NORMS))])
+def test_our_autoencoders_of_every_kind_and_norm(model, kind, normalize):
+    tokens, sae = own_tokens(model), some_sae(24, kind, normalize=normalize, hook_name="blocks.1.hook_mlp_out")
     check(evaluate_sae(model, sae, tokens), found_by_hand(model, sae, tokens, sae.hook_name))
 
 
 def test_an_autoencoder_of_one_head_knows_its_head(model):
     name, head = "blocks.1.attn.hook_z", 3
-    tokens = some_tokens(model)
-    sae = random_sae(model.cfg.d_head, hook_name=name, head=head)
+    tokens = own_tokens(model)
+    sae = some_sae(model.cfg.d_head, hook_name=name, head=head)
     check(evaluate_sae(model, sae, tokens), found_by_hand(model, sae, tokens, name, head))
 
 
-@pytest.mark.parametrize("hook_name, head", PLACES)
+@pytest.mark.parametrize("hook_name, head", [PLACES[0], PLACES[6]])
 def test_an_object_that_only_encodes_and_decodes(hook_name, head):
     """Also: a latent below zero is active."""
     model = small_models.grouped_query()
-    tokens, sae = some_tokens(model), Plain(Site(model, hook_name, head).width)
+    tokens, sae = own_tokens(model), Plain(Site(model, hook_name, head).width)
     report = evaluate_sae(model, sae, tokens, hook_name=hook_name, head=head)
     found = found_by_hand(model, sae, tokens, hook_name, head)
     assert any((numbers["on"]).any() for each in found for numbers in each.values())
@@ -489,7 +443,7 @@ def test_an_object_that_keeps_its_place_in_a_configuration(heads_apart):
     model, name = small_models.multi_head(), "blocks.1.attn.hook_z"
     sae, theirs = Plain(24), Plain(24)
     theirs.cfg = types.SimpleNamespace(d_in=24, metadata=types.SimpleNamespace(hook_name=name, hook_head_index=None))
-    theirs.hook_z_reshaping_mode, tokens = heads_apart, some_tokens(model)
+    theirs.hook_z_reshaping_mode, tokens = heads_apart, own_tokens(model)
     if heads_apart:
         theirs.encode = lambda x: sae.encode(x.flatten(-2))
         theirs.decode = lambda latents: sae.decode(latents).unflatten(-1, (4, 6))
@@ -502,7 +456,7 @@ def test_an_object_that_keeps_its_place_in_a_configuration(heads_apart):
 
 def test_a_bfloat16_autoencoder():
     model = small_models.multi_head()
-    tokens, sae = some_tokens(model), random_sae(24).bfloat16()
+    tokens, sae = own_tokens(model), some_sae(24).bfloat16()
 
     class Rounded:
         encode = staticmethod(lambda x: sae.encode(x.bfloat16()))
@@ -519,14 +473,13 @@ def test_latents_in_bfloat16_are_summed_in_float32():
             return torch.ones(*x.shape[:-1], 257, dtype=torch.bfloat16)
 
     model = small_models.multi_head()
-    report = evaluate_sae(model, Ones(torch.ones(24)), some_tokens(model), hook_name=RESIDUAL)
+    report = evaluate_sae(model, Ones(torch.ones(24)), own_tokens(model), hook_name=RESIDUAL)
     assert report.l1 == report.l0 == 257                            # a bfloat16 would say 256
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("batch_size, holes", [(1, True), (3, False), (100, True)])
 def test_nothing_depends_on_how_sequences_are_batched(model, batch_size, holes):
-    tokens, sae = some_tokens(model, n=7), random_sae(model.cfg.d_model)
+    tokens, sae = own_tokens(model, n=7), some_sae(model.cfg.d_model)
     mask = with_holes(tokens) if holes else None
     expected = evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, mask=mask, batch_size=4)
     report = evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, mask=mask, batch_size=batch_size)
@@ -539,7 +492,7 @@ def test_nothing_depends_on_how_sequences_are_batched(model, batch_size, holes):
 
 @pytest.mark.parametrize("positions", [1, 5])
 def test_nothing_depends_on_how_many_logits_exist_at_once(model, monkeypatch, positions):
-    tokens, sae = some_tokens(model), random_sae(model.cfg.d_model)
+    tokens, sae = own_tokens(model), some_sae(model.cfg.d_model)
     for mask in (None, with_holes(tokens)):
         expected = evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, mask=mask)
         with monkeypatch.context() as patch:
@@ -548,7 +501,7 @@ def test_nothing_depends_on_how_many_logits_exist_at_once(model, monkeypatch, po
 
 
 def test_sequences_may_come_in_any_order(model):
-    tokens, sae = some_tokens(model), random_sae(model.cfg.d_model)
+    tokens, sae = own_tokens(model), some_sae(model.cfg.d_model)
     mask, order = with_holes(tokens), torch.tensor([3, 1, 4, 0, 2])
     same(evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, mask=mask, batch_size=2),
          evaluate_sae(model, sae, tokens[order], hook_name=RESIDUAL, mask=mask[order], batch_size=2))
@@ -557,24 +510,26 @@ def test_sequences_may_come_in_any_order(model):
 # --- autoencoders whose numbers are known ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hook_name, head, holes", PLACES_AND_HOLES)
-def test_the_identity_is_perfect(model, hook_name, head, holes):
-    tokens = some_tokens(model)
+@some_corners
+def test_the_identity_is_perfect(name, hook_name, head, holes):
+    model = small_models.ALL[name]()
+    tokens = own_tokens(model)
     report = evaluate_sae(model, Identity(), tokens, hook_name=hook_name, head=head,
                           mask=with_holes(tokens) if holes else None)
-    for name in ("delta_ce", "kl", "reverse_kl", "js", "mse", "fvu"):
-        assert getattr(report, name) == pytest.approx(0, abs=1e-6), name
-    for name in ("explained_variance", "cosine", "l2_ratio", "relative_reconstruction_bias", "kl_score"):
-        assert getattr(report, name) == pytest.approx(1, abs=1e-5), name
-    for name, ablated in SCORES.items():
-        off = (getattr(report, name) - 1) * (getattr(report, ablated) - report.ce_clean)
-        assert name in report.undefined or off == pytest.approx(0, abs=1e-6), name
+    for metric in ("delta_ce", "kl", "reverse_kl", "js", "mse", "fvu"):
+        assert getattr(report, metric) == pytest.approx(0, abs=1e-6), metric
+    for metric in ("explained_variance", "cosine", "l2_ratio", "relative_reconstruction_bias", "kl_score"):
+        assert getattr(report, metric) == pytest.approx(1, abs=1e-5), metric
+    for metric, ablated in SCORES.items():
+        off = (getattr(report, metric) - 1) * (getattr(report, ablated) - report.ce_clean)
+        assert metric in report.undefined or off == pytest.approx(0, abs=1e-6), metric
     assert not report.undefined or hook_name not in STREAMS         # there an ablation always costs something
 
 
-@pytest.mark.parametrize("hook_name, head, holes", PLACES_AND_HOLES)
-def test_zero_recovers_nothing(model, hook_name, head, holes):
-    tokens, width = some_tokens(model), Site(model, hook_name, head).width
+@some_corners
+def test_zero_recovers_nothing(name, hook_name, head, holes):
+    model = small_models.ALL[name]()
+    tokens, width = own_tokens(model), Site(model, hook_name, head).width
     report = evaluate_sae(model, Constant(torch.zeros(width)), tokens, hook_name=hook_name, head=head,
                           mask=with_holes(tokens) if holes else None)
     assert "reconstruction_score" in report.undefined and hook_name not in STREAMS or (
@@ -586,9 +541,10 @@ def test_zero_recovers_nothing(model, hook_name, head, holes):
     assert report.dead_fraction == 1
 
 
-@pytest.mark.parametrize("hook_name, head, holes", PLACES_AND_HOLES)
-def test_the_mean_explains_nothing(model, hook_name, head, holes):
-    tokens = some_tokens(model)
+@some_corners
+def test_the_mean_explains_nothing(name, hook_name, head, holes):
+    model = small_models.ALL[name]()
+    tokens = own_tokens(model)
     mask = with_holes(tokens) if holes else all_but_first(tokens)
     counted = mask.clone()
     counted[:, -1] = False
@@ -600,11 +556,10 @@ def test_the_mean_explains_nothing(model, hook_name, head, holes):
         report.reconstruction_score_mean * (report.ce_mean - report.ce_clean) == pytest.approx(0, abs=1e-5))
 
 
-@pytest.mark.parametrize("hook_name", ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"])
-def test_an_ablation_that_changes_nothing_has_no_score(hook_name):
+def test_an_ablation_that_changes_nothing_has_no_score():
     """The planted model's MLPs write zeros: there is nothing to ablate and nothing to explain."""
-    model = small_models.planted()
-    report = evaluate_sae(model, random_sae(model.cfg.d_model), small_models.repeated(model), hook_name=hook_name)
+    model, sae = small_models.planted(), some_sae(small_models.planted().cfg.d_model)
+    report = evaluate_sae(model, sae, small_models.repeated(model), hook_name="blocks.1.hook_mlp_out")
     for name in ("reconstruction_score", "reconstruction_score_mean", "kl_score", "explained_variance", "fvu",
                  "relative_reconstruction_bias"):
         assert math.isnan(getattr(report, name)) and all(map(math.isnan, report.intervals[name])), name
@@ -614,10 +569,10 @@ def test_an_ablation_that_changes_nothing_has_no_score(hook_name):
 
 @pytest.mark.parametrize("resamples", [0, 200])
 def test_a_score_that_divides_by_noise_is_not_defined(resamples):
-    """Without head 3.2 `tiny` is worse by some stories and better by others: here the quotient would be 3.08."""
-    model, sae = small_models.tiny(), random_sae(64, hook_name="blocks.3.attn.hook_z", head=2)
+    """Without head 3.2 `tiny` is worse by some stories and better by others: here the quotient would be 3.19."""
+    model, sae = small_models.tiny(), some_sae(64, hook_name="blocks.3.attn.hook_z", head=2)
     report = evaluate_sae(model, sae, sample_text(model, 6, 30, seed=7), resamples=resamples)
-    assert (report.ce_zero - report.ce_sae) / (report.ce_zero - report.ce_clean) == pytest.approx(3.08, abs=0.1)
+    assert (report.ce_zero - report.ce_sae) / (report.ce_zero - report.ce_clean) == pytest.approx(3.19, abs=0.1)
     for name, ablated in SCORES.items():
         why = f"not defined: {ablated} − ce_clean may be 0"
         assert math.isnan(getattr(report, name)) and report.undefined[name] == why == report.to_frame().unit[name]
@@ -636,7 +591,7 @@ def test_latents_may_be_sparse():
             return super().decode(latents.to_dense())
 
     model = small_models.multi_head()
-    tokens = some_tokens(model)
+    tokens = own_tokens(model)
     same(*(evaluate_sae(model, kind(24), tokens, hook_name=RESIDUAL) for kind in (Sparse, Plain)), rel=0, abs_=0)
 
 
@@ -649,20 +604,20 @@ def nearly_constant(offset, spread):
     return model
 
 
-@pytest.mark.parametrize("spread", [0.03, 0.1, 1.0])
+@pytest.mark.parametrize("spread", [0.03, 1.0])
 def test_a_variance_that_is_small_beside_the_mean(spread):
     """The mean's square is some thousand times the variance, or more: a difference of float32 sums would be noise."""
-    model, sae = nearly_constant(30.0, spread), random_sae(24)
-    tokens = some_tokens(model)
+    model, sae = nearly_constant(30.0, spread), some_sae(24)
+    tokens = own_tokens(model)
     found = found_by_hand(model, sae, tokens, "blocks.1.hook_mlp_out")
     report = evaluate_sae(model, sae, tokens, hook_name="blocks.1.hook_mlp_out")
     assert report.fvu == pytest.approx(summary(found)["fvu"], rel=1e-3)
 
 
-@pytest.mark.parametrize("size", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("size", [0.01, 30.0])
 def test_constant_activations_have_no_variance_to_explain(size):
     model = nearly_constant(size, 0.0)
-    report = evaluate_sae(model, random_sae(24), some_tokens(model), hook_name="blocks.1.hook_mlp_out")
+    report = evaluate_sae(model, some_sae(24), own_tokens(model), hook_name="blocks.1.hook_mlp_out")
     assert math.isnan(report.explained_variance) and math.isnan(report.fvu)
     assert math.isnan(report.reconstruction_score_mean) and math.isnan(report.reconstruction_score) == (size < 1)
 
@@ -681,7 +636,7 @@ def test_constant_activations_have_no_variance_to_explain(size):
 ])
 def test_each_rule_changes_what_it_says(change, differs):
     model = small_models.multi_head()
-    tokens, sae = some_tokens(model), random_sae(24)
+    tokens, sae = own_tokens(model), some_sae(24)
     ours = evaluate_sae(model, sae, tokens, hook_name=RESIDUAL)
     theirs = evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, convention=Convention(**change))
     assert differing(ours, theirs) == differs
@@ -693,7 +648,7 @@ def test_each_rule_changes_what_it_says(change, differs):
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_means_of_the_ratios_of_batches(batch_size):
     model = small_models.multi_head()
-    tokens, sae = some_tokens(model), random_sae(24)
+    tokens, sae = own_tokens(model), some_sae(24)
     mask = all_but_first(tokens)
     mask[2, 3:6] = False
     report = evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, mask=mask, batch_size=batch_size, convention=SAELENS)
@@ -710,7 +665,7 @@ def test_means_of_the_ratios_of_batches(batch_size):
 
 def test_without_everything():
     model = small_models.multi_head()
-    tokens, sae = some_tokens(model), random_sae(24)
+    tokens, sae = own_tokens(model), some_sae(24)
     full, less = (evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, everything=each) for each in (True, False))
     left_out = {"reverse_kl", "js", "ce_mean", "reconstruction_score_mean"}
     same(less, full, skip=left_out)
@@ -724,7 +679,7 @@ def test_without_everything():
 @pytest.mark.parametrize("holes", [False, True])
 def test_intervals_equal_a_plain_loop_over_the_same_resamples(holes):
     model = small_models.multi_head()
-    tokens, sae = some_tokens(model, n=6), random_sae(24)
+    tokens, sae = own_tokens(model, n=6), some_sae(24)
     mask = all_but_first(tokens)
     if holes:
         mask[0, 2:], mask[3, 4:6] = False, False                    # sequences of different weight
@@ -740,8 +695,8 @@ def test_intervals_equal_a_plain_loop_over_the_same_resamples(holes):
 
 def test_intervals_hold_the_value_and_shrink_with_more_sequences():
     model = small_models.multi_head()
-    sae = random_sae(24)
-    few, many = (evaluate_sae(model, sae, some_tokens(model, n), hook_name=RESIDUAL, batch_size=64) for n in (8, 300))
+    sae = some_sae(24)
+    few, many = (evaluate_sae(model, sae, own_tokens(model, n), hook_name=RESIDUAL, batch_size=64) for n in (8, 300))
     for name in few.intervals:
         for report in (few, many):
             low, high = report.intervals[name]
@@ -753,7 +708,7 @@ def test_intervals_hold_the_value_and_shrink_with_more_sequences():
 
 def test_resamples_and_their_seed():
     model = small_models.multi_head()
-    tokens, sae = some_tokens(model), random_sae(24)
+    tokens, sae = own_tokens(model), some_sae(24)
     none, one, again, other = (evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, **how) for how in (
         {"resamples": 0}, {"seed": 1}, {"seed": 1}, {"seed": 2}))
     assert none.intervals == {} and one.intervals == again.intervals != other.intervals
@@ -763,10 +718,10 @@ def test_resamples_and_their_seed():
 
 def test_a_resample_without_any_counted_position_is_left_out():
     model = small_models.multi_head()
-    tokens = some_tokens(model, n=3)
+    tokens = own_tokens(model, n=3)
     mask = all_but_first(tokens)
     mask[1:] = False
-    report = evaluate_sae(model, random_sae(24), tokens, hook_name=RESIDUAL, mask=mask)
+    report = evaluate_sae(model, some_sae(24), tokens, hook_name=RESIDUAL, mask=mask)
     assert report.intervals["kl"] == pytest.approx((report.kl, report.kl))      # one sequence: always the same
 
 
@@ -775,7 +730,7 @@ def test_a_resample_without_any_counted_position_is_left_out():
 
 def test_the_table_in_nats_and_in_bits():
     model = small_models.multi_head()
-    report = evaluate_sae(model, random_sae(24), some_tokens(model), hook_name=RESIDUAL)
+    report = evaluate_sae(model, some_sae(24), own_tokens(model), hook_name=RESIDUAL)
     nats, bits = report.to_frame(), report.to_frame("bits")
     assert list(nats.index) == list(bits.index) == METRICS and list(nats.columns) == ["value", "low", "high", "unit"]
     assert set(IN_NATS) == {"ce_clean", "ce_sae", "ce_zero", "ce_mean", "delta_ce", "kl", "reverse_kl", "js", "kl_zero"}
@@ -791,7 +746,7 @@ def test_the_table_in_nats_and_in_bits():
 
 def test_by_position_has_short_names():
     model = small_models.multi_head()
-    report = evaluate_sae(model, random_sae(24), some_tokens(model), hook_name=RESIDUAL)
+    report = evaluate_sae(model, some_sae(24), own_tokens(model), hook_name=RESIDUAL)
     for name in ("ce_clean", "delta_ce", "kl"):
         values = getattr(report, f"{name}_by_position")
         assert values is report.by_position[name] and values.shape == (LENGTH,)
@@ -805,26 +760,24 @@ def test_by_position_has_short_names():
 def refused(says, model=None, sae=None, tokens=None, **more):
     """Refused before any pass of the model."""
     model = model or small_models.multi_head()
-    sae, tokens = sae or random_sae(24), some_tokens(model) if tokens is None else tokens
+    sae, tokens = sae or some_sae(24), own_tokens(model) if tokens is None else tokens
     with forbidden_forward(model), pytest.raises(ValueError, match=says):
         evaluate_sae(model, sae, tokens, **{"hook_name": RESIDUAL, **more})
 
 
-@pytest.mark.parametrize("hook_name", ["blocks.3.hook_resid_pre", "blocks.1.hook_nothing", "hook_embed",
-                                       "blocks.-1.hook_mlp_out", "blocks.1.hook_resid_pre.more",
-                                       "blocks.1.attn.hook_q"])
-def test_a_place_that_is_none(hook_name):
+@pytest.mark.parametrize("hook_name", ["blocks.3.hook_resid_pre", "blocks.1.hook_nothing", "blocks.-1.hook_mlp_out"])
+def test_an_unknown_place_is_refused(hook_name):
     refused("no place .* it has blocks.0 to blocks.2, each with hook_resid_pre, .*attn.hook_z", hook_name=hook_name)
 
 
-def test_a_head_that_is_none():
+def test_an_unknown_head_is_refused():
     refused("head is 4; only attn.hook_z has heads, in this model 0 to 3", hook_name="blocks.1.attn.hook_z", head=4)
     refused("head is -1", hook_name="blocks.1.attn.hook_z", head=-1)
     refused("head is 0; only attn.hook_z has heads", head=0)
 
 
 def test_a_width_that_does_not_fit():
-    refused("blocks.1.hook_resid_pre has width 24 here; this autoencoder was made for 23", sae=random_sae(23))
+    refused("blocks.1.hook_resid_pre has width 24 here; this autoencoder was made for 23", sae=some_sae(23))
     refused("has width 6 here; this autoencoder was made for 24", hook_name="blocks.1.attn.hook_z", head=1)
     theirs = Plain(24)
     theirs.cfg = types.SimpleNamespace(d_in=25)
@@ -833,12 +786,12 @@ def test_a_width_that_does_not_fit():
 
 def test_an_autoencoder_from_elsewhere_is_refused_unless_forced():
     model, elsewhere = small_models.multi_head(), "blocks.0.hook_mlp_out"
-    ours, theirs, plain = random_sae(24, hook_name=elsewhere), Plain(24), Plain(24)
+    ours, theirs, plain = some_sae(24, hook_name=elsewhere), Plain(24), Plain(24)
     metadata = types.SimpleNamespace(hook_name=elsewhere, hook_head_index=None)
     theirs.cfg = types.SimpleNamespace(d_in=24, metadata=metadata)
-    for sae, nameless in ((ours, random_sae(24)), (theirs, plain)):
+    for sae, nameless in ((ours, some_sae(24)), (theirs, plain)):
         refused("trained at blocks.0.hook_mlp_out, not at blocks.1.hook_resid_pre.* force=True", sae=sae)
-        tokens = some_tokens(model)
+        tokens = own_tokens(model)
         same(evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, force=True),
              evaluate_sae(model, nameless, tokens, hook_name=RESIDUAL))
         same(evaluate_sae(model, sae, tokens), evaluate_sae(model, sae, tokens, hook_name=elsewhere))
@@ -847,14 +800,14 @@ def test_an_autoencoder_from_elsewhere_is_refused_unless_forced():
 
 def test_an_autoencoder_of_another_head_is_refused_unless_forced():
     model, name = small_models.multi_head(), "blocks.1.attn.hook_z"
-    sae, tokens = random_sae(6, hook_name=name, head=1), some_tokens(model)
+    sae, tokens = some_sae(6, hook_name=name, head=1), own_tokens(model)
     refused("head 1.* force=True", sae=sae, hook_name=name, head=2)
     same(evaluate_sae(model, sae, tokens, head=2, force=True),
-         evaluate_sae(model, random_sae(6), tokens, hook_name=name, head=2))
+         evaluate_sae(model, some_sae(6), tokens, hook_name=name, head=2))
 
 
 def test_masks_that_do_not_fit():
-    tokens = some_tokens(small_models.multi_head())
+    tokens = own_tokens(small_models.multi_head())
     good = all_but_first(tokens)
     for mask in (good[:, 1:], good[:4], good[0], good[..., None]):
         refused(r"must be torch.bool \(5, 9\)", mask=mask)
@@ -863,7 +816,7 @@ def test_masks_that_do_not_fit():
 
 
 def test_masks_that_leave_nothing():
-    tokens = some_tokens(small_models.multi_head())
+    tokens = own_tokens(small_models.multi_head())
     last = torch.zeros_like(tokens, dtype=torch.bool)
     refused("leaves no position to count", mask=last)
     last[:, -1] = True
@@ -872,17 +825,16 @@ def test_masks_that_leave_nothing():
     refused("leaves no position to count", tokens=tokens[:, :2])    # BOS and a token that nothing follows
 
 
-def test_tokens_that_are_none():
-    tokens = some_tokens(small_models.multi_head())
+def test_tokens_of_another_shape_are_refused():
+    tokens = own_tokens(small_models.multi_head())
     for wrong in (tokens[0], tokens[:0], tokens[:, :1], tokens[..., None]):
         refused(r"must be \[n, pos\] with at least one row of two tokens", tokens=wrong)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("hook_name", [RESIDUAL, "blocks.1.hook_mlp_out"])
+@pytest.mark.parametrize("value, hook_name", [(math.nan, RESIDUAL), (-math.inf, "blocks.1.hook_mlp_out")])
 def test_activations_that_are_not_finite(value, hook_name):
     model = small_models.multi_head()
-    tokens = some_tokens(model)
+    tokens = own_tokens(model)
     model.run_with_cache(tokens)
     before = hook_count(model)
 
@@ -894,17 +846,17 @@ def test_activations_that_are_not_finite(value, hook_name):
     spoiled = "blocks.0.hook_mlp_out" if hook_name == RESIDUAL else "blocks.1.hook_mlp_out"
     with model.hooks(fwd_hooks=[(spoiled, lambda x, hook: spoil(x, hook) if len(x) == N else x)]):
         with pytest.raises(ValueError, match=f"{hook_name} has activations that are not finite"):
-            evaluate_sae(model, random_sae(24), tokens, hook_name=hook_name)
+            evaluate_sae(model, some_sae(24), tokens, hook_name=hook_name)
     assert hook_count(model) == before
 
 
 # --- what it must not leave behind, or need -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hook_name, head", PLACES)
+@pytest.mark.parametrize("hook_name, head", [PLACES[0], PLACES[6]])
 def test_nothing_is_left_on_the_model_or_changed(hook_name, head):
     model = small_models.multi_head()
-    tokens, sae = some_tokens(model), random_sae(Site(model, hook_name, head).width).requires_grad_(True)
+    tokens, sae = own_tokens(model), some_sae(Site(model, hook_name, head).width).requires_grad_(True)
     model.run_with_cache(tokens)                                    # the library puts hooks of its own on, once
     mask, before, logits = with_holes(tokens), hook_count(model), model(tokens)
     given = [each.clone() for each in (tokens, mask, *sae.parameters())]
@@ -922,10 +874,10 @@ class Failing(Identity):
         raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("hook_name, head", PLACES)
+@pytest.mark.parametrize("hook_name, head", [PLACES[0], PLACES[6]])
 def test_an_error_leaves_no_hook(hook_name, head):
     model = small_models.multi_head()
-    tokens = some_tokens(model)
+    tokens = own_tokens(model)
     model.run_with_cache(tokens)
     before = hook_count(model)
     with pytest.raises(ZeroDivisionError):
@@ -933,8 +885,7 @@ def test_an_error_leaves_no_hook(hook_name, head):
     assert hook_count(model) == before
 
 
-@pytest.mark.parametrize("hook_name", [RESIDUAL, "blocks.1.hook_mlp_out"])
-@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("hook_name, holes", [(RESIDUAL, True), ("blocks.1.hook_mlp_out", False)])
 def test_live_logits_do_not_grow_with_the_number_of_tokens(monkeypatch, hook_name, holes):
     """How many log-probabilities exist at once, and how many vectors are unembedded at once."""
     model, largest = small_models.multi_head(), []
@@ -948,10 +899,10 @@ def test_live_logits_do_not_grow_with_the_number_of_tokens(monkeypatch, hook_nam
         return out
 
     monkeypatch.setattr(faithfulness, "log_softmax", watched)
-    for n in (4, 16, 64):
-        tokens = some_tokens(model, n, 40)
+    for n in (4, 8, 16):
+        tokens = own_tokens(model, n, 40)
         mask = with_holes(tokens) if holes else None
         largest.append([0, 0])
-        evaluate_sae(model, random_sae(24), tokens, hook_name=hook_name, mask=mask, batch_size=4)
+        evaluate_sae(model, some_sae(24), tokens, hook_name=hook_name, mask=mask, batch_size=4)
     assert largest[0] == largest[1] == largest[2]
     assert largest[0][1] <= 16 * 30 and largest[0][0] <= (4 * 16 + 2 * 40) * 30

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import pytest
 import small_models
 import torch
+from platformdirs import macos, unix, windows
 
 from course_utils import __main__, models
 from course_utils.house import settings as paths
@@ -245,6 +246,17 @@ def test_weights_that_do_not_fit_the_config(tiny):
         models.load_model("tiny")
 
 
+@pytest.mark.parametrize("change, says", [
+    ({"n_layer": 3000}, "does not fit its config.json: 3000 layers"),              # refused before any is made
+    *(({"layer_norm_epsilon": value}, "layer_norm_epsilon") for value in (2**63, -10**30, 10**400)),
+], ids=str)
+def test_a_config_that_no_weights_fit_or_pytorch_cannot_take(tiny, change, says):
+    path = tiny / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(models.DamagedModelFile, match=says):
+        models.from_folder(tiny, "step-001000.safetensors")
+
+
 shipped = pytest.mark.skipif(not models.TINY_FOLDER.is_dir(), reason="no shipped weights here")
 
 
@@ -266,6 +278,15 @@ def _load_shipped(step: int) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(models.TINY_FOLDER / models._tiny_file(step))
+
+
+def test_a_tokenizer_without_a_first_token_is_refused_by_name(tmp_path):
+    write_model_folder(tmp_path, {"weights.safetensors": 0})
+    changes = {"tokenizer.json": ("<bos>", "<start>"), "config.json": ('"bos_token_id": 0', '"bos_token_id": 99')}
+    for file, (old, new) in changes.items():
+        (tmp_path / file).write_text((tmp_path / file).read_text().replace(old, new))
+    with pytest.raises(models.DamagedModelFile, match="tokenizer.json has no token 99 to begin a text"):
+        local_models.from_folder(tmp_path, "weights.safetensors")
 
 
 # --- names, BOS, devices -----------------------------------------------------------------------
@@ -588,10 +609,14 @@ def test_no_hub_and_no_cache_is_explained_in_one_screen(tiny, fake_smollm2, cach
         models.fetch("distilgpt2")
 
 
+PARTS = '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}'
+
+
 @pytest.mark.parametrize("there, lacking", [
     (["config.json", "tokenizer.json"], "model.safetensors"),                        # such as has a pickle alone
     (["config.json", "model.safetensors"], "a tokenizer"), (["tokenizer.json"], "config.json"),
     (["config.json", "tokenizer.json", "model.safetensors.index.json"], "model.safetensors.index.json (damaged)"),
+    (["config.json", "tokenizer.json", "model.safetensors.index.json", "1.safetensors"], "2.safetensors"),
 ])
 def test_a_repository_that_has_not_all_is_never_called_ready(monkeypatch, tmp_path, capsys, there, lacking):
     import huggingface_hub
@@ -600,7 +625,7 @@ def test_a_repository_that_has_not_all_is_never_called_ready(monkeypatch, tmp_pa
         place = tmp_path / "models--distilgpt2"
         for name in there:
             (place / "snapshots" / "abc").mkdir(parents=True, exist_ok=True)
-            (place / "snapshots" / "abc" / name).touch()
+            (place / "snapshots" / "abc" / name).write_text(PARTS if "1.safetensors" in there else "")
         (place / "refs").mkdir(exist_ok=True)
         (place / "refs" / "main").write_text("abc")
 
@@ -698,11 +723,19 @@ def test_paths_follow_the_environment(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []  # asking creates nothing
 
 
-@pytest.mark.parametrize("platform, cache_part, data_part", [
-    ("linux", ".cache", ".local"), ("darwin", "Caches", "Application Support"), ("win32", "Local", "Local"),
+@pytest.mark.parametrize("system, cache, data", [
+    (unix.Unix, ".cache", ".local/share"),
+    (macos.MacOS, "Library/Caches", "Library/Application Support"),
+    (windows.Windows, "AppData/Local", "AppData/Local"),
 ])
-def test_paths_of_each_platform(monkeypatch, platform, cache_part, data_part):
-    for variable in ("COURSE_CACHE", "COURSE_PROGRESS", "XDG_CACHE_HOME", "XDG_DATA_HOME", "LOCALAPPDATA"):
+def test_paths_of_each_platform(monkeypatch, tmp_path, system, cache, data):
+    """Where the course has always kept its files: nobody's progress is lost."""
+    for variable in ("COURSE_CACHE", "COURSE_PROGRESS", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(sys, "platform", platform)
-    assert cache_part in paths.cache_dir().parts and data_part in paths.progress_file().parts
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "AppData" / "Local"))
+    monkeypatch.setattr(windows, "get_win_folder", windows.get_win_folder_from_env_vars)
+    monkeypatch.setattr(paths, "user_cache_path", lambda *names, **more: system(*names, **more).user_cache_path)
+    monkeypatch.setattr(paths, "user_data_path", lambda *names, **more: system(*names, **more).user_data_path)
+    assert paths.cache_dir() == tmp_path / cache / "faithful-circuits"
+    assert paths.progress_file() == tmp_path / data / "faithful-circuits" / "progress.jsonl"

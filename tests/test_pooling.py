@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_utils.metrics import defined_ratio, interval, mean_and_error
-from course_utils.passes import Pooled
+from course_utils.passes import Pooled, put_back
 
 
 def drawn(seed, n, length):
@@ -127,3 +127,12 @@ def test_tokens_of_one_text_are_not_independent():
     """Every sequence one value throughout: a hundred tokens of it say no more than one."""
     values = torch.randn(20, 1, generator=torch.Generator().manual_seed(0))
     assert mean_and_error(values.expand(20, 100)) == pytest.approx(mean_and_error(values), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_chunks_of_counted_values_come_to_their_places(size):
+    counted = torch.tensor([[False, True, True, False], [True, False, False, True]])
+    values = torch.tensor([5.0, 6, 7, 8], dtype=torch.float64)
+    found = put_back(values.split(size), counted)
+    assert found.tolist() == [[0, 5, 6, 0], [7, 0, 0, 8]] and found.dtype == torch.float64
+    assert put_back([], counted & False).tolist() == [[0] * 4] * 2                          # a batch without any

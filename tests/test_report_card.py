@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
-from small_models import forbidden_forward, hook_count
+from small_models import forbidden_forward, hook_count, random_tokens
+from small_saes import some_sae as begun
 
 from course_utils.baselines import noise_floor
 from course_utils.faithfulness import evaluate_sae
@@ -18,7 +19,6 @@ from course_utils.heads import induction_scores, induction_targets, is_pattern
 from course_utils.latents import latent_activations
 from course_utils.repeated_tokens import generate_repeated_tokens, repeated_token_report
 from course_utils.report_card import SHARES, ReportCard, circuit_interval, circuit_scores, report_card
-from course_utils.sae import SparseAutoencoder
 from course_utils.sae_files import load_shipped_sae
 from course_utils.splicing import (
     after_token,
@@ -40,12 +40,7 @@ def model(request):
 
 
 def some_sae(hook_name="blocks.1.hook_resid_pre", width=24):
-    return SparseAutoencoder(width, 30, hook_name=hook_name).requires_grad_(False)
-
-
-def some_text(n=5, length=9):
-    tokens = torch.randint(1, 30, (n, length), generator=torch.Generator().manual_seed(7))
-    return torch.where(torch.arange(length) > 0, tokens, 0)
+    return begun(width, d_sae=30, hook_name=hook_name)
 
 
 def gain(log_probs):
@@ -54,7 +49,7 @@ def gain(log_probs):
 
 
 def test_every_row_is_what_its_function_says(model):
-    sae, text, seed = some_sae(), some_text(), SIZES["seed"]
+    sae, text, seed = some_sae(), random_tokens(), SIZES["seed"]
     repeats = generate_repeated_tokens(model, 6, 5, seed=seed)
     on_text, on_repeats = (evaluate_sae(model, sae, tokens, seed=seed) for tokens in (text, repeats))
     floor = noise_floor(model, sae, text, BOTH, 2, seed=seed)
@@ -105,9 +100,9 @@ def test_every_row_is_what_its_function_says(model):
 def test_without_a_text_the_model_brings_its_own(model, monkeypatch):
     asked = []
     monkeypatch.setattr("course_utils.report_card.sample_text",
-                        lambda model, *size, seed: asked.append(seed) or some_text(*size))
+                        lambda model, *size, seed: asked.append(seed) or random_tokens(*size))
     card = report_card(model, some_sae(), **SIZES)
-    expected = evaluate_sae(model, some_sae(), some_text(24, model.cfg.n_ctx), resamples=0)
+    expected = evaluate_sae(model, some_sae(), random_tokens(24, model.cfg.n_ctx), resamples=0)
     assert asked == [SIZES["seed"] + 5] and card.rows["KL"][0] == pytest.approx(expected.kl, rel=1e-4)
 
 
@@ -146,7 +141,7 @@ def test_repeats_that_look_like_padding_are_no_padding(model):
     pad = model.tokenizer.pad_token_id
     seed = next(seed for seed in range(300)
                 if (generate_repeated_tokens(model, 6, 5, seed=seed)[:, :2] == pad).all(1).any())
-    card = report_card(model, some_sae(), text=some_text(), **{**SIZES, "seed": seed})
+    card = report_card(model, some_sae(), text=random_tokens(), **{**SIZES, "seed": seed})
     assert math.isfinite(card.rows["KL, repeats"][0])
 
 

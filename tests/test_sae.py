@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import small_saes
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -13,14 +14,9 @@ D_IN, D_SAE, K = 5, 9, 3
 
 
 def random_sae(kind, normalize="none", d_in=D_IN, d_sae=D_SAE, k=K, seed=0, **more):
-    """Every weight random, decoder rows of any length; float64, so that the comparisons can be strict."""
-    sae = SparseAutoencoder(d_in, d_sae, kind, k=k if kind == "topk" else None, normalize=normalize, **more).double()
-    rng = torch.Generator().manual_seed(seed)
-    for name, weight in sae.named_parameters():
-        weight.data = torch.randn(weight.shape, generator=rng, dtype=torch.float64)
-        if name == "threshold":
-            weight.data.abs_()
-    return sae.requires_grad_(False)
+    """In float64, so that the comparisons can be strict."""
+    return small_saes.random_sae(kind, normalize, d_in=d_in, d_sae=d_sae, k=k, seed=seed, dtype=torch.float64,
+                                 **more)
 
 
 def some(*shape, seed=1, scale=2.0):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
-from test_sae_files import D_IN, D_SAE, HOOK, K, old_folder, same_weights, some_activations
+from small_saes import D_IN, D_SAE, K, random_sae, same_weights, some_activations
 
 from course_utils.house import ModelUnavailable
 from course_utils.sae import SparseAutoencoder
@@ -278,7 +278,7 @@ def test_each_layout_from_a_repository(hub, write, place, hook_name):
 
 
 def test_a_folder_s_name_that_is_no_place_is_not_taken_for_one(hub):
-    old_folder(hub / "someone/else/first try", drop=("hook_point",))
+    random_sae().save(hub / "someone/else/first try")
     assert load_pretrained_sae("someone/else", "first try").hook_name is None
 
 
@@ -290,9 +290,9 @@ def test_a_repository_with_a_pickle(hub):
 
 
 def test_a_repository_with_nothing(hub):
-    (hub / "someone/else" / HOOK).mkdir(parents=True)
+    (hub / "someone/else/blocks.1.hook_resid_pre").mkdir(parents=True)
     with pytest.raises(ModelUnavailable) as error:
-        load_pretrained_sae("someone/else", HOOK)
+        load_pretrained_sae("someone/else", "blocks.1.hook_resid_pre")
     for part in ("no blocks.1.hook_resid_pre/cfg.json", "params.npz", "sae.safetensors", "ae.safetensors"):
         assert part in str(error.value)
 

@@ -5,13 +5,15 @@ import types
 import pytest
 import small_models
 import torch
-from small_models import forbidden_forward
-from test_faithfulness import RESIDUAL, Plain, same, some_tokens
+from small_models import forbidden_forward, own_tokens
+from small_saes import Plain
 
 from course_utils.baselines import noise_floor
 from course_utils.faithfulness import evaluate_sae, patched_logits
 from course_utils.latents import latent_activations
 from course_utils.splicing import spliced
+
+RESIDUAL = "blocks.1.hook_resid_pre"
 
 
 class Skip(Plain):
@@ -45,7 +47,7 @@ class Foresees(Plain):
 def every_use(sae):
     """Everything that takes any object with encode and decode."""
     model = small_models.multi_head()
-    sae.hook_name, tokens = RESIDUAL, some_tokens(model)
+    sae.hook_name, tokens = RESIDUAL, own_tokens(model)
 
     def run_spliced():
         with spliced(model, sae):
@@ -69,9 +71,9 @@ def test_an_object_that_does_more_is_refused(kind):
 ])
 def test_an_object_whose_own_call_says_nothing_else_is_evaluated(call):
     model = small_models.multi_head()
-    sae, tokens = type("Called", (Plain,), {"__call__": call})(24), some_tokens(model)
-    same(evaluate_sae(model, sae, tokens, hook_name=RESIDUAL),
-         evaluate_sae(model, Plain(24), tokens, hook_name=RESIDUAL))
+    sae, tokens = type("Called", (Plain,), {"__call__": call})(24), own_tokens(model)
+    called, plain = (evaluate_sae(model, each, tokens, hook_name=RESIDUAL) for each in (sae, Plain(24)))
+    assert called.to_frame().equals(plain.to_frame())
 
 
 def test_it_is_called_once_for_a_whole_evaluation():
@@ -79,7 +81,7 @@ def test_it_is_called_once_for_a_whole_evaluation():
     sae = type("Called", (Plain,), {
         "__call__": lambda self, x: calls.append(len(x)) or self.decode(self.encode(x))})(24)
     model = small_models.multi_head()
-    evaluate_sae(model, sae, some_tokens(model), hook_name=RESIDUAL, batch_size=2)
+    evaluate_sae(model, sae, own_tokens(model), hook_name=RESIDUAL, batch_size=2)
     assert calls == [1]
 
 

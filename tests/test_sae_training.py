@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 import small_models
+import small_saes
 import torch
 from small_models import forbidden_forward, repeated
+from small_saes import D_IN, D_SAE, new_sae
+from small_saes import some_activations as some
+from small_saes import training_config as config
 
 from course_utils import sae_training
 from course_utils.house.files import SETTINGS
 from course_utils.passes import collect_activations
-from course_utils.sae import BANDWIDTH, KINDS, NORMS, SparseAutoencoder
+from course_utils.sae import BANDWIDTH, KINDS, NORMS
 from course_utils.sae_training import (
     STATE,
     Training,
@@ -32,34 +36,13 @@ from course_utils.sae_training import (
 
 pytestmark = pytest.mark.once
 
-D_IN, D_SAE, K = 6, 12, 3
 REPO = Path(__file__).resolve().parent.parent
 
 
-def config(kind="relu", **more):
-    settings = {"d_sae": D_SAE, "kind": kind, "k": K if kind == "topk" else None, "steps": 60, "batch": 16,
-                "warm_up": 10, "dead_after": 5, "save_every": 7, "sparsity": 0.1, "lr": 0.01}
-    return TrainingConfig(**{**settings, **more})
-
-
-def new_sae(config, d_in=D_IN, **more):
-    return SparseAutoencoder(d_in, config.d_sae, config.kind, k=config.k, normalize=config.normalize, seed=config.seed,
-                             **more)
-
-
-def some(n=100, d_in=D_IN, seed=0, scale=3.0):
-    return scale * torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed)) + 1
-
-
-def random_sae(kind, seed=0, **more):
+def random_sae(kind, **more):
     """Random weights in float64, decoder rows of norm 1."""
-    sae = SparseAutoencoder(D_IN, D_SAE, kind, k=K if kind == "topk" else None, **more).double()
-    rng = torch.Generator().manual_seed(seed)
-    for name, weight in sae.named_parameters():
-        if name != "W_dec":
-            weight.data = torch.randn(weight.shape, generator=rng, dtype=torch.float64)
-        if name == "threshold":
-            weight.data.abs_()
+    sae = small_saes.random_sae(kind, dtype=torch.float64, **more).requires_grad_(True)
+    constrain(sae)
     return sae
 
 
@@ -284,14 +267,15 @@ PROGRAM = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_sae_training import config, fit, new_sae, some
+from small_saes import new_sae, some_activations as some, training_config as config
+from course_utils.sae_training import fit
 settings = config("jumprelu", steps=2500, save_every=20)
 fit(new_sae(settings), some(), settings, Path(sys.argv[1])).save(sys.argv[1] + "/done")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.matrix  # in make test test_faults.py kills forks of one process instead
+@pytest.mark.matrix  # in make test the run is stopped in its own process, and test_faults.py kills a write
 def test_a_process_killed_at_whatever_moment_resumes_exactly(tmp_path):
     program = [sys.executable, "-c", PROGRAM.format(tests=str(REPO / "tests")), str(tmp_path)]
     settings, x = config("jumprelu", steps=2500, save_every=20), some()

@@ -92,7 +92,7 @@ def start_and_kill(out: Path, when, *, limit: float = 120) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.matrix  # in make test test_faults.py kills forks of one process instead
+@pytest.mark.matrix  # in make test the run is stopped in its own process, and test_faults.py kills a write
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with SIGKILL")
 def test_killed_and_resumed_training_gives_the_same_weights_bit_for_bit(training, finished, tmp_path):
     start_and_kill(tmp_path, (tmp_path / "state.safetensors").exists)

@@ -45,6 +45,19 @@ def test_widget_is_small_and_has_tokens_escaped_and_numbers_rounded():
     assert props(widget)["attention"][0][2] == [0.3333, 0.3333, 0.3333, 0.0]
 
 
+def test_a_picture_says_what_it_shows_where_it_cannot_be_seen():
+    from IPython.core.interactiveshell import InteractiveShell
+    from matplotlib_inline.backend_inline import select_figure_formats
+
+    shell = InteractiveShell()
+    select_figure_formats(shell, {"png"})                                   # as in a notebook
+    picture = viz.plot_curves([("loss (nats)", [3.0, 1.0]), ("share", {"clean": [0.0, 1.0], "patched": [1.0, 0.0]})],
+                              xlabel="step", title="Training")
+    data, metadata = shell.display_formatter.format(picture)
+    words = "Training. loss (nats) by step. share by step: clean, patched."
+    assert data["text/plain"] == f"<{words}>" and metadata["image/png"] == {"alt": words} and data["image/png"]
+
+
 def test_tokens_that_bring_their_own_spaces_get_none():
     widget = viz.attention_patterns(["<bos>", " the", " cat", "s"], PATTERN[None])
     assert props(widget)["tokens"] == ["&lt;bos&gt;", " the", " cat", "s"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import os
 import posixpath
 import re
 import shutil
@@ -34,7 +35,7 @@ FOLDED = {  # why a cell is folded: what its button says
     "setup": {"code_prompt_show": "Show the setup", "code_prompt_hide": "Hide the setup"},
 }
 EXERCISE = re.compile(r"""^@exercise\(\s*["']""", re.MULTILINE)
-CODE_OR_HEADING = re.compile(r"^```.*?^```|`[^`\n]+`|^#[^\n]*", re.MULTILINE | re.DOTALL)
+NOT_PROSE = re.compile(r"^```.*?^```|`[^`\n]+`|^#[^\n]*|\$\$.+?\$\$|\$[^$\n]+\$", re.MULTILINE | re.DOTALL)
 IMAGE = re.compile(r"!\[([^\[\]]*)\]\(([^()\s]+)\)")
 LINK = re.compile(r"(?<![!\\])\[((?:[^\[\]]|!\[[^\[\]]*\]\([^()]*\))*)\]\(([^()\s]+)\)")
 LESSON_NAME = re.compile(r"(?<![\[\w])([Ll]esson (\d\d)(?![\w\]])|(?<=\*\*)(\d\d) · [^*\[\]]+(?=\*\*))")
@@ -63,7 +64,7 @@ class Lesson(NamedTuple):
 # --------------------------------------------------------------------------------------------- text and links
 
 def page_of(path: str) -> str | None:
-    """The page or image of the book that stands for a file of the repository; None when there is none."""
+    """The book's page or image for a file of the repository; None if it has none."""
     folder, name = posixpath.split(path)
     if folder in ("notebooks", "solutions", "lessons") and re.match(r"\d\d_", name):
         return posixpath.splitext(name)[0] + ".ipynb"
@@ -73,7 +74,7 @@ def page_of(path: str) -> str | None:
 def rewrite_links(text: str, source: str, lessons: dict[str, str], root: Path = ROOT) -> str:
     """The Markdown text of a file of the repository, with its links and images as the book needs them.
 
-    A link to a file that the book has not becomes plain text, an image on the network (a badge) its description, and
+    A link to a file that is not in the book becomes plain text, an image on the network (a badge) its description, and
     the words "lesson 03" or "**03 · Ablations**" a link to that lesson.
 
     Args:
@@ -112,14 +113,14 @@ def rewrite_links(text: str, source: str, lessons: dict[str, str], root: Path = 
 
 
 def outside_code(text: str, change: Callable[[str], str]) -> str:
-    """`text`, changed everywhere but in code and in headings."""
+    """`text`, changed everywhere but in code, in formulas and in headings."""
     kept = []
 
     def keep(found: re.Match) -> str:
         kept.append(found[0])
         return f"\0{len(kept) - 1}\0"
 
-    changed = change(CODE_OR_HEADING.sub(keep, text))
+    changed = change(NOT_PROSE.sub(keep, text))
     return re.sub("\0(\\d+)\0", lambda found: kept[int(found[1])], changed)
 
 
@@ -159,7 +160,10 @@ def prepare_notebook(notebook, source: str, lessons: dict[str, str], root: Path 
         why = "exercise" if EXERCISE.search(cell.source) else "setup" if "setup" in tags else None
         if why:
             tags.append("hide-input")
-            cell.metadata["mystnb"] = FOLDED[why]
+            cell.metadata["mystnb"] = dict(FOLDED[why])
+        alts = [alt for output in cell.outputs if (alt := output.get("metadata", {}).get("image/png", {}).get("alt"))]
+        if alts:
+            cell.metadata.setdefault("mystnb", {})["image"] = {"alt": " ".join(alts)}
         for data in (output["data"] for output in cell.outputs if "text/html" in output.get("data", {})):
             drawn, widgets = WIDGET.subn("window.CircuitsVis", data["text/html"])
             if widgets:
@@ -230,7 +234,7 @@ def stage(root: Path, folder: Path) -> list[Lesson]:
 # ----------------------------------------------------------------------------------------------------- checks
 
 class _Loads(HTMLParser):
-    """Collects the addresses that a page loads by itself (links that a reader may click are none)."""
+    """Collects the addresses that a page loads by itself (links that a reader may click do not count)."""
 
     def __init__(self):
         super().__init__()
@@ -289,7 +293,8 @@ def run_sphinx(source: Path, site: Path, notes: Path) -> None:
     """Build `source` into `site`; Sphinx keeps its own notes elsewhere."""
     options = ["-q", "-W", "--keep-going", "-b", "html", "-d", str(notes)]
     command = [sys.executable, "-m", "sphinx", *options, str(source), str(site)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    tools = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}            # conf.py draws with tools/formulas.py
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=tools)
     if done.returncode:
         raise BookError(f"Sphinx found something to mend:\n{done.stdout}\n{done.stderr}".replace(f"{source}/", ""))
 

@@ -11,7 +11,7 @@ exercise's own reference, so no solution is written twice. Cells tagged `exercis
 to one of the two. Both notebooks share cell ids (a hash of the lesson's cell), and a build is the same bytes
 every time, outputs aside.
 
-Three things are added: after the title the setup cell (tools/setup_cell.ipy), the measured costs (tools/costs.py), and,
+Three things are added: after the title the setup cell (tools/setup_cell.ipy), the lesson's costs (tools/costs.py), and,
 when the published address is one on GitHub, a badge that opens the notebook in Colab. The costs and the badges also go
 into the README's table of lessons.
 """
@@ -48,6 +48,7 @@ METADATA = {
 MAX_BYTES = 1_500_000  # a stored notebook, outputs included
 SETUP = Path(__file__).resolve().parent / "setup_cell.ipy"
 COLAB = "https://colab.research.google.com"
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["setup"]}  # in Colab, in JupyterLab
 BADGE = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/%s)"
 ONLY_IN = {"exercise-only": "notebooks", "solution-only": "solutions"}
 
@@ -68,7 +69,7 @@ def exercise_in(source: str) -> tuple[str, ast.FunctionDef] | None:
     stub = body[0]
     ids = [d.args[0].value for d in stub.decorator_list
            if isinstance(d, ast.Call) and getattr(d.func, "id", "") == "exercise"
-           and len(d.args) == 1 and isinstance(d.args[0], ast.Constant)]
+           and len(d.args) == 1 and isinstance(d.args[0], ast.Constant) and isinstance(d.args[0].value, str)]
     if len(ids) != 1 or len(stub.decorator_list) != 1:
         raise BuildError('the stub needs one decorator, @exercise("NN.name")')
     last = stub.body[-1]
@@ -82,7 +83,8 @@ def worked_cell(exercise_id: str, stub: ast.FunctionDef, get: Callable) -> str:
     reference = inspect.unwrap(_known(exercise_id, get).reference)
     if not inspect.isfunction(reference) or reference.__name__ == "<lambda>":
         raise BuildError(f"the reference of {exercise_id} must be written as a function (def)")
-    function = ast.parse(source := textwrap.dedent(inspect.getsource(reference)).rstrip()).body[0]
+    source = textwrap.dedent(inspect.getsource(reference)).rstrip()
+    function = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
     missing = [a for a in _parameters(stub) if a not in _parameters(function)]
     if missing:
         raise BuildError(f"the stub of {exercise_id} takes {missing}, which its reference does not take")
@@ -104,7 +106,8 @@ def _parameters(function: ast.FunctionDef) -> list[str]:
 
 def _names(source: str) -> tuple[set[str], set[str]]:
     """The names that a cell uses and those that it defines (wherever in the cell)."""
-    used, defined = set(), set()
+    used: set[str] = set()
+    defined: set[str] = set()
     for node in ast.walk(ast.parse(TransformerManager().transform_cell(source))):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
@@ -130,7 +133,8 @@ def make_notebook(path: Path, folder: str, get: Callable, published: str = "") -
     Raises BuildError for an exercise cell that is not as it must be, an unknown exercise, or a reference that
     uses a name which the lesson has neither imported nor defined by then.
     """
-    cells, seen, known = [], {}, set(dir(builtins)) | {"display", "get_ipython"}
+    cells, known = [], set(dir(builtins)) | {"display", "get_ipython"}
+    seen: dict[str, int] = {}
     measured = costs.read(path.parent.parent)
     for number, cell in enumerate(jupytext.read(path, fmt="py:percent").cells, 1):
         tags = sorted(cell.metadata.get("tags", []))
@@ -139,7 +143,7 @@ def make_notebook(path: Path, folder: str, get: Callable, published: str = "") -
         source = cell.source
         if cell.cell_type == "code":
             try:
-                source = _code(source, folder, get, known, lambda id: costs.exercise_label(measured, path.stem, id))
+                source = _code(source, folder, get, known)
             except (BuildError, SyntaxError) as error:
                 first = cell.source.strip().partition("\n")[0]
                 raise BuildError(f"{path.name}, cell {number} ({first!r}): {error}") from error
@@ -175,16 +179,15 @@ def _add_to_title(cells: list[NotebookNode], extras: tuple[str, ...]) -> None:
 def _setup_cell(published: str) -> NotebookNode:
     where = f"git+{published}" if published.startswith("https://") else published
     source = SETUP.read_text(encoding="utf-8").rstrip().replace('SOURCE = ""', f"SOURCE = {json.dumps(where)}")
-    return nbformat.v4.new_code_cell(source, id="setup", metadata={"cellView": "form", "tags": ["setup"]})
+    return nbformat.v4.new_code_cell(source, id="setup", metadata=FOLDED)
 
 
-def _code(source: str, folder: str, get: Callable, known: set[str], label: Callable[[str], str]) -> str:
+def _code(source: str, folder: str, get: Callable, known: set[str]) -> str:
     """A code cell's source in `folder`; adds what it defines to `known`."""
     found = exercise_in(source)
     if found and folder == "notebooks":
         item = _known(found[0], get)
-        facts = [f"about {item.minutes} minutes", f"difficulty {item.difficulty} of 3", label(found[0])]
-        source = f"# {' · '.join(filter(None, facts))}\n{source}"
+        source = f"# about {item.minutes} minutes · difficulty {item.difficulty} of 3\n{source}"
     if found and folder == "solutions":
         source = worked_cell(*found, get)
         used, defined = _names(source)
@@ -320,7 +323,9 @@ def main(argv: list[str] | None = None, get: Callable | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent)
     args = parser.parse_args(argv)
     if get is None:
-        from course_utils.exercises import get
+        from course_utils.exercises import get as get_exercise
+
+        get = get_exercise
     try:
         published = published_at(args.root) if args.source is None else args.source
         if args.check:

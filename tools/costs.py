@@ -1,27 +1,25 @@
-"""What each lesson and each exercise costs to run: measured here, written into the notebooks by the builder.
+"""What each lesson costs to run: measured here, written into the notebooks and the README by the builder.
 
     python tools/costs.py               measure every worked lesson on two cores; write lessons/costs.json
     python tools/costs.py 06            one lesson, the others stay as they are
 
 Seconds are wall time, a lesson's with the start of its kernel; memory is the largest resident size of the kernel,
 looked at fifty times a second. A lesson is measured twice: with the shipped model only, and with the sections on the
-real language model (when that has been fetched). An exercise's cost is that of running its solved cell: the check.
+real language model (when that has been fetched).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import re
 import sys
-import threading
 import time
-from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
-import psutil
+from memory import GB, HighestMemory
 from notebook_runs import read_notebook, run_notebook, stored_lessons
 
 from course_utils.house import read_json, write_whole
@@ -47,7 +45,7 @@ def read(root: Path) -> dict[str, dict]:
     try:
         costs = read_json(path)
         for lesson, cost in costs.items():      # noqa: B007 (the message names it)
-            for each in (cost["tiny"], cost.get("real", cost["tiny"]), *cost["exercises"].values()):
+            for each in (cost["tiny"], cost.get("real", cost["tiny"])):
                 amount(each)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         reason = f"{lesson[:80]} is not what tools/costs.py writes ({str(error)[:200]}); measure again"
@@ -71,12 +69,6 @@ def lesson_label(costs: dict[str, dict], lesson: str) -> str:
     return f"**To run the solved lesson on two cores:** {amount(cost['tiny'])} of memory{real}."
 
 
-def exercise_label(costs: dict[str, dict], lesson: str, exercise_id: str) -> str:
-    """"its check takes under 1 s, 0.8 GB" for the exercise's cell; empty when it was not measured."""
-    cost = costs.get(lesson, {}).get("exercises", {}).get(exercise_id)
-    return f"its check takes {amount(cost)}" if cost else ""
-
-
 def with_costs(readme: str, costs: dict[str, dict]) -> str:
     """The README with the last column of its table of lessons filled in."""
     by_number = {name[:2]: amount(cost["tiny"]) for name, cost in costs.items()}
@@ -91,63 +83,23 @@ def with_costs(readme: str, costs: dict[str, dict]) -> str:
 
 # ------------------------------------------------------------------------------------------------- measuring
 
-@dataclass
-class Watch:
-    """Looks at the memory of a kernel while its cells run; `cells` is (seconds, gigabytes) of each."""
-
-    cells: list[tuple[float, float]] = field(default_factory=list)
-    _process: psutil.Process | None = None
-    _peak: float = 0.0
-    _since: float = field(default_factory=time.perf_counter)
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def kernel(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
-        threading.Thread(target=self._look, daemon=True).start()
-
-    def cell(self) -> None:
-        """A cell has ended."""
-        self._sample()  # a short cell may have ended between two looks
-        now = time.perf_counter()
-        self.cells.append((now - self._since, self._peak))
-        self._since, self._peak = now, 0.0
-
-    def stop(self) -> None:
-        self._stop.set()
-
-    def _look(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
-            self._sample()
-
-    def _sample(self) -> None:
-        with contextlib.suppress(psutil.Error):  # the kernel has ended
-            now = self._process.memory_info().rss / 1e9     # may take a while: the next cell may begin meanwhile
-            self._peak = max(self._peak, now)
-
-
-def measure(path: Path, real: str) -> tuple[dict, dict[str, dict]]:
-    """The cost of one worked lesson and of each exercise in it. Raises LessonError when a cell fails."""
-    whole, cells = measure_cells(path, real)
-    found = ((re.search(r'^@exercise\("(.+?)"\)', source, re.MULTILINE), cost) for source, cost in cells)
-    return whole, {match[1]: cost for match, cost in found if match}
-
-
-def measure_cells(path: Path, real: str) -> tuple[dict, list[tuple[str, dict]]]:
-    """The cost of one worked lesson, and the source and cost of each of its code cells."""
-    notebook = read_notebook(path)
-    watch, start = Watch(), time.perf_counter()
+def measure(path: Path, real: str) -> tuple[dict[str, float], list[float]]:
+    """The cost of one worked lesson, and the seconds of each of its code cells. Raises LessonError if a cell fails."""
     env = {"COURSE_MODEL": "tiny", "COURSE_REAL": real, "OMP_NUM_THREADS": str(CORES)}
+    kernels: list[HighestMemory] = []
+
+    def watch(pid: int) -> None:
+        kernels.append(HighestMemory(pid, SAMPLE_SECONDS))
+        kernels[0].start()
+
+    times = [time.perf_counter()]
     try:
-        run_notebook(notebook, env, on_cell=watch.cell, on_kernel=watch.kernel)
+        run_notebook(read_notebook(path), env, on_kernel=watch, on_cell=lambda: times.append(time.perf_counter()))
     finally:
-        watch.stop()
-    whole = _cost(time.perf_counter() - start, max(peak for _, peak in watch.cells))
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return whole, [(source, _cost(*cost)) for source, cost in zip(code, watch.cells, strict=True)]
-
-
-def _cost(seconds: float, gigabytes: float) -> dict[str, float]:
-    return {"seconds": round(seconds, 1), "gigabytes": round(gigabytes, 2)}
+        for kernel in kernels:
+            kernel.stop()
+    cost = {"seconds": round(times[-1] - times[0], 1), "gigabytes": round(kernels[0].highest / GB, 2)}
+    return cost, [end - start for start, end in pairwise(times)]
 
 
 def real_model_is_here() -> bool:
@@ -170,13 +122,12 @@ def main(argv: list[str] | None = None) -> int:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     costs, real = read(args.root), real_model_is_here()
     for path in paths:
-        whole, exercises = measure(path, "skip")
-        costs[path.stem] = {"tiny": whole, "exercises": exercises}
+        costs[path.stem] = {"tiny": measure(path, "skip")[0]}
         if real:
             costs[path.stem]["real"] = measure(path, "auto")[0]
         print(f"{path.stem}: {lesson_label(costs, path.stem)}", flush=True)
         write_whole(args.root / FILE, json.dumps(dict(sorted(costs.items())), indent=1) + "\n")
-    print("run `make notebooks` to write the labels")
+    print("run `make notebooks` to write them into the notebooks and the README")
     return 0
 
 

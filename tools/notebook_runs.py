@@ -16,7 +16,7 @@ CELL_SECONDS = 600  # a cell that takes longer is stopped and counts as crashed
 
 
 class LessonError(Exception):
-    """A lesson failed: the message names the cell and what it raised, or the file that is no notebook."""
+    """A lesson failed: the message names the cell and what it raised, or the file that is not a notebook."""
 
 
 def stored_lessons(folder: Path, only: str = "") -> list[Path]:
@@ -29,7 +29,7 @@ def read_notebook(path: Path) -> NotebookNode:
     try:
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
-    except Exception as error:  # nbformat raises many kinds for what is no notebook
+    except Exception as error:  # nbformat raises many kinds for what is not a notebook
         raise LessonError(f"{path} is not a notebook: {type(error).__name__}: {str(error)[:200]}") from error
     return notebook
 

@@ -90,7 +90,8 @@ def in_the_way():
 
 def noise():
     """The harm of each shipped autoencoder's error, over that of a random error of the same length."""
-    model, ratios = load_model("tiny"), {"in any direction": {}, "varying as activations do": {}}
+    model = load_model("tiny")
+    ratios: dict[str, dict[str, float]] = {"in any direction": {}, "varying as activations do": {}}
     for name in shipped_saes("tiny"):
         floor = noise_floor(model, load_shipped_sae("tiny", name), sample_text(model, 32, seed=5),
                             ("epsilon_random", "covariance_random"))

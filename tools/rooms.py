@@ -37,8 +37,10 @@ def _name(path: Path) -> str:
 def _imported(path: Path, known: dict[str, Path]) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
-            below = node.module.partition(".")[2]
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        package, _, below = (node.module or "").partition(".")
+        if package == PACKAGE:
             for each in node.names:
                 module = f"{below}.{each.name}".lstrip(".")
                 found.add(module if module in known else below or "__init__")

@@ -11,6 +11,7 @@ measured value is outside its bounds, a claim does not hold on `tiny`, or nothin
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from formulas import with_mathml
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from notebook_runs import LessonError, read_notebook, run_notebook, stored_lessons
@@ -25,6 +27,7 @@ from tqdm import tqdm
 
 from course_utils import measured as report
 from course_utils.claims import read as read_claims
+from course_utils.house import in_columns
 from course_utils.measured import passed
 from course_utils.viz import bundle_script
 
@@ -69,11 +72,12 @@ def run_lesson(path: Path, html_folder: Path, env: dict[str, str], bar: tqdm) ->
 
 
 def to_html(notebook: NotebookNode, title: str) -> str:
-    """A page that draws its widgets offline: the CircuitsVis bundle stands once, in the head.
-
-    Formulas are typeset by MathJax when the reader is online and stay as TeX otherwise.
-    """
-    exporter = HTMLExporter(template_name="lab", require_js_url="", jquery_url="")
+    """A page that needs no network: formulas are drawn already, and the CircuitsVis bundle stands once, in the head."""
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = with_mathml(cell.source)
+    exporter = HTMLExporter(template_name="lab", require_js_url="", jquery_url="", mathjax_url="")
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
     body = body.replace('<script src=""></script>', "")
     body = body.replace("<script src=", "<script async src=")  # never wait for an address
@@ -104,7 +108,7 @@ def bound_text(row: dict) -> str:
 
 def table_rows(runs: list[LessonRun]) -> list[tuple[str, ...]]:
     """One row for each measured value, and one for each lesson that crashed or measured nothing."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for run in runs:
         lines = []
         for row in run.rows:
@@ -129,11 +133,10 @@ def claim_rows(runs: list[LessonRun]) -> list[tuple[str, ...]]:
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Columns padded to their widest entry."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, tuple("─" * width for width in widths), *rows]
-    return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
-                     for line in lines)
+    """Columns padded to their widest entry, under a line."""
+    columns, *lines = in_columns([header, *rows])
+    rule = ["─" * len(cell) for cell in columns]
+    return "\n".join("  ".join(line).rstrip() for line in [columns, rule, *lines])
 
 
 def summary(runs: list[LessonRun], *, claims_must_hold: bool = True) -> tuple[str, int]:

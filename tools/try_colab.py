@@ -37,7 +37,7 @@ def make_wheel(folder: Path) -> Path:
     for part in PARTS:
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, source / part)
-    quietly = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
+    quietly = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
     subprocess.run([sys.executable, "-m", "pip", "wheel", *quietly], check=True)
     return next(folder.glob("*.whl"))
 

@@ -95,7 +95,7 @@ def story_rows(config: Config, out: Path) -> np.ndarray:
     try:
         with open(file, "rb") as opened:
             stories = np.lib.format.read_array(opened, allow_pickle=False)
-    except Exception as error:  # numpy raises many kinds for what is no array
+    except Exception as error:  # numpy raises many kinds for what is not an array
         raise damaged(file, str(error)) from error
     size = (config.story_rows, config.context)
     if stories.shape != size or stories.dtype != np.uint16 or stories.max() >= len(vocabulary()):

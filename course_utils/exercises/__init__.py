@@ -48,7 +48,11 @@ def exercises_of(lesson: str) -> list[Exercise]:
 
 
 def get(id: str) -> Exercise:
-    """The exercise with this id. Raises ValueError that names the nearest ids when there is none."""
+    """The exercise with this id.
+
+    Raises:
+        ValueError: when there is none; it names the nearest ids.
+    """
     lesson = str(id).partition(".")[0]
     known = lessons()
     chosen = [lesson] if lesson in known else known
@@ -66,7 +70,9 @@ def exercise(id: str, *, quiet: bool = False) -> Callable[[Callable], Callable]:
     """Check the decorated function at once and show a card.
 
     Returns the function itself if it passes, the course's own otherwise. `quiet` shows and records nothing.
-    Raises ValueError for an unknown id; nothing that the decorated function does raises here.
+    Nothing that the decorated function does raises here.
+    Raises:
+        ValueError: for an unknown id.
     """
     item = get(id)
 
@@ -76,12 +82,12 @@ def exercise(id: str, *, quiet: bool = False) -> Callable[[Callable], Callable]:
             show_card(verdict_card(item, verdict))
             _record(item.id, verdict)
         function = attempt if verdict.passed else item.reference
-        return function if item.on_any_model is None else _where_it_holds(function, item)
+        return function if item.on_any_model is None else _where_it_holds(function, item.on_any_model, item.id)
 
     return decorate
 
 
-def _where_it_holds(function: Callable, item: Exercise) -> Callable:
+def _where_it_holds(function: Callable, on_any_model: Callable, id: str) -> Callable:
     """The function; but on models whose shape its formula is not for, the course's version and a line that says so."""
 
     @functools.wraps(function)
@@ -92,9 +98,9 @@ def _where_it_holds(function: Callable, item: Exercise) -> Callable:
             return function(model, *args, **kwargs)
         if model.cfg.model_name not in told:
             told.add(model.cfg.model_name)
-            print(f"({item.id}: {model.cfg.model_name} is of another shape than this formula is for, which is that of "
+            print(f"({id}: {model.cfg.model_name} is of another shape than this formula is for, which is that of "
                   "GPT-2 and Llama; the course's version for any model is used on it)")
-        return item.on_any_model(model, *args, **kwargs)
+        return on_any_model(model, *args, **kwargs)
 
     told: set[str] = set()
     return chosen
@@ -152,7 +158,8 @@ def solution(id: str) -> None:
 def progress_table(lesson: str | None = None) -> tuple[list[list[str]], list[str], str]:
     """Rows, header, closing line: each exercise (of one lesson), its status, attempts, last mistake.
 
-    Raises ValueError that lists the lessons if there is none of this number.
+    Raises:
+        ValueError: if there is no lesson of this number; it lists those there are.
     """
     if lesson is not None and lesson not in lessons():
         raise ValueError(f"there is no lesson {lesson!r}; there are {', '.join(lessons())}")

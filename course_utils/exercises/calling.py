@@ -18,7 +18,8 @@ class Failure(Exception):
 
     def __init__(self, message: str, *, input: Any = None, got: Any = None, expected: Any = None) -> None:
         super().__init__(message)
-        self.message, self.mistake = message, None
+        self.message = message
+        self.mistake: str | None = None
         rows = (("input", input), ("got", got), ("expected", expected))
         self.details = [(n, v if isinstance(v, str) else describe(v)) for n, v in rows if v is not None]
 
@@ -37,8 +38,10 @@ class LearnerError(Exception):
 @contextmanager
 def own_randomness():
     """Draw from seed 0 inside, and leave the notebook's own random numbers as they were."""
+    # Where there is no GPU, `torch.manual_seed` notes for each kind of one from where it was called: milliseconds.
+    seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(0)
+        seed(0)
         yield
 
 
@@ -58,8 +61,10 @@ def is_stub(function: Callable) -> bool:
 def call(attempt: Callable, args: tuple = (), kwargs: dict | None = None, *, none_is_fine: bool = False) -> Any:
     """Call the learner's function on its arguments.
 
-    Raises NotYet for a stub, LearnerError for any other exception, and Failure when it leaves hooks on a
-    model (they are removed first, so that they cannot change a later call).
+    Raises:
+        NotYet: for a stub.
+        LearnerError: for any other exception.
+        Failure: when it leaves hooks on a model (they are removed first, so that they cannot change a later call).
     """
     kwargs = kwargs or {}
     before = hooks_on((*args, *kwargs.values()))

@@ -10,6 +10,8 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from course_utils.house import in_columns
+
 # Colours that stay apart for colour-blind readers (Okabe and Ito, 2008), used for the edge of the card only.
 EDGES = {"passed": "#009E73", "not yet": "#8a8a8a", "wrong": "#D55E00", "error": "#CC79A7", "note": "#0072B2"}
 SIGNS = {"passed": "✓ passed", "not yet": "○ not yet", "wrong": "✗ wrong", "error": "! error", "note": ""}
@@ -62,9 +64,7 @@ def table_html(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str
 
 def table_text(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     """The same table in columns of plain text."""
-    table = [header, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table)
+    return "\n".join("  ".join(row).rstrip() for row in in_columns([header, *rows]))
 
 
 def show(text: str, **forms: str) -> None:

@@ -29,7 +29,8 @@ class Exercise:
     `on_any_model` is for a formula that holds on models of GPT-2's and Llama's shape (`Traits.plain`): the course's
     version for every model. On another model it takes the place of what the learner wrote.
 
-    Raises ValueError when there are not three hints, or the difficulty is not 1, 2 or 3.
+    Raises:
+        ValueError: when there are not three hints, or the difficulty is not 1, 2 or 3.
     """
 
     id: str  # "02.induction_scores": the lesson's number, a dot, the function's name
@@ -157,13 +158,15 @@ class CompareCases:
         """The message of the first mistake that explains the answers."""
         wrong = [(a, b) for a, b in zip(got, expected) if self._difference(a, b)]
         for mistake in self.mistakes:
-            if mistake.predicate:
-                explained = _holds(lambda: all(mistake.predicate(a, b) for a, b in wrong))
-            else:
-                explained = any(_holds(lambda: self._answers_like(each, cases, got)) for each in mistake.functions)
-            if explained:
+            if self._explains(mistake, wrong, cases, got):
                 return mistake.message
         return None
+
+    def _explains(self, mistake: Mistake, wrong: list[tuple[Any, Any]], cases: list[Case], got: list[Any]) -> bool:
+        """Whether a mistake's predicate holds of all wrong answers, or one of its functions gives all of them."""
+        if (predicate := mistake.predicate) is not None:
+            return _holds(lambda: all(predicate(answer, expected) for answer, expected in wrong))
+        return any(_holds(lambda: self._answers_like(each, cases, got)) for each in mistake.functions)
 
     def _answers_like(self, function: Callable, cases: list[Case], got: list[Any]) -> bool:
         """Whether these are a known mistake's answers. They are kept, so that the next attempt is judged sooner."""
@@ -293,12 +296,12 @@ def assess(exercise: Exercise, attempt: Callable) -> Verdict:
     return Verdict("passed", "Passed.", None, tuple(exercise.check.tried(exercise.reference)))
 
 
-def _error_verdict(error: BaseException, attempt: Callable) -> Verdict:
+def _error_verdict(error: BaseException | None, attempt: Callable) -> Verdict:
     """The error's type and message, and the last line of the learner's own code that it came through."""
     text = without_addresses(str(error)).strip() or "(no message)"
     lines = text.splitlines()
     details = [("message", "\n".join(lines[:6]) + ("\n…" if len(lines) > 6 else ""))]
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = traceback.extract_tb(error.__traceback__ if error else None)
     own = [frame for frame in frames if frame.filename == file_of(attempt)]
     if own:
         details.append(("your line", f"line {own[-1].lineno}: {textwrap.dedent(own[-1].line or '').strip()}"))

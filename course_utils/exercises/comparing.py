@@ -214,7 +214,7 @@ def _value_difference(got: Tensor, expected: Tensor, atol: float, rtol: float, w
 
 
 def _number_difference(got: Any, expected: Any, atol: float, rtol: float, where: str) -> str | None:
-    allowed = {bool: bool, int: Integral, float: Real}[type(expected)]
+    allowed: Any = {bool: bool, int: Integral, float: Real}[type(expected)]
     if not isinstance(got, allowed) or (isinstance(got, bool) and not isinstance(expected, bool)):
         hint = " (`.item()` makes a number of it)" if getattr(got, "ndim", None) == 0 else ""
         wanted = {bool: "True or False", int: "a whole number", float: "a number"}[type(expected)]

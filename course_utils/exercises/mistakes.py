@@ -95,7 +95,8 @@ def _changed(name: str, source: str, change: str | dict[str, str], scope: dict[s
 
 def _last_return(source: str) -> str:
     """The text of the last statement of a function, its `return`."""
-    last = ast.parse(source).body[0].body[-1]
+    function = ast.parse(source).body[0]
+    last = function.body[-1] if isinstance(function, ast.FunctionDef) else function
     if not isinstance(last, ast.Return):
         raise ValueError("the solution's last statement must be `return`")
-    return ast.get_source_segment(source, last)
+    return ast.get_source_segment(source, last) or ""

@@ -18,7 +18,11 @@ from course_utils.house import is_printable, progress_file
 
 
 def record(exercise_id: str, verdict: str, mistake: str | None = None, path: Path | None = None) -> None:
-    """Add one attempt. Raises OSError when it could not be saved whole (read-only or full disk)."""
+    """Add one attempt.
+
+    Raises:
+        OSError: when it could not be saved whole (read-only or full disk).
+    """
     path = path or progress_file()
     entry = {"id": exercise_id, "verdict": verdict, "mistake": mistake, "time": int(time.time())}
     line = ("\n" + json.dumps(entry, ensure_ascii=False)).encode()

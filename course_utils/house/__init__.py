@@ -1,6 +1,6 @@
 """What every room needs, without torch: files that are whole or absent, places on the disk, errors by name."""
 
-from course_utils.house.console import is_printable
+from course_utils.house.console import in_columns, is_printable
 from course_utils.house.errors import (
     CacheNotWritable,
     DamagedModelFile,
@@ -24,5 +24,5 @@ from course_utils.house.settings import WEIGHTS, bars_are_off, cache_dir, progre
 __all__ = [
     "CacheNotWritable", "DamagedModelFile", "ModelUnavailable", "NotForThisModel", "UnknownModel", "UnknownStep",
     "WEIGHTS", "bars_are_off", "cache_dir", "check_checkpoint", "claim_folder", "damaged", "first_line",
-    "is_printable", "progress_file", "read_json", "read_tensors", "whole_file", "write_whole",
+    "in_columns", "is_printable", "progress_file", "read_json", "read_tensors", "whole_file", "write_whole",
 ]

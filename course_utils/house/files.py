@@ -47,7 +47,8 @@ def whole_file(final: Path) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file under another name, then give it its own: a kill in between leaves what was there.
 
-    Raises OSError, which names the file; what was there stays.
+    Raises:
+        OSError: if it cannot be written; it names the file, and what was there stays.
     """
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -21,20 +22,14 @@ OLD = {  # name in course_utils: where its contents are now
 }
 
 
-class Finder:
+class Finder(MetaPathFinder, Loader):
     """Finds `course_utils.<old name>`; Python asks it last, if there is no file of that name."""
 
-    @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         package, _, old = name.partition(".")
-        return ModuleSpec(name, Finder) if package == "course_utils" and old in OLD else None
+        return ModuleSpec(name, self) if package == "course_utils" and old in OLD else None
 
-    @staticmethod
-    def create_module(spec: ModuleSpec) -> None:
-        """None: an empty module, as usual."""
-
-    @staticmethod
-    def exec_module(module: ModuleType) -> None:
+    def exec_module(self, module: ModuleType) -> None:
         """Let every name that is asked for be looked up in the new places."""
         places = [importlib.import_module(f"course_utils.{new}") for new in OLD[module.__name__.partition(".")[2]]]
 
@@ -44,10 +39,10 @@ class Finder:
                     return getattr(place, name)
             raise AttributeError(f"{module.__name__} has no {name!r}; it is now {places[0].__name__}")
 
-        module.__getattr__ = look_up
+        vars(module)["__getattr__"] = look_up
 
 
 def keep_old_names() -> None:
     """Ask `Finder` after all others, once."""
-    if Finder not in sys.meta_path:
-        sys.meta_path.append(Finder)
+    if not any(isinstance(each, Finder) for each in sys.meta_path):
+        sys.meta_path.append(Finder())

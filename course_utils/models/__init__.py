@@ -89,9 +89,11 @@ def load_model(name: str = "tiny", *, device: str | torch.device | None = None,
         device: default: "cuda" if there is one, else "cpu". "mps" only if asked for.
         step: a training checkpoint of `tiny` (see `checkpoint_steps`); default the last.
 
-    Raises UnknownModel or UnknownStep (both ValueError) before anything is read or downloaded,
-    NotForThisModel (a ValueError) for what is not a causal language model, or one that TransformerLens
-    does not wrap correctly, and ModelUnavailable if the model cannot be had now (no network, damaged file, full disk).
+    Raises:
+        UnknownModel, UnknownStep: (both ValueError) before anything is read or downloaded.
+        NotForThisModel: (a ValueError) for what is not a causal language model, or one that TransformerLens does not
+            wrap correctly.
+        ModelUnavailable: if the model cannot be had now (no network, damaged file, full disk).
     """
     import torch
 
@@ -127,7 +129,9 @@ def fetch(name: str) -> str:
     """Bring a model onto this machine, so that `load_model` works offline afterwards.
 
     Downloads nothing for models that are made here or are already there and intact.
-    Returns one line that says so. Raises what `load_model` raises.
+    Returns one line that says so.
+    Raises:
+        What `load_model` raises.
     """
     check_name(name)
     _source(name).fetch()
@@ -151,7 +155,8 @@ def checkpoint_steps(name: str = "tiny") -> list[int]:
 def bos_token_id(model: Any) -> int:
     """The id of the model's beginning-of-sequence token: from its tokenizer, else from its config.
 
-    Raises ValueError if neither has one, or if it is outside the vocabulary.
+    Raises:
+        ValueError: if neither has one, or if it is outside the vocabulary.
     """
     config = getattr(getattr(model, "original_model", None), "config", None)
     places = (getattr(model, "tokenizer", None), getattr(model, "cfg", None), config)
@@ -208,7 +213,7 @@ def check_step(name: str, step: int | None) -> None:
 
 @dataclass(frozen=True)
 class _Source:
-    """How one model is had."""
+    """Where one model comes from."""
 
     load: Callable[[int | None], tuple[Any, Any]]   # step -> a Hugging Face model and its tokenizer
     fetch: Callable[[], object]                     # bring it onto this machine, unless it is here and intact
@@ -243,7 +248,11 @@ _OWN_SOURCES = {
 
 
 def read_tiny_hashes() -> dict[str, str]:
-    """`hashes.json` of the shipped model. Raises DamagedModelFile, with advice, if it is not there."""
+    """`hashes.json` of the shipped model.
+
+    Raises:
+        DamagedModelFile: if it is not there; with advice.
+    """
     try:
         return read_hashes(TINY_FOLDER)
     except DamagedModelFile as error:

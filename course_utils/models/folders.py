@@ -41,7 +41,11 @@ def sha256_of(path: Path) -> str:
 
 
 def read_hashes(folder: Path) -> dict[str, str]:
-    """The `hashes.json` of a model folder. Raises DamagedModelFile if it is absent or unreadable."""
+    """The `hashes.json` of a model folder.
+
+    Raises:
+        DamagedModelFile: if it is absent or unreadable.
+    """
     try:
         hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -65,7 +69,8 @@ def write_hashes(folder: Path) -> None:
 def check_hashes(folder: Path, names: Iterable[str] | None = None) -> None:
     """Compare files with `hashes.json` (all of it unless `names` says which).
 
-    Raises DamagedModelFile naming the first file that is missing or differs.
+    Raises:
+        DamagedModelFile: it names the first file that is missing or differs.
     """
     hashes = read_hashes(folder)
     for name in hashes if names is None else names:

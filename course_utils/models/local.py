@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def from_folder(folder: Path, weights_file: str) -> tuple[Any, Any]:
     """A model and tokenizer from local files (config, tokenizer, safetensors), no network.
 
-    Raises DamagedModelFile if no model can be made from them.
+    Raises:
+        DamagedModelFile: if no model can be made from them.
     """
     try:
         return _from_folder(folder, weights_file)
@@ -52,6 +53,8 @@ def _from_folder(folder: Path, weights_file: str) -> tuple[Any, Any]:
         raise DamagedModelFile(f"{folder / weights_file} does not fit its config.json: {str(sorted(wrong))[:200]}")
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     bos = "<bos>" if backend.token_to_id("<bos>") is not None else backend.id_to_token(config.bos_token_id)
+    if bos is None:
+        raise DamagedModelFile(f"{folder / 'tokenizer.json'} has no token {config.bos_token_id} to begin a text")
     return model, _tokenizer(backend, bos)
 
 

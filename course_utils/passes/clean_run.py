@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,7 @@ class CleanRun(ResumedPass):
         activations: {hook name: value} of the names asked for, up to the last block.
     """
 
-    def __init__(self, model: TransformerBridge, tokens: Int[Tensor, "batch pos"], names: list[str] = ()) -> None:
+    def __init__(self, model: TransformerBridge, tokens: Int[Tensor, "batch pos"], names: Sequence[str] = ()) -> None:
         super().__init__(model, tokens, names, resumes=traits_of(model).resumes)
 
     @torch.no_grad()

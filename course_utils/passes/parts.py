@@ -15,6 +15,8 @@ from course_utils.passes.resumed import Enough
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+Head = tuple[int, int]      # (layer, its number in that layer)
+
 
 def key_value_head(head: int, n_heads: int, n_key_value_heads: int) -> int:
     """Which key and value head a query head reads: neighbouring query heads share one, group by group."""

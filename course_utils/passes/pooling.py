@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -42,3 +44,9 @@ class Pooled:
     def by_position(self, name: str) -> Float[Tensor, "pos"]:
         """The mean over sequences; NaN where none is counted."""
         return self.sums[name][0] / self.counts[name][0]
+
+
+def put_back(chunks: Sequence[Float[Tensor, "some"]], counted: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
+    """Values of the counted positions, chunk after chunk, at their places in the batch; 0 elsewhere."""
+    values = torch.cat([torch.zeros(0, device=counted.device), *chunks])                    # [counted]
+    return values.new_zeros(counted.shape).masked_scatter(counted, values)

@@ -29,9 +29,9 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Turn:
-    """How rotary positions turn queries and keys: the angle of each pair of coordinates, in radians per position.
+    """How rotary positions rotate queries and keys: the angle of each pair of coordinates, in radians per position.
 
-    The coordinates beyond 2 * len(angles) are not turned. `halves`: coordinate i is paired with i + len(angles);
+    The coordinates beyond 2 * len(angles) stay as they are. `halves`: coordinate i is paired with i + len(angles);
     otherwise with its neighbour. Source: Su et al., "RoFormer" (2021).
     """
 
@@ -45,9 +45,9 @@ class Turn:
         distance = torch.as_tensor(distance, dtype=torch.float64, device=vectors.device)
         angle = distance[..., None] * self.angles.to(vectors.device)                            # [..., pair]
         cos, sin, width = angle.cos().to(vectors), angle.sin().to(vectors), 2 * len(self.angles)
-        turned, rest = vectors[..., :width], vectors[..., width:]
+        rotating, rest = vectors[..., :width], vectors[..., width:]
         shape = (2, -1) if self.halves else (-1, 2)
-        first, second = turned.unflatten(-1, shape).unbind(-2 if self.halves else -1)           # each [..., pair]
+        first, second = rotating.unflatten(-1, shape).unbind(-2 if self.halves else -1)           # each [..., pair]
         pair = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-2 if self.halves else -1)
         return torch.cat([pair.flatten(-2), rest], dim=-1)
 
@@ -64,7 +64,7 @@ class Traits:
         has_positions: whether a vector for the position is added to it.
         score_scale: of each layer: scores = score_scale * (q · k), before a cap.
         score_cap: scores are capped softly at this size; 0: they are not.
-        turns: of each layer: how queries and keys are turned before their product; None if they are not.
+        turns: of each layer: how queries and keys are rotated before their product; None if they are not.
         plain: whether the formulas hold that the lessons write down, of the shape of GPT-2 and Llama: scores over
             sqrt(d_head), an MLP that reads the normed sum of stream and attention, no norm of an output or of queries.
     """

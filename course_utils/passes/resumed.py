@@ -9,6 +9,7 @@ blocks all the same and then throws their output away (seen in 4.3.0).
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,7 @@ class ResumedPass:
 
     @torch.no_grad()
     def __init__(
-        self, model: TransformerBridge, tokens: Int[Tensor, "batch pos"], names: list[str] = (), *,
+        self, model: TransformerBridge, tokens: Int[Tensor, "batch pos"], names: Sequence[str] = (), *,
         resumes: str,
     ) -> None:
         self.model, self.tokens, self.resumes = model, tokens, resumes
@@ -63,12 +64,12 @@ class ResumedPass:
         self.activations[hook.name] = value
 
     def _end(self, ln_final, args: tuple, kwargs: dict) -> None:
-        """Note what leaves the last block, and end the pass: the unembedding would be for nothing."""
+        """Note what leaves the last block, and end the pass: the unembedding is not needed."""
         self.residuals.append(args[0])
         raise Enough
 
     def rotary(self, layer: int) -> tuple[Float[Tensor, "1 pos d"], Float[Tensor, "1 pos d"]] | None:
-        """The cosines and sines by which a block turns its queries and keys; None if it gets none."""
+        """The cosines and sines by which a block rotates its queries and keys; None if it gets none."""
         return self._block_arguments[layer].get("position_embeddings")
 
     @torch.no_grad()
@@ -125,7 +126,7 @@ def after_unembedding(model: TransformerBridge, logits: Float[Tensor, "... vocab
     return logits if transform is None else transform(logits)
 
 
-def _run(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], pre_hooks: list, fwd_hooks: list = ()) -> None:
+def _run(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], pre_hooks: list, fwd_hooks: Sequence = ()) -> None:
     """A pass that may end early (`Enough`), with functions called before some modules, and hooks."""
     handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in pre_hooks]
     try:
@@ -157,7 +158,8 @@ class _KeysValues:
     """Takes the place of a key-value cache: remembers a clean pass, or puts its earlier positions before new ones."""
 
     def __init__(self, clean: dict[int, tuple[Tensor, Tensor]] | None = None, start: int = 0) -> None:
-        self.clean, self.start, self.seen = clean, start, {}                # layer: two [batch, head, pos, d_head]
+        self.clean, self.start = clean, start
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}                    # layer: two [batch, head, pos, d_head]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         if self.clean is None:

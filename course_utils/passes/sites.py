@@ -41,7 +41,8 @@ class Site:
         Raises:
             ValueError: if the model has no such hook, or no such head.
         """
-        cfg, match = model.cfg, re.fullmatch(r"blocks\.(0|[1-9][0-9]*)\.(.+)", hook_name)
+        cfg = model.cfg
+        match = re.fullmatch(r"blocks\.(0|[1-9][0-9]*)\.(.+)", hook_name)
         if not match or match[2] not in POINTS or int(match[1]) >= cfg.n_layers:
             raise ValueError(f"there is no place {hook_name!r} for an autoencoder in this model; it has "
                              f"blocks.0 to blocks.{cfg.n_layers - 1}, each with {', '.join(POINTS)}")
@@ -53,7 +54,10 @@ class Site:
         if self.point == "attn.hook_z":
             require(model, "an autoencoder of what heads gather", "zero")
         self.d_head = cfg.d_head
-        self.width = cfg.d_model if self.point != "attn.hook_z" else cfg.d_head * (cfg.n_heads if head is None else 1)
+        if self.point != "attn.hook_z":
+            self.width = cfg.d_model
+        else:
+            self.width = cfg.n_heads * cfg.d_head if head is None else cfg.d_head
 
     @property
     def is_residual(self) -> bool:
@@ -112,7 +116,8 @@ def activations_in_batches(
 def in_float64(model: TransformerBridge) -> Iterator[None]:
     """Let a float32 model compute in float64 for a while; afterwards its weights are what they were, to the last bit.
 
-    Raises ValueError if it holds anything but float32.
+    Raises:
+        ValueError: if it holds anything but float32.
     """
     formats = {tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()}
     if formats != {torch.float32}:

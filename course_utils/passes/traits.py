@@ -1,4 +1,4 @@
-"""The record of a model, and the one question that functions ask it: is all there that I rest on?
+"""The record of a model, and the one question that functions ask it: does all that I rest on hold?
 
 The record is measured on a few tokens when a model is loaded, not guessed from its name. A function that needs what
 does not hold refuses in words instead of giving a wrong number.

@@ -41,18 +41,23 @@ def try_out(model: TransformerBridge) -> Traits:
     traits = Traits()
     with torch.no_grad():
         trial = _Trial(model, traits)
-        for need, error in (("logits", trial.logits), ("unembedding", trial.unembedding), ("parts", trial.parts),
-                            ("patterns", trial.patterns), ("writes", trial.writes), ("reads", trial.reads),
-                            ("zero", trial.zero), ("embedding", trial.embedding), ("scores", trial.scores)):
+        errors = {"logits": trial.logits, "unembedding": trial.unembedding, "parts": trial.parts,
+                  "patterns": trial.patterns, "writes": trial.writes, "reads": trial.reads, "zero": trial.zero,
+                  "embedding": trial.embedding, "scores": trial.scores}
+        for need, error in errors.items():
             if seen := _judged(error):
                 traits.lacks[need] = seen
         traits.plain = not (traits.lacks or _judged(trial.plain))
-        traits.resumes = "passes"
-        for how in ("positions", "blocks"):
-            if not _judged(functools.partial(trial.resuming, how)):
-                traits.resumes = how
-                break
+        traits.resumes = _how_it_resumes(trial)
     return traits
+
+
+def _how_it_resumes(trial: _Trial) -> str:
+    """The fastest way to continue a pass that gives what a full pass does: see `Traits.resumes`."""
+    for how in ("positions", "blocks"):
+        if not _judged(functools.partial(trial.resuming, how)):
+            return how
+    return "passes"
 
 
 def check_same(before: Float[Tensor, "*pos vocab"], after: Float[Tensor, "*pos vocab"], name: str) -> None:
@@ -149,8 +154,9 @@ class _Trial:
     def patterns(self) -> float:
         errors = []
         for layer in self.layers:
-            pattern, v, z = (self.at(layer, f"attn.hook_{name}") for name in ("pattern", "v", "z"))
-            v = v.repeat_interleave(pattern.shape[1] // v.shape[2], dim=2)
+            pattern = self.at(layer, "attn.hook_pattern")                           # [batch, head, query, key]
+            v, z = self.at(layer, "attn.hook_v"), self.at(layer, "attn.hook_z")     # [batch, pos, head, d_head]
+            v = v.repeat_interleave(pattern.shape[1] // v.shape[2], dim=2)          # one for each query head
             errors.append(relative_error(torch.einsum("bhqk,bkhd->bqhd", pattern, v), z))
         return max(errors)
 
@@ -187,11 +193,14 @@ class _Trial:
 
     def plain(self) -> float:
         """What the formulas of the lessons write down: see `Traits.plain`."""
-        model, traits, block, tokens = self.model, self.traits, self.model.blocks[0], self.tokens.flatten()
-        usual, W_E = model.cfg.d_head**-0.5, model.W_E.detach()[tokens]
-        if (traits.score_cap or any(abs(scale - usual) > TOLERANCE * usual for scale in traits.score_scale)
-                or any(hasattr(layer, "ln1_post") or hasattr(layer.attn, "q_norm") for layer in model.blocks)):
+        model, traits, block = self.model, self.traits, self.model.blocks[0]
+        usual = model.cfg.d_head**-0.5
+        scaled_otherwise = any(abs(scale - usual) > TOLERANCE * usual for scale in traits.score_scale)
+        more_norms = any(hasattr(each, "ln1_post") or hasattr(each.attn, "q_norm") for each in model.blocks)
+        if traits.score_cap or scaled_otherwise or more_norms:
             return math.inf
+        tokens = self.tokens.flatten()
+        W_E = model.W_E.detach()[tokens]                                            # [some, d_model]
         formula = W_E + block.mlp(block.ln2(W_E[None]))[0]
         error = relative_error(formula, after_block_0(model, tokens, traits.embedding_scale * W_E))
         if traits.has_positions:
@@ -212,10 +221,13 @@ class _Trial:
         config, errors = getattr(self.model.original_model, "config", None), []
         self.traits.score_cap = float(getattr(config, "attn_logit_softcapping", None) or 0)
         for layer in self.layers:
-            q, k = (normed_reading(self.model, layer, name, self.at(layer, f"attn.hook_{name}")) for name in "qk")
-            k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2).transpose(1, 2)            # [batch, head, pos, d]
-            fits = [self._fit(layer, self._products(q.transpose(1, 2), k, turn)) for turn in self._turns(layer)]
-            (error, scale), turn = min(zip(fits, self._turns(layer)), key=lambda each: each[0][0])
+            q = normed_reading(self.model, layer, "q", self.at(layer, "attn.hook_q"))           # [batch, pos, head, d]
+            k = normed_reading(self.model, layer, "k", self.at(layer, "attn.hook_k"))
+            k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)                           # one for each query head
+            q, k = q.transpose(1, 2), k.transpose(1, 2)                                         # [batch, head, pos, d]
+            turns = self._turns(layer)
+            fits = [self._fit(layer, self._products(q, k, turn)) for turn in turns]
+            (error, scale), turn = min(zip(fits, turns), key=lambda each: each[0][0])           # the smallest error
             errors.append(error)
             self.traits.score_scale.append(scale)
             self.traits.turns.append(turn)
@@ -241,7 +253,7 @@ class _Trial:
         return relative_error(scale * products[seen], scores[seen]), scale
 
     def _turns(self, layer: int) -> list[Turn | None]:
-        """Ways in which this layer may turn its queries and keys."""
+        """Ways in which this layer may rotate its queries and keys."""
         if (found := self.clean.rotary(layer)) is None:
             return [None]
         cos, sin = (each[0, 1].double() for each in found)                          # at position 1: [rotary dims]

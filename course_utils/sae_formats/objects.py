@@ -7,6 +7,8 @@ from earlier positions. Such objects are refused.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,18 +21,23 @@ ROUNDING_OF_HALF = 2  # with 16 bits: sums are kept in 32, so the last rounding 
 def refuse_transcoder(sae: object, reads: str | None) -> None:
     """Raise ValueError if what the object gives belongs at another place than `reads`, or has another width."""
     cfg = getattr(sae, "cfg", None)
-    places = (getattr(cfg, "metadata", None), cfg, sae)
-    gives = next((name for place in places if (name := getattr(place, "hook_name_out", None))), None)
-    width_in, width_out = (next((width for place in (cfg, sae) if (width := getattr(place, name, None))), None)
-                           for name in ("d_in", "d_out"))
-    if (gives not in (None, reads) or width_out not in (None, width_in or width_out) or getattr(cfg, "transcode", False)
-            or "transcoder" in type(sae).__name__.lower()):
+    gives = _said("hook_name_out", getattr(cfg, "metadata", None), cfg, sae)
+    width_in, width_out = _said("d_in", cfg, sae), _said("d_out", cfg, sae)
+    elsewhere = gives not in (None, reads)
+    other_width = width_out is not None and width_in is not None and width_out != width_in
+    named_so = getattr(cfg, "transcode", False) or "transcoder" in type(sae).__name__.lower()
+    if elsewhere or other_width or named_so:
         raise ValueError(f"this {type(sae).__name__} is a transcoder: it reads {reads or 'one activation'} and gives "
                          f"{gives or 'another'}, so what it gives cannot stand in the place of what it read")
 
 
+def _said(name: str, *places: object) -> Any:
+    """The first value under this name that one of these objects has; None if none does."""
+    return next((value for place in places if (value := getattr(place, name, None))), None)
+
+
 def encode_decode(
-    sae: object, x: Float[Tensor, "batch pos *width"]
+    sae: Any, x: Float[Tensor, "batch pos *width"]
 ) -> tuple[Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos *width"]]:
     """The latents and the reconstruction, as the object gives them.
 

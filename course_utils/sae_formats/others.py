@@ -69,7 +69,11 @@ def read_floats(file: Path, drop: Iterable[str] = ()) -> dict[str, Tensor]:
 
 
 def read_npz(file: Path) -> dict[str, Tensor]:
-    """The arrays of a file of numpy. Raises ValueError if it is missing or damaged, or would have to be unpickled."""
+    """The arrays of a file of numpy.
+
+    Raises:
+        ValueError: if it is missing or damaged, or would have to be unpickled.
+    """
     try:
         with np.load(file, allow_pickle=False) as opened:
             return {name: torch.tensor(opened[name]) for name in opened.files}
@@ -79,7 +83,11 @@ def read_npz(file: Path) -> dict[str, Tensor]:
 
 
 def size_of(weights: dict[str, Tensor], file: Path) -> dict[str, int]:
-    """d_in and d_sae, from W_dec [d_sae, d_in]. Raises ValueError if there is no such matrix."""
+    """d_in and d_sae, from W_dec [d_sae, d_in].
+
+    Raises:
+        ValueError: if there is no such matrix.
+    """
     shape = tuple(weights["W_dec"].shape) if "W_dec" in weights else ()
     if len(shape) != 2:
         raise ValueError(f"{file} has no decoder matrix: it holds {', '.join(weights)[:200] or 'nothing'}")
@@ -153,7 +161,11 @@ def _gemma_scope(folder: Path, file: Path) -> Read:
 
 
 def read_sparsify(folder: Path) -> Read:
-    """TopK, what is negative set to 0. Raises ValueError for a transcoder, a skip connection or another activation."""
+    """TopK, what is negative set to 0.
+
+    Raises:
+        ValueError: for a transcoder, a skip connection or another activation.
+    """
     config, file = read_json(folder / "cfg.json"), folder / "sae.safetensors"
     if not isinstance(config, dict) or type(config.get("k")) is not int:
         raise ValueError(f"{folder / 'cfg.json'} does not say k: it is not the configuration of a TopK autoencoder")
@@ -182,10 +194,15 @@ CLASSES = {  # of dictionary_learning: kind, whether the encoder sees x − b_de
 
 
 def read_dictionary_learning(folder: Path) -> Read:
-    """What its class says, see CLASSES. Raises ValueError if the class is none of them."""
+    """What its class says, see CLASSES.
+
+    Raises:
+        ValueError: if the class is none of them.
+    """
     config, file = read_json(folder / "config.json"), folder / "ae.safetensors"
-    trainer = config.get("trainer") if isinstance(config, dict) else None
-    name = trainer.get("dict_class") if isinstance(trainer, dict) else None
+    config = config if isinstance(config, dict) else {}
+    trainer = config["trainer"] if isinstance(config.get("trainer"), dict) else {}
+    name = trainer.get("dict_class")
     if not isinstance(name, str) or name not in CLASSES:
         raise ValueError(f"{folder / 'config.json'}: trainer.dict_class {str(name)[:80]!r} is not one that this course "
                          f"knows; it knows {', '.join(CLASSES)}")

@@ -59,7 +59,11 @@ def config_of(sae: torch.nn.Module) -> dict[str, Any]:
 
 
 def read_saelens(folder: Path) -> Read:
-    """Both files of SAELens, of any version, also as it trains them. Raises ValueError as `read_config` does."""
+    """Both files of SAELens, of any version, also as it trains them.
+
+    Raises:
+        ValueError: as `read_config` does.
+    """
     config, weights = read_config(folder), read_floats(folder / WEIGHTS)
     batch_topk = config["architecture"] in BATCH_TOPK
     if batch_topk:
@@ -79,7 +83,8 @@ def read_saelens(folder: Path) -> Read:
 def read_config(folder: Path) -> dict[str, Any]:
     """cfg.json with the names of SAELens 6, also where an older version wrote it, and with every entry in TYPES.
 
-    Raises ValueError as `SparseAutoencoder.load` does.
+    Raises:
+        ValueError: as `SparseAutoencoder.load` does.
     """
     file = folder / CONFIG
     config = read_json(file)

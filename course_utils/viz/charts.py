@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from course_utils.viz.axes import LINE_STYLES, OKABE_ITO, WIDTH, as_array, new_axes
+from course_utils.viz.axes import LINE_STYLES, OKABE_ITO, as_array, new_axes, new_picture
 
 MAX_ANNOTATED = 64  # a heat map with more cells than this is read by colour only
 MAX_TICKS = 40  # more labels than this on an axis cannot be read
@@ -78,8 +77,8 @@ def plot_head_scores(
         raise ValueError(f"vmax is {vmax}; the colour scale needs a positive upper end")
     layers, heads = values.shape
     ax = ax or new_axes(min(8.0, 1.8 + 0.42 * layers))
-    colours = {"cmap": "PuOr", "vmin": -vmax} if diverging else {"cmap": "viridis", "vmin": 0}
-    image = ax.imshow(values, vmax=vmax, aspect="auto", **colours)
+    colours, vmin = ("PuOr", -vmax) if diverging else ("viridis", 0)
+    image = ax.imshow(values, cmap=colours, vmin=vmin, vmax=vmax, aspect="auto")
     ax.set_xticks(_ticks(heads))
     ax.set_yticks(_ticks(layers))
     ax.set(xlabel=columns, ylabel="layer", title=title)
@@ -118,8 +117,8 @@ def plot_by_position(
         at = np.arange(line.size) if x is None else as_array(x)
         if line.shape != at.shape:
             raise ValueError(f"{label!r} has shape {line.shape}; the positions have shape {at.shape}")
-        style = {"color": OKABE_ITO[i % len(OKABE_ITO)], "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
-        ax.plot(at, line, label=label, linewidth=1.6, **style)
+        colour, style = OKABE_ITO[i % len(OKABE_ITO)], LINE_STYLES[i % len(LINE_STYLES)]
+        ax.plot(at, line, label=label, linewidth=1.6, color=colour, linestyle=style)
     if boundary is not None:
         ax.axvline(boundary, color="0.4", linestyle=":", linewidth=1.2, label="second copy starts")
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -133,7 +132,7 @@ def plot_by_position(
 def plot_next_tokens(
     distributions: dict[str, Float[ndarray, "vocab"]], vocabulary: Sequence[str], *, title: str = ""
 ) -> Figure:
-    """The ten likeliest next tokens of the first distribution, as bars beside those of the others.
+    """The ten most likely next tokens of the first distribution, as bars beside those of the others.
 
     Args:
         distributions: {label: one probability per token}.
@@ -245,17 +244,16 @@ def plot_curves(
     """
     if not panels:
         raise ValueError("panels must hold at least one (label, curves)")
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0), layout="constrained", squeeze=False)
-    plt.close(figure)
-    for ax, (ylabel, curves) in zip(axes[0], panels):
+    figure = new_picture(3.0, len(panels))
+    for ax, (ylabel, curves) in zip(figure.axes, panels):
         curves = curves if isinstance(curves, dict) else {"": curves}
         for i, (name, curve) in enumerate(curves.items()):
             ys = as_array(curve)
             xs = np.arange(ys.size) if x is None else as_array(x)
             if ys.shape != xs.shape:
                 raise ValueError(f"{name or ylabel!r} has shape {ys.shape}; x has shape {xs.shape}")
-            style = {"color": OKABE_ITO[i % len(OKABE_ITO)], "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
-            ax.plot(xs, ys, label=name, **style)
+            colour, style = OKABE_ITO[i % len(OKABE_ITO)], LINE_STYLES[i % len(LINE_STYLES)]
+            ax.plot(xs, ys, label=name, color=colour, linestyle=style)
         ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.grid(alpha=0.3)
         if len(curves) > 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,18 +29,27 @@ BARS = 24                                   # of the histogram
 MANY = 30                                   # a latent active at more places than this also shows weaker ones
 
 
+class Context(NamedTuple):
+    """A piece of text around a place where a latent is active: its tokens, the latent's values, which is the place."""
+
+    words: list[str]
+    values: list[float]
+    place: int
+
+
 class Dashboard:
     """What `latent_dashboard` found; shows itself as HTML in a notebook and as text elsewhere.
 
     Attributes:
         latent: its number.
         density: the share of the counted positions where it is active.
-        contexts: for each place shown, (token strings, activations, index of the place among them).
+        contexts: for each place shown, the text around it.
         promoted, suppressed: (token, change of its logit) for one unit of the latent.
     """
 
     def __init__(
-        self, latent: int, values: Float[Tensor, "n pos"], contexts: list, promoted: list, suppressed: list, note: str,
+        self, latent: int, values: Float[Tensor, "n pos"], contexts: list[Context],
+        promoted: list[tuple[str, float]], suppressed: list[tuple[str, float]], note: str,
         mask: Bool[Tensor, "n pos"] | None = None,
     ) -> None:
         self.latent, self.values, self.note = latent, values, note
@@ -68,7 +77,7 @@ class Dashboard:
                  f'<div style="opacity:.7">suppresses</div>{_words(self.suppressed, ORANGE)}')
         style = "vertical-align:top;text-align:left;padding:4px 24px 4px 0"
         columns = "".join(f'<td style="{style}">{cell}</td>' for cell in cells)
-        rows = "".join(self._context(*context, largest) for context in self.contexts)
+        rows = "".join(self._context(context, largest) for context in self.contexts)
         return (f'<div style="border-left:6px solid rgb({BLUE});padding:4px 12px;margin:6px 0">{head}'
                 f'<table style="border:none">{"<tr>" + columns + "</tr>"}</table>'
                 f'<div style="opacity:.7">where it is active: the strongest place of a text, then places of medium '
@@ -89,8 +98,9 @@ class Dashboard:
                 f'{float(active.max()):.1f}</text></svg>')
 
     @staticmethod
-    def _context(words: list[str], values: list[float], place: int, largest: float) -> str:
+    def _context(context: Context, largest: float) -> str:
         """One line of text, each token on a background as strong as the latent is there."""
+        words, values, place = context
         spans = []
         for i, (word, value) in enumerate(zip(words, values)):
             under = "border-bottom:2px solid;" if i == place else ""
@@ -129,7 +139,7 @@ def latent_dashboard(
     for row, place in [*top_activations(values, k).tolist(), *weaker]:
         first, last = max(0, place - BEFORE), min(tokens.shape[1], place + AFTER + 1)
         words = [strings(token) for token in tokens[row, first:last].tolist()]
-        contexts.append((words, values[row, first:last].tolist(), place - first))
+        contexts.append(Context(words, values[row, first:last].tolist(), place - first))
     effect = sae.W_dec[latent].to(model.W_U) @ model.W_U                    # [vocab]
     effect = effect - effect.mean()
     best, worst = effect.topk(8), (-effect).topk(8)

@@ -101,8 +101,8 @@ def loss_cases() -> list[Case]:
 
 def sweep_cases() -> list[Case]:
     return [
-        Case(random_model(), repeated_distinct(1, 4, vocab=40), 4, [0, 1, 2], label="a random model, 1 row"),
-        Case(random_model(), repeated_distinct(3, 5, vocab=40, seed=1), 5, [2, 0], label="3 rows, layers 2 and 0"),
+        Case(random_model(), repeated_distinct(1, 3, vocab=40), 3, [0, 1, 2], label="a random model, 1 row"),
+        Case(random_model(), repeated_distinct(3, 3, vocab=40, seed=1), 3, [2, 0], label="3 rows, layers 2 and 0"),
     ]
 
 

@@ -210,7 +210,7 @@ def require_all_alike(draw):
     counts = Counter(pair for seed in range(600) for pair in draw(4, 2, 1, exclude=[(3, 1)], seed=seed))
     require(len(counts) == 18, PAIRS_SAY["missing"], got=f"{len(counts)} different pairs in 600 draws", expected=18)
     unevenness = sum((count - 600 / 18) ** 2 for count in counts.values()) / (600 / 18)
-    rare, often = min(counts, key=counts.get), max(counts, key=counts.get)
+    rare, often = min(counts, key=lambda pair: counts[pair]), max(counts, key=lambda pair: counts[pair])
     require(unevenness < 60, PAIRS_SAY["uneven"], expected="each about 33 times in 600 draws",
             got=f"{rare}: {counts[rare]} times, {often}: {counts[often]} times")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -227,7 +226,7 @@ def variance_cases() -> list[Case]:
 
 def this_and_later(hook_name: str, n_layers: int) -> list[str]:
     """The hook of this name in its own layer and in all later ones."""
-    layer = int(re.search(r"\d+", hook_name)[0])
+    layer = int(hook_name.split(".")[1])
     return [hook_name.replace(f".{layer}.", f".{each}.") for each in range(layer, n_layers)]
 
 

@@ -31,23 +31,14 @@ def random_model():
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        config = GPT2Config(
-            vocab_size=40,
-            n_positions=32,
-            n_embd=16,
-            n_layer=3,
-            n_head=2,
-            bos_token_id=0,
-            eos_token_id=0,
-            initializer_range=0.6,
-        )
+        config = GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=3, n_head=2, bos_token_id=0,
+                            eos_token_id=0, initializer_range=0.6)
         model = GPT2LMHeadModel(config)
         for block in model.transformer.h:  # biases too: GPT-2 starts with none
             block.attn.c_proj.bias.data.normal_(std=0.5)
         for block in model.transformer.h:
             block.attn.c_attn.bias.data.normal_(std=0.5)
-    words = ["<bos>", *(f"w{i}" for i in range(1, 40))]
-    return _used_once(as_bridge(model, word_tokenizer(words, "<bos>"), name="random", device="cpu"))
+    return _of_forty_words(model, "random")
 
 
 @lru_cache
@@ -57,27 +48,23 @@ def grouped_query_model():
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        config = LlamaConfig(
-            vocab_size=40,
-            hidden_size=24,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            max_position_embeddings=32,
-            initializer_range=0.6,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
+        config = LlamaConfig(vocab_size=40, hidden_size=24, intermediate_size=16, num_hidden_layers=2,
+                             num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=32,
+                             initializer_range=0.6, bos_token_id=0, eos_token_id=0)
         model = LlamaForCausalLM(config)
-    words = ["<bos>", *(f"w{i}" for i in range(1, 40))]
-    return _used_once(as_bridge(model, word_tokenizer(words, "<bos>"), name="grouped-query", device="cpu"))
+    return _of_forty_words(model, "grouped-query")
 
 
 @lru_cache
 def planted_model():
     """The planted circuit of `course_utils.planted`: head 0.0 and head 1.0 are known exactly."""
     return _used_once(planted_induction_model(n_tokens=20, n_ctx=32))
+
+
+def _of_forty_words(model, name: str):
+    """A Hugging Face model with 40 made-up words, wrapped and used once."""
+    words = ["<bos>", *(f"w{i}" for i in range(1, 40))]
+    return _used_once(as_bridge(model, word_tokenizer(words, "<bos>"), name=name, device="cpu"))
 
 
 def _used_once(model):

@@ -16,9 +16,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -60,7 +61,8 @@ def grade(folder: Path, out: Path, limits: Limits = USUAL_LIMITS) -> list[Row]:
     """Judge every notebook under `folder`, write the rows to `out` as CSV, and return them.
 
     The rows are written as they come to `<out>.partial`, which takes the place of `out` at the end.
-    Raises CannotGrade, before any work, when the folder, the output or this system will not do.
+    Raises:
+        CannotGrade: before any work, when the folder, the output or this system will not do.
     """
     paths = _notebooks(folder, out)
     os.environ.update(ENVIRONMENT)
@@ -97,8 +99,8 @@ def _notebooks(folder: Path, out: Path) -> list[Path]:
 
 def _legible(row: Row) -> Row:
     """The row with characters that neither a file nor a terminal can take (half of a surrogate pair) spelled out."""
-    return Row(*(value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
-                 for value in astuple(row)))
+    texts: dict[str, Any] = {name: value for name, value in vars(row).items() if isinstance(value, str)}
+    return replace(row, **{name: text.encode(errors="backslashreplace").decode() for name, text in texts.items()})
 
 
 def _safe_cell(value: object) -> object:

@@ -6,10 +6,10 @@ busy would reach it. What is raised says how much of both was used.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import psutil
 
@@ -30,8 +30,12 @@ class Allowance:
     used: float = 0.0
     waited: float = 0.0  # seconds by the clock
 
-    def wait(self, pipe: Connection, process: multiprocessing.Process) -> None:
-        """Return when `pipe` can be read, or `process`, at its other end, is gone. Raises TimedOut."""
+    def wait(self, pipe: Connection, process: BaseProcess) -> None:
+        """Return when `pipe` can be read, or `process`, at its other end, is gone.
+
+        Raises:
+            TimedOut: when more time is used than is allowed.
+        """
         used_before, begun = _processor_seconds(process), time.monotonic() - self.waited
         while not pipe.poll(LOOK_EVERY):
             used = self.used + _processor_seconds(process) - used_before
@@ -40,7 +44,11 @@ class Allowance:
                 raise self._over(used)
 
     def spend(self, seconds: float) -> None:
-        """Count processor time that a process says it has used. Raises TimedOut."""
+        """Count processor time that a process says it has used.
+
+        Raises:
+            TimedOut: when that is more than is allowed.
+        """
         self.used += seconds
         if self.used > self.seconds:
             raise self._over(self.used)
@@ -50,7 +58,7 @@ class Allowance:
                         f"(allowed: {self.seconds:g} in {PATIENCE * self.seconds:g})")
 
 
-def _processor_seconds(process: multiprocessing.Process) -> float:
+def _processor_seconds(process: BaseProcess) -> float:
     try:
         times = psutil.Process(process.pid).cpu_times()
     except psutil.NoSuchProcess:

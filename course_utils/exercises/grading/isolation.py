@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def isolated(attempt: Attempt, limits: Limits, references: dict[str, Callable]) 
 class Child:
     """A running child and our end of the pipe to it."""
 
-    process: multiprocessing.Process
+    process: BaseProcess
     pipe: Connection
 
     def ask(self, request: dict | None, allowance: Allowance) -> dict:
@@ -205,9 +206,9 @@ def _child(
     _confine(folder, pipe.fileno(), limits)
     scope = {"__name__": "submission", "display": lambda *_, **__: None, **references}
 
-    def called(*inputs: Any) -> dict[str, Any]:
+    def called(state: Tensor, args: tuple, kwargs: dict) -> dict[str, Any]:
         begun = clock()
-        return answer(attempt, scope, *inputs, done=lambda: send(pack({"seconds": clock() - begun})))
+        return answer(attempt, scope, state, args, kwargs, done=lambda: send(pack({"seconds": clock() - begun})))
 
     try:
         if inputs:
@@ -222,7 +223,7 @@ def _child(
 
 
 def _answer(
-    attempt: Attempt, scope: dict, state: Tensor, args: tuple, kwargs: dict, done: Callable[[], None]
+    attempt: Attempt, scope: dict, state: Tensor, args: tuple, kwargs: dict, *, done: Callable[[], None]
 ) -> dict[str, Any]:
     """What came of one call; the program that defines the function runs before the first. `done`: when it has run."""
     file = f"<{attempt.id}>"

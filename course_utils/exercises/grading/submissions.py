@@ -44,7 +44,11 @@ class Attempt:
 
 
 def read_cells(path: Path) -> list[str]:
-    """The code cells of a notebook, as Python (magics become calls). Raises Unreadable."""
+    """The code cells of a notebook, as Python (magics become calls).
+
+    Raises:
+        Unreadable: if the file is not a notebook.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise Unreadable(f"the file has more than {MAX_BYTES / 1e6:.0f} MB")
@@ -123,15 +127,15 @@ def _exercise_id(node: ast.AST) -> str | None:
 def _targets(statement: ast.stmt) -> Iterator[tuple[str, ast.stmt]]:
     """(id, statement that defines the function) for `@exercise(id) def …` and for `exercise(id)(function)`."""
     if isinstance(statement, ast.FunctionDef):
-        for id in filter(None, map(_exercise_id, statement.decorator_list)):
+        for id in [id for id in map(_exercise_id, statement.decorator_list) if id]:
             rest = [d for d in statement.decorator_list if not _exercise_id(d)]
             fields = {**dict(ast.iter_fields(statement)), "decorator_list": rest}
             yield id, ast.copy_location(ast.FunctionDef(**fields), statement)
     elif isinstance(statement, (ast.Expr, ast.Assign)):
         call = statement.value
-        if isinstance(call, ast.Call) and (id := _exercise_id(call.func)) and len(call.args) == 1:
+        if isinstance(call, ast.Call) and (called_id := _exercise_id(call.func)) and len(call.args) == 1:
             target = ast.Assign([ast.Name(CALLED, ast.Store())], call.args[0])
-            yield id, ast.fix_missing_locations(ast.copy_location(target, statement))
+            yield called_id, ast.fix_missing_locations(ast.copy_location(target, statement))
 
 
 def _attempt(id: str, target: ast.stmt, position: int, statements: list[ast.stmt]) -> Attempt:
@@ -146,8 +150,9 @@ def _is_empty(target: ast.stmt) -> bool:
     """Whether the function is still a stub; its code is compiled, not run."""
     if not isinstance(target, ast.FunctionDef):
         return False
-    bare = ast.parse(ast.unparse(ast.Module([target], type_ignores=[]))).body[0]
-    bare.args, bare.decorator_list, bare.returns = ast.parse("def f(*args, **kwargs): ...").body[0].args, [], None
+    anything = ast.arguments([], [], ast.arg("args"), [], [], ast.arg("kwargs"), [])
+    bare = ast.FunctionDef(**{**dict(ast.iter_fields(target)), "args": anything, "decorator_list": [], "returns": None})
+    ast.fix_missing_locations(ast.copy_location(bare, target))
     try:
         module = compile(ast.Module([bare], type_ignores=[]), "<stub>", "exec")
     except (SyntaxError, ValueError):
