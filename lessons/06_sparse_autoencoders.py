@@ -15,8 +15,8 @@
 # few facts hold at once, then a **sparse autoencoder** (SAE) can find the directions: it writes every
 # activation as a sum of few entries of a large dictionary.
 #
-# You will build one, train it in front of your eyes, meet its four common kinds, look at what it found, and switch
-# off a piece of it. For once in interpretability there is an answer key: the stories that `tiny` reads come with labels.
+# You will build one, train it in front of your eyes, meet its four common kinds, look at what it found, and silence
+# a piece of it. For once in interpretability there is an answer key: the stories that `tiny` reads come with labels.
 #
 # **You need:** lesson 00. Lessons 01 to 05 help, but nothing here depends on them.
 
@@ -339,7 +339,7 @@ def by_text(sae):
 my_topk = train_topk(k=max(1, round(mine.l0)), steps=STEPS)         # as many latents as yours, and as many steps
 (bias, error), (bias_topk, error_topk) = by_text(my_sae), by_text(my_topk)
 claim("the L1 penalty shrinks, and TopK does not", bias, "<", bias_topk)
-claim("with as many latents and steps TopK errs less", error_topk, "<", error, unit="of ‖x‖²")
+_ = claim("with as many latents and steps TopK errs less", error_topk, "<", error, unit="of ‖x‖²")
 
 # %% [markdown]
 # There is the control for section 3: the same data, the same start, the same number of latents and steps, no L1.
@@ -468,7 +468,7 @@ for row, position in top_activations(latents[..., some], k=5).tolist():
 
 # %% [markdown]
 # The strongest places are where a latent looks best. A **dashboard** shows more: weaker places too, how often it
-# is active at all, and which next tokens its direction makes likelier. Hover over a token for its value.
+# is active at all, and which next tokens its direction promotes. Hover over a token for its value.
 
 # %%
 latent_dashboard(model, sae, latents, test_tokens, some)
@@ -483,7 +483,7 @@ latent_dashboard(model, sae, latents, test_tokens, some)
 # first promoted token fall, on average?
 
 # %%
-predict("06.switched_off", None)
+predict("06.silenced", None)
 
 
 # %%
@@ -494,7 +494,7 @@ def without(latent, direction, texts=test_tokens[:32]):
     return model(texts).log_softmax(-1), model.run_with_hooks(texts, fwd_hooks=subtract).log_softmax(-1)
 
 
-def switch_off(latent):
+def silence(latent):
     """By text, for the latent's own direction and a random one: the promoted token's change, and KL(p‖q), in nats."""
     own = sae.W_dec[latent].to(model.W_U)
     random = torch.randn(len(own), generator=torch.Generator().manual_seed(0)).to(own)
@@ -507,11 +507,11 @@ def switch_off(latent):
     return found
 
 
-effect = switch_off(some)
-reveal("06.switched_off", -effect["own"].mean())
+effect = silence(some)
+reveal("06.silenced", -effect["own"].mean())
 print(f"latent {some} promotes {effect['token']!r}. KL where it is on, own direction: {effect['KL, own'].mean():.1g} nats")
-claim(f"without latent {some} the token it promotes becomes less likely than without a random direction as long",
-      effect["own"], "<", effect["random"], unit="nats")
+_ = claim(f"without latent {some} the token it promotes becomes less likely than without a random direction as long",
+          effect["own"], "<", effect["random"], unit="nats")
 
 # %% [markdown]
 # So in `tiny` the latent is a cause: the token becomes less likely, and a random direction does not do that. But is it an
@@ -700,19 +700,19 @@ pd.DataFrame(knows).round(3)
 # know", and only the experiment tells them apart. Note the first row of bars, too: for "the first sentence" and "we know
 # where the actor is" the place alone has an AUC near 0.9, so there even a probe of 0.98 is less than it seems.
 #
-# One question does have a latent of its own. Look at it closely, weak places included, and switch it off:
+# One question does have a latent of its own. Look at it closely, weak places included, and silence it:
 
 # %%
 own_latent = int(key.loc[best, "latent"])
 latent_dashboard(model, sae, latents, test_tokens, own_latent, note=f"best latent for: {best} (AUC {check:.2f})")
 
 # %%
-strong = switch_off(own_latent)
+strong = silence(own_latent)
 print(f"latent {own_latent} promotes {strong['token']!r}")
-claim(f"switching off latent {own_latent} changes predictions more than switching off latent {some}",
-      strong["KL, own"], ">", effect["KL, own"], unit="nats")
-claim(f"switching off latent {own_latent} changes them more than a random direction as long", strong["KL, own"], ">",
-      strong["KL, random"], unit="nats")
+claim(f"silencing latent {own_latent} changes predictions more than silencing latent {some}", strong["KL, own"], ">",
+      effect["KL, own"], unit="nats")
+_ = claim(f"silencing latent {own_latent} changes them more than a random direction as long does", strong["KL, own"],
+          ">", strong["KL, random"], unit="nats")
 
 # %% [markdown]
 # In `tiny` its strongest places are all "She", and its AUC for that is 1. But at its middle and weaker places stands
@@ -778,7 +778,7 @@ print(f"of {int(used.sum())} latents that are ever active, {(match > 0.7).float(
 # ## What this does not show
 #
 # - That latents are *the* features. Another seed, another width or another kind gives another dictionary.
-# - That what a latent means is what it *does*: of two latents that we switched off, one mattered.
+# - That what a latent means is what it *does*: of two latents that we silenced, one mattered.
 # - That the error is harmless. A reconstruction may keep 95 % of the variance and lose what a later layer needs.
 #   That is lesson 07.
 # - That a high AUC means understanding: the label may go with something simpler, such as the present word or the place.
@@ -789,7 +789,7 @@ print(f"of {int(used.sum())} latents that are ever active, {(match > 0.7).float(
 # - L1 shrinks. TopK, JumpReLU and Gated separate *whether* from *how much*, each in its way.
 # - Rescaled inputs weigh all tokens alike; measure errors in the scale of the activation.
 # - Dead latents get no gradient; an auxiliary loss wakes them. "Dead" depends on how much text you looked at.
-# - Look at a latent's weak places as well as its strong ones, and switch it off beside a random direction.
+# - Look at a latent's weak places as well as its strong ones, and silence it beside a random direction.
 # - Choose on one text, judge on another; let luck keep whole texts. A sparse latent has a low ceiling, and a fact can be
 #   spread over twenty of them.
 #
