@@ -486,7 +486,7 @@ pd.DataFrame({"known beforehand": {case: known for case, (_, known) in cases.ite
 
 # %% [markdown]
 # Read it by columns: which case exposes which formula? One that always answers the mean exposes what is measured about
-# zero, a shift what is measured about the error's own mean; the identity exposes nobody. This is a test you can run on an
+# zero, a shift what is measured about the error's own mean; the identity exposes none of them. This is a test you can run on an
 # evaluator that you cannot read, in a minute.
 #
 # ## 10 · Conventions
@@ -546,8 +546,8 @@ for place in kl.flatten().topk(6).indices.tolist():
     print(f"{kl[row, position - 1]:5.2f} nats  {model.tokenizer.decode(before)!r} -> {model.tokenizer.decode(after)!r}")
 
 # %% [markdown]
-# In `tiny` the KL is nearly 0 at the first positions and some thirty times larger later on: there the prediction rests on
-# little that the stream has to carry. And the mean *is* a few tokens. With an exponential distribution the largest
+# In `tiny` the KL is nearly 0 at the first positions and some thirty times larger later on: at the start the stream carries
+# little that could be lost. And the mean *is* a few tokens. With an exponential distribution the largest
 # hundredth would hold $0.01\,(1 + \ln 100)$ = 5.6 % of the sum; here it is more than half. Most of the expensive places are
 # of one kind: after "the", where the model must remember which thing, and who holds it. An autoencoder with a fine mean
 # can have lost just that.
@@ -566,8 +566,8 @@ if len(by_layer) > 1:
         print(f"{name}: KL {each.kl:.4f} nats, interval {low:.4f} to {high:.4f}")
 
 # %% [markdown]
-# Layers 2 and 3 have the same score, because the score sees only ΔCE, and their ΔCE are the same. Their KLs differ by half;
-# but the two intervals overlap. Is the difference luck? Two intervals side by side are the wrong tool for that: both
+# In `tiny` layers 2 and 3 have the same score, because the score sees only ΔCE, and their ΔCEs are nearly the same. Their
+# KLs differ by half, but the two intervals overlap. Is the difference chance? Two intervals side by side are the wrong tool for that: both
 # autoencoders read the *same* texts, and a text that is hard for one is hard for the other.
 
 # %%
