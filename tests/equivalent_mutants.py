@@ -152,14 +152,6 @@ EQUIVALENT = {
         "values, indices = pre.topk(k, dim=-1)  =>  values, indices = pre.topk(k)":
             "dim −1 is the default",
     },
-    "07.cross_entropy_by_position": {
-        "came = log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]  =>"
-        "  came = log_p[:, :].gather(2, tokens[:, 1:, None])[..., 0]":
-            "the index is one shorter: gather leaves the last logits out",
-        "came = log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]  =>"
-        "  came = log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., -1]":
-            "the last axis has one entry",
-    },
     "07.delta_cross_entropy": {
         "change = (log_p - log_q)[:, :-1]  =>  change = (log_p - log_q)[:, :]":
             "the index is one shorter: gather leaves the last logits out",

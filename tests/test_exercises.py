@@ -398,15 +398,20 @@ DIFFERENT = [
     (torch.tensor([math.inf, 1]), torch.tensor([-math.inf, 1]), "1 of 2"),
     (torch.ones(2, 3), ONES, "shape [2, 3]; [2, 2] was expected"),
     (ONES.int(), ONES, "a float dtype was expected"),
-    (ONES.bool(), ONES.int(), "a int dtype"), (ONES.tolist(), ONES, "is a list; a torch.Tensor was expected"),
+    (ONES.bool(), ONES.int(), "an int dtype"), (ONES.tolist(), ONES, "is a list; a torch.Tensor was expected"),
     (ONES.numpy(), ONES, "ndarray"), (torch.tensor(1.0), 1.0, "`.item()` makes a number"),
     (1.0, torch.tensor(1.0), "Tensor"),
-    (True, 1, "is a bool"), (1, True, "is a int"), (2.0, 2, "a whole number was expected"), ("b", "a", "was expected"),
+    (True, 1, "is a bool"), (1, True, "is an int"), (2.0, 2, "a whole number was expected"), ("b", "a", "was expected"),
     ([1], [1, 2], "1 items; 2"), ([1, 3], [1, 2], "the answer[1] is 3; 2"), ({"b": 1}, {"a": 1}, "keys"),
     ({"a": 2}, {"a": 1}, "the answer['a'] is 2"),
     (Report(1.0, 2 * ONES), Report(1.0, ONES), "scores[0, 0] is 2"),
     (3.0, Report(1.0, ONES), "no field 'loss'"),
     (torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0]), "the answer[1] is 2.5"),
+    (4.4301, 4.4349, "is 4.43; 4.435 was"), (4.42951, 4.43049, "is 4.42951; 4.43049 was"),
+    (torch.tensor([11.55999]), torch.tensor([11.55599]), "is 11.56; 11.556 was"), (12345.4, 12350.4, "is 12345; 12350"),
+    (ONES.to_sparse(), ONES, "sparse (`.to_dense()`"), (ONES.to_sparse_csr(), ONES, "sparse"),
+    (ONES.to("meta"), ONES, "holds no values"), (ONES + 0j, ONES, "dtype torch.complex64"), (1j, 1.0, "is a complex"),
+    (torch.nested.nested_tensor([torch.ones(2), torch.ones(1)]), ONES, "nested"),
 ]
 
 
@@ -418,6 +423,23 @@ def test_answers_that_agree(got, expected):
 @pytest.mark.parametrize("got, expected, text", DIFFERENT)
 def test_answers_that_differ(got, expected, text):
     assert text in first_difference(got, expected)
+
+
+@pytest.mark.parametrize("odd", [ONES.to_sparse(), ONES.to("meta"), ONES + 0j, torch.tensor(1.0).to("meta"),
+                                 torch.nested.nested_tensor([torch.ones(2), torch.ones(1)])])
+def test_an_odd_tensor_gets_a_verdict(odd):
+    """Not a traceback: neither comparing nor describing reads values that are not there."""
+    for expected in (ONES, 1.0):
+        check = compare_cases(lambda: [Case(1)], loose_scalars=True)
+        item = Exercise("99.odd", "odd", lambda x, value=expected: value, check, ("1", "2", "3"), 1, 1)
+        assert assess(item, lambda x: odd).status == "wrong"
+
+
+def test_a_right_gradient_is_seen_in_a_notebook_without_gradients():
+    check = compare_cases(lambda: [Case(torch.ones(2, requires_grad=True))])
+    item = Exercise("99.twice", "twice", lambda x: 2 * x, check, ("1", "2", "3"), 1, 1)
+    with torch.set_grad_enabled(False):
+        assert assess(item, item.reference).passed
 
 
 def test_options_of_comparing():

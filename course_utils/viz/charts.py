@@ -206,11 +206,12 @@ def plot_scatter(
     return ax.figure
 
 
-def plot_bars(values: dict[str, dict[str, float]], xlabel: str, *, title: str = "") -> Figure:
+def plot_bars(values: dict[str, dict[str, float]], xlabel: str, *, title: str = "", start: float = 0.0) -> Figure:
     """Horizontal bars: one row per name, one colour per series. `values` is {series: {name: number}}.
 
     Args:
         xlabel: what the numbers are, with the unit.
+        start: where the bars start: what a number is when there is nothing to see, such as ½ for an AUC.
 
     Raises:
         ValueError: when there is nothing to draw or the series do not have the same names.
@@ -223,10 +224,11 @@ def plot_bars(values: dict[str, dict[str, float]], xlabel: str, *, title: str = 
     height = 0.8 / len(values)
     for i, (label, series) in enumerate(values.items()):
         at = [row + (i - (len(values) - 1) / 2) * height for row in range(len(names))]
-        ax.barh(at, list(series.values()), height=height, label=label, color=OKABE_ITO[i % len(OKABE_ITO)])
+        lengths = [number - start for number in series.values()]
+        ax.barh(at, lengths, height=height, left=start, label=label, color=OKABE_ITO[i % len(OKABE_ITO)])
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.invert_yaxis()
-    ax.axvline(0, color="0.4", linewidth=0.8)
+    ax.axvline(start, color="0.4", linewidth=0.8)
     ax.set(xlabel=xlabel, title=title)
     ax.grid(axis="x", alpha=0.3)
     if len(values) > 1:

@@ -9,8 +9,8 @@ from course_utils.exercises.leftovers import made_once
 from course_utils.models import as_bridge, word_tokenizer
 from course_utils.planted import planted_induction_model
 
-FAR_APART = ("this breaks where logits are far apart: softmax rounds a small probability to 0 and its "
-             "logarithm is lost; log_softmax keeps it")
+FAR_APART = ("this breaks where logits are far apart: softmax rounds a small probability to 0, and a clamp or an added "
+             "number hides what is left of its logarithm; log_softmax alone keeps it")
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
