@@ -164,11 +164,6 @@ EQUIVALENT = {
         "  return (ablated - patched) / cost if abs(cost) > 1e-06 else torch.nan":
             "a cost of exactly 1e-6: rounding decides",
     },
-    "08.confidently_wrong": {
-        "return (probability > confidence) & (favourite != tokens[:, 1:])  =>"
-        "  return (probability >= confidence) & (favourite != tokens[:, 1:])":
-            "a probability of exactly `confidence`: rounding decides",
-    },
     "08.score_interval": {
         "clean, sae, zero = (losses[draws].mean(dim=1) for losses in (ce_clean, ce_sae, ce_zero))  =>"
         "  clean, sae, zero = (losses[draws].sum(dim=1) for losses in (ce_clean, ce_sae, ce_zero))":

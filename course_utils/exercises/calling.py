@@ -40,7 +40,7 @@ def is_stub(function: Callable) -> bool:
     code = getattr(function, "__code__", None)
     if code is None:
         return False
-    busy = ("LOAD_FAST", "LOAD_DEREF", "STORE_", "JUMP")  # reads or writes a variable, or loops
+    busy = ("LOAD_FAST", "LOAD_DEREF", "STORE_", "JUMP", "BUILD_")  # reads or writes a variable, loops, makes a list
     if any(op.opname.startswith(busy) for op in dis.get_instructions(code)):
         return False
     if code.co_names:
