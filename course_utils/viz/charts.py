@@ -201,10 +201,13 @@ def plot_scatter(
     return ax.figure
 
 
-def plot_bars(values: dict[str, dict[str, float]], xlabel: str, *, title: str = "") -> Figure:
+def plot_bars(
+    values: dict[str, dict[str, float | tuple[float, float, float]]], xlabel: str, *, title: str = ""
+) -> Figure:
     """Horizontal bars: one row per name, one colour per series. `values` is {series: {name: number}}.
 
     Args:
+        values: a number may come with its interval, (value, low, high): see `claims.estimate`.
         xlabel: what the numbers are, with the unit.
 
     Raises:
@@ -218,7 +221,11 @@ def plot_bars(values: dict[str, dict[str, float]], xlabel: str, *, title: str = 
     height = 0.8 / len(values)
     for i, (label, series) in enumerate(values.items()):
         at = [row + (i - (len(values) - 1) / 2) * height for row in range(len(names))]
-        ax.barh(at, list(series.values()), height=height, label=label, color=OKABE_ITO[i % len(OKABE_ITO)])
+        numbers = [number[0] if isinstance(number, tuple) else number for number in series.values()]
+        ax.barh(at, numbers, height=height, label=label, color=OKABE_ITO[i % len(OKABE_ITO)])
+        for row, number in zip(at, series.values()):
+            if isinstance(number, tuple):
+                ax.plot(number[1:], [row, row], color="black", linewidth=1.2)
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.invert_yaxis()
     ax.axvline(0, color="0.4", linewidth=0.8)
