@@ -290,7 +290,7 @@ PATH_MISTAKES = variants(estimate_on_path, {
     "every gradient is taken at the head's own z: that is attribution patching. Spread the points over the path":
         {WAY: "0.0"},
     "every gradient is taken at the mean, the end of the path: spread the points over the path": {WAY: "1.0"},
-    "the slopes are summed: each stands for one piece of the path, so weigh it by the piece's length (or take the mean)":
+    "the slopes are summed: each stands for one piece of the path, so weigh it by its length (or take the mean)":
         "sum(slopes)",
     "the sign is flipped: (new − old) · gradient, loss ablated minus loss clean": "-sum(slopes) / points",
     "the slopes' median hides the steep pieces, which are the point: take the mean":
