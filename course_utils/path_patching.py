@@ -121,7 +121,8 @@ def path_logits(
     patches = []
     for layer, head in receivers:
         stream = streams[names[layer]] + change
-        patches += [put_reading(model, layer, head, name, head_reading(model, layer, head, name, stream)) for name in into]
+        readings = {name: head_reading(model, layer, head, name, stream) for name in into}
+        patches += [put_reading(model, layer, head, name, value) for name, value in readings.items()]
     return model.run_with_hooks(tokens, fwd_hooks=[*always, *patches])
 
 

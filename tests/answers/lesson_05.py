@@ -263,7 +263,7 @@ def without_the_sender(sender):
 
 
 def path_by_a_second_run(model, tokens, sender, receivers, into):
-    """What the sender's attention layer adds with and without it; the readings as the receivers' own blocks make them."""
+    """What the sender's attention adds with and without it; the readings as the receivers' own blocks make them."""
     name = f"blocks.{sender[0]}.hook_attn_out"
     before = model.run_with_cache(tokens, names_filter=name)[1][name]
     with model.hooks(fwd_hooks=[without_the_sender(sender)]):
@@ -272,7 +272,8 @@ def path_by_a_second_run(model, tokens, sender, receivers, into):
     for layer, head in receivers:
         kept = {}
         watch = [(f"blocks.{layer}.hook_resid_pre", lambda x, hook: x + after - before)]
-        watch += [(f"blocks.{layer}.attn.hook_{each}", lambda x, hook: kept.update({hook.name: x.clone()})) for each in into]
+        watch += [(f"blocks.{layer}.attn.hook_{each}", lambda x, hook: kept.update({hook.name: x.clone()}))
+                  for each in into]
         model.run_with_hooks(tokens, fwd_hooks=watch)
         for at, value in kept.items():
             def put(x, hook, head=head, value=value):
@@ -289,8 +290,9 @@ def restored(model, tokens, sender, receivers, into, from_clean, put_back):
     z = clean[hook_z(sender[0])][:, :, sender[1]]
     change = put_back * (z - ablate(z, "mean")) @ head_weights(model, *sender)["O"]
     streams = clean if from_clean else ablated
-    hooks = [put_reading(model, *each, name, head_reading(
-        model, *each, name, streams[f"blocks.{each[0]}.hook_resid_pre"] + change)) for each in receivers for name in into]
+    streams = [streams[f"blocks.{layer}.hook_resid_pre"] + change for layer, _ in receivers]
+    hooks = [put_reading(model, *each, name, head_reading(model, *each, name, stream))
+             for each, stream in zip(receivers, streams) for name in into]
     return model.run_with_hooks(tokens, fwd_hooks=[without_the_sender(sender), *hooks])
 
 
@@ -385,7 +387,7 @@ ANSWERS = {
             Wrong(path(stream="cache[f'blocks.{sender[0]}.hook_resid_pre']")),
             Wrong(path(change="(ablate(z, 'resample') - z) @ O")),
             Wrong(path(reading="(stream + change) @ weights[name.upper()] + weights['b_' + name.upper()]")),
-            Wrong(path(reading="block.ln1(stream) @ weights[name.upper()] + block.ln1(change) @ weights[name.upper()]")),
+            Wrong(path(reading="(block.ln1(stream) + block.ln1(change)) @ weights[name.upper()]")),
             Wrong(path(answer="model.run_with_hooks(tokens, return_type='loss', fwd_hooks=hooks)")),
         ],
         accept=[path(), path(change="(ablate(cache[hook_z(sender[0])], 'mean') - cache[hook_z(sender[0])])"
@@ -401,7 +403,7 @@ ANSWERS = {
                 model, tokens, sender, receivers[::-1][:1], into, restore=True)),
         ],
         accept=[
-            lambda model, tokens, sender, receivers, into: path_logits(model, tokens, sender, receivers, into, restore=True),
+            lambda model, tokens, *path: path_logits(model, tokens, *path, restore=True),
             restored_in_one_run,
         ],
     ),

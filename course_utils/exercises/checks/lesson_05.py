@@ -126,6 +126,7 @@ def reading_cases() -> list[Case]:
         Case(grouped_query_model(), 0, 1, "v", drawn(1, 2, 24, seed=3), label="values of head 0.1, grouped queries"),
         Case(grouped_query_model(), 1, 4, "q", drawn(1, 2, 24, seed=4), label="queries of its head 1.4: its own"),
         Case(own_norms_model(), 1, 0, "k", drawn(1, 3, 16, seed=5), label="a model whose norms all differ"),
+        Case(own_norms_model(), 0, 1, "q", drawn(1, 3, 16, seed=6), label="its first layer"),
     ]
 
 
@@ -241,9 +242,8 @@ PATCH_MISTAKES = variants(patch_path, {
 
 BACK = '(z - ablate(z, "mean"))'
 RESTORE_MISTAKES = variants(restore_path, {
-    "nothing is put back: these are the logits without the sender": {STREAM: 'cache[f"blocks.{layer}.hook_resid_pre"]'},
-    "these are the logits without the sender: are the new readings given to the model as hooks?":
-        {"[*ablated, *hooks]": "ablated"},
+    "these are the logits without the sender: is its output put back, and are the new readings given to the model?":
+        ({STREAM: 'cache[f"blocks.{layer}.hook_resid_pre"]'}, {"[*ablated, *hooks]": "ablated"}),
     "these are the clean logits": "model(tokens)",
     "the sender is not ablated in the end: both hooks belong to the last run": {"[*ablated, *hooks]": "hooks"},
     "this is the broken path again: here the sender is ablated everywhere else": patch_path,

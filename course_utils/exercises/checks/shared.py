@@ -82,7 +82,7 @@ def planted_model():
 
 @lru_cache
 def own_norms_model():
-    """A random GPT-2 with 2 layers of 2 heads, value biases, and norms that were not folded: no two of them are equal."""
+    """A random GPT-2 with 2 layers of 2 heads, value biases and norms that were not folded, no two alike."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.random.fork_rng(devices=[]):
