@@ -93,7 +93,8 @@ clean_loss = second_copy_loss(logits, tokens, SEQ_LEN)
 clean, boundary = losses(), loss_at([SEQ_LEN], [SEQ_LEN + 1])           # of each sequence: their mean is clean_loss
 assert torch.allclose(clean.mean(), clean_loss.cpu(), atol=1e-4)
 first_copy, second_copy = slice(1, SEQ_LEN), slice(SEQ_LEN + 1, -1)
-print(f"second copy {clean_loss:.3f} nats, without its first token {loss_at(second_copy, slice(SEQ_LEN + 2, None)).mean():.4f}; "
+later = loss_at(second_copy, slice(SEQ_LEN + 2, None))
+print(f"second copy {clean_loss:.3f} nats, without its first token {later.mean():.4f}; "
       f"first copy {loss_at(slice(SEQ_LEN), slice(1, SEQ_LEN + 1)).mean():.2f}; "
       f"chance {torch.tensor(model.cfg.d_vocab).log():.2f}")
 print(f"share of the boundary token in the second copy's loss: {boundary.sum() / SEQ_LEN / clean.sum():.2f}")
@@ -168,7 +169,7 @@ plot_head_scores(sweep, f"{MODEL}: MLP output from the first copy, one position 
 
 # %%
 def unlikeness(outputs):
-    """‖new − old‖ / ‖old‖ of each sequence, and the cosine of new and old without the common mean: for two kinds of new.
+    """‖new − old‖ / ‖old‖ of each sequence, and the cosine of new and old without the common mean.
 
     Old is the output in the second copy; new is that for the same token in the first copy, or for another token.
     """
@@ -285,15 +286,15 @@ measured("median change, one MLP position patched", sweep.abs().median(), unit="
 measured("worst mean ablation of an MLP", max(change.mean() for change in changes["mean"].values()), unit="nats")
 
 # %% [markdown]
-# Four replacements, four answers. All of them single out the last MLP of `tiny`, and by all of them those of layers 1
-# and 2 are dispensable *for this task*. But why does one vector cost ten times as much as another? Not only what
-# it *says* counts. The final norm divides the whole stream by its size, so a long vector makes every other part
-# quieter. Which of the two is it? Run everything again with the norm's divisor held at its clean value.
+# Four replacements, four answers. All of them single out the last MLP of `tiny`, and by all of them those of
+# layers 1 and 2 are dispensable *for this task*. But why does one vector cost ten times as much as another? Not
+# only what it *says* counts. The final norm divides the whole stream by its size, so a long vector makes every
+# other part quieter. Which of the two is it? Run everything again with the norm's divisor held at its clean value.
 
 # %%
 _, cache = model.run_with_cache(tokens, names_filter=["ln_final.hook_scale", mlp_out(last)])
 divisor, own_output = cache["ln_final.hook_scale"], cache[mlp_out(last)]
-held = {}
+own_length, held = own_output[:, SEQ_LEN + 1:-1].norm(dim=-1).mean(), {}
 for kind, new in replacements.items():
     put_in = new(own_output.clone(), None)[:, SEQ_LEN + 1:-1].norm(dim=-1).mean()
     held[kind] = losses((mlp_out(last), new), ("ln_final.hook_scale", lambda scale, hook: divisor)) - clean
@@ -302,16 +303,16 @@ for kind, new in replacements.items():
     right = (patched[:, SEQ_LEN + 1:-1].argmax(dim=-1) == tokens[:, SEQ_LEN + 2:]).float().mean()
     if kind == "from the first copy":
         reveal("03.still_right", right)
-    print(f"{kind:19}: length {put_in:5.0f} (own {own_output[:, SEQ_LEN + 1:-1].norm(dim=-1).mean():.0f}), right token on top "
-          f"{right:.2f}; {changes[kind][last].mean():5.2f} nats, with the divisor held {estimate(held[kind])}")
+    print(f"{kind:19}: length {put_in:5.0f} (own {own_length:.0f}), right token on top {right:.2f}; "
+          f"{changes[kind][last].mean():5.2f} nats, with the divisor held {estimate(held[kind])}")
 claim(f"MLP {last}: with the divisor held, the first copy's output does less harm", held["from the first copy"], "<",
       changes["from the first copy"][last], unit="nats")
 
 # %% [markdown]
-# In `tiny` most of the harm is length. In the first copy the last MLP writes vectors almost three times as long; the
-# logits shrink, and confidence is lost, but hardly a single answer: the right token stays on top nearly everywhere.
-# With the divisor held, zero and mean cost the same, a tenth of a nat. A loss measures confidence *and*
-# correctness; look at a second metric before you say what a part is for.
+# In `tiny` most of the harm is length. In the first copy the last MLP writes vectors almost three times as long;
+# the logits shrink, and confidence is lost, but hardly a single answer: the right token stays on top nearly
+# everywhere. With the divisor held, zero and mean cost the same, a tenth of a nat. A loss measures confidence
+# *and* correctness; look at a second metric before you say what a part is for.
 #
 # ## 4 · Take heads away
 #
@@ -381,10 +382,10 @@ claim("one induction head alone is missed less than the previous-token head",
 #
 # ## 5 · All patches from one gradient
 #
-# A sweep needs a pass per entry. **Attribution patching** estimates all entries at once: to first order, the
-# loss changes by $(\text{new} - \text{old}) \cdot \text{gradient}$. One forward and one backward pass, whatever the number of
-# entries. `gradients(model, tokens, names, loss)` returns {hook name: (activation, gradient)}; `loss` is a
-# function of the logits.
+# A sweep needs a pass per entry. **Attribution patching** estimates all entries at once: to first order, the loss
+# changes by $(\text{new} - \text{old}) \cdot \text{gradient}$. One forward and one backward pass, whatever the
+# number of entries. `gradients(model, tokens, names, loss)` returns {hook name: (activation, gradient)}; `loss` is
+# a function of the logits.
 
 # %%
 @exercise("03.mlp_attribution_sweep")
@@ -405,9 +406,9 @@ plot_scatter(sweep, estimates, "exact change of the loss (nats)", "estimate from
              title=f"{MODEL}: one point per layer and position")
 
 # %% [markdown]
-# In `tiny` the estimates lie on the floor. For heads it is no better. To see why, take the head that is missed most,
-# go from its own z to its mean in small steps, and watch three things: the loss, the logit of the right token, and
-# the attention of the best induction head.
+# In `tiny` the estimates lie on the floor. For heads it is no better. To see why, take the head that is missed
+# most, go from its own z to its mean in small steps, and watch three things: the loss, the logit of the right
+# token, and the attention of the best induction head.
 
 # %%
 worst = best_head(head_scores)
@@ -435,8 +436,8 @@ plot_by_position({"exact": path, "what the gradient expects": path[0] + ways * s
                  title=f"{MODEL}: ablating head {layer}.{head} step by step")
 
 # %% [markdown]
-# A gradient knows the slope where the model *is*, and the estimate is the tangent there. In `tiny` that place is flat
-# twice over. The model is sure of the next token, so the *output's* softmax is saturated; and even the logit
+# A gradient knows the slope where the model *is*, and the estimate is the tangent there. In `tiny` that place is
+# flat twice over. The model is sure of the next token, so the *output's* softmax is saturated; and even the logit
 # before it does not move at first, because the softmax of the induction head's *attention* is saturated, too. A
 # small step changes nothing, and a large one falls off an edge that the slope does not show.
 #
@@ -476,10 +477,10 @@ claim("ten slopes along the path miss less than one at its start (largest error)
 
 # %% [markdown]
 # Ten gradients are nearly exact, at ten times the price. (Averaged over the path the slopes must add up to the
-# whole change: that is the fundamental theorem of calculus. The method is called *integrated gradients*.) One gradient is
-# for *ranking candidates* among thousands; distrust it most for parts that act through another head's attention, and
-# confirm what matters by a few points of the path or by the exact patch. What it misses it misses silently. Section 8
-# has a model in which it succeeds and fails in the same row.
+# whole change: that is the fundamental theorem of calculus. The method is called *integrated gradients*.) One
+# gradient is for *ranking candidates* among thousands; distrust it most for parts that act through another head's
+# attention, and confirm what matters by a few points of the path or by the exact patch. What it misses it misses
+# silently. Section 8 has a model in which it succeeds and fails in the same row.
 #
 # ## 6 · What does a part say directly?
 #
@@ -508,7 +509,7 @@ inner = {part: added[:, SEQ_LEN + 1:].mean(dim=1).cpu() for part, added in parts
 named = [f"{layer}.{head}" for layer, head in (previous, *tried) if f"{layer}.{head}" in inner]
 largest = sorted(inner, key=lambda part: -abs(inner[part].mean()))[:9]
 plot_bars({"direct": {part: estimate(inner[part]) for part in dict.fromkeys([*largest, *named])}},
-          "added to the right token's logit, 95 % interval", title=f"{MODEL}: who says it, averaged over the second copy")
+          "added to the right token's logit, 95 % interval", title=f"{MODEL}: who says it, in the second copy")
 name = "{0[0]}.{0[1]}".format
 claim(f"the previous-token head {name(previous)} says less to the output than the induction head {name(induction)}",
       inner[name(previous)], "<", inner[name(induction)], unit="units of logit")
@@ -540,15 +541,15 @@ print(f"right logit {estimate(actual[:, SEQ_LEN + 1:].mean(dim=1).detach().cpu()
       f"{estimate(summed(lambda part: True))}")
 print(f"of this, {own} itself {estimate(change[own])}; heads of its layer {estimate(summed(same_layer.__contains__))}; "
       f"later heads and MLPs {estimate(summed(later.__contains__))}")
-claim(f"parts after {own} do not step in when it is gone", summed(later.__contains__), "<", -0.1 * change[own].mean().item(),
-      unit="units of logit")
+claim(f"parts after {own} make up for less than a tenth of it when it is gone", summed(later.__contains__), "<",
+      -0.1 * change[own].mean().item(), unit="units of logit")
 
 # %% [markdown]
-# The heads of the same layer cannot notice: they read the stream before it. Their contribution grows only because the
-# final norm now divides by less. The later parts could notice, and in `tiny` they do not step in; the last MLP
-# even says less. So this is redundancy: the right logit falls by three, and with the other heads still
-# speaking it stays far ahead of the rest. Direct attribution counts what is *said*, ablation what is *missed*.
-# Neither replaces the other.
+# The heads of the same layer cannot notice: they read the stream before it. Their contribution grows only because
+# the final norm now divides by less. The later parts could notice, and in `tiny` they do not step in; the last MLP
+# even says less. So this is redundancy: the right logit falls by three, and with the other heads still speaking it
+# stays far ahead of the rest. Direct attribution counts what is *said*, ablation what is *missed*. Neither
+# replaces the other.
 #
 # ## 7 · Which question was it?
 #
@@ -556,7 +557,7 @@ claim(f"parts after {own} do not step in when it is gone", summed(later.__contai
 # |---|---|---|
 # | does the model need this part? | mean or resample ablation | spares hide it; a norm spreads the harm |
 # | does it matter what it read *here* rather than *there*? | patch from there | the two may be equal already |
-# | which of thousands of places could matter? | attribution patching | two softmaxes hide the largest: take points on the path |
+# | which of thousands of places could matter? | attribution patching | saturation hides the largest: take points on the path |
 # | what does it tell the output? | direct logit attribution | parts that talk to other parts are silent |
 #
 # ## 8 · Does it hold in a real language model?
@@ -616,10 +617,10 @@ if real_model is not None:
 #
 # ## On your own
 #
-# Section 3 called the first MLP of `tiny` dispensable, *for repeated tokens*. Is it dispensable for the text that the
-# model was trained on (`sample_text(model, 10, 101)`)? Hand in: a claim in one sentence; a number with its interval over
-# sequences; the control that it is held against; the result that would have refuted you; and what the experiment
-# does not show.
+# Section 3 called the first MLP of `tiny` dispensable, *for repeated tokens*. Is it dispensable for the text that
+# the model was trained on (`sample_text(model, 10, 101)`)? Hand in: a claim in one sentence; a number with its
+# interval over sequences; the control that it is held against; the result that would have refuted you; and what
+# the experiment does not show.
 
 # %% tags=["solution-only"]
 stories = sample_text(model, 10, 2 * SEQ_LEN + 1)
@@ -636,10 +637,11 @@ claim("mean ablation of MLP 0 costs more on ordinary text than on repeated token
       unit="nats")
 
 # %% [markdown] tags=["solution-only"]
-# *A model answer.* MLP 0 is needed for stories: without it `tiny` loses more than two nats a token, where the repeated
-# tokens hardly notice. The control is the same ablation of the same model on the other text; equal changes would have
-# refuted me. As section 3 teaches, I would next hold the final norm's divisor fixed. It does not show *what* the MLP
-# does for stories, and the mean is that of stories here, so the two ablations do not put in the same vector.
+# *A model answer.* MLP 0 is needed for stories: without it `tiny` loses more than two nats a token, where the
+# repeated tokens hardly notice. The control is the same ablation of the same model on the other text; equal
+# changes would have refuted me. As section 3 teaches, I would next hold the final norm's divisor fixed. It does
+# not show *what* the MLP does for stories, and the mean is that of stories here, so the two ablations do not put
+# in the same vector.
 
 # %% [markdown]
 # ## What this does not show
@@ -664,12 +666,13 @@ claim("mean ablation of MLP 0 costs more on ordinary text than on repeated token
 #
 # Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), the patching experiment; Neel Nanda, [Attribution
 # patching](https://www.neelnanda.io/mechanistic-interpretability/attribution-patching) (2023); Kramár et al.,
-# [AtP\*](https://arxiv.org/abs/2403.00745) (2024), on what saturated attention hides from it; Sundararajan et al., [Axiomatic
-# Attribution](https://arxiv.org/abs/1703.01365) (2017), integrated gradients; Chan et al., "Causal Scrubbing" (2022),
-# resample ablation; Wang et al., [Interpretability in the Wild](https://arxiv.org/abs/2211.00593) (2022), back-up heads;
-# McGrath et al., [The Hydra Effect](https://arxiv.org/abs/2307.15771) (2023), self-repair; nostalgebraist,
-# "interpreting GPT: the logit lens" (2020), for reading the residual stream through the unembedding; the ablation of
-# all heads instead of one: SAELens [pull request 163](https://github.com/jbloomAus/SAELens/pull/163).
+# [AtP\*](https://arxiv.org/abs/2403.00745) (2024), on what saturated attention hides from it; Sundararajan et al.,
+# [Axiomatic Attribution](https://arxiv.org/abs/1703.01365) (2017), integrated gradients; Chan et al., "Causal
+# Scrubbing" (2022), resample ablation; Wang et al., [Interpretability in the
+# Wild](https://arxiv.org/abs/2211.00593) (2022), back-up heads; McGrath et al., [The Hydra
+# Effect](https://arxiv.org/abs/2307.15771) (2023), self-repair; nostalgebraist, "interpreting GPT: the logit lens"
+# (2020), for reading the residual stream through the unembedding; the ablation of all heads instead of one:
+# SAELens [pull request 163](https://github.com/jbloomAus/SAELens/pull/163).
 #
 # Next: **04 · Reading weights**, where we read from a head's matrices what it looks for and what it copies.
 

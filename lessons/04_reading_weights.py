@@ -13,9 +13,9 @@
 # in its weights: four matrices, and a few biases. Can you read from them, without running anything, *what it looks
 # for* and *what it copies*?
 #
-# For the parts of the induction circuit the answer is a surprising yes. It needs some care: which norm is
-# folded where, which keys belong to which head, which vector stands for a token. In the end you will be given a layer
-# of heads without names, and tell what each of them does.
+# For the parts of the induction circuit the answer is a surprising yes. It needs some care: which norm is folded
+# where, which keys belong to which head, which vector stands for a token. In the end you will be given a layer of
+# heads without names, and tell what each of them does.
 #
 # **You need:** lessons 00 to 03, and matrix products.
 
@@ -89,8 +89,8 @@ print({name: tuple(weight.shape) for name, weight in weights.items()})
 # the result. `load_model` has done that ("compatibility mode"), which is why we may read a matrix as *the*
 # thing that acts on the residual stream, up to one division by a number.
 #
-# Write the folding. The entries of the vector $\hat x$ that arrives sum to 0; so adding one number to all entries of
-# a column of the matrix changes nothing, and the convention is to centre each column.
+# Write the folding. The entries of the vector $\hat x$ that arrives sum to 0; so adding one number to all entries
+# of a column of the matrix changes nothing, and the convention is to centre each column.
 
 # %%
 @exercise("04.fold_layer_norm")
@@ -120,15 +120,15 @@ print(f"gains of that norm: from {raw.ln_1.weight.min():.2f} to {raw.ln_1.weight
 
 # %% [markdown]
 # If you read an *unfolded* matrix, you compare numbers that the gain has yet to rescale, differently for each
-# direction. (Here the gains are close to 1, and little would change. Nothing promises that.) What folding cannot remove is the division by the standard deviation. It differs from position to
-# position, and a circuit of weights alone leaves it out. Keep that in mind until lesson 05, where we switch it
-# on.
+# direction. (Here the gains are close to 1, and little would change. Nothing promises that.) What folding cannot
+# remove is the division by the standard deviation. It differs from position to position, and a circuit of weights
+# alone leaves it out. Keep that in mind until lesson 05, where we switch it on.
 #
 # ## 3 · What does a head copy?
 #
 # If the head looks at token A, which token's logit does that raise? Follow the vector from A's embedding to the
-# logits, if nothing else were in the way. For all tokens at once this is a matrix over the vocabulary, the **full OV
-# circuit**: row = token attended to, column = token whose logit is raised.
+# logits, if nothing else were in the way. For all tokens at once this is a matrix over the vocabulary, the **full
+# OV circuit**: row = token attended to, column = token whose logit is raised.
 #
 # With 50,000 tokens it would have 2.5 billion entries. It has at most d_head = 64 independent rows, though, and
 # `FactoredMatrix(left, right)` keeps the two thin factors and never forms the product unless you ask (`.AB`).
@@ -227,10 +227,10 @@ plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", 
 
 # %% [markdown]
 # Many heads copy, and most of them are not induction heads. And in `tiny` some heads of the last layers have a
-# score near −1: they would *lower* the logit of whatever they look at. So would the previous-token head 0.2 (−0.72);
-# but lesson 03 measured that it says next to nothing to the output. A circuit says in which direction a head would push,
-# not how hard, or whether the output is its audience. And copying is half of a description. The other half is where
-# a head looks.
+# score near −1: they would *lower* the logit of whatever they look at. So would the previous-token head 0.2
+# (−0.72); but lesson 03 measured that it says next to nothing to the output. A circuit says in which direction a
+# head would push, not how hard, or whether the output is its audience. And copying is half of a description. The
+# other half is where a head looks.
 #
 # ## 4 · What does a head look for?
 #
@@ -275,15 +275,16 @@ print("mean length:", ", ".join(f"{name} {x[:, 1:].norm(dim=-1).mean():.1f}" for
 #
 # ## 5 · Positions: the previous-token head
 #
-# A pure previous-token head need not look at tokens, only at positions. So give it positions alone. Let a vector stand
-# for position $p$: its position embedding and the *mean* token, divided by what the norm divides by on average,
+# A pure previous-token head need not look at tokens, only at positions. So give it positions alone. Let a vector
+# stand for position $p$: its position embedding and the *mean* token, divided by what the norm divides by on
+# average,
 #
 # $$x_p = \frac{W_{pos}[p] + \overline{W_E}}{r_p}, \qquad
 # r_p^2 = \frac{1}{d}\,\operatorname{mean}_t \lVert W_E[t] + W_{pos}[p] \rVert^2
 #       = \frac{1}{d}\Big( \lVert W_{pos}[p] + \overline{W_E} \rVert^2 + \sum_i \operatorname{Var}_t W_E[t]_i \Big),$$
 #
-# where $\operatorname{Var}$ divides by the number of tokens and $d$ is `d_model`. Then do what attention does. (Position
-# 0 is a poor fit: there is always BOS, never a random token.)
+# where $\operatorname{Var}$ divides by the number of tokens and $d$ is `d_model`. Then do what attention does.
+# (Position 0 is a poor fit: there is always BOS, never a random token.)
 
 # %%
 @exercise("04.positional_pattern")
@@ -323,9 +324,9 @@ if has_positions:
 # embedding**: W_E plus what the first MLP makes of it. (GPT-2's embedding is also its unembedding, and the first
 # MLP does the rest of an embedding's work.)
 #
-# In TransformerLens the first MLP is `model.blocks[0].mlp`, the norm before it `model.blocks[0].ln2` (ln1 is that before
-# attention). Both want [batch, pos, d_model]. Give them a plain tensor, `model.W_E.detach()`: a module keeps what it is
-# given, and would take a *parameter* for one of its own.
+# In TransformerLens the first MLP is `model.blocks[0].mlp`, the norm before it `model.blocks[0].ln2` (ln1 is that
+# before attention). Both want [batch, pos, d_model]. Give them a plain tensor, `model.W_E.detach()`: a module
+# keeps what it is given, and would take a *parameter* for one of its own.
 
 # %%
 @exercise("04.effective_embedding")
@@ -372,10 +373,10 @@ for name in list(candidates)[1:]:
 #
 # ## 7 · What is this head?
 #
-# Now without names. `unnamed_heads_model(seed)` plants six heads into one layer, in a basis that is drawn at random, and
-# returns the model and the truth. **Your experiment:** decide from the weights alone where a head looks and what
-# it does to the logit of the token that it finds there. Which measures, and which thresholds, is up to you; try them
-# on a model whose truth you look at. Your function will be checked on others.
+# Now without names. `unnamed_heads_model(seed)` plants six heads into one layer, in a basis that is drawn at
+# random, and returns the model and the truth. **Your experiment:** decide from the weights alone where a head
+# looks and what it does to the logit of the token that it finds there. Which measures, and which thresholds, is up
+# to you; try them on a model whose truth you look at. Your function will be checked on others.
 
 # %%
 example, truth = unnamed_heads_model(seed=0)
@@ -451,23 +452,23 @@ if real_model is not None:
     some = torch.randperm(real_model.cfg.d_vocab, generator=torch.Generator().manual_seed(1))[:6000]
     real_OV = circuits.full_OV_circuit(real_model, *real_induction)
     hits = circuits.top_k_accuracy(real_OV, tokens=some)
-    print(f"induction head {real_induction[0]}.{real_induction[1]}: copying score {circuits.copying_score(real_OV):.2f}; "
-          f"own token on top for {round(6000 * hits)} of 6000 tokens")
+    print(f"induction head {real_induction[0]}.{real_induction[1]}: copying score "
+          f"{circuits.copying_score(real_OV):.2f}; own token on top for {round(6000 * hits)} of 6000 tokens")
     claim("SmolLM2: its induction head's OV circuit copies more tokens than chance", wilson_interval(hits, 6000), ">",
           1 / real_model.cfg.d_vocab, unit="share of tokens")
 
 # %% [markdown]
-# In SmolLM2 the first MLP *is* part of the embedding, as is said of GPT-2. Its best induction head has a
-# clearly positive copying score, yet its OV circuit from W_E to W_U puts the own token on top for fewer than one
-# token in a thousand. That is more than chance, and no description of the head. It sits in layer 18 of 0 to 29: what it
-# reads is not a bare embedding, and eleven more layers work on what it writes. A circuit of weights is a claim about
-# a direct path; the longer the real path, the weaker the claim.
+# In SmolLM2 the first MLP *is* part of the embedding, as is said of GPT-2. Its best induction head has a clearly
+# positive copying score, yet its OV circuit from W_E to W_U puts the own token on top for fewer than one token in
+# a thousand. That is more than chance, and no description of the head. It sits in layer 18 of 0 to 29: what it
+# reads is not a bare embedding, and eleven more layers work on what it writes. A circuit of weights is a claim
+# about a direct path; the longer the real path, the weaker the claim.
 #
 # ## On your own
 #
-# Some heads have a copying score near −1. Does the one with the most negative score, when the model runs, lower the
-# logit of the token that it looks at (BOS aside), and more than the previous-token head does? Hand in a claim; a number
-# with its interval; the control; what would have refuted you; and what the experiment does not show.
+# Some heads have a copying score near −1. Does the one with the most negative score, when the model runs, lower
+# the logit of the token that it looks at (BOS aside), and more than the previous-token head does? Hand in a claim;
+# a number with its interval; the control; what would have refuted you; and what the experiment does not show.
 
 # %% tags=["solution-only"]
 def pushed(layer, head):
@@ -489,11 +490,11 @@ claim(f"head {layers[row]}.{head} lowers the logit of the token it looks at less
       pushed(layers[row], head), ">", pushed(*previous), unit="units of logit")
 
 # %% [markdown] tags=["solution-only"]
-# *A model answer.* In `tiny` the head with the most negative score hardly touches that logit, while the previous-token
-# head, whose score is less extreme, lowers it clearly. The control inside each number is the token that the head looks at
-# in *another* sequence; the other order of the two heads would have refuted me. So a score tells the direction of the
-# eigenvectors, not how far a head pushes. It does not show why (this head looks mostly at BOS, and reads no bare
-# embeddings), nor what it does on stories.
+# *A model answer.* In `tiny` the head with the most negative score hardly touches that logit, while the
+# previous-token head, whose score is less extreme, lowers it clearly. The control inside each number is the token
+# that the head looks at in *another* sequence; the other order of the two heads would have refuted me. So a score
+# tells the direction of the eigenvectors, not how far a head pushes. It does not show why (this head looks mostly
+# at BOS, and reads no bare embeddings), nor what it does on stories.
 
 # %% [markdown]
 # ## What this does not show
@@ -514,11 +515,11 @@ claim(f"head {layers[row]}.{head} lowers the logit of the token it looks at less
 # - The vector that stands for a token is a hypothesis. Test it against the residual stream.
 #
 # Sources: Elhage et al., [A Mathematical Framework for Transformer
-# Circuits](https://transformer-circuits.pub/2021/framework/index.html) (2021): QK and OV circuits, eigenvalues; Su et al.,
-# [RoFormer](https://arxiv.org/abs/2104.09864) (2021): rotary positions; Ainslie et al.,
-# [GQA](https://arxiv.org/abs/2305.13245) (2023); the grouped-query mistake: TransformerLens
-# [issue 1553](https://github.com/TransformerLensOrg/TransformerLens/issues/1553) and
-# [pull request 1768](https://github.com/TransformerLensOrg/TransformerLens/pull/1768).
+# Circuits](https://transformer-circuits.pub/2021/framework/index.html) (2021): QK and OV circuits, eigenvalues; Su
+# et al., [RoFormer](https://arxiv.org/abs/2104.09864) (2021): rotary positions; Ainslie et al.,
+# [GQA](https://arxiv.org/abs/2305.13245) (2023); the grouped-query mistake: TransformerLens [issue
+# 1553](https://github.com/TransformerLensOrg/TransformerLens/issues/1553) and [pull request
+# 1768](https://github.com/TransformerLensOrg/TransformerLens/pull/1768).
 #
 # Next: **05 · The K-composition circuit**, where two heads are read as one.
 

@@ -71,10 +71,10 @@ print(f"{MODEL}: previous-token head {name(previous)}, induction head {name(indu
 # %% [markdown]
 # ## 1 · Do their matrices fit?
 #
-# What the previous-token head writes lies in the span of its $W_V W_O$. What the induction head's keys read is given
-# by $W_K W_Q^\top$. If the first writes along directions that the second reads, their product is large compared with
-# the sizes of its factors: the **composition score** $\lVert AB \rVert / (\lVert A \rVert \lVert B \rVert)$, with
-# Frobenius norms.
+# What the previous-token head writes lies in the span of its $W_V W_O$. What the induction head's keys read is
+# given by $W_K W_Q^\top$. If the first writes along directions that the second reads, their product is large
+# compared with the sizes of its factors: the **composition score** $\lVert AB \rVert / (\lVert A \rVert \lVert B
+# \rVert)$, with Frobenius norms.
 
 # %%
 @exercise("05.composition_score")
@@ -227,8 +227,8 @@ measured("K-composition, best query", best_query, unit="share", at_least=0.9 if 
 # - **own head** on the query's side, with norm: in `tiny`, lesson 04 found a head of layer 0 that looks at its own
 #   position, and wondered who listens to it.
 #
-# Norm, bias and stand-in change different things. Think about b_Q: can it change which *key* is best for a query? Which
-# *query* is best for a key?
+# Norm, bias and stand-in change different things. Think about b_Q: can it change which *key* is best for a query?
+# Which *query* is best for a key?
 #
 # **Predict:** in `tiny`, which of the four changes "best key" most: "b_Q", "norm", "MLP 0" or "own head"?
 
@@ -259,10 +259,10 @@ claim("b_Q changes no best query", found["best query"]["b_Q"], "≈", found["bes
 
 # %% [markdown]
 # b_Q moves the best key and leaves the best query where it was: the same amount for every query cannot change
-# their order. The norm helps where a long vector used to win by its length alone. And in `tiny` the first MLP ruins the
-# circuit, as lesson 04 foretold: a vector that is never in the residual stream is not a stand-in for a token. The
-# head that looks at its own position is the best stand-in: what it writes *fits* what the induction head's query
-# reads. Whether the query does read it, only the running model can say.
+# their order. The norm helps where a long vector used to win by its length alone. And in `tiny` the first MLP
+# ruins the circuit, as lesson 04 foretold: a vector that is never in the residual stream is not a stand-in for a
+# token. The head that looks at its own position is the best stand-in: what it writes *fits* what the induction
+# head's query reads. Whether the query does read it, only the running model can say.
 #
 # None of the versions is "the" circuit. Report which one you computed.
 #
@@ -293,9 +293,10 @@ queries = head_reading(model, layer, head, "q", clean.residuals[layer])
 assert torch.allclose(queries, clean.activations[f"blocks.{layer}.attn.hook_q"][:, :, head], atol=1e-4)
 
 # %% [markdown]
-# Now the experiment itself. The stream at a receiver is a sum, so "without the sender" is the clean stream plus what
-# mean ablation changes in the sender's output. Read the keys from that, put them in their place, and let the model
-# run. `put_reading(model, layer, head, name, value)` makes the hook that gives a head its new "q", "k" or "v".
+# Now the experiment itself. The stream at a receiver is a sum, so "without the sender" is the clean stream plus
+# what mean ablation changes in the sender's output. Read the keys from that, put them in their place, and let the
+# model run. `put_reading(model, layer, head, name, value)` makes the hook that gives a head its new "q", "k" or
+# "v".
 
 # %%
 @exercise("05.patch_path")
@@ -324,13 +325,13 @@ for into in "kqv":
     broken = second_copy_loss(patch_path(planted, planted_tokens, PREVIOUS_TOKEN_HEAD, [INDUCTION_HEAD], into),
                               planted_tokens, 20).item()
     assert abs(broken - effect.path) < 1e-3                             # the library's function agrees with yours
-    print(f"planted, path into {into} broken: loss {effect.clean:.2f} → {broken:.2f}, sender ablated {effect.total:.2f}")
+    print(f"planted, path into {into} broken: loss {effect.clean:.2f} → {broken:.2f}, ablated {effect.total:.2f}")
 
 # %% [markdown]
-# In the planted circuit all of the effect goes through the keys, as built. How much of an effect goes through a path
-# is its **share**, (path − clean) / (ablated − clean). Breaking a path shows whether it is *needed*. To learn
-# whether it is *enough*, turn the experiment around: ablate the sender for the whole model, and give its output back
-# on this path alone.
+# In the planted circuit all of the effect goes through the keys, as built. How much of an effect goes through a
+# path is its **share**, (path − clean) / (ablated − clean). Breaking a path shows whether it is *needed*. To learn
+# whether it is *enough*, turn the experiment around: ablate the sender for the whole model, and give its output
+# back on this path alone.
 
 # %%
 @exercise("05.restore_path")
@@ -346,12 +347,12 @@ def restore_path(
 
 
 # %% [markdown]
-# In the trained model the receivers are all its strong induction heads together (lesson 03: one alone is covered by
-# the others). The senders are the previous-token head and the riddle of lessons 03 and 04, the head that looks at its
-# own position and cannot be missed.
+# In the trained model the receivers are all its strong induction heads together (lesson 03: one alone is covered
+# by the others). The senders are the previous-token head and the riddle of lessons 03 and 04, the head that looks
+# at its own position and cannot be missed.
 #
-# **Predict:** breaking the path of `tiny`'s own-position head into the *queries* costs as much as ablating the head.
-# What share of the loss will restoring the queries alone bring back?
+# **Predict:** breaking the path of `tiny`'s own-position head into the *queries* costs as much as ablating the
+# head. What share of the loss will restoring the queries alone bring back?
 
 # %%
 predict("05.restored", None, unit="(share)")
@@ -401,8 +402,10 @@ claim("breaking the previous-token head's path into the keys does at least 0.8 o
       broken, ">", 0.8 * whole, unit="nats")
 claim("restoring that path alone undoes at least 0.8 of the harm", restored, ">", 0.8 * whole, unit="nats")
 if "own-position head" in senders:
-    (_, q, _, _, _), (_, v, _, _, _), (_, both, whole, _, _) = (paths["own-position head", into] for into in ("q", "v", "qv"))
-    claim("the own-position head: restoring the queries alone undoes less than half of the harm", q, "<", 0.5 * whole, unit="nats")
+    q, v, both = (paths["own-position head", into][1] for into in ("q", "v", "qv"))
+    whole = paths["own-position head", "q"][2]
+    claim("the own-position head: restoring the queries alone undoes less than half of the harm", q, "<", 0.5 * whole,
+          unit="nats")
     claim("the own-position head: queries and values together bring back more than the sum of each", both, ">", q + v,
           unit="nats")
 measured("previous-token head's effect through induction keys", needed, unit="share")
@@ -419,8 +422,8 @@ measured("previous-token head's effect through induction keys", needed, unit="sh
 # place and copies nothing of use; the values alone, and it copies from the wrong place. Only both are enough.
 # The textbook circuit has two heads; this one needs a third.
 #
-# A detail of method: the ablated losses are near chance (ln 988 = 6.9), where more harm hardly shows. By the logit of
-# the right token the shares come out a little different. The verdict stands, the second digit does not.
+# A detail of method: the ablated losses are near chance (ln 988 = 6.9), where more harm hardly shows. By the logit
+# of the right token the shares come out a little different. The verdict stands, the second digit does not.
 #
 # ## 6 · Does it hold in a real language model?
 
@@ -437,31 +440,32 @@ if real_model is not None:
     with_MLP = {"layer_norm": True, "query_embedding": effective, "key_embedding": effective}
     real_pairs = random_head_pairs(30, 9, 6, exclude=[real_previous, real_induction], seed=0)
     for label, options in {"as published": {}, "MLP 0, norm": with_MLP}.items():
-        hits = {"pair": top_k_accuracy(circuits.K_comp_full_circuit(real_model, *indices, **options), tokens=sample)}
-        hits["control"] = sum(top_k_accuracy(circuits.K_comp_full_circuit(real_model, a[0], b[0], a[1], b[1], **options),
-                                             tokens=sample) for a, b in real_pairs) / len(real_pairs)
-        print(f"{label}: best key for {round(2000 * hits['pair'])} of 2000 tokens; 6 random pairs together "
-              f"{round(12_000 * hits['control'])} of 12,000; chance {2000 / real_model.cfg.d_vocab:.2f} of 2000")
-        claim(f"SmolLM2, {label}: {name(real_previous)} → {name(real_induction)} matches more tokens than random pairs",
-              wilson_interval(hits["pair"], 2000), ">", wilson_interval(hits["control"], 12_000), unit="share of tokens")
-    measured("SmolLM2: K-composition with MLP 0, best key", hits["pair"], unit="share", at_least=0.01)
+        def matched(sender, receiver):
+            circuit = circuits.K_comp_full_circuit(
+                real_model, sender[0], receiver[0], sender[1], receiver[1], **options)
+            return top_k_accuracy(circuit, tokens=sample)
+
+        hits, by_chance = matched(real_previous, real_induction), sum(matched(*pair) for pair in real_pairs) / 6
+        print(f"{label}: best key for {round(2000 * hits)} of 2000 tokens; 6 random pairs together "
+              f"{round(12_000 * by_chance)} of 12,000; chance {2000 / real_model.cfg.d_vocab:.2f} of 2000")
+        claim(f"SmolLM2, {label}: {name(real_previous)} → {name(real_induction)} matches more than random pairs",
+              wilson_interval(hits, 2000), ">", wilson_interval(by_chance, 12_000), unit="share of tokens")
+    measured("SmolLM2: K-composition with MLP 0, best key", hits, unit="share", at_least=0.01)
     previous_in_layer = previous_token_scores(real_model, real_tokens)[real_previous[0]]
     print(f"the same receiver, MLP 0 and norm, other senders of layer {real_previous[0]}:")
     for head in range(9):
-        matched = top_k_accuracy(circuits.K_comp_full_circuit(
-            real_model, real_previous[0], real_induction[0], head, real_induction[1], **with_MLP), tokens=sample)
-        if matched > 0.005:
-            print(f"    {real_previous[0]}.{head}: {round(2000 * matched)} of 2000 tokens; attends to the previous token "
-                  f"with {previous_in_layer[head]:.2f}")
+        if (found := matched((real_previous[0], head), real_induction)) > 0.005:
+            print(f"    {real_previous[0]}.{head}: {round(2000 * found)} of 2000 tokens; attention to the previous "
+                  f"token {previous_in_layer[head]:.2f}")
 
 # %% [markdown]
 # In a real model of 30 layers the circuit made of bare embeddings still finds the right token a few times in 2000,
-# where 12,000 tries of random pairs find none, and the first MLP, which spoiled it in `tiny`, makes it several times
-# better: here it *is* part of the embedding. Yet nineteen tokens of twenty are missed. And the harder control speaks
-# up: another head of the same layer, which shares its values with the previous-token head, does nearly as well *in
-# the weights*, although it attends to the previous token far less. Sixteen layers lie between the embedding and
-# these heads, and no circuit of weights sees what they do, or where a head looks. Path patching runs the
-# model, so those layers are in it:
+# where 12,000 tries of random pairs find none, and the first MLP, which spoiled it in `tiny`, makes it several
+# times better: here it *is* part of the embedding. Yet nineteen tokens of twenty are missed. And the harder
+# control speaks up: another head of the same layer, which shares its values with the previous-token head, does
+# nearly as well *in the weights*, although it attends to the previous token far less. Sixteen layers lie between
+# the embedding and these heads, and no circuit of weights sees what they do, or where a head looks. Path patching
+# runs the model, so those layers are in it:
 
 # %%
 if real_model is not None:
@@ -482,7 +486,7 @@ if real_model is not None:
             measured("SmolLM2: previous-token head's effect through induction keys", share, unit="share", at_least=0.5)
     print(f"path into k alone restored: {estimate(back)} nats, brings back "
           f"{((total - back.mean()) / (total - real_clean.mean())).item():.2f}")
-    claim(f"SmolLM2: {name(real_previous)} acts through the keys of {name(real_induction)} more than through its values",
+    claim(f"SmolLM2: {name(real_previous)} acts more through the keys of {name(real_induction)} than its values",
           real_broken["k"], ">", real_broken["v"], unit="nats")
 
 # %% [markdown]
@@ -507,8 +511,9 @@ if real_model is not None:
 #
 # ## On your own
 #
-# Four induction heads read `tiny`'s previous-token head through their keys. Is any *one* of them enough? Hand in a claim;
-# a number with its interval; the control; what would have refuted you; and what your experiment does not show.
+# Four induction heads read `tiny`'s previous-token head through their keys. Is any *one* of them enough? Hand in a
+# claim; a number with its interval; the control; what would have refuted you; and what your experiment does not
+# show.
 
 # %% tags=["solution-only"]
 undone = {head: paths["previous-token head", "k"][2] + clean - sequence_losses(
@@ -520,9 +525,10 @@ best = max(undone, key=lambda head: undone[head].mean())
 claim("the best single receiver undoes less than all of them together", undone[best], "<", together, unit="nats")
 
 # %% [markdown] tags=["solution-only"]
-# *A model answer.* No single receiver is enough: the best undoes less of the harm than all together. The control is the
-# same experiment with all receivers, on the same sequences; an interval that reached their number would have refuted me.
-# It does not show which pairs are enough, nor that the heads work independently: the loss is not additive near chance.
+# *A model answer.* No single receiver is enough: the best undoes less of the harm than all together. The control
+# is the same experiment with all receivers, on the same sequences; an interval that reached their number would
+# have refuted me. It does not show which pairs are enough, nor that the heads work independently: the loss is not
+# additive near chance.
 
 # %% [markdown]
 # ## What this does not show
