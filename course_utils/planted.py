@@ -79,3 +79,52 @@ def _set_head(attn, d_head: int, query_from: slice, key_from: slice, query_map: 
     K[key_from, :wanted] = torch.eye(wanted)
     V[value_from, :n_values] = torch.eye(n_values)
     attn.c_proj.weight[:n_values, write_to] = strength * torch.eye(n_values)
+
+
+# --- one layer of unnamed heads: what is each of them? -------------------------------------------------------------
+
+WHERE = ("previous position", "same token", "something else")  # what a head looks at
+WHAT = ("copies", "suppresses", "neither")                     # what it does to the logit of the token it looks at
+
+
+def unnamed_heads_model(seed: int = 0, n_tokens: int = 24, n_ctx: int = 16) -> tuple[TransformerBridge, list]:
+    """A layer of six planted heads in a random basis, and for each (one of WHERE, one of WHAT), drawn by the seed.
+
+    "Something else" is the first position, or nothing in particular; "neither" writes another token, or noise.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    rng, n_heads, d_head = torch.Generator().manual_seed(seed), 6, 32
+    width = n_heads * d_head
+    config = GPT2Config(vocab_size=n_tokens, n_positions=n_ctx, n_embd=width, n_layer=1, n_head=n_heads, n_inner=4,
+                        bos_token_id=0, eos_token_id=0, tie_word_embeddings=False)
+    model = GPT2LMHeadModel(config).requires_grad_(False)
+    body, attn = model.transformer, model.transformer.h[0].attn
+    for weights in (body.wte.weight, body.wpe.weight, model.lm_head.weight, attn.c_attn.weight, attn.c_proj.weight):
+        weights.copy_(torch.randn(weights.shape, generator=rng))
+        weights.sub_(weights.mean(dim=-1, keepdim=True))
+    attn.c_attn.weight.mul_(0.02)
+    attn.c_proj.weight.mul_(0.02)
+    read = torch.linalg.pinv(torch.cat([body.wte.weight, body.wpe.weight]))             # [width, tokens + positions]
+    tokens, positions = read[:, :n_tokens], read[:, n_tokens:]
+    write = torch.linalg.pinv(model.lm_head.weight.T)                                   # [tokens, width]
+    kinds = []
+    for head in range(n_heads):
+        where, what = (int(torch.randint(0, 3, (1,), generator=rng)) for _ in range(2))
+        Q, K, V = (attn.c_attn.weight[:, i * width + head * d_head:][:, :d_head] for i in range(3))
+        O = attn.c_proj.weight[head * d_head:][:d_head]
+        if where == 0:
+            Q[:, :n_ctx] += 400 * positions.roll(-1, dims=1)                            # position p asks for p − 1
+            K[:, :n_ctx] += positions
+        elif where == 1:
+            Q[:, :n_tokens] += 400 * tokens
+            K[:, :n_tokens] += tokens
+        elif head % 2:
+            Q[:, :1] += 400 * tokens.sum(dim=1, keepdim=True)                           # whoever asks: the first
+            K[:, :1] += positions[:, :1]
+        if what < 2 or head % 2:
+            V[:, :n_tokens] += tokens
+            O[:n_tokens] += 2 * (write, -write, write.roll(1, dims=0))[what]
+        kinds.append((WHERE[where], WHAT[what]))
+    tokenizer = word_tokenizer(["<bos>", *(f"t{i}" for i in range(1, n_tokens))], bos="<bos>")
+    return as_bridge(model, tokenizer, name="unnamed heads", device="cpu"), kinds

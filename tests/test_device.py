@@ -307,6 +307,10 @@ CASES = {
     "path_patching.new_readings": lambda i: [
         patch(torch.zeros_like(i.x).unflatten(-1, (4, 64)), None)
         for _, patch in path_patching.new_readings(i.clean, i.x - i.x_hat, (2, 1), "kv")],
+    "path_patching.path_logits": lambda i: [
+        path_patching.path_logits(i.model, i.text, (0, 1), [(1, 2)], "qk", restore=each) for each in (False, True)],
+    "path_patching.put_reading": lambda i: path_patching.put_reading(i.model, 2, 1, "k", i.x[..., :64])[1](
+        torch.zeros_like(i.x).unflatten(-1, (4, 64)), None),
     "path_patching.head_reading": lambda i: path_patching.head_reading(i.model, 2, 1, "q", i.x),
     "pooling.Pooled": lambda i: vars(pooled(i)),
     "pooling.put_back": lambda i: pooling.put_back(i.text[i.mask].float().split(7), i.mask),

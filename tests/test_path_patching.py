@@ -12,7 +12,14 @@ from course_utils.ablation import KINDS
 from course_utils.exercises.checks.lesson_05 import share_of_effect as plain_share
 from course_utils.heads import best_head, induction_scores, previous_token_scores, top_heads
 from course_utils.passes import CleanRun, hook_z
-from course_utils.path_patching import PathEffect, head_reading, new_readings, path_patching, share_of_effect
+from course_utils.path_patching import (
+    PathEffect,
+    head_reading,
+    new_readings,
+    path_logits,
+    path_patching,
+    share_of_effect,
+)
 from course_utils.repeated_tokens import generate_repeated_tokens
 
 N = 6
@@ -104,6 +111,38 @@ def test_a_change_of_nothing_has_no_effect(model, monkeypatch, kind="mean"):
     effect = path_patching(model, tokens, N, (0, 1), [(1, 2), (1, 0)], into="qkv", kind=kind)
     assert effect.path == pytest.approx(loss(model, tokens, N), abs=1e-5)
     assert effect.clean == pytest.approx(effect.path, abs=1e-5) == effect.total
+
+
+# --- one path broken, or alone restored -------------------------------------------------------------------------------
+
+
+def second_copy(logits, tokens, n):
+    return torch.nn.functional.cross_entropy(logits[:, n:-1].flatten(0, 1), tokens[:, n + 1:].flatten()).item()
+
+
+@pytest.mark.parametrize("into", ["q", "k", "v", "qkv"])
+def test_a_broken_path_has_the_loss_of_path_patching(model, into):
+    tokens, receivers = repeated(model, N), [(1, 0), (model.cfg.n_layers - 1, 3)]
+    effect = path_patching(model, tokens, N, (0, 1), receivers, into=into)
+    logits = path_logits(model, tokens, (0, 1), receivers, into)
+    assert second_copy(logits, tokens, N) == pytest.approx(effect.path, abs=1e-5)
+
+
+@pytest.mark.parametrize("into, brought_back", [("k", 1), ("q", 0), ("v", 0), ("kqv", 1)])
+def test_the_planted_sender_s_path_is_enough_alone(into, brought_back):
+    model = small_models.planted()
+    tokens = repeated(model, 12, 4)
+    effect = path_patching(model, tokens, 12, (0, 0), [(1, 0)], into=into)
+    restored = second_copy(path_logits(model, tokens, (0, 0), [(1, 0)], into, restore=True), tokens, 12)
+    assert (effect.total - restored) / (effect.total - effect.clean) == pytest.approx(brought_back, abs=1e-4)
+
+
+def test_all_paths_restored_are_the_clean_pass():
+    """A sender of the last layer but one writes to nobody but the last layer's heads, its MLPs and the output."""
+    model = small_models.planted()                                      # its MLPs are silent, and so is the direct path
+    tokens = repeated(model, 12, 4)
+    logits = path_logits(model, tokens, (0, 0), [(1, 0), (1, 1)], "qkv", restore=True)
+    assert torch.allclose(logits[:, 12:].log_softmax(-1), model(tokens)[:, 12:].log_softmax(-1), atol=1e-4)
 
 
 # --- against slow passes ---------------------------------------------------------------------------------------------

@@ -185,6 +185,13 @@ def test_bars_by_name_from_the_top_a_colour_for_each_series():
     assert not alone.legends and alone.axes[0].get_legend() is None
 
 
+def test_a_bar_with_its_interval():
+    axes, = charts.plot_bars({"one": {"a": (1, 0.5, 2), "b": 3}}, "score (nats)").axes
+    assert [bar.get_width() for bar in axes.patches] == [1, 3]
+    interval, = (line for line in axes.lines if list(line.get_xdata()) == [0.5, 2])
+    assert interval.get_ydata() == pytest.approx([0, 0])
+
+
 def test_curves_a_panel_for_each_quantity():
     panels = [("loss (nats)", torch.tensor([3.0, 1.0])), ("share", {"dead": [0.1, 0.2], "dense": [0.3, 0.4]})]
     figure = charts.plot_curves(panels, xlabel="step", x=[0, 500], title="training")

@@ -6,7 +6,7 @@ Each function returns a Figure that is already closed: as the last expression of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -206,10 +206,14 @@ def plot_scatter(
     return ax.figure
 
 
-def plot_bars(values: dict[str, dict[str, float]], xlabel: str, *, title: str = "", start: float = 0.0) -> Figure:
+def plot_bars(
+    values: Mapping[str, Mapping[str, float | tuple[float, float, float]]], xlabel: str, *, title: str = "",
+    start: float = 0.0,
+) -> Figure:
     """Horizontal bars: one row per name, one colour per series. `values` is {series: {name: number}}.
 
     Args:
+        values: a number may come with its interval, (value, low, high): see `claims.estimate`.
         xlabel: what the numbers are, with the unit.
         start: where the bars start: what a number is when there is nothing to see, such as ½ for an AUC.
 
@@ -224,8 +228,12 @@ def plot_bars(values: dict[str, dict[str, float]], xlabel: str, *, title: str = 
     height = 0.8 / len(values)
     for i, (label, series) in enumerate(values.items()):
         at = [row + (i - (len(values) - 1) / 2) * height for row in range(len(names))]
-        lengths = [number - start for number in series.values()]
+        numbers = [number[0] if isinstance(number, tuple) else number for number in series.values()]
+        lengths = [number - start for number in numbers]
         ax.barh(at, lengths, height=height, left=start, label=label, color=OKABE_ITO[i % len(OKABE_ITO)])
+        for row, number in zip(at, series.values()):
+            if isinstance(number, tuple):
+                ax.plot(number[1:], [row, row], color="black", linewidth=1.2)
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.invert_yaxis()
     ax.axvline(start, color="0.4", linewidth=0.8)

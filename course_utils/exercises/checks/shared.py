@@ -93,6 +93,26 @@ def planted_model():
     return planted_induction_model(n_tokens=20, n_ctx=32)
 
 
+@made_once
+def own_norms_model():
+    """A random GPT-2 with 2 layers of 2 heads, value biases and norms that were not folded, no two alike."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        config = GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0,
+                            eos_token_id=0, initializer_range=0.6)
+        model = GPT2LMHeadModel(config)
+    words = ["<bos>", *(f"w{i}" for i in range(1, 20))]
+    model = as_bridge(model, word_tokenizer(words, "<bos>"), name="own norms", device="cpu")
+    norms = [norm for block in model.blocks for norm in (block.ln1, block.ln2)] + [model.ln_final]
+    for i, norm in enumerate(norms):
+        norm.original_component.weight.data = drawn(16, seed=10 + i)
+    for block in model.blocks:
+        block.attn.v.original_component.bias.data = drawn(16, seed=20)
+    return model
+
+
 def _of_forty_words(model, name: str):
     """A Hugging Face model with 40 made-up words, wrapped."""
     words = ["<bos>", *(f"w{i}" for i in range(1, 40))]
