@@ -20,10 +20,12 @@
 #
 # **How the exercises work.** A cell that starts with `@exercise(...)` is yours to fill in. When you run it,
 # your function is checked at once and a card says *passed*, *wrong* (and, if it is a known mistake, which
-# one) or *not yet*. If you are stuck, `hint("00.next_token_probs")` gives a first hint, and a more explicit
-# one each time you call it; `solution("00.next_token_probs")` shows how the course does it. You can leave
-# an exercise open and read on: the notebook then continues with the course's own function, and the card says
-# so.
+# one) or *not yet*. If you are stuck, `hint("00.next_token_probs")` gives a hint, and a more explicit
+# one each time; `solution("00.next_token_probs")` shows the course's answer. You can leave
+# an exercise open and read on: the notebook then continues with the course's own function.
+#
+# **How conclusions are shown.** `claim(…)` prints whether a conclusion *holds* on the model at hand: the number, what it
+# is held against, and the 95 % interval of their difference.
 
 # %%
 import os

@@ -180,8 +180,7 @@ display(plot_head_scores(duplicate, f"{MODEL}: duplicate-token scores"))
 # previous-token head lies below several induction heads; and whoever confuses two offsets reports the wrong heads,
 # with scores up to 0.7.
 #
-# A score by itself is not a finding. The best of many heads is high partly because it is the best: compare it with
-# what *no* head of this kind would give.
+# A score by itself is not a finding: the best of many heads is high partly because it is the best. Compare it.
 
 # %%
 bound = MODEL == "tiny"                     # the course promises these bounds for its own model only
@@ -349,17 +348,16 @@ measured("best induction score before training", induction_max[0], at_most=0.1)
 #
 # **The jump.** Between steps 800 and 1100 the second copy goes from hopeless to easy, and induction scores rise in the
 # same window. Olsson et al. saw this *phase change* in models of all sizes with more than one layer: the
-# circuit needs two. With it grows the price: in another order the same tokens fall to −10 and below, for the model now
-# *expects* the order. (In its first steps the training data repeated short stretches only, at step 400 up to
-# 44 tokens; `training/train_tiny.py` widens them.)
+# circuit needs two. In another order the same tokens now fall to −10 and below: the model *expects* the order.
 #
-# **Before the jump** it is not nothing. At step 800 the second copy is a nat better than chance (−6.90), with no head
-# above 0.02 on the induction stripe. Some of that is gained in any order: tokens that have been seen get a little more
-# probability. The rest needs the order. What does it, we have not found out.
+# **Before the jump** there is not nothing. At step 800 the second copy is a nat better than chance (−6.90), with no head
+# above 0.02 on the induction stripe. Some of that is gained in any order, by tokens that have been seen; the rest needs
+# the order. What does it, we have not found out. (Length is not what held the model back: from step 600 on, the
+# training data repeats up to 63 tokens; see `training/train_tiny.py`.)
 #
 # **After it** the behaviour gets worse before it gets better. From step 1200 on, half of the random training rows are of
-# a third kind: pairs of tokens that come back in random order. There only the token just before helps. That the drop has
-# to do with this is a guess; that it came at this time is all we know.
+# a third kind: pairs of tokens that come back in random order, where only the token just before helps. That this causes
+# the drop is a guess; that they coincide is all we know.
 #
 # The previous-token curve is a surprise: no single head scores high when induction is already there. Here is the
 # head that will be the previous-token head, before and after:
