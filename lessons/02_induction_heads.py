@@ -22,6 +22,7 @@
 
 # %%
 import os
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -85,7 +86,9 @@ print("from position 4 of [BOS, A, B, C, A, B, C]:", where_heads_look(query=4, s
 
 # %%
 @exercise("02.head_scores")
-def head_scores(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], entries) -> Float[Tensor, "layer head"]:
+def head_scores(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], entries: Callable
+) -> Float[Tensor, "layer head"]:
     """For every head, the mean over rows and entries of what `entries` takes from its layer's attention pattern.
 
     `entries` is a function: a pattern [batch, head, query, key] -> [batch, head, entry]. The model is left as it was.
@@ -407,7 +410,8 @@ if real_model is not None:
 # which a head with a score of 0.97 may be irrelevant to what the model says.
 
 # %% tags=["solution-only"]
-lengths = {n: generate_repeated_tokens(model, n, 30, seed=5) for n in (5, 50)}
+n_rows = 30 if MODEL == "tiny" else 5
+lengths = {n: generate_repeated_tokens(model, n, n_rows, seed=5) for n in (5, 50)}
 layer, head = best_head(induction)
 short_and_long = [torch.stack([scores_of(model, row[None], "induction", n)[layer, head] for row in rows])
                   for n, rows in lengths.items()]
