@@ -288,7 +288,7 @@ plot_by_position({"entropy of the truth (the floor)": sample.entropy.mean(0),
 
 # %%
 print(f"KL at the last position {kl[:, -1].mean():.2f} nats; mean without it {kl[:, :-1].mean():.3f}")
-claim("the untrained last position is worse than the others", kl[:, -1], ">", kl[:, :-1].mean(dim=1), unit="nats")
+claim("the last position, for which training had no target, is worse than the others", kl[:, -1], ">", kl[:, :-1].mean(dim=1), unit="nats")
 
 # %% [markdown]
 # A plot by position shows at once what a mean hides, and measures in later lessons leave the last position

@@ -140,7 +140,7 @@ plot_by_position(
 # Look at the dotted line: it marks the first token of the second copy. Nothing in the sequence says that a
 # repeat is about to begin; only once this token has been seen can a model know where it is. The best it can
 # do is to *hedge*: at every position of the first copy, put some probability on "it begins again here", on the
-# first token. Does it? Its probability at every position, beside that of the second token, which nothing favours:
+# first token. Does it? Its probability at every position, beside that of the second token:
 
 # %%
 again, other = bets.unbind(dim=-1)                  # [batch, seq_len]; entry j − 1: after j tokens of the first copy
@@ -167,6 +167,9 @@ if MODEL == "tiny":
 # that count 1 each, so that the best bet is $10/(10 + 63 - j)$: at $j = 50$, $10/23$, or −0.83 nats in place of −2.64.
 # (Both are facts about its training, `training/train_tiny.py`; a model that never saw such repeats has no reason
 # to hedge at all.) If you expected 1/14: you asked what is *true*. Training asks what is *paid for*.
+#
+# And the spike of the second token at $j = 28$? In two of the 30 sequences the first token happens to come again there, and
+# `tiny` takes it for the repeat.
 #
 # ## 4 · Three numbers instead of two
 #

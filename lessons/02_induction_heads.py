@@ -311,7 +311,7 @@ claim("a head that cannot do induction is above chance", incapable, ">", uniform
 shuffled = repeats.clone()
 rng = torch.Generator().manual_seed(1)
 for row in shuffled:
-    row[SEQ_LEN + 1:] = row[1 + torch.randperm(SEQ_LEN, generator=rng)]
+    row[SEQ_LEN + 1:] = row[1 + torch.randperm(SEQ_LEN, generator=rng).to(row.device)]
 steps, in_order, reordered, best_scores = checkpoint_steps("tiny"), [], [], []
 for step in tqdm(steps, desc="checkpoints", disable=bars_are_off()):
     young = load_model("tiny", step=step)
