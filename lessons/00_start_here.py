@@ -20,10 +20,12 @@
 #
 # **How the exercises work.** A cell that starts with `@exercise(...)` is yours to fill in. When you run it,
 # your function is checked at once and a card says *passed*, *wrong* (and, if it is a known mistake, which
-# one) or *not yet*. If you are stuck, `hint("00.next_token_probs")` gives a first hint, and a more explicit
-# one each time you call it; `solution("00.next_token_probs")` shows how the course does it. You can leave
-# an exercise open and read on: the notebook then continues with the course's own function, and the card says
-# so.
+# one) or *not yet*. If you are stuck, `hint("00.next_token_probs")` gives a hint, and a more explicit
+# one each time; `solution("00.next_token_probs")` shows the course's answer. You can leave
+# an exercise open and read on: the notebook then continues with the course's own function.
+#
+# **How conclusions are shown.** `claim(…)` prints whether a conclusion *holds* on the model at hand: the number, what it
+# is held against, and the 95 % interval of their difference.
 
 # %%
 import os
@@ -286,7 +288,7 @@ plot_by_position({"entropy of the truth (the floor)": sample.entropy.mean(0),
 
 # %%
 print(f"KL at the last position {kl[:, -1].mean():.2f} nats; mean without it {kl[:, :-1].mean():.3f}")
-claim("the untrained last position is worse than the others", kl[:, -1], ">", kl[:, :-1].mean(dim=1), unit="nats")
+claim("the last position, for which training had no target, is worse than the others", kl[:, -1], ">", kl[:, :-1].mean(dim=1), unit="nats")
 
 # %% [markdown]
 # A plot by position shows at once what a mean hides, and measures in later lessons leave the last position

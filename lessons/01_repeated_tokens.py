@@ -118,11 +118,18 @@ def correct_token_log_probs(
 
 
 # %% [markdown]
-# We run a few sequences at a time: a vocabulary of fifty thousand makes logits large, and all thirty
-# sequences at once would not fit everywhere.
+# We run a few sequences at a time, and keep only what we need of the logits: a vocabulary of fifty thousand makes them
+# large.
 
 # %%
-log_probs = torch.cat([correct_token_log_probs(model(rows), rows).cpu() for rows in tokens.split(8)])
+log_probs, bets, guesses = [], [], []
+for rows in tokens.split(8):
+    logits = model(rows)                            # [8, pos, vocab]
+    log_probs.append(correct_token_log_probs(logits, rows).cpu())
+    guesses.append(logits.argmax(dim=-1).cpu())
+    first_two = rows[:, None, 1:3].expand(-1, SEQ_LEN, -1)          # their probabilities, all along the first copy
+    bets.append(logits[:, 1:SEQ_LEN + 1].softmax(dim=-1).gather(2, first_two).cpu())
+log_probs, bets, guesses = map(torch.cat, (log_probs, bets, guesses))
 plot_by_position(
     {"mean over sequences": log_probs.mean(dim=0), "chance": torch.full((2 * SEQ_LEN, ), chance)},
     ylabel="log-probability of the right token (nats)", x=torch.arange(1, 2 * SEQ_LEN + 1),
@@ -133,12 +140,10 @@ plot_by_position(
 # Look at the dotted line: it marks the first token of the second copy. Nothing in the sequence says that a
 # repeat is about to begin; only once this token has been seen can a model know where it is. The best it can
 # do is to *hedge*: at every position of the first copy, put some probability on "it begins again here", on the
-# first token. Does it? Its probability at every position, beside that of the second token, which nothing favours:
+# first token. Does it? Its probability at every position, beside that of the second token:
 
 # %%
-probs = torch.cat([model(rows)[:, 1:SEQ_LEN + 1].softmax(dim=-1).gather(
-    2, rows[:, None, 1:3].expand(-1, SEQ_LEN, -1)).cpu() for rows in tokens.split(8)])      # [batch, seq_len, 2]
-again, other = probs.unbind(dim=-1)                 # entry j − 1: after j tokens of the first copy
+again, other = bets.unbind(dim=-1)                  # [batch, seq_len]; entry j − 1: after j tokens of the first copy
 j = torch.arange(1, SEQ_LEN + 1)
 lines = {f"{MODEL}: the first token, again": again.mean(dim=0), f"{MODEL}: the second token": other.mean(dim=0)}
 if MODEL == "tiny":
@@ -148,18 +153,23 @@ plot_by_position(lines, ylabel="probability", x=j, xlabel="tokens of the first c
 
 # %%
 reveal("01.hedge", again[:, -1].mean())
-claim("after 50 tokens the model bets on the first token, not on the second", again[:, -1], ">", other[:, -1])
+claim("after 50 tokens the first token is more than ten times as likely as the second",
+      again[:, -1], ">", 10 * other[:, -1])
 if MODEL == "tiny":
     claim("its bet is bolder than an honest one", again[:, -1], ">", 1 / 14)
     print(f"the bet costs {-(1 - again[:, 1:]).log().mean():.2f} nats a token where it does not come true")
 
 # %% [markdown]
-# `tiny` bets, and boldly. It was trained on periods from 2 to 63, all equally likely: after $j$ tokens without a
+# `tiny` bets, and boldly. It was trained on periods from 2 to 63 (in the first 600 steps only on short ones), all equally
+# likely: after $j$ tokens without a
 # repeat, $64 - j$ periods are left, and an honest bet is $1/(64 - j)$: at $j = 50$ one in 14. But its training counted
 # the tokens of a repeat ten times as much as noise. A bet that comes true counts 10, against $63 - j$ tokens of noise
 # that count 1 each, so that the best bet is $10/(10 + 63 - j)$: at $j = 50$, $10/23$, or −0.83 nats in place of −2.64.
 # (Both are facts about its training, `training/train_tiny.py`; a model that never saw such repeats has no reason
 # to hedge at all.) If you expected 1/14: you asked what is *true*. Training asks what is *paid for*.
+#
+# And the spike of the second token at $j = 28$? In two of the 30 sequences the first token happens to come again there, and
+# `tiny` takes it for the repeat.
 #
 # ## 4 · Three numbers instead of two
 #
@@ -239,23 +249,24 @@ print(f"order is worth {estimate(gain)} nats per token")
 claim("the second copy is better because its tokens come in the same order", gain, ">", 0.0, unit="nats")
 
 # %% [markdown]
-# In `tiny` the order is worth more than the whole distance from chance to certainty: on a second copy in another order it
-# does much *worse* than chance, because it copies what does not come. The mean hides how often its best guess is right:
+# In `tiny` the order is worth more than the whole distance from chance to certainty: on a second copy in another order
+# it does much *worse* than chance, because it copies what does not come. And how often is its best guess right?
 
 # %%
-correct = torch.cat([(model(rows)[:, :-1].argmax(dim=-1) == rows[:, 1:]).float().cpu() for rows in tokens.split(8)])
-bets = torch.cat([(model(rows)[:, 2:SEQ_LEN + 1].argmax(dim=-1) == rows[:, 1:2]).float().cpu() for rows in tokens.split(8)])
+came = tokens.cpu()
+correct = (guesses[:, :-1] == came[:, 1:]).float()
+begins_again = (guesses[:, 2:SEQ_LEN + 1] == came[:, 1:2]).float()
 print(f"accuracy: first copy {correct[:, :SEQ_LEN].mean():.3f}, second copy {correct[:, SEQ_LEN:].mean():.3f}, "
       f"without the boundary token {correct[:, SEQ_LEN + 1:].mean():.3f}")
-print(f"'it begins again' is the best guess at {bets.mean():.2f} of the first copy's positions from the second on")
+print(f"'it begins again' is the best guess at {begins_again.mean():.2f} of the positions of the first copy, "
+      "from the second on")
 
 # %% [markdown]
 # Mind the boundary here too. For a model that does not hedge it is a miss, and accuracy cannot pass 49/50 =
 # 0.98. For one that does, "it begins again" is the best guess nearly everywhere in the first copy (any other
 # token is one in a thousand), and it comes true exactly once. So a second-half accuracy above 0.98 is not a bug.
 #
-# Everything so far is in the course's library as `repeated_token_report`; from here on we call that. It
-# must agree with what you just computed by hand:
+# From here on we call the library's `repeated_token_report`. It must agree with what you computed by hand:
 
 # %%
 report = repeated_token_report(model, SEQ_LEN, BATCH, seed=0)
@@ -357,10 +368,10 @@ if real_model is not None:
 # and `report.log_probs` are there.)
 
 # %% tags=["solution-only"]
-few = repeated_token_report(model, 50, batch=200, seed=3)
-copy = few.tokens[:, 1:51].cpu()
+many = repeated_token_report(model, 50, batch=200 if MODEL == "tiny" else 20, seed=3)
+copy = many.tokens[:, 1:51].cpu()
 ambiguous = (copy[:, :, None] == copy[:, None, :]).sum(dim=-1) > 1      # [batch, place]: it occurs twice in its copy
-after = few.log_probs[:, 51:].cpu()                                     # entry i scores what follows place i
+after = many.log_probs[:, 51:].cpu()                                     # entry i scores what follows place i
 print(f"{ambiguous[:, :-1].sum()} of {ambiguous[:, :-1].numel()} tokens occur twice in their copy")
 claim("what follows a token that occurs twice is harder", after[ambiguous[:, :-1]], "<", after[~ambiguous[:, :-1]],
       unit="nats")

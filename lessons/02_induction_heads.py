@@ -22,6 +22,7 @@
 
 # %%
 import os
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -85,7 +86,9 @@ print("from position 4 of [BOS, A, B, C, A, B, C]:", where_heads_look(query=4, s
 
 # %%
 @exercise("02.head_scores")
-def head_scores(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], entries) -> Float[Tensor, "layer head"]:
+def head_scores(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], entries: Callable
+) -> Float[Tensor, "layer head"]:
     """For every head, the mean over rows and entries of what `entries` takes from its layer's attention pattern.
 
     `entries` is a function: a pattern [batch, head, query, key] -> [batch, head, entry]. The model is left as it was.
@@ -180,8 +183,7 @@ display(plot_head_scores(duplicate, f"{MODEL}: duplicate-token scores"))
 # previous-token head lies below several induction heads; and whoever confuses two offsets reports the wrong heads,
 # with scores up to 0.7.
 #
-# A score by itself is not a finding. The best of many heads is high partly because it is the best: compare it with
-# what *no* head of this kind would give.
+# A score by itself is not a finding: the best of many heads is high partly because it is the best. Compare it.
 
 # %%
 bound = MODEL == "tiny"                     # the course promises these bounds for its own model only
@@ -309,7 +311,7 @@ claim("a head that cannot do induction is above chance", incapable, ">", uniform
 shuffled = repeats.clone()
 rng = torch.Generator().manual_seed(1)
 for row in shuffled:
-    row[SEQ_LEN + 1:] = row[1 + torch.randperm(SEQ_LEN, generator=rng)]
+    row[SEQ_LEN + 1:] = row[1 + torch.randperm(SEQ_LEN, generator=rng).to(row.device)]
 steps, in_order, reordered, best_scores = checkpoint_steps("tiny"), [], [], []
 for step in tqdm(steps, desc="checkpoints", disable=bars_are_off()):
     young = load_model("tiny", step=step)
@@ -349,17 +351,16 @@ measured("best induction score before training", induction_max[0], at_most=0.1)
 #
 # **The jump.** Between steps 800 and 1100 the second copy goes from hopeless to easy, and induction scores rise in the
 # same window. Olsson et al. saw this *phase change* in models of all sizes with more than one layer: the
-# circuit needs two. With it grows the price: in another order the same tokens fall to −10 and below, for the model now
-# *expects* the order. (In its first steps the training data repeated short stretches only, at step 400 up to
-# 44 tokens; `training/train_tiny.py` widens them.)
+# circuit needs two. In another order the same tokens now fall to −10 and below: the model *expects* the order.
 #
-# **Before the jump** it is not nothing. At step 800 the second copy is a nat better than chance (−6.90), with no head
-# above 0.02 on the induction stripe. Some of that is gained in any order: tokens that have been seen get a little more
-# probability. The rest needs the order. What does it, we have not found out.
+# **Before the jump** there is not nothing. At step 800 the second copy is a nat better than chance (−6.90), with no head
+# above 0.02 on the induction stripe. Some of that is gained in any order, by tokens that have been seen; the rest needs
+# the order. What does it, we have not found out. (Length is not what held the model back: from step 600 on, the
+# training data repeats up to 63 tokens; see `training/train_tiny.py`.)
 #
 # **After it** the behaviour gets worse before it gets better. From step 1200 on, half of the random training rows are of
-# a third kind: pairs of tokens that come back in random order. There only the token just before helps. That the drop has
-# to do with this is a guess; that it came at this time is all we know.
+# a third kind: pairs of tokens that come back in random order, where only the token just before helps. That this causes
+# the drop is a guess; that they coincide is all we know.
 #
 # The previous-token curve is a surprise: no single head scores high when induction is already there. Here is the
 # head that will be the previous-token head, before and after:
@@ -409,7 +410,8 @@ if real_model is not None:
 # which a head with a score of 0.97 may be irrelevant to what the model says.
 
 # %% tags=["solution-only"]
-lengths = {n: generate_repeated_tokens(model, n, 30, seed=5) for n in (5, 50)}
+n_rows = 30 if MODEL == "tiny" else 5
+lengths = {n: generate_repeated_tokens(model, n, n_rows, seed=5) for n in (5, 50)}
 layer, head = best_head(induction)
 short_and_long = [torch.stack([scores_of(model, row[None], "induction", n)[layer, head] for row in rows])
                   for n, rows in lengths.items()]

@@ -85,3 +85,15 @@ def test_it_needs_no_random_numbers():
 def test_sizes_without_room_for_a_repeat_are_refused(n_tokens, n_ctx):
     with pytest.raises(ValueError, match=f"n_tokens >= 4 and n_ctx >= 5, got {n_tokens} and {n_ctx}"):
         planted_induction_model(n_tokens, n_ctx)
+
+
+def test_the_duplicate_token_head_looks_at_its_own_token_and_predicts_nothing():
+    model = planted_induction_model(12, 20, duplicate=True)
+    tokens = torch.tensor([[0, 3, 7, 5, 9, 3, 7, 5, 9]])
+    logits, cache = model.run_with_cache(tokens)
+    pattern = cache["blocks.1.attn.hook_pattern"][0, 0]
+    for query in range(5, 9):
+        assert torch.allclose(pattern[query, [query - 4, query]], torch.tensor([0.5, 0.5]), atol=1e-4)
+    assert not (logits[0, 5:-1].argmax(-1) == tokens[0, 6:]).any()
+    before = cache["blocks.0.attn.hook_pattern"][0, 0]
+    assert torch.allclose(before.diagonal(-1), torch.ones(8), atol=1e-4)

@@ -34,7 +34,7 @@ class Exercise:
         ValueError: when there are not three hints, or the difficulty is not 1, 2 or 3.
     """
 
-    id: str  # "02.induction_scores": the lesson's number, a dot, the function's name
+    id: str  # "02.head_scores": the lesson's number, a dot, the function's name
     title: str
     reference: Callable
     check: Any  # CompareCases, PropertyCheck or CompareThenState
