@@ -399,7 +399,8 @@ ANSWERS = {
         reject=[
             Wrong(lambda model, layer, head: "copies", says="two words"),
             Wrong(kind(threshold=0.9), says="mind the threshold"),
-            Wrong(kind(what="'copies' if score > 0.95 else 'suppresses' if score < -0.5 else 'neither'"), says="is not 1"),
+            Wrong(kind(what="'copies' if score > 0.95 else 'suppresses' if score < -0.5 else 'neither'"),
+                  says="is not 1"),
             Wrong(kind(threshold=0.0), says="a score near 0"),
             Wrong(kind(where="'same token' if matched > 0.5 else 'something else'"), says="one position back"),
             Wrong(kind(where="'previous position' if one_back > 0.5 else 'something else'"), says="its own token"),
