@@ -557,7 +557,7 @@ claim(f"parts after {own} make up for less than a tenth of it when it is gone", 
 # |---|---|---|
 # | does the model need this part? | mean or resample ablation | spares hide it; a norm spreads the harm |
 # | does it matter what it read *here* rather than *there*? | patch from there | the two may be equal already |
-# | which of thousands of places could matter? | attribution patching | saturation hides the largest: take points on the path |
+# | which of thousands of places could matter? | attribution patching | saturation hides the largest |
 # | what does it tell the output? | direct logit attribution | parts that talk to other parts are silent |
 #
 # ## 8 · Does it hold in a real language model?
