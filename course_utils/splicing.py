@@ -76,7 +76,7 @@ def circuit_score(
     """What share of the clean model's gain on the second copy is left.
 
     Both are log-probabilities of repeated tokens (`repeated_token_report`). The gain is the mean over the
-    second copy, without its first token, which nobody can foresee, minus the mean over the first copy, each
+    second copy, without its first token, which can only be guessed, minus the mean over the first copy, each
     over all sequences together. 1: all of it; 0: the repeat is as surprising as the first occurrence.
     """
     n = clean.shape[1] // 2
