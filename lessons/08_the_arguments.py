@@ -499,8 +499,9 @@ print(f"tokens below 1 %: {unlikely.float().mean():.1%} of the vocabulary; "
 #
 # ## 6 · Compared with what?
 #
-# The thread ends with a wish for good baselines, to know where the floor of the noise is. Two have been proposed: put in the activation's place a point **as far away**, either in a direction at random, or in one drawn so
-# that it varies **as the activations do**.
+# The thread ends with a wish for good baselines, to know where the floor of the noise is. Two have been proposed: put
+# in the activation's place a point **as far away**, either in a direction at random, or in one drawn so that it varies
+# **as the activations do**.
 #
 # **Predict:** how many times as much harm (KL) does the reconstruction do as the first? And as the second?
 
@@ -671,7 +672,7 @@ figure.axes[0].set_yscale("log")
 display(figure)
 
 # %% [markdown]
-# Most of the harm stays at the patched position; how much, differs from position to position.
+# Most of the harm stays at the patched position; how much differs from position to position.
 #
 # ## 7 · The floor that others can only guess
 #
@@ -744,7 +745,7 @@ if real_model is not None:
 #
 # ## On your own
 #
-# On stories topk-2 does less harm than gated-2 (section 4's ΔCE; lesson 07). Is that so on text that the model itself
+# On stories topk-2 does less harm than gated-2 (`harm` on `text` will show it). Is that so on text that the model itself
 # writes? Hand in a claim, a number with its interval over texts, the control or the pairing, the result that would have
 # refuted it, and what it does not show. (`written` holds 96 such texts. Look at them before you average.)
 
@@ -758,11 +759,11 @@ if MODEL == "tiny":
 
 # %% [markdown] tags=["solution-only"]
 # **Claim:** on most texts that `tiny` writes topk-2 does less harm than gated-2. **Number** above, paired, over 96 texts;
-# one half would be chance. **Refuted by** an interval that holds one half. But I had meant to claim it of the *mean*, and
-# there it is the other way round: a few texts, random words that repeat, cost topk-2 up to one nat more, and they decide
-# the mean of all. Without them topk-2 is the better one, by a small margin. **Not shown:** which to use; that depends on
-# whether such texts matter to you. I looked at the difference before I left texts out, so the last line is a
-# description and not a test; a fresh sample, with the rule fixed before, would be one.
+# one half would be chance. **Refuted by** an interval that holds one half. Of the *mean* it cannot be claimed: there it is the
+# other way round, because a few texts, random words that repeat, cost topk-2 up to one nat more. Without them topk-2 is
+# the better one, by a small margin. **Not shown:** which to use; that depends on whether such texts matter to you. And
+# the rule that left texts out was made after a look at them, so the last line is a description and not a test; a
+# fresh sample, with the rule fixed before, would be one.
 
 # %% [markdown]
 # ## What this does not show
