@@ -31,6 +31,8 @@ from course_utils.models import folders as model_files
 from course_utils.models import local as local_models
 from course_utils.models.folders import PARTIAL_PREFIX, sha256_of, write_hashes
 
+pytestmark = pytest.mark.older
+
 WORDS = ["<bos>", "<unk>", "the", "cat", "sat", "on", "a", "mat", "and", "saw", "her", "dog"]
 REPO = Path(__file__).resolve().parents[1]
 
@@ -678,8 +680,6 @@ def test_gpt2_small_from_a_local_hub_cache(tmp_path):
     code = f"""
 from pathlib import Path
 from course_utils import models
-
-pytestmark = pytest.mark.older
 assert models.is_cached("gpt2-small") and not models.is_cached("distilgpt2")
 model = models.load_model("gpt2-small")
 assert model.cfg.n_layers == 2 and models.bos_token_id(model) == 0

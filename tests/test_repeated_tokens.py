@@ -297,6 +297,7 @@ def test_tiny_s_checkpoints_show_induction_absent_forming_and_present():
 
 
 @pytest.mark.slow
+@pytest.mark.matrix  # in make test the lessons' stored outputs rest on it
 def test_smollm2_reproduces_the_known_figures():
     """4 x (50 + 50) tokens, seed 0. Head 18.6 scores 0.855 over the whole stripe, and 0.870 as the course
     counts, without the stripe's two entries in the first copy."""

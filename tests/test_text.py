@@ -95,6 +95,7 @@ def test_stories_in_the_tokens_of_another_model():
 
 
 @pytest.mark.slow
+@pytest.mark.matrix  # in make test the lessons' stored outputs rest on it
 def test_stories_in_the_tokens_of_smollm2():
     model = small_models.smollm2()
     tokens = stories_in_english(model, 16, 128, seed=2)
