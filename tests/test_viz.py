@@ -147,7 +147,8 @@ def test_lines_by_position():
 
 
 def test_lines_over_training_steps():
-    axes = viz.plot_by_position({"a": [1, 2, 3], "b": [2, 2, 2]}, "nats", markers=True, errors={"b": [0.5, 1, 0]}).axes[0]
+    lines = {"a": [1, 2, 3], "b": [2, 2, 2]}
+    axes = viz.plot_by_position(lines, "nats", markers=True, errors={"b": [0.5, 1, 0]}).axes[0]
     assert [line.get_marker() for line in axes.lines[:1]] == ["o"]
     bars = [bar.get_segments() for bar in axes.collections]
     assert [[float(low[1]), float(high[1])] for low, high in bars[0]] == [[1.5, 2.5], [1.0, 3.0], [2.0, 2.0]]
