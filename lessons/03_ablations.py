@@ -104,8 +104,8 @@ claim("without the shift, the second copy looks harder than the first",
 # %% [markdown]
 # A model that has understood repetition is sure of the *next* token, so it gives the present one almost no
 # probability: without the shift the loss is worst where the model is best. And with the shift, three quarters of
-# `tiny`'s clean loss is the one token that nobody can know. The other 49 are as good as certain, which will
-# matter: where the answer is certain, much can be taken away before the loss notices.
+# `tiny`'s clean loss is the one token that nobody can know; the other 49 are as good as certain. Where the answer
+# is certain, much can be taken away before the loss notices.
 #
 # ## 2 · The article's experiment
 #
@@ -162,10 +162,9 @@ plot_head_scores(sweep, f"{MODEL}: MLP output from the first copy, one position 
 #
 # ### How much of a change is the patch?
 #
-# The same token stood there before, so the MLP may well have put out nearly the same vector: then we replaced
-# a thing by itself. The yardstick is what the MLP puts out at the same position for *another* token. (A cosine
-# needs care here: vectors that share a large mean have a cosine near 1 whatever else they say. So the mean is
-# subtracted first.)
+# The same token stood there before, so the MLP may well have put out nearly the same vector: then we replaced a
+# thing by itself. The yardstick is what the MLP puts out at the same position for *another* token. (Vectors that
+# share a large mean have a cosine near 1 whatever else they say; so the mean is subtracted first.)
 
 # %%
 def unlikeness(outputs):
@@ -233,8 +232,8 @@ assert torch.allclose(published[:, 1:], sweep[:, :-1], atol=1e-5)
 
 # %% [markdown]
 # The article's first column does not belong to the second copy. It gives the first copy's last token the MLP
-# output of BOS, a vector unlike any other and often several times as long. From there on both ranges agree, shifted
-# by one. (Column 1 is the boundary token, patched with the output just after BOS, which is special as well.)
+# output of BOS, a vector unlike any other and often several times as long. From there on both ranges agree,
+# shifted by one.
 #
 # So the experiment is right as an experiment, and "MLPs do not matter" does not follow from it.
 #
@@ -476,11 +475,11 @@ claim("ten slopes along the path miss less than one at its start (largest error)
       max(errors["start"]), unit="nats")
 
 # %% [markdown]
-# Ten gradients are nearly exact, at ten times the price. (Averaged over the path the slopes must add up to the
-# whole change: that is the fundamental theorem of calculus. The method is called *integrated gradients*.) One
-# gradient is for *ranking candidates* among thousands; distrust it most for parts that act through another head's
-# attention, and confirm what matters by a few points of the path or by the exact patch. What it misses it misses
-# silently. Section 8 has a model in which it succeeds and fails in the same row.
+# Ten gradients come within a few per cent, at ten times the price. (Averaged over the path, the slopes add up to
+# the whole change: the fundamental theorem of calculus. The method is called *integrated gradients*.) One gradient
+# is for *ranking candidates* among thousands; distrust it most for parts that act through another head's
+# attention, and confirm what matters by points on the path or by the exact patch. What it misses it misses
+# silently. Section 8 has a model in which it does both.
 #
 # ## 6 · What does a part say directly?
 #
@@ -546,10 +545,10 @@ claim(f"parts after {own} make up for less than a tenth of it when it is gone", 
 
 # %% [markdown]
 # The heads of the same layer cannot notice: they read the stream before it. Their contribution grows only because
-# the final norm now divides by less. The later parts could notice, and in `tiny` they do not step in; the last MLP
-# even says less. So this is redundancy: the right logit falls by three, and with the other heads still speaking it
-# stays far ahead of the rest. Direct attribution counts what is *said*, ablation what is *missed*. Neither
-# replaces the other.
+# the final norm now divides by less. The later parts could notice, and in `tiny` they do not step in; together
+# they even say less. So this is redundancy: the right logit falls by three, and with the other heads still
+# speaking it stays far ahead, as the loss of 0.06 shows. Direct attribution counts what is *said*, ablation what
+# is *missed*. Neither replaces the other.
 #
 # ## 7 · Which question was it?
 #
@@ -611,9 +610,10 @@ if real_model is not None:
 
 # %% [markdown]
 # Without the previous-token head the second copy suffers badly, as in `tiny`. The best induction head is missed
-# too, although lesson 02 found four more with scores above 0.5. SmolLM2 is far from sure here, and yet the gradient
-# gives its most important head the wrong sign: that head acts through the attention of others. Among the induction
-# heads, which speak to the output, it has the right order. Three points of the path set both right.
+# too, although lesson 02 found four more with scores above 0.5. SmolLM2 is far from sure here, and yet the
+# gradient gives its most important head the wrong sign: that head acts through the attention of others. The two
+# induction heads, which speak to the output, it puts in the right order. Three points of the path set all of them
+# right.
 #
 # ## On your own
 #

@@ -416,14 +416,14 @@ measured("previous-token head's effect through induction keys", needed, unit="sh
 # the *present* token from it, in their queries (what to look for) and in their values (what to copy): Q- and
 # V-composition.
 #
-# If you predicted that the queries would bring back most of it: so did a share of 1.09. But a share near 1 only
-# says that without this path nothing is left. Queries and values of 0.3 are an **AND**. Break either, and the
-# prediction is lost; so their shares sum to more than 1. Restore the queries alone, and the head finds the right
-# place and copies nothing of use; the values alone, and it copies from the wrong place. Only both are enough.
-# The textbook circuit has two heads; this one needs a third.
+# If you predicted that the queries would bring back most of it: a share of 1.09 suggests so. But a share near 1
+# only says that breaking this path alone does all the harm, not that the path alone would do. Queries and values
+# of 0.3 are an **AND**. Break either, and most of the harm is done; so their shares sum to more than 1. Restore
+# the queries alone, and the heads look at the right place but copy little of use; the values alone, and they look
+# in the wrong place. Only both are enough. The textbook circuit has two heads; this one needs a third.
 #
 # A detail of method: the ablated losses are near chance (ln 988 = 6.9), where more harm hardly shows. By the logit
-# of the right token the shares come out a little different. The verdict stands, the second digit does not.
+# of the right token the shares are somewhat different. The verdict stands; the second digit does not.
 #
 # ## 6 · Does it hold in a real language model?
 
@@ -460,7 +460,7 @@ if real_model is not None:
 
 # %% [markdown]
 # In a real model of 30 layers the circuit made of bare embeddings still finds the right token a few times in 2000,
-# where 12,000 tries of random pairs find none, and the first MLP, which spoiled it in `tiny`, makes it several
+# where 12,000 tries with random pairs find none, and the first MLP, which spoiled it in `tiny`, makes it many
 # times better: here it *is* part of the embedding. Yet nineteen tokens of twenty are missed. And the harder
 # control speaks up: another head of the same layer, which shares its values with the previous-token head, does
 # nearly as well *in the weights*, although it attends to the previous token far less. Sixteen layers lie between
