@@ -583,7 +583,8 @@ ANSWERS = {
         ],
         accept=[
             scores(), scores("(z - s).sum() / (z - c).sum()"), scores("1 - (s - c).mean() / (z - c).mean()"),
-            whole_sample(), scores(answer="found.quantile(torch.tensor([0.025, 0.975]))"), interval_by_counts, interval_in_numpy, interval_by_sorting,
+            whole_sample(), scores(answer="found.quantile(torch.tensor([0.025, 0.975]))"), interval_by_counts,
+            interval_in_numpy, interval_by_sorting,
         ],
     ),
     "08.epsilon_random": Answers(
