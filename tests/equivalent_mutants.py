@@ -186,6 +186,91 @@ EQUIVALENT = {
         "n = clean.shape[1] // 2  =>  n = changed.shape[1] // 2":
             "both have the same shape",
     },
+    "09.control": {
+        "noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)  =>"
+        "  noise = torch.randn(direction.shape).to(direction)":
+            "another direction at random is as good",
+        "noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)  =>"
+        "  noise = torch.randn(direction.shape, generator=torch.Generator()).to(direction)":
+            "another direction at random is as good",
+        "noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)  =>"
+        "  noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(1)).to(direction)":
+            "another direction at random is as good",
+        "noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)  =>"
+        "  noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(-1)).to(direction)":
+            "another direction at random is as good",
+        "noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)  =>"
+        "  noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(x)":
+            "all three have the same dtype and device",
+        "noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)  =>"
+        "  noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(latent)":
+            "all three have the same dtype and device",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise + noise @ direction / (direction @ direction) * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - noise @ direction / (direction @ direction) / direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - noise @ direction / (direction @ direction)":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - noise @ direction * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - direction @ direction * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - direction @ noise / (direction @ direction) * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - noise / (direction @ direction) * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - direction / (direction @ direction) * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - noise @ direction / direction * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "return x - latent[..., None] * across * direction.norm() / across.norm()  =>"
+        "  return x + latent[..., None] * across * direction.norm() / across.norm()":
+            "the opposite direction is as far away",
+    },
+    "09.effect_of": {
+        "return (patterns[0], kl_divergence(p_logits, q_logits))  =>"
+        "  return (patterns[-1], kl_divergence(p_logits, q_logits))":
+            "there is one pass: its first pattern is its last",
+    },
+    "09.mixed_activations": {
+        "rng, half = (torch.Generator().manual_seed(0), number // 2)  =>"
+        "  rng, half = (torch.Generator(), number // 2)":
+            "other rows at random are as good",
+        "rng, half = (torch.Generator().manual_seed(0), number // 2)  =>"
+        "  rng, half = (torch.Generator().manual_seed(1), number // 2)":
+            "other rows at random are as good",
+        "rng, half = (torch.Generator().manual_seed(0), number // 2)  =>"
+        "  rng, half = (torch.Generator().manual_seed(-1), number // 2)":
+            "other rows at random are as good",
+        "rng, half = (torch.Generator().manual_seed(0), number // 2)  =>"
+        "  rng, half = (torch.Generator().manual_seed(0), number // 3)":
+            "a third of one kind is a mixture, too",
+        "drawn_of_each = [kind[torch.randperm(len(kind), generator=rng)[:size]] for kind, size in "
+        "((stories, number - half), (repeats, half))]  =>"
+        "  drawn_of_each = [kind[torch.randperm(len(kind))[:size]] for kind, size in ((stories, number - "
+        "half), (repeats, half))]":
+            "other rows at random are as good",
+        "drawn_of_each = [kind[torch.randperm(len(kind), generator=rng)[:size]] for kind, size in "
+        "((stories, number - half), (repeats, half))]  =>"
+        "  drawn_of_each = [kind[torch.randperm(len(kind), generator=rng)[:size]] for kind, size in "
+        "((repeats, half), (stories, number - half))]":
+            "the order of the rows does not matter",
+    },
     "09.same_token_auc": {
         "labelled, others = (int(labels[here].sum()), int((~labels[here]).sum()))  =>"
         "  labelled, others = (int((~labels[here]).sum()), int(labels[here].sum()))":
