@@ -514,7 +514,7 @@ _ = claim(f"without latent {some} the token it promotes becomes less likely than
           effect["own"], "<", effect["random"], unit="nats")
 
 # %% [markdown]
-# So in `tiny` the latent is a cause: the token becomes less likely, and a random direction does not do that. But is it an
+# So in `tiny` the latent is a cause: the token becomes less likely, far more than with a random direction. But is it an
 # important one? The KL says how much the whole prediction moved: next to nothing. The promoted token was unlikely at most
 # of these places, and half a nat of very little is very little. "Its direction promotes this token" is true, and tells you
 # almost nothing about what the model predicts there. Both numbers belong beside a latent's name.
