@@ -304,7 +304,7 @@ claim("a copy of 3 tokens is repeated as well as one of 50", estimate(inner_by_r
 two_errors = {"second copy, boundary left out": torch.tensor([2 * v.std() / len(v)**0.5 for v in inner_by_row])}
 plot_by_position(
     {"second copy, boundary left out": torch.tensor([v.mean() for v in inner_by_row]),
-     "first copy, its first token left out": torch.tensor([r.log_probs[:, 1:r.seq_len].mean() for r in reports])},
+     "first copy, its first token left out": torch.tensor([r.log_probs[:, 1:r.seq_len].mean().item() for r in reports])},
     ylabel="mean log-probability (nats)", x=torch.tensor(lengths), xlabel="tokens in one copy", markers=True,
     errors=two_errors, title="How long must a copy be?")
 
