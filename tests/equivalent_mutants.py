@@ -140,6 +140,22 @@ EQUIVALENT = {
         "  return ~((latents != 0) & mask[..., None]).any(dim=0).any(dim=0)":
             "both any() reduce a leading axis: first the one or first the other",
     },
+    "06.luck": {
+        "order = torch.randperm(len(labels), generator=rng)  =>  order = torch.randperm(len(latent), generator=rng)":
+            "both have one row for each text",
+        "order = torch.randperm(len(labels), generator=rng)  =>  order = torch.randperm(len(known), generator=rng)":
+            "both have one row for each text",
+    },
+    "06.sparse_probe": {
+        "probe = torch.zeros_like(latents[0])  =>  probe = torch.zeros_like(latents[1])":
+            "every row is as long",
+        "probe = torch.zeros_like(latents[0])  =>  probe = torch.zeros_like(latents[-1])":
+            "every row is as long",
+    },
+    "06.topk_step": {
+        "optimizer.zero_grad()  =>  sae.zero_grad()":
+            "the optimizer has all of the autoencoder's parameters",
+    },
     "06.top_activations": {
         "sequences = largest.argsort(descending=True, stable=True)[:k]  =>"
         "  sequences = largest.argsort(descending=True)[:k]":
@@ -158,6 +174,22 @@ EQUIVALENT = {
         "return change.gather(2, tokens[:, 1:, None])[..., 0]  =>"
         "  return change.gather(2, tokens[:, 1:, None])[..., -1]":
             "the last axis has one entry",
+    },
+    "07.known_cases": {
+        "along_one_axis[0] = shift  =>  along_one_axis[1] = shift":
+            "any axis will do",
+        "along_one_axis[0] = shift  =>  along_one_axis[-1] = shift":
+            "any axis will do",
+        "return {'perfect': (x, 1.0), 'the mean, always': (mean.expand_as(x), 0.0), "
+        "'half way to the mean': ((x + mean) / 2, 0.75), 'perfect but for a shift': (x + along_one_axis, 0.0)}  =>"
+        "  return {'perfect': (mean.expand_as(x), 0.0), 'the mean, always': ((x + mean) / 2, 0.75), "
+        "'half way to the mean': (x + along_one_axis, 0.0), 'perfect but for a shift': (x, 1.0)}":
+            "the names are the learner's own",
+        "return {'perfect': (x, 1.0), 'the mean, always': (mean.expand_as(x), 0.0), "
+        "'half way to the mean': ((x + mean) / 2, 0.75), 'perfect but for a shift': (x + along_one_axis, 0.0)}  =>"
+        "  return {'perfect': (x, 1.0), 'the mean, always': (mean.expand_as(x), 0.0), "
+        "'half way to the mean': ((x + mean) / 2, 0.75), 'perfect but for a shift': (x - along_one_axis, 0.0)}":
+            "the shift may point either way",
     },
     "07.reconstruction_score": {
         "return (ablated - patched) / cost if abs(cost) >= 1e-06 else torch.nan  =>"

@@ -435,17 +435,18 @@ BY_POSITION = ("shuffled position by position: labels hold for stretches and dep
 KNOWN_STAYS = "a text gets another one's labels, but not its `known`: the two belong together"
 SHAPE = "one AUC for each draw was expected: a tensor [draws]"
 FLIPPED = "an AUC below ½ is flipped: let it stand"
+NOT_FROM_RNG = "the draws do not come from `rng`: with `generator=rng` they can be drawn again"
 
 
-@property_check(mistakes=[NOT_SHUFFLED, BY_POSITION, KNOWN_STAYS, SHAPE, FLIPPED])
+@property_check(mistakes=[NOT_SHUFFLED, BY_POSITION, KNOWN_STAYS, SHAPE, FLIPPED, NOT_FROM_RNG])
 def luck_states(attempt):
     """a latent that knows the text, one that knows the place alone, and questions that have no answer at some places"""
     n, pos, draws = 40, 30, 60
     everywhere, place = torch.ones(n, pos, dtype=torch.bool), torch.arange(pos).expand(n, pos)
     ends = 3 + torch.arange(n)[:, None] % 8                             # where the first sentence ends
 
-    def asked(latent, labels, known):
-        got = attempt(latent.clone(), labels.clone(), known.clone(), draws, torch.Generator().manual_seed(0))
+    def asked(latent, labels, known, seed=0):
+        got = attempt(latent.clone(), labels.clone(), known.clone(), draws, torch.Generator().manual_seed(seed))
         require(isinstance(got, Tensor) and got.shape == (draws,), SHAPE, got=got, expected=f"shape [{draws}]")
         return got.detach().double()
 
@@ -456,6 +457,8 @@ def luck_states(attempt):
     require(got.min() < 0.47, FLIPPED, input=case, got=got, expected="values on both sides of 0.5")
     require(got.std() > 0.04 and abs(got.mean() - 0.5) < 0.1, BY_POSITION, input=case, got=got,
             expected="mean about 0.5, standard deviation about 0.1: there are only 40 texts")
+    again = asked(text + 0.1 * drawn(n, pos), text, everywhere, seed=1)
+    require(not torch.equal(got, again), NOT_FROM_RNG, input=case, got="the same for two generators")
     got = asked((place < 6) + 0.1 * drawn(n, pos, seed=1), place < ends, everywhere)
     case = "labels: True in the first 3 to 10 positions; latent: large in the first 6, whatever the text"
     require(got.mean() > 0.8, BY_POSITION, input=case, got=got, expected="about 0.9: the place alone says as much")
