@@ -55,7 +55,7 @@ def top_k(pre: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]
     return torch.zeros_like(pre).scatter(-1, indices, values.relu())
 
 
-def topk_step(sae: SparseAutoencoder, optimizer: torch.optim.Optimizer, x: Float[Tensor, "tokens d_in"]) -> float:
+def topk_step(sae, optimizer, x: Float[Tensor, "tokens d_in"]) -> float:
     """One step of training a TopK autoencoder. Returns the loss before the step."""
     pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
     x_hat = top_k(pre, sae.k) @ sae.W_dec + sae.b_dec
