@@ -91,9 +91,13 @@ def expected_delta_ce(
 # The weight is $P$, the *data's* probability. That is the factor which is 1 for the actual next token. The
 # factor in the KL is another one, $p$, the *model's* opinion. So
 #
-# $$\begin{aligned}E[\Delta CE] &= KL(P\|q) - KL(P\|p) && \text{the difference of two distances from the data}\\
-# &= KL(p\|q) + \sum_t (P - p)\,\ln\frac pq && \text{the KL, and a rest}\\
-# &= KL(p\|q) && \text{if } P = p\text{: on text that the model wrote.}\end{aligned}$$
+# $$E[\Delta CE] = KL(P\|q) - KL(P\|p)$$
+#
+# (the difference of two distances from the data)
+#
+# $$E[\Delta CE] = KL(p\|q) + \sum_t (P - p)\,\ln\frac pq$$
+#
+# (the KL, and a rest that is 0 if $P = p$: on text that the model wrote)
 
 # %%
 def compare(tokens, truth=None, batch=16):
