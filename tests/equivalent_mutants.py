@@ -76,6 +76,20 @@ EQUIVALENT = {
         "new = rest.mean(dim=(0, 1)).expand_as(rest)  =>  new = rest.mean(dim=(1, 0)).expand_as(rest)":
             "the order of the axes of a mean does not matter",
     },
+    "03.estimate_on_path": {
+        "way = torch.tensor((i + 0.5) / points, requires_grad=True)  =>"
+        "  way = torch.tensor((i - 0.5) / points, requires_grad=True)":
+            "other places near these: they are the learner's choice, and the estimate need only come close",
+        "way = torch.tensor((i + 0.5) / points, requires_grad=True)  =>"
+        "  way = torch.tensor(i / points, requires_grad=True)":
+            "other places near these: they are the learner's choice, and the estimate need only come close",
+        "way = torch.tensor((i + 0.5) / points, requires_grad=True)  =>"
+        "  way = torch.tensor((i + 1.5) / points, requires_grad=True)":
+            "other places near these: they are the learner's choice, and the estimate need only come close",
+        "way = torch.tensor((i + 0.5) / points, requires_grad=True)  =>"
+        "  way = torch.tensor((i + 0.25) / points, requires_grad=True)":
+            "other places near these: they are the learner's choice, and the estimate need only come close",
+    },
     "03.mlp_attribution_sweep": {
         "estimate = torch.zeros(len(names), seq_len)  =>  estimate = torch.ones(len(names), seq_len)":
             "every row is written",
@@ -101,6 +115,32 @@ EQUIVALENT = {
         "return (residual + block.mlp(block.ln2(residual)))[0]  =>"
         "  return (residual + block.mlp(block.ln2(residual)))[-1]":
             "the batch has one row: row 0 is also row −1",
+    },
+    "04.kind_of_head": {
+        "one_back = circuits.positional_pattern(model, layer, head, 16).diagonal(-1).mean()  =>"
+        "  one_back = circuits.positional_pattern(model, layer, head, 15).diagonal(-1).mean()":
+            "how many positions are looked at is the learner's choice",
+        "where = 'previous position' if one_back > 0.5 else 'same token' if matched > 0.5 else 'something else'  =>"
+        "  where = 'previous position' if one_back >= 0.5 else 'same token' if matched > 0.5 else 'something else'":
+            "the kinds lie far apart: thresholds are the learner's choice",
+        "where = 'previous position' if one_back > 0.5 else 'same token' if matched > 0.5 else 'something else'  =>"
+        "  where = 'previous position' if one_back > 0.5 else 'same token' if matched >= 0.5 else 'something else'":
+            "the kinds lie far apart: thresholds are the learner's choice",
+        "where = 'previous position' if one_back > 0.5 else 'same token' if matched > 0.5 else 'something else'  =>"
+        "  where = 'previous position' if one_back > 0.5 else 'same token' if matched > 0.25 else 'something else'":
+            "the kinds lie far apart: thresholds are the learner's choice",
+        "what = 'copies' if score > 0.5 else 'suppresses' if score < -0.5 else 'neither'  =>"
+        "  what = 'copies' if score >= 0.5 else 'suppresses' if score < -0.5 else 'neither'":
+            "the kinds lie far apart: thresholds are the learner's choice",
+        "what = 'copies' if score > 0.5 else 'suppresses' if score < -0.5 else 'neither'  =>"
+        "  what = 'copies' if score > 0.25 else 'suppresses' if score < -0.5 else 'neither'":
+            "the kinds lie far apart: thresholds are the learner's choice",
+        "what = 'copies' if score > 0.5 else 'suppresses' if score < -0.5 else 'neither'  =>"
+        "  what = 'copies' if score > 0.5 else 'suppresses' if score <= -0.5 else 'neither'":
+            "the kinds lie far apart: thresholds are the learner's choice",
+        "what = 'copies' if score > 0.5 else 'suppresses' if score < -0.5 else 'neither'  =>"
+        "  what = 'copies' if score > 0.5 else 'suppresses' if score < -0.25 else 'neither'":
+            "the kinds lie far apart: thresholds are the learner's choice",
     },
     "04.positional_pattern": {
         "mean_square = (x.pow(2).sum(dim=-1) + W_E.var(dim=0, unbiased=False).sum()) / x.shape[-1]  =>"

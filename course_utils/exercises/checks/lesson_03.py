@@ -163,6 +163,7 @@ def path_cases() -> list[Case]:
         Case(random_model(), one, 4, 1, 1, 40, label="head 1.1 of a random model, 40 points"),
         Case(grouped_query_model(), two, 6, 0, 3, 40, label="head 0.3 of a grouped-query model, 2 rows, 40 points"),
         Case(grouped_query_model(), one, 4, 0, 4, points=40, label="its head 0.4, 40 points"),
+        Case(random_model(), one, 4, 2, 1, 3, label="head 2.1 of the random model, nearly linear, 3 points"),
     ]
 
 
