@@ -52,7 +52,7 @@ def test_every_notebook_begins_with_it(path):
     code = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     source = "".join(code[0]["source"])
     assert re.sub(r'^SOURCE = ".*"$', 'SOURCE = ""', source, flags=re.MULTILINE) == SETUP
-    assert code[0]["metadata"] == {"cellView": "form", "tags": ["setup"]}
+    assert code[0]["metadata"] == {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["setup"]}
     assert path.parent.name == "notebooks" or "".join(code[0]["outputs"][0]["text"]) == "setup ok\n"
 
 
