@@ -61,22 +61,23 @@ class Graph:
 
 
 def graph_of(model: TransformerBridge) -> Graph:
-    """The graph of a model whose blocks are like GPT-2's and Llama's: attention, then an MLP that reads its sum.
+    """The graph of a model whose blocks add what their heads and their MLP write, each read through a norm of its own.
 
     Raises:
-        NotForThisModel: for other blocks, or outputs that are normed before they are added.
+        NotForThisModel: for other blocks: one norm for both, or outputs that are normed before they are added.
     """
     traits = require(model, "a graph of edges", "logits", "parts", "reads", "writes")
-    if not traits.plain:
-        raise NotForThisModel(f"a graph of edges is not for this model ({model.cfg.model_name}): it needs blocks like "
-                              "those of GPT-2 or Llama, an MLP that reads the normed sum of stream and attention")
+    if not traits.plain or not all(hasattr(block, "ln2") for block in model.blocks):
+        raise NotForThisModel(f"a graph of edges is not for this model ({model.cfg.model_name}): it needs blocks that add "
+                              "what heads and MLP write as it is, each read through a norm of its own")
     senders, receivers = ["embed"], []
     for layer, block in enumerate(model.blocks):
+        before = len(senders)
         for part in "qkv":
             heads = len(getattr(block.attn, f"W_{part.upper()}"))
-            receivers += [Receiver(part, layer, head, len(senders)) for head in range(heads)]
+            receivers += [Receiver(part, layer, head, before) for head in range(heads)]
         senders += [f"{layer}.{head}" for head in range(model.cfg.n_heads)]
-        receivers.append(Receiver("mlp", layer, senders=len(senders)))
+        receivers.append(Receiver("mlp", layer, senders=before if model.cfg.parallel_attn_mlp else len(senders)))
         senders.append(f"mlp {layer}")
     receivers.append(Receiver("logits", model.cfg.n_layers, senders=len(senders)))
     return Graph(tuple(senders), tuple(receivers))
@@ -130,9 +131,11 @@ def _reading_hooks(model: TransformerBridge, receiver: Receiver, added: Callable
         norm = "ln_final" if receiver.part == "logits" else f"blocks.{receiver.layer}.ln2"
         return [(f"{norm}.hook_in", lambda x, hook: x + added())]
     stream: list[Tensor] = []
+    sharing = model.cfg.n_heads // len(getattr(model.blocks[receiver.layer].attn, f"W_{receiver.part.upper()}"))
 
     def read(values, hook):                                                     # [batch, pos, head, d_head]
-        own = head_reading(model, receiver.layer, receiver.head, receiver.part, stream.pop() + added())
+        first = receiver.head * sharing                                         # of the query heads that share this one
+        own = head_reading(model, receiver.layer, first, receiver.part, stream.pop() + added())
         return torch.cat([values[:, :, :receiver.head], own[:, :, None], values[:, :, receiver.head + 1:]], dim=2)
 
     return [(f"blocks.{receiver.layer}.hook_resid_pre", lambda x, hook: stream.append(x)),
