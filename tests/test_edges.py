@@ -146,9 +146,9 @@ def test_one_step_is_the_slope_of_a_small_change(model):
     own, other = run_edges(model, clean)[1], run_edges(model, corrupted)[1]
     best = scores.abs().mean(-1).flatten().topk(12).indices.tolist()
     for r, s in (divmod(each, len(graph.senders)) for each in best):
-        change = 0.005 * (other[s] - own[s])
+        change = 0.001 * (other[s] - own[s])
         up, down = (difference(patched_by_hand(model, clean, sign * change, graph.receivers[r])) for sign in (1, -1))
-        assert (up - down) / 0.01 == pytest.approx(scores[r, s], rel=0.02, abs=0.02)
+        assert (up - down) / 0.002 == pytest.approx(scores[r, s], rel=0.02, abs=0.02)
 
 
 def test_the_best_edges():
