@@ -18,6 +18,8 @@ PY := $(VENV)/bin/python
 PIP := -m pip --disable-pip-version-check --quiet install
 TORCH := torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PYTEST := -m pytest -n $(JOBS) --dist worksteal --durations=15
+# nbval is for the stored lessons alone, and imports much in each process.
+UNIT := $(PYTEST) -p no:nbval
 # Many of the other tests wait for a browser or another process, or until a time is over: one process more than cores.
 WAITING := -n $(shell expr $(JOBS) + 1)
 # loadfile: the cells of a notebook stay in one process, so in one kernel. The long lessons, which are the last ones,
@@ -119,11 +121,11 @@ lint: $(MORE_READY)
 	@$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 quick: $(READY)
-	@$(PY) $(PYTEST) -m "not slow and not hub and not peers and not matrix" tests
+	@$(PY) $(UNIT) -m "not slow and not hub and not peers and not matrix" tests
 
 matrix: $(MORE_READY) $(PEERS_READY) real-model machines
-	@$(PEERS)/bin/python $(PYTEST) -m matrix tests/test_lessons_without_jupyter.py
-	@$(PEERS)/bin/python $(PYTEST) -m "not slow" tests/test_faithfulness.py
+	@$(PEERS)/bin/python $(PYTEST) tests/test_lessons_without_jupyter.py
+	@$(PEERS)/bin/python $(PYTEST) -m "not slow and not hub and not peers and not matrix" tests
 	@$(PY) $(PYTEST) -m matrix --ignore tests/test_lessons_without_jupyter.py tests
 
 # What other processors would compute: each setting with its own threads.
@@ -137,15 +139,15 @@ flakes: $(MORE_READY)
 	done
 
 test: $(MORE_READY) $(PEERS_READY) real-model
-	$(STEP) "1 of 3: the unit tests with TransformerLens 3.9.0, and the comparisons with SAELens"
-	@$(PEERS)/bin/python $(PYTEST) -m "not slow and not hub and not matrix and not once" tests
+	$(STEP) "1 of 3: with TransformerLens 3.9.0, what touches it; the comparisons with SAELens"
+	@$(PEERS)/bin/python $(UNIT) -m "(older or peers) and not hub and not matrix" tests
 	$(STEP) "2 of 3: the stored outputs on tiny of every worked lesson (make machines: SmolLM2, too); measured numbers"
 	@mkdir -p build && rm -f build/measured.jsonl
 	@COURSE_REAL=skip COURSE_REPORT=$(CURDIR)/build/measured.jsonl $(PY) $(PYTEST) $(NBVAL) $(SOLUTIONS)
 	@$(PY) -m course_utils.measured build/measured.jsonl
 	@$(PY) -m course_utils.claims build/measured.jsonl
 	$(STEP) "3 of 3: all other tests"
-	@$(PY) $(PYTEST) $(WAITING) -m "not hub and not peers and not matrix and not older" tests
+	@$(PY) $(UNIT) $(WAITING) -m "not hub and not peers and not matrix" --deselect tests/test_lessons_without_jupyter.py tests
 
 clean:
 	rm -rf build/book build/html build/room build/lib build/bdist* build/measured.jsonl dist

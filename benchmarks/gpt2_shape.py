@@ -67,6 +67,8 @@ CALLS: dict[str, Callable[[Inputs], Any]] = {
     "circuits.random_head_pairs": lambda x: circuits.random_head_pairs(x.last + 1, x.m.cfg.n_heads, 5),
     "path_patching.path_patching":
         lambda x: path_patching.path_patching(x.m, x.four, x.n, (1, 0), [(x.last, 0)]),
+    "path_patching.path_logits":
+        lambda x: path_patching.path_logits(x.m, x.four, (1, 0), [(x.last, 0)], restore=True),
     "path_patching.new_readings": lambda x: path_patching.new_readings(x.clean, x.mlp, (x.last, 0), "qkv"),
     "path_patching.head_reading": lambda x: path_patching.head_reading(x.m, 1, 0, "k", x.mlp),
 }
@@ -76,7 +78,7 @@ NO_WORK = {     # names, checks and single numbers; parts of what is measured; a
     "logit_attribution": {"capped"},
     "circuits": {"check_rotary", "rotate", "score_by_distance", "token_vectors", "position_vectors", "visible"},
     "parts": {"key_value_head", "check_head", "centred", "output_scale", "normed_reading", "after_block_0", "gain_of"},
-    "path_patching": {"share_of_effect", "check_paths", "check_into", "attention_output"},
+    "path_patching": {"share_of_effect", "check_paths", "check_into", "attention_output", "put_reading"},
 }
 
 

@@ -182,6 +182,17 @@ def mean_and_error(values: Float[Tensor, "n pos"]) -> tuple[float, float]:
     return by_sequence.mean().item(), (by_sequence.std() / len(by_sequence) ** 0.5).item()
 
 
+def wilson_interval(share: float, n: int) -> tuple[float, float, float]:
+    """A share of n independent draws, and Wilson's 95 % interval around it: useful at 0 and 1, too.
+
+    Source: Wilson (1927).
+    """
+    z2 = 1.96**2
+    middle, spread = share + z2 / (2 * n), (z2 * share * (1 - share) / n + z2**2 / (4 * n**2)) ** 0.5
+    low, high = ((middle + side * spread) / (1 + z2 / n) for side in (-1, 1))
+    return share, max(0.0, min(low, share)), min(1.0, max(high, share))
+
+
 def resample(n: int, resamples: int, seed: int) -> Int[Tensor, "resample n"]:
     """For each resample the n sequences that it draws, with replacement."""
     return torch.randint(0, n, (resamples, n), generator=torch.Generator().manual_seed(seed))

@@ -99,19 +99,54 @@ def attention_output(
     return kept[0]
 
 
+@torch.no_grad()
+def path_logits(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], sender: Head, receivers: Sequence[Head],
+    into: str = "k", *, restore: bool = False,
+) -> Float[Tensor, "batch pos vocab"]:
+    """Logits when one path is broken, everything else as in the clean pass; or with that path alone.
+
+    Broken: the receivers' keys (queries, values) read a stream in which the sender's z is mean-ablated. Restored: the
+    sender is ablated for all the model, and only those readings get what it would have written back.
+
+    Raises ValueError as `path_patching` does, but the tokens need not be two copies.
+    """
+    check_paths(model, sender, receivers, into)
+    require(model, "path patching", "parts", "reads")
+    layer, head = sender
+    clean = CleanRun(model, tokens, [hook_z(layer)])
+    ablated = [(hook_z(layer), replace_head(head, ablate(clean.activations[hook_z(layer)][:, :, head], "mean")))]
+    change = attention_output(clean, layer, ablated) - attention_output(clean, layer)
+    always, change = (ablated, -change) if restore else ([], change)
+    names = {layer: f"blocks.{layer}.hook_resid_pre" for layer, _ in receivers}
+    with model.hooks(fwd_hooks=always):
+        _, streams = model.run_with_cache(tokens, names_filter=list(names.values()))
+    patches = []
+    for layer, head in receivers:
+        stream = streams[names[layer]] + change
+        readings = {name: head_reading(model, layer, head, name, stream) for name in into}
+        patches += [put_reading(model, layer, head, name, value) for name, value in readings.items()]
+    return model.run_with_hooks(tokens, fwd_hooks=[*always, *patches])
+
+
 def new_readings(
     clean: CleanRun, change: Float[Tensor, "batch pos d_model"], receiver: Head, into: str
 ) -> list[tuple[str, Callable]]:
     """Hooks that give a head the queries, keys or values it would have if `change` were added to what it reads."""
-    layer, head = receiver
-    model = clean.model
-    patches = []
-    for name in into:
-        value = head_reading(model, layer, head, name, clean.residuals[layer] + change)
-        n_heads = len(getattr(model.blocks[layer].attn, f"W_{name.upper()}"))       # fewer for k, v if they are shared
-        own = key_value_head(head, model.cfg.n_heads, n_heads)
-        patches.append((f"blocks.{layer}.attn.hook_{name}", replace_head(own, value)))
-    return patches
+    (layer, head), model = receiver, clean.model
+    stream = clean.residuals[layer] + change
+    return [put_reading(model, layer, head, name, head_reading(model, layer, head, name, stream)) for name in into]
+
+
+def put_reading(
+    model: TransformerBridge, layer: int, head: int, name: str, value: Float[Tensor, "batch pos d_head"]
+) -> tuple[str, Callable]:
+    """The hook that gives a head these queries ("q"), keys ("k") or values ("v"): its name and its function.
+
+    Where heads share keys and values, the other heads of its group get them, too.
+    """
+    n_heads = len(getattr(model.blocks[layer].attn, f"W_{name.upper()}"))           # fewer for k, v if they are shared
+    return f"blocks.{layer}.attn.hook_{name}", replace_head(key_value_head(head, model.cfg.n_heads, n_heads), value)
 
 
 def head_reading(

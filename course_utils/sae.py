@@ -146,7 +146,7 @@ class SparseAutoencoder(nn.Module):
         if self.kind == "topk":
             return top_k(pre, self.k)           # type: ignore[arg-type]   # `_check`: topk has its k
         if self.kind == "jumprelu":
-            return JumpReLU.apply(pre.relu(), self.threshold)
+            return JumpReLU.apply(pre, self.threshold)
         return pre.relu()
 
     def gate(self, pre: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
@@ -192,23 +192,24 @@ def top_k(pre: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]
 
 
 class JumpReLU(torch.autograd.Function):
-    """x where x exceeds the threshold, else 0.
+    """x where x exceeds the threshold and 0, else 0.
 
     Moving a threshold a little changes the output only where x is exactly at it, so its true gradient is 0 almost
     everywhere. The straight-through estimate lets each x within half a bandwidth count: −threshold / bandwidth
-    (arXiv 2407.14435, eq. 11).
+    (arXiv 2407.14435, eq. 11). There x is the pre-activation as it is: after a relu every negative one would lie at 0,
+    within the window of any threshold below half a bandwidth.
     """
 
     @staticmethod
     def forward(ctx, x: Float[Tensor, "... d_sae"], threshold: Float[Tensor, "d_sae"]) -> Float[Tensor, "... d_sae"]:
         ctx.save_for_backward(x, threshold)
-        return x * (x > threshold)
+        return x.relu() * (x > threshold)
 
     @staticmethod
     def backward(ctx, slope: Float[Tensor, "... d_sae"]) -> tuple[Tensor, Tensor]:
         x, threshold = ctx.saved_tensors
-        near = (x - threshold).abs() < BANDWIDTH / 2
-        return slope * (x > threshold), -(threshold / BANDWIDTH * near * slope).reshape(-1, x.shape[-1]).sum(dim=0)
+        near, on = (x - threshold).abs() < BANDWIDTH / 2, (x > threshold) & (x > 0)
+        return slope * on, -(threshold / BANDWIDTH * near * slope).reshape(-1, x.shape[-1]).sum(dim=0)
 
 
 class Step(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""An autoencoder spliced into a circuit: the model computes with the reconstruction, and we look at what is left.
+"""An autoencoder in a circuit's way: the model computes with the reconstruction, and we look at what is left.
 
 Lessons 01 to 05 took the induction circuit apart. Here the residual stream passes through an autoencoder somewhere on
 that path. `spliced` does it for everything that runs the model inside its `with` block.
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from course_utils.faithfulness import HasEncodeDecode, reconstruct, run_and_reconstruct, site_of
 from course_utils.latents import auc
-from course_utils.passes import Head, Site, require
-from course_utils.path_patching import check_into, new_readings
+from course_utils.passes import Site, require
+from course_utils.path_patching import Head, check_into, new_readings
 from course_utils.repeated_tokens import ROWS_AT_A_TIME, check_repeated, correct_token_log_probs
 
 if TYPE_CHECKING:
@@ -76,13 +76,12 @@ def circuit_score(
     """What share of the clean model's gain on the second copy is left.
 
     Both are log-probabilities of repeated tokens (`repeated_token_report`). The gain is the mean over the
-    second copy, without its first token, which nothing predicts, minus the mean over the first copy, each
+    second copy, without its first token, which can only be guessed, minus the mean over the first copy, each
     over all sequences together. 1: all of it; 0: the repeat is as surprising as the first occurrence.
     """
     n = clean.shape[1] // 2
-    gain_left = changed[:, n + 1:].mean() - changed[:, :n].mean()
-    clean_gain = clean[:, n + 1:].mean() - clean[:, :n].mean()
-    return (gain_left / clean_gain).item()
+    left, whole = (each[:, n + 1:].mean() - each[:, :n].mean() for each in (changed, clean))
+    return (left / whole).item()
 
 
 @torch.no_grad()
@@ -100,25 +99,20 @@ def log_probs_reading(
     """
     check_repeated(tokens, seq_len)
     check_into(into)
-    assumed = ["reads"]
-    if "q" in into or "k" in into:
-        assumed.append("scores")
-    if "v" in into:
-        assumed.append("patterns")
-    require(model, "reading a stream through single heads", *assumed)
+    used = [need for need, names in (("scores", "qk"), ("patterns", "v")) if set(into) & set(names)]
+    require(model, "reading a stream through single heads", "reads", *used)
     site = residual_site(model, sae)
     if too_low := [f"{layer}.{head}" for layer, head in heads if layer < site.enters]:
         raise ValueError(f"heads {', '.join(too_low)} lie below the autoencoder at {site.hook_name}: they do not read "
                          "it")
+    layers = {layer for layer, _ in heads}
     found = []
     for rows in tokens.split(ROWS_AT_A_TIME):
         clean, x, _, x_hat = run_and_reconstruct(model, sae, rows, site)
-        spliced_stream = torch.cat([x[:, :1], x_hat[:, 1:]], dim=1)                 # [batch, pos, d_model]; BOS stays
-        patches = []
-        for layer in {layer for layer, _ in heads}:
-            change = clean.continue_from(site.enters, spliced_stream, stop=layer) - clean.residuals[layer]
-            for head in [head for head in heads if head[0] == layer]:
-                patches += new_readings(clean, change, head, into)
+        new = torch.cat([x[:, :1], x_hat[:, 1:]], dim=1)
+        there = {layer: clean.continue_from(site.enters, new, stop=layer) for layer in layers}
+        patches = [patch for layer, head in heads
+                   for patch in new_readings(clean, there[layer] - clean.residuals[layer], (layer, head), into)]
         with model.hooks(fwd_hooks=patches):
             found.append(correct_token_log_probs(model(rows), rows))
     return torch.cat(found)
@@ -141,8 +135,7 @@ def same_token_auc(
     Raises:
         ValueError: if no token stands both at a labelled and at another position.
     """
-    total = latents.new_zeros(latents.shape[1], dtype=torch.float64)                # [d_sae]
-    pairs = 0
+    total, pairs = latents.new_zeros(latents.shape[1], dtype=torch.float64), 0
     for token in present[labels].unique():
         here = present == token
         labelled = int(labels[here].sum())
@@ -156,11 +149,7 @@ def same_token_auc(
 
 
 def residual_site(model: TransformerBridge, sae: object) -> Site:
-    """Where the autoencoder goes.
-
-    Raises:
-        ValueError: as `spliced` does.
-    """
+    """Where the autoencoder goes. Raises ValueError as `spliced` does."""
     site = site_of(model, sae)
     if not site.is_residual:
         raise ValueError(f"{site.hook_name} is not the residual stream: something would bypass the autoencoder")

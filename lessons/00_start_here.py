@@ -11,19 +11,21 @@
 #
 # **The question.** What can you read off, and change inside, a language model while it runs?
 #
-# In about half an hour you will load a trained model, ask it for its predictions, look at what one
-# attention head attends to, switch that head off, and measure how far the model is from a *known* truth.
-# Everything else in the course is built from these four moves.
+# After loading a trained model you will ask, look, switch off and measure: ask it for its predictions, look at what
+# one attention head attends to, switch that head off, and measure how far the model is from a *known* truth.
+# Everything else in the course is built from these four moves. It takes about three quarters of an hour.
 #
 # **You need:** Python, PyTorch, and a rough idea of what a transformer is (tokens, attention, residual
 # stream). No GPU, no network.
 #
 # **How the exercises work.** A cell that starts with `@exercise(...)` is yours to fill in. When you run it,
 # your function is checked at once and a card says *passed*, *wrong* (and, if it is a known mistake, which
-# one) or *not yet*. If you are stuck, `hint("00.next_token_probs")` gives a first hint, and a more explicit
-# one each time you call it; `solution("00.next_token_probs")` shows how the course does it. You can leave
-# an exercise open and read on: the notebook then continues with the course's own function, and the card says
-# so.
+# one) or *not yet*. If you are stuck, `hint("00.next_token_probs")` gives a hint, and a more explicit
+# one each time; `solution("00.next_token_probs")` shows the course's answer. You can leave
+# an exercise open and read on: the notebook then continues with the course's own function.
+#
+# **How conclusions are shown.** `claim(…)` prints whether a conclusion *holds* on the model at hand: the number, what it
+# is held against, and the 95 % interval of their difference.
 
 # %%
 import os
@@ -34,6 +36,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from course_utils.claims import claim
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.language import StoryLanguage
 from course_utils.measured import measured
@@ -47,13 +50,13 @@ MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here; prin
 # ## 1 · A model
 #
 # The course's own model is called `tiny`: it has the architecture of GPT-2, but is small enough to run in
-# milliseconds on a laptop. We trained it on two things: short stories in a little language of our own, and
-# random tokens that repeat. `training/train_tiny.py` makes it again from nothing.
+# milliseconds on a laptop. We trained it on three things: short stories in a little language of our own, random
+# tokens that repeat, and, later, random pairs of tokens. `training/train_tiny.py` makes it again from nothing.
 #
-# The model arrives wrapped in TransformerLens's `TransformerBridge`, which gives every activation a name.
-# Some changes have been made to the weights that alter no probability. Each LayerNorm's scale and shift are
-# folded into the weights that follow it; the weights that write into the residual stream, and the
-# unembedding, have had their mean removed; and the biases of the values are moved into the output's bias.
+# `load_model("gpt2-small")`, or any other name that TransformerLens knows, loads a model of yours in the same way:
+# wrapped in TransformerLens's `TransformerBridge`, which gives every activation a name, in float32, in evaluation
+# mode, and with weights that ask for no gradients (so that there is no `torch.no_grad()` here). The weights were
+# simplified in ways that change no probability; lesson 04 says how and why.
 
 # %%
 model = load_model(MODEL)
@@ -105,7 +108,7 @@ if MODEL == "tiny":
 
 # %% [markdown]
 # If you are on `tiny`: many places, all about equally likely. That is not the model being unsure of itself:
-# the program that writes the stories draws this place by lot, as you will see below.
+# the program that writes the stories draws this place at random.
 #
 # ## 3 · Looking inside
 #
@@ -113,16 +116,33 @@ if MODEL == "tiny":
 # `blocks.{layer}.attn.hook_pattern`: for each head, a row for every position that looks (the *query*) and a
 # column for every position looked at (the *key*). Each row sums to 1, and nothing looks ahead.
 #
-# `names_filter` keeps only what you ask for. Make it a habit: without it, a large model's cache fills your
-# memory.
+# Every block has the same names. The stream passes through, and each part reads a copy of it and adds to it:
+#
+# ```text
+# hook_resid_pre                                           the stream [batch, pos, d_model] comes in
+#   ├─ attn.hook_q, attn.hook_k ── attn.hook_pattern       who looks where [batch, head, query, key]
+#   │  attn.hook_v ── attn.hook_z ── hook_attn_out ── +    z [batch, pos, head, d_head]: pattern times v
+# hook_resid_mid
+#   ├─ mlp.hook_pre ── mlp.hook_post ── hook_mlp_out ── +  [batch, pos, d_mlp] inside
+# hook_resid_post                                          = hook_resid_pre of the next block
+# ```
+#
+# To see all names of any model, run it once without a filter on a short text, and print the keys of the cache.
 
 # %%
-names = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_q", "blocks.0.attn.hook_pattern",
-         "blocks.0.attn.hook_z", "blocks.0.hook_mlp_out", "blocks.0.hook_resid_post"]
-_, cache = model.run_with_cache(tokens, names_filter=names)
-for name in names:
-    print(f"{name:28} {tuple(cache[name].shape)}")
+_, cache = model.run_with_cache(tokens)
+first_block = [name for name in cache if name.startswith("blocks.0.")]
+print(f"{len(cache)} names; {len(first_block)} in block 0, among them:")
+for part in ("hook_resid_pre", "attn.hook_q", "attn.hook_pattern", "attn.hook_z", "hook_attn_out", "mlp.hook_post",
+             "hook_resid_post"):
+    print(f"    blocks.0.{part:20} {tuple(cache[f'blocks.0.{part}'].shape)}")
+attention_bytes = 2 * 12 * 12 * 1024**2 * 4         # scores and pattern, 12 layers of 12 heads, float32
+print(f"GPT-2 small, one text of 1024 tokens: {attention_bytes / 1e9:.1f} GB for attention alone")
 
+# %% [markdown]
+# The last line is why this is the only run without a filter: attention grows with the *square* of the length, and
+# with the batch. `names_filter` (a name, a list, or a function of the name) keeps only what you ask for. Make it a
+# habit.
 
 # %%
 @exercise("00.head_pattern")
@@ -148,13 +168,25 @@ attention_patterns(words, torch.stack(patterns))
 # %% [markdown]
 # ## 4 · Reaching inside
 #
-# Looking is not yet understanding: to know what a head does, take it away. A *hook* is a function that
-# receives an activation while the model runs and returns the one to go on with. What each head writes,
-# before it is mixed into the residual stream, is `blocks.{layer}.attn.hook_z`, of shape `[batch, pos, head,
-# d_head]`.
-#
-# Use `model.run_with_hooks(tokens, fwd_hooks=[(name, function)])`. It removes the hooks afterwards. A hook
-# that stays on changes every later run, silently. It is an easy mistake, and the check looks for it.
+# Looking is not yet understanding: to know whether a head matters, take it away. A *hook* is a function
+# `f(activation, hook)`: TransformerLens calls it while the model runs, and goes on with what it returns, or, if it
+# returns nothing, with the activation as it was. (`hook.name` says where you are; you may ignore it, but the argument
+# must be there.) `model.run_with_hooks(tokens, fwd_hooks=[(name, function)])` puts hooks in place for one run and
+# removes them afterwards. Here is one that only reads:
+
+# %%
+def show_norms(z, hook):                            # z: [batch, pos, head, d_head]
+    norms = [f"{norm:.2f}" for norm in z[0, -1].norm(dim=-1)]
+    print(f"{hook.name} at the last position, norm of each head's output: {', '.join(norms)}")
+
+
+logits_again = model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", show_norms)])
+print("the logits are as before:", torch.allclose(logits_again, logits))
+
+# %% [markdown]
+# Now one that changes what it reads. What each head writes, before it is mixed into the residual stream, is
+# `blocks.{layer}.attn.hook_z`: which slice of it belongs to one head? (A hook that stays on changes every later run,
+# silently. The check looks for that, and for whatever else you leave changed.)
 
 # %%
 @exercise("00.without_head")
@@ -180,7 +212,8 @@ for head, change in enumerate(changes):
 reveal("00.largest_change", max(changes))
 
 # %% [markdown]
-# In `tiny` a change of 0.006 looks like nothing. But the likeliest word has a probability of only 0.017.
+# In `tiny` the largest change looks like nothing, 0.006. But the likeliest word has only 0.017: it is a third of that.
+# Judge a change against what is there. And it is the change after *one* prompt: §6 comes back to this.
 #
 # ## 5 · A known truth
 #
@@ -192,29 +225,30 @@ reveal("00.largest_change", max(changes))
 # %%
 language = StoryLanguage(seed=7)            # the stories that `tiny` was trained on had another seed
 sample = language.sample(n=32, length=cfg.n_ctx if MODEL == "tiny" else 128)
-print(textwrap.fill(language.decode(sample.tokens[0, 1:60]) + " …", 80))
+STORY = 2
+print(textwrap.fill(language.decode(sample.tokens[STORY, 1:60]) + " …", 80))
 
 # %% [markdown]
-# Names come back, things are carried from place to place, `he` and `she` follow the person who acts, and
-# `was` or `were` follows a subject that may be several words away. At one place in that story, compare what
+# Names come back, a thing belongs to the one who picked it up, `he` is the person who acts, and `were` follows the
+# *tigers*, not the nearer *kitten*. At one place in that story, compare what
 # can truly come next with what the model expects. (Only `tiny` speaks this language, so this section always
 # uses it.)
 
 # %%
 story_model = model if MODEL == "tiny" else load_model("tiny")
 story_logits = story_model(sample.tokens.to(story_model.cfg.device)).cpu()
-position = int((sample.entropy[0, :60] - 2.5).abs().argmin())      # where several words may come
+position = int((sample.entropy[STORY, :60] - 2.5).abs().argmin())      # where several words may come
 plot_next_tokens(
-    {"truth": sample.true_log_probs[0, position].exp(), "tiny": story_logits[0, position].softmax(-1)},
-    language.vocabulary, title="… " + language.decode(sample.tokens[0, position - 7:position + 1]) + " …")
+    {"truth": sample.true_log_probs[STORY, position].exp(), "tiny": story_logits[STORY, position].softmax(-1)},
+    language.vocabulary, title="… " + language.decode(sample.tokens[STORY, position - 7:position + 1]) + " …")
 
 # %% [markdown]
 # The distance from one distribution to another is measured by the Kullback–Leibler divergence,
 #
-# **KL(truth ‖ model) = Σ p(y) · (ln p(y) − ln q(y))**, summed over all tokens y,
+# $$\mathrm{KL}(p \,\|\, q) = \sum_y p(y)\,(\ln p(y) - \ln q(y)),$$
 #
-# with p the truth and q the model, in *nats* because the logarithm is natural. It is never negative, and 0
-# only if the two agree. Mind the words that cannot come: there p = 0 and ln p = −∞, and their term is 0.
+# summed over all tokens $y$, with $p$ the truth and $q$ the model, in *nats* because the logarithm is natural. It is
+# never negative, and 0 only if the two agree. Where a word is impossible, $p = 0$ and $\ln p = -\infty$: its term is 0.
 
 # %%
 @exercise("00.kl_from_truth")
@@ -226,7 +260,7 @@ def kl_from_truth(
 
 
 # %% [markdown]
-# **Predict:** the entropy of the truth is the loss that nobody can go below. By how many nats per token is
+# **Predict:** the entropy of the truth is the loss that no model can go below. By how many nats per token is
 # `tiny` above it, on stories that it has never seen?
 
 # %%
@@ -237,7 +271,10 @@ kl = kl_from_truth(sample.true_log_probs, story_logits)             # [story, po
 floor, excess = sample.entropy.mean().item(), kl.mean().item()
 print(f"the truth's own entropy: {floor:.3f} nats per token; KL(truth ‖ tiny): {excess:.3f} nats per token")
 reveal("00.kl", excess)
-measured("KL(truth ‖ tiny) on held-out stories", excess, unit="nats per token", at_most=0.10)
+untrained = load_model("tiny", step=0)(sample.tokens.to(story_model.cfg.device)).cpu()
+claim("training brought tiny near the truth: the same model before training is far from it", kl.mean(dim=1), "<",
+      kl_from_truth(sample.true_log_probs, untrained).mean(dim=1), unit="nats")
+measured("KL(truth ‖ tiny) on held-out stories", excess, unit="nats per token", at_most=0.10)     # for `make course`
 
 # %%
 plot_by_position({"entropy of the truth (the floor)": sample.entropy.mean(0),
@@ -247,17 +284,68 @@ plot_by_position({"entropy of the truth (the floor)": sample.entropy.mean(0),
 # %% [markdown]
 # The two lines all but coincide, except at the right edge. In training, rows were 128 tokens long, and the
 # logits at the last position had no next token to be compared with: nobody ever taught the model to predict
-# from there. That one position of 128 makes more than a third of the KL above:
+# from there. That one position of 128 accounts for more than a third of the KL above:
 
 # %%
 print(f"KL at the last position {kl[:, -1].mean():.2f} nats; mean without it {kl[:, :-1].mean():.3f}")
+claim("the last position, for which training had no target, is worse than the others", kl[:, -1], ">", kl[:, :-1].mean(dim=1), unit="nats")
 
 # %% [markdown]
 # A plot by position shows at once what a mean hides, and measures in later lessons leave the last position
-# out. (`measured`, in some cells, shows nothing here: it notes a number for the table that `make course` prints.)
+# out.
+#
+# ## 6 · Without a known truth
+#
+# Your own model has no known truth. What then says how much a head matters? The best substitute is the *unchanged
+# model*: how far do the predictions move when the head is silenced? You have both parts. **Write the experiment.**
+
+# %%
+@exercise("00.damage")
+def damage(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "layer head"]:
+    """For every head: KL(the unchanged model ‖ the model without this head), in nats, averaged over all positions."""
+    raise NotImplementedError
+
 
 # %% [markdown]
-# ## 6 · Does it hold in a real language model?
+# In stories we can ask the substitute the question that one cannot ask elsewhere: does it say what the truth says?
+# **Predict** for which layer the damage is largest, and how large (the prompt above moved by 0.006 at most).
+
+# %%
+predict("00.damage", None, unit="nats")
+
+# %%
+stories, truth = sample.tokens[:8].to(story_model.cfg.device), sample.true_log_probs[:8]
+by_substitute = damage(story_model, stories)
+by_truth = torch.tensor([[(kl_from_truth(truth, without_head(story_model, stories, layer, head).cpu()) - kl[:8]).mean()
+                          for head in range(story_model.cfg.n_heads)] for layer in range(story_model.cfg.n_layers)])
+for layer, (ours, true) in enumerate(zip(by_substitute, by_truth)):
+    print(f"layer {layer}: KL to the unchanged model {[f'{x:.3f}' for x in ours]}, added KL to the truth "
+          f"{[f'{x:.3f}' for x in true]}")
+reveal("00.damage", by_substitute.max())
+claim("KL to the unchanged model says of the 16 heads what the truth says", by_substitute.flatten(), "≈",
+      by_truth.flatten(), within=0.01, unit="nats")
+
+# %%
+changed = without_head(story_model, stories, 1, 3).cpu()[:, -1:]
+print(f"head 1.3, last position: KL to the unchanged model "
+      f"{kl_from_truth(story_logits[:8, -1:].log_softmax(-1), changed).mean():+.3f}, added KL to the truth "
+      f"{(kl_from_truth(truth[:, -1:], changed) - kl[:8, -1:]).mean():+.3f} nats")
+
+# %% [markdown]
+# Head 0.0, which moved no probability by more than 0.006 after the prompt, costs over two nats a token in stories. If you
+# predicted little, you generalised from one prompt: one whose next word is drawn at random anyway, so that there was
+# hardly anything to lose.
+#
+# Three substitutes for the truth, and when each misleads:
+#
+# - **KL to the unchanged model** needs no labels and uses the whole distribution. But it is never negative: *every* change
+#   counts as damage, also one that repairs an error, as in the last line above.
+# - **The loss on the actual next token** can go down as well as up. But that token is one draw from the distribution, so
+#   it is noisier; and it asks only about the tokens that happened to come.
+# - **A logit difference** between a right and a wrong word asks one question sharply. But it is blind to everything
+#   else: both words may have become impossible.
+#
+# ## 7 · Does it hold in a real language model?
 #
 # Sections with this title repeat the lesson's main point on SmolLM2-135M, a language model that was trained
 # on real text by others (the instruction-tuned version, with weights rounded to 4 bits). It needs one
@@ -270,8 +358,38 @@ real_model = load_real_model()
 # %%
 if real_model is not None:
     print(f"{real_model.cfg.n_layers} layers of {real_model.cfg.n_heads} heads, {real_model.cfg.d_vocab} tokens")
-    for word, prob in top_tokens(real_model, "The capital of France is", k=3):
+    question = "The capital of France is"
+    for word, prob in top_tokens(real_model, question, k=3):
         print(f"{word!r:12} {prob:.4f}")
+    asked = real_model.to_tokens(question)
+    unchanged = real_model(asked)[:, -1:].log_softmax(dim=-1)
+    layer = 13                                      # one in the middle
+    moved = [kl_from_truth(unchanged, without_head(real_model, asked, layer, head)[:, -1:]).item()
+             for head in range(real_model.cfg.n_heads)]
+    print(f"without one head of layer {layer}, KL to the unchanged model (nats): {[f'{x:.2f}' for x in moved]}")
+
+# %% [markdown]
+# (One prompt again, so believe it no further than that.)
+#
+# ## On your own
+#
+# Which *MLP* of `tiny` matters most in stories, the first or the last? (`hook_mlp_out`.) Hand in: a claim; two numbers with
+# intervals; the control; what would have refuted you; what it does not show.
+
+# %% tags=["solution-only"]
+def without_mlp(layer):
+    return story_model.run_with_hooks(stories, fwd_hooks=[(f"blocks.{layer}.hook_mlp_out", lambda out, hook: out * 0)])
+
+
+log_probs = story_logits[:8].log_softmax(dim=-1)
+first, last = (kl_from_truth(log_probs, without_mlp(layer).cpu())[:, :-1].mean(dim=1) for layer in (0, 3))
+claim("the first MLP of tiny matters more than the last", first, ">", last, unit="nats")
+
+# %% [markdown] tags=["solution-only"]
+# A model answer. Silencing the first MLP moves the predictions further than silencing the last, in nearly every one of 8
+# stories (the interval of the paired difference excludes 0); the last MLP is the control, and an interval around 0 would have
+# refuted me. It does not show that the first "does more": everything after it was trained to read its output, and zero
+# is an output that never occurs. Lesson 03 replaces parts by something less brutal than zero.
 
 # %% [markdown]
 # ## What this does not show
@@ -284,12 +402,12 @@ if real_model is not None:
 #
 # ## Summary
 #
-# - Logits at a position are about the *next* token; the softmax over the vocabulary makes probabilities of
-#   them.
+# - Logits at a position are about the *next* token; the softmax over the vocabulary turns them into probabilities.
 # - `run_with_cache(names_filter=…)` reads activations by name; `run_with_hooks(fwd_hooks=…)` changes them
 #   and cleans up.
 # - The course's language has a known truth: its entropy is the floor, and KL(truth ‖ model) is the height
-#   above it.
+#   above it. Elsewhere the unchanged model takes the truth's place.
+# - One prompt is one prompt.
 #
 # Next: **01 · Repeated tokens**, where a model does something that no bigram table can do.
 

@@ -14,7 +14,8 @@
 # is the difference, and how do you measure it without fooling yourself?
 #
 # This is the behaviour that the next four lessons take apart. Here we only measure it, carefully: which
-# positions count, what chance is, and what a single unforeseeable token does to an average.
+# positions count, what chance is, what a single unforeseeable token does to an average, and what else would give
+# the same numbers.
 #
 # **You need:** lesson 00 (logits, `exercise`, `predict`).
 
@@ -27,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from course_utils.claims import claim, estimate
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.measured import measured
 from course_utils.models import bos_token_id, load_model, load_real_model
@@ -45,8 +47,8 @@ print(f"{MODEL}: {model.cfg.n_layers} layers of {model.cfg.n_heads} heads, {mode
 # vocabulary, then the same n tokens again. Random tokens make the test clean: nothing about the words
 # themselves helps, so whatever the model gains on the second copy it must have read from the first.
 #
-# BOS comes first because the model was trained that way. (The article that this lesson follows says in its
-# text that BOS comes last; its code puts it first, and the code is right.)
+# BOS comes first because the model was trained that way. (This lesson follows an article by S. Xiang, see Sources,
+# whose text puts BOS last; its code, rightly, first.)
 #
 # `check_repeated_length(model, seq_len, batch)` refuses lengths that do not fit into the model's context;
 # you may call it in your function. `bos_token_id(model)` is the id of BOS.
@@ -58,7 +60,8 @@ def generate_repeated_tokens(
 ) -> Int[Tensor, "batch 1+2*seq_len"]:
     """BOS, then `seq_len` tokens drawn uniformly from the whole vocabulary, then the same tokens again.
 
-    The same seed gives the same tokens; None draws from torch's global stream.
+    The same seed gives the same tokens, and leaves torch's global random numbers as they were (use a
+    `torch.Generator`); None draws from those.
     """
     raise NotImplementedError
 
@@ -72,7 +75,7 @@ print("a short one:", [model.tokenizer.decode([token]) for token in short[0].tol
 # %% [markdown]
 # ## 2 · What is chance?
 #
-# Scores are log-probabilities of the token that came, in nats (natural logarithm). Before you look at a
+# Scores are log-probabilities of the actual next token, in nats (natural logarithm). Before you look at a
 # model, know what guessing would give.
 
 # %%
@@ -88,37 +91,45 @@ print(f"chance for {model.cfg.d_vocab} tokens: {chance:.3f} nats")
 
 # %% [markdown]
 # Chance is the best that *anybody* can do on the first copy, on average: its tokens are drawn uniformly, so
-# every confidence in one token is paid for at the others. A model can easily do worse.
+# whatever probability you add to one token you take from others that are just as likely. A model can easily do worse.
 #
 # **Predict before you run:** the mean log-probability on the first copy, and on the second (0 would be
-# certainty).
+# certainty). And: when 50 tokens have come without a repeat, what probability does the model give to "it begins
+# again now", that is, to the first token?
 
 # %%
 predict("01.first_half", None)
 predict("01.second_half", None)
+predict("01.hedge", None, unit="(probability)")
 
 # %% [markdown]
 # ## 3 · Score every token
 #
-# Logits at position j are about token j + 1. So the last logits have nothing to be compared with, and the
-# first token is predicted by nobody: n positions give n − 1 scores.
+# Logits at position j are about token j + 1. So the last logits have nothing to be compared with, and nothing
+# predicts the first token (BOS): n positions give n − 1 scores.
 
 # %%
 @exercise("01.correct_token_log_probs")
 def correct_token_log_probs(
     logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos-1"]:
-    """Log-probability (nats) of each token that came: entry j scores tokens[:, j + 1] given tokens[:, :j + 1]."""
+    """Log-probability (nats) of each actual next token: entry j scores tokens[:, j + 1] given tokens[:, :j + 1]."""
     raise NotImplementedError
 
 
 # %% [markdown]
-# We run a few sequences at a time: a vocabulary of fifty thousand makes logits large, and all thirty
-# sequences at once would not fit everywhere.
+# We run a few sequences at a time, and keep only what we need of the logits: a vocabulary of fifty thousand makes them
+# large.
 
 # %%
-with torch.no_grad():
-    log_probs = torch.cat([correct_token_log_probs(model(rows), rows).cpu() for rows in tokens.split(8)])
+log_probs, bets, guesses = [], [], []
+for rows in tokens.split(8):
+    logits = model(rows)                            # [8, pos, vocab]
+    log_probs.append(correct_token_log_probs(logits, rows).cpu())
+    guesses.append(logits.argmax(dim=-1).cpu())
+    first_two = rows[:, None, 1:3].expand(-1, SEQ_LEN, -1)          # their probabilities, all along the first copy
+    bets.append(logits[:, 1:SEQ_LEN + 1].softmax(dim=-1).gather(2, first_two).cpu())
+log_probs, bets, guesses = map(torch.cat, (log_probs, bets, guesses))
 plot_by_position(
     {"mean over sequences": log_probs.mean(dim=0), "chance": torch.full((2 * SEQ_LEN, ), chance)},
     ylabel="log-probability of the right token (nats)", x=torch.arange(1, 2 * SEQ_LEN + 1),
@@ -128,13 +139,37 @@ plot_by_position(
 # %% [markdown]
 # Look at the dotted line: it marks the first token of the second copy. Nothing in the sequence says that a
 # repeat is about to begin; only once this token has been seen can a model know where it is. The best it can
-# do is to *hedge*: at every position of the first copy, put some probability on "it begins again here".
+# do is to *hedge*: at every position of the first copy, put some probability on "it begins again here", on the
+# first token. Does it? Its probability at every position, beside that of the second token:
+
+# %%
+again, other = bets.unbind(dim=-1)                  # [batch, seq_len]; entry j − 1: after j tokens of the first copy
+j = torch.arange(1, SEQ_LEN + 1)
+lines = {f"{MODEL}: the first token, again": again.mean(dim=0), f"{MODEL}: the second token": other.mean(dim=0)}
+if MODEL == "tiny":
+    lines |= {"an honest bet, 1 / (64 − j)": 1 / (64 - j), "a bold bet, 10 / (10 + 63 − j)": 10 / (10 + 63 - j)}
+plot_by_position(lines, ylabel="probability", x=j, xlabel="tokens of the first copy that have come (j)",
+                 title="Betting that the repeat begins now")
+
+# %%
+reveal("01.hedge", again[:, -1].mean())
+claim("after 50 tokens the first token is more than ten times as likely as the second",
+      again[:, -1], ">", 10 * other[:, -1])
+if MODEL == "tiny":
+    claim("its bet is bolder than an honest one", again[:, -1], ">", 1 / 14)
+    print(f"the bet costs {-(1 - again[:, 1:]).log().mean():.2f} nats a token where it does not come true")
+
+# %% [markdown]
+# `tiny` bets, and boldly. It was trained on periods from 2 to 63 (in the first 600 steps only on short ones), all equally
+# likely: after $j$ tokens without a
+# repeat, $64 - j$ periods are left, and an honest bet is $1/(64 - j)$: at $j = 50$ one in 14. But its training counted
+# the tokens of a repeat ten times as much as noise. A bet that comes true counts 10, against $63 - j$ tokens of noise
+# that count 1 each, so that the best bet is $10/(10 + 63 - j)$: at $j = 50$, $10/23$, or −0.83 nats in place of −2.64.
+# (Both are facts about its training, `training/train_tiny.py`; a model that never saw such repeats has no reason
+# to hedge at all.) If you expected 1/14: you asked what is *true*. Training asks what is *paid for*.
 #
-# `tiny` has learned to, and boldly. It was trained on periods from 2 to 63, all equally likely: once 50
-# tokens have come without a repeat, the periods 50 to 63 are left, and one chance in 14 is ln(1/14) = −2.64
-# nats. But its training counted the tokens of a repeat ten times as much as noise, which makes the bet
-# worth ten times more: ln(10/23) = −0.83 nats. A model that never saw such repeats has no reason to hedge
-# at all.
+# And the spike of the second token at $j = 28$? In two of the 30 sequences the first token happens to come again there, and
+# `tiny` takes it for the repeat.
 #
 # ## 4 · Three numbers instead of two
 #
@@ -152,9 +187,6 @@ first, boundary, inner = split_halves(log_probs, SEQ_LEN)
 print(f"first copy {first:.3f} nats | boundary token {boundary:.3f} | rest of the second copy {inner:.3f}")
 
 # %% [markdown]
-# So the boundary token of `tiny` lies between the honest bet (−2.64) and the best one under its training (−0.83),
-# nearer the bold one.
-#
 # The article reports the mean over *all* n tokens of the second copy, boundary included. How much does that
 # one token weigh?
 
@@ -170,8 +202,12 @@ second = with_boundary(inner, boundary, SEQ_LEN)
 print(f"{MODEL}: rest of the second copy {inner:.3f} nats; with the boundary token {second:.3f}")
 reveal("01.first_half", first)
 reveal("01.second_half", second)
+claim("on the first copy the model is worse than chance", log_probs[:, :SEQ_LEN].mean(dim=1), "<", chance, unit="nats")
 
 # %% [markdown]
+# Whoever said "chance" for the first copy has forgotten that a model may be confident in the wrong tokens: `tiny` pays
+# for its bet at every position, and for what it expects right after BOS (a story: the first point of the first plot).
+#
 # The same arithmetic on numbers published for GPT-2 small: TransformerLens's main demo stores a loss of
 # 0.399 nats on the second copy, and 0.183 without the boundary token. If both are means over copies of 50
 # tokens, the boundary token alone must have had the loss below: one token in fifty, and more than half of the
@@ -188,31 +224,49 @@ print(f"check: {with_boundary(loss_without, boundary_loss, 50):.3f}")
 # depends on n, because the boundary's share is 1/n, and on whether the boundary was counted. A published
 # number that says neither cannot be compared with yours.
 #
-# ## 5 · How often is the best guess right?
+# ## 5 · What else would look like this?
+#
+# A model might do better on the second copy without copying anything: by giving more probability to every token
+# that it has already seen. With 50 tokens seen out of 988, that alone could be worth $\ln(988/50) = 3.0$ nats. **Write
+# the experiment that tells the two apart**: let the second copy have the same tokens in another order.
 
 # %%
-@exercise("01.top1_correct")
-def top1_correct(
-    logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch pos-1"]:
-    """1 where the most likely next token is the one that came, else 0."""
+@exercise("01.order_gain")
+def order_gain(
+    model: TransformerBridge, tokens: Int[Tensor, "batch 1+2*seq_len"], seq_len: int, *, seed: int = 0
+) -> Float[Tensor, "batch"]:
+    """How much the order is worth to the model, in nats per token, for each sequence.
+
+    The mean log-probability of the second copy, minus that of a second copy with the same tokens in a random order
+    (drawn with `seed`). The boundary token is left out of both means.
+    """
     raise NotImplementedError
 
 
 # %%
-with torch.no_grad():
-    correct = torch.cat([top1_correct(model(rows), rows).cpu() for rows in tokens.split(8)])
+gain = torch.cat([order_gain(model, rows, SEQ_LEN).cpu() for rows in tokens.split(8)])
+print(f"order is worth {estimate(gain)} nats per token")
+claim("the second copy is better because its tokens come in the same order", gain, ">", 0.0, unit="nats")
+
+# %% [markdown]
+# In `tiny` the order is worth more than the whole distance from chance to certainty: on a second copy in another order
+# it does much *worse* than chance, because it copies what does not come. And how often is its best guess right?
+
+# %%
+came = tokens.cpu()
+correct = (guesses[:, :-1] == came[:, 1:]).float()
+begins_again = (guesses[:, 2:SEQ_LEN + 1] == came[:, 1:2]).float()
 print(f"accuracy: first copy {correct[:, :SEQ_LEN].mean():.3f}, second copy {correct[:, SEQ_LEN:].mean():.3f}, "
       f"without the boundary token {correct[:, SEQ_LEN + 1:].mean():.3f}")
+print(f"'it begins again' is the best guess at {begins_again.mean():.2f} of the positions of the first copy, "
+      "from the second on")
 
 # %% [markdown]
 # Mind the boundary here too. For a model that does not hedge it is a miss, and accuracy cannot pass 49/50 =
-# 0.98. For one that does, "it begins again" is the best guess nearly *everywhere* in the first copy (any other
-# token is one in a thousand), and it comes true exactly once. That is why a second-half accuracy above 0.98
-# is not a mistake, and not clairvoyance either.
+# 0.98. For one that does, "it begins again" is the best guess nearly everywhere in the first copy (any other
+# token is one in a thousand), and it comes true exactly once. So a second-half accuracy above 0.98 is not a bug.
 #
-# Everything so far is in the course's library as `repeated_token_report`; from here on we call that. It
-# must agree with what you just computed by hand:
+# From here on we call the library's `repeated_token_report`. It must agree with what you computed by hand:
 
 # %%
 report = repeated_token_report(model, SEQ_LEN, BATCH, seed=0)
@@ -233,20 +287,28 @@ measured("second copy, accuracy", report.second_half_accuracy, at_least=0.95 if 
 # %% [markdown]
 # ## 6 · How long a repeat does it need?
 #
-# If the model really looks back for *this* token, a copy of 5 tokens should work as well as one of 50. We
-# leave the boundary token out, so that lengths can be compared.
+# If the model really looks back for *this* token, a copy of 5 tokens should work as well as one of 50; a model that
+# had learned one distance by heart would fail at all others. We leave out the boundary token, and the first copy's
+# first token (what follows BOS is a story of its own), so that lengths can be compared.
 
 # %%
 lengths = [3, 5, 10, 20, 35, 50]
 reports = [repeated_token_report(model, length, batch=8, seed=1) for length in lengths]
+inner_by_row = [r.log_probs[:, r.seq_len + 1:].mean(dim=1).cpu() for r in reports]
+for length, values in zip(lengths, inner_by_row):
+    print(f"copies of {length:2} tokens: second copy {estimate(values)} nats")
+claim("a copy of 3 tokens is repeated as well as one of 50", estimate(inner_by_row[0]), "≈", estimate(inner_by_row[-1]),
+      within=0.1, unit="nats")
+
+# %%
+two_errors = {"second copy, boundary left out": torch.tensor([2 * v.std() / len(v)**0.5 for v in inner_by_row])}
 plot_by_position(
-    {"second copy, boundary left out": torch.tensor([r.inner_log_prob for r in reports]),
-     "first copy": torch.tensor([r.first_half_log_prob for r in reports])},
-    ylabel="mean log-probability (nats)", x=torch.tensor(lengths), xlabel="tokens in one copy")
+    {"second copy, boundary left out": torch.tensor([v.mean() for v in inner_by_row]),
+     "first copy, its first token left out": torch.tensor([r.log_probs[:, 1:r.seq_len].mean().item() for r in reports])},
+    ylabel="mean log-probability (nats)", x=torch.tensor(lengths), xlabel="tokens in one copy", markers=True,
+    errors=two_errors, title="How long must a copy be?")
 
 # %% [markdown]
-# In `tiny` it does: three tokens are enough.
-#
 # ## 7 · Beside the published numbers
 #
 # The article gives, for GPT-2 small, −13.898 and −0.644 nats and accuracies of 0.0 and 0.93. These are
@@ -265,9 +327,8 @@ for name, ours, published in rows:
 
 # %% [markdown]
 # Compare each first copy with *its* chance level: a larger vocabulary makes chance lower (−10.82 nats for
-# GPT-2's 50,257 tokens). What makes a model do worse than chance there is confidence. Trained on text, it
-# expects words that random tokens do not bring. `tiny` pays for its hedge, too: what it bets on "it begins
-# again" is missing elsewhere.
+# GPT-2's 50,257 tokens). A model does worse than chance by being confident in the wrong tokens: trained on text, it
+# expects words that random tokens do not bring.
 #
 # ## 8 · Does it hold in a real language model?
 
@@ -279,8 +340,10 @@ if real_model is not None:
     real = repeated_token_report(real_model, SEQ_LEN, batch=4, seed=0)
     real_chance = chance_log_prob(real_model.cfg.d_vocab)
     print(f"first copy  {real.first_half_log_prob:.2f} nats (chance {real_chance:.2f})")
-    print(f"second copy {real.second_half_log_prob:.2f} ± {real.standard_error:.2f} nats, "
-          f"accuracy {real.second_half_accuracy:.2f}")
+    second_by_row = real.log_probs[:, SEQ_LEN:].mean(dim=1).cpu()
+    print(f"second copy {estimate(second_by_row)} nats, accuracy {real.second_half_accuracy:.2f}")
+    claim("SmolLM2: the second copy is better because its tokens come in the same order",
+          order_gain(real_model, real.tokens, SEQ_LEN).cpu(), ">", 0.0, unit="nats")
     measured("SmolLM2: second copy, log-prob", real.second_half_log_prob, unit="nats")
 
 # %%
@@ -292,29 +355,51 @@ if real_model is not None:
         title="SmolLM2-135M on repeated random tokens"))
 
 # %% [markdown]
-# The rise is there, in a model that nobody trained on repeated noise: it comes from reading text. It is no
-# jump: some ten tokens pass before the model makes much use of the repeat. Note the standard error: with four
-# sequences, the second digit of such a number means little.
+# The rise is there, in a model that nobody trained on repeated noise: it comes from reading text. It is not a
+# jump: some ten tokens pass before the model makes much use of the repeat. Note the interval (two standard
+# errors on each side): with four sequences, not even the first digit is certain. To halve it you need four times as
+# many.
 #
+# ## On your own
+#
+# Here every token of a copy was drawn from the whole vocabulary. Is the second copy harder where the copy itself
+# contains a token twice, since two different tokens have followed it? Hand in: a claim; a number with an interval; a
+# control; what would have refuted you; what it does not show. (Four lines of code will do: `report.tokens`
+# and `report.log_probs` are there.)
+
+# %% tags=["solution-only"]
+many = repeated_token_report(model, 50, batch=200 if MODEL == "tiny" else 20, seed=3)
+copy = many.tokens[:, 1:51].cpu()
+ambiguous = (copy[:, :, None] == copy[:, None, :]).sum(dim=-1) > 1      # [batch, place]: it occurs twice in its copy
+after = many.log_probs[:, 51:].cpu()                                     # entry i scores what follows place i
+print(f"{ambiguous[:, :-1].sum()} of {ambiguous[:, :-1].numel()} tokens occur twice in their copy")
+claim("what follows a token that occurs twice is harder", after[ambiguous[:, :-1]], "<", after[~ambiguous[:, :-1]],
+      unit="nats")
+
+# %% [markdown] tags=["solution-only"]
+# A model answer. After a token that occurs twice in its copy `tiny` loses a little, after any other next to
+# nothing; the control is all the other places of the same sequences. Equal means would have refuted me. It treats the
+# places as independent, though two lie in one sequence, so the interval is a little too narrow; and it does not show
+# whether the model is torn between the two continuations or looks at the token before as well.
+
+# %% [markdown]
 # ## What this does not show
 #
-# - *That* the model copies, not *how*. Other mechanisms would give the same curve: counting positions, say.
-#   (Does it? Lesson 02 looks at the heads; lesson 03 takes them away.)
+# - *That* the model copies, not *how*. It might count positions, with many distances learned: §6 only excludes a single
+#   one. Lesson 02 looks at the heads; lesson 03 takes them away.
 # - Random tokens are an odd diet. A model may do this on noise and something subtler in text.
-# - A token that happens to occur twice within a copy is harder: two different tokens follow it. With a
-#   small vocabulary this costs a little accuracy, and we have not separated it out.
 #
 # ## Summary
 #
 # - The sequence is `[BOS, r1 … rn, r1 … rn]`; logits at j are about token j + 1.
-# - Chance is −ln V nats. The first copy cannot be better than that on average, and is often worse.
+# - Chance is $-\ln V$ nats. The first copy cannot be better than that on average, and is often worse.
 # - The second copy's first token can only be hedged, not known. Report it apart, or say that you counted
 #   it.
-# - The jump between the copies is the behaviour to be explained.
+# - The same tokens in another order are the control: what is left of the gain does not come from copying.
 #
 # Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), for the experiment and the quoted numbers;
 # the TransformerLens demo notebooks for the loss with and without the boundary token; Olsson et al.,
-# "In-context Learning and Induction Heads" (2022), for why anyone cares.
+# [In-context Learning and Induction Heads](https://arxiv.org/abs/2209.11895) (2022), for why this matters.
 #
 # Next: **02 · Induction heads**.
 

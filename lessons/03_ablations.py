@@ -15,13 +15,13 @@
 #
 # Everything hangs on the "something else". The article that we follow patches MLP outputs, sees hardly any
 # change, and concludes that MLP layers may not matter much here. You will repeat that experiment exactly, find
-# out why its numbers are small whatever the MLPs do, and ask again in better ways. On the way you meet the two
-# shortcuts of the trade, attribution patching and direct logit attribution, and see where each misleads.
+# out why its numbers would look small even for an MLP that matters, and ask again in better ways. On the way you
+# meet the two shortcuts of the trade, attribution patching and direct logit attribution, see where each misleads,
+# and repair the first.
 #
 # **You need:** lessons 00 to 02.
 
 # %%
-import inspect
 import os
 import time
 
@@ -33,13 +33,15 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils.ablation import (gradients, head_ablation_scores, head_attribution_scores, mlp_ablation_scores,
                                    mlp_patch_sweep, some_layers)
+from course_utils.claims import claim, estimate
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.heads import best_head, induction_scores, previous_token_scores, top_heads
 from course_utils.logit_attribution import capped, direct_logit_attribution
 from course_utils.measured import measured
 from course_utils.models import load_model, load_real_model
-from course_utils.passes import CleanRun, hook_z, mlp_out
+from course_utils.passes import hook_z, mlp_out
 from course_utils.repeated_tokens import generate_repeated_tokens
+from course_utils.text import sample_text
 from course_utils.viz import plot_bars, plot_by_position, plot_head_scores, plot_scatter
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
@@ -67,22 +69,43 @@ def second_copy_loss(
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy (nats) of the tokens of the second copy, its first token included.
 
-    Tokens are BOS, then two equal copies of seq_len tokens. `F.cross_entropy` wants [N, vocab] and [N].
+    Tokens are BOS, then two equal copies of seq_len tokens. `F.cross_entropy` wants [N, vocab] and [N]. Keep the
+    result differentiable: section 5 takes its gradient.
     """
     raise NotImplementedError
 
 
 # %%
+@torch.no_grad()
+def loss_at(places, of, *hooks):
+    """Mean loss (nats) of each sequence: logits at `places` against tokens at `of`, with some activations replaced."""
+    logits = model.run_with_hooks(tokens, fwd_hooks=list(hooks))
+    return F.cross_entropy(logits[:, places].mT, tokens[:, of], reduction="none").mean(dim=1).cpu()
+
+
+def losses(*hooks):
+    """The loss (nats) of each sequence's second copy: [batch]."""
+    return loss_at(slice(SEQ_LEN, -1), slice(SEQ_LEN + 1, None), *hooks)
+
+
 logits = model(tokens)
-unshifted = F.cross_entropy(logits[:, SEQ_LEN:-1].flatten(0, 1), tokens[:, SEQ_LEN:-1].flatten())
 clean_loss = second_copy_loss(logits, tokens, SEQ_LEN)
-first = F.cross_entropy(logits[:, 1:SEQ_LEN].flatten(0, 1), tokens[:, 1:SEQ_LEN].flatten())
-print(f"second copy: {clean_loss:.3f} nats; the same without the shift: {unshifted:.3f} nats "
-      f"(in the first copy {first:.3f})")
+clean, boundary = losses(), loss_at([SEQ_LEN], [SEQ_LEN + 1])           # of each sequence: their mean is clean_loss
+assert torch.allclose(clean.mean(), clean_loss.cpu(), atol=1e-4)
+first_copy, second_copy = slice(1, SEQ_LEN), slice(SEQ_LEN + 1, -1)
+later = loss_at(second_copy, slice(SEQ_LEN + 2, None))
+print(f"second copy {clean_loss:.3f} nats, without its first token {later.mean():.4f}; "
+      f"first copy {loss_at(slice(SEQ_LEN), slice(1, SEQ_LEN + 1)).mean():.2f}; "
+      f"chance {torch.tensor(model.cfg.d_vocab).log():.2f}")
+print(f"share of the boundary token in the second copy's loss: {boundary.sum() / SEQ_LEN / clean.sum():.2f}")
+claim("without the shift, the second copy looks harder than the first",
+      loss_at(second_copy, second_copy), ">", loss_at(first_copy, first_copy), unit="nats")
 
 # %% [markdown]
 # A model that has understood repetition is sure of the *next* token, so it gives the present one almost no
-# probability: without the shift the loss is worst where the model is best.
+# probability: without the shift the loss is worst where the model is best. And with the shift, three quarters of
+# `tiny`'s clean loss is the one token that nobody can know; the other 49 are as good as certain. Where the answer
+# is certain, much can be taken away before the loss notices.
 #
 # ## 2 · The article's experiment
 #
@@ -119,13 +142,9 @@ print(f"by the loop {times[0]:.2f} s, by the course's function {times[1]:.2f} s"
 
 # %% [markdown]
 # The course's `mlp_patch_sweep` gives the same numbers, several times faster, because it leaves out what a
-# patch cannot change: the layers below it, and (attention is causal) the positions before it. It lets a
-# remembered clean pass continue from the patched place. `CleanRun.continue_from` is the whole trick:
-
-# %%
-print(inspect.getsource(CleanRun.continue_from))
-
-# %% [markdown]
+# patch cannot change: the layers below it, and (attention is causal) the positions before it, whose keys and
+# values a remembered clean pass supplies.
+#
 # **Predict before you look:** of all entries, one per layer and position, what is the median change of the
 # loss, in nats?
 
@@ -137,63 +156,74 @@ reveal("03.median_change", sweep.abs().median())
 plot_head_scores(sweep, f"{MODEL}: MLP output from the first copy, one position at a time", vmax=None,
                  unit="change of the loss (nats)", diverging=True, columns="patched position, from the boundary")
 
-# %%
-for layer, row in zip(LAYERS, sweep):
-    print(f"layer {layer:2}: mean change {row.mean():7.4f} nats, largest {row.abs().max():.4f}")
-
 # %% [markdown]
 # Most entries are next to nothing, as the article found in GPT-2 small. Before we conclude anything about
 # MLPs, three questions about the experiment.
 #
 # ### How much of a change is the patch?
 #
-# The same token stood there before, so the MLP may well have put out nearly the same vector: then we replaced
-# a thing by itself. Compare with what the MLP puts out at the same position for *another* token.
+# The same token stood there before, so the MLP may well have put out nearly the same vector: then we replaced a
+# thing by itself. The yardstick is what the MLP puts out at the same position for *another* token. (Vectors that
+# share a large mean have a cosine near 1 whatever else they say; so the mean is subtracted first.)
 
 # %%
+def unlikeness(outputs):
+    """‖new − old‖ / ‖old‖ of each sequence, and the cosine of new and old without the common mean.
+
+    Old is the output in the second copy; new is that for the same token in the first copy, or for another token.
+    """
+    first, second = outputs[:, 1:].chunk(2, dim=1)                      # each [batch, seq_len, d_model]
+    mean = outputs[:, 1:].mean(dim=(0, 1))
+    return {kind: (((new - second).norm(dim=-1) / second.norm(dim=-1)).mean(dim=1).cpu(),
+                   F.cosine_similarity(new - mean, second - mean, dim=-1).mean())
+            for kind, new in (("first copy", first), ("another token", second.roll(1, dims=0)))}
+
+
 _, cache = model.run_with_cache(tokens, names_filter=[mlp_out(layer) for layer in LAYERS])
 for layer in LAYERS:
-    first, second = cache[mlp_out(layer)][:, 1:].chunk(2, dim=1)        # each [batch, seq_len, d_model]
-    same = F.cosine_similarity(second, first, dim=-1).mean()
-    other = F.cosine_similarity(second, second.roll(1, dims=0), dim=-1).mean()
-    print(f"layer {layer:2}: cosine with the first copy {same:5.2f}, with another token {other:5.2f}")
+    found = unlikeness(cache[mlp_out(layer)])
+    print(f"layer {layer:2}: " + "; ".join(f"{kind}: relative change {change.mean():5.2f}, cosine {cosine:5.2f}"
+                                          for kind, (change, cosine) in found.items()))
+claim(f"MLP {LAYERS[-1]}: the first copy's output is at least as foreign here as another token's",
+      found["first copy"][0], ">", found["another token"][0], unit="of the vector's length")
 
 # %% [markdown]
-# Where the first number is close to 1 and the second is not, the patch is nearly a no-op, and a small change of
-# the loss says nothing about the MLP. (In section 8 you will see it at its worst, in the first layer of
-# SmolLM2.) `tiny` is different: its first MLP puts out much the same for *every* token, and in its later layers
-# the copies differ more from each other than two tokens do. There the small numbers must have another reason.
+# Where the patch changes far less than another token's output would, it is nearly a no-op, and a small change of
+# the loss says nothing about the MLP. (Section 8 shows the worst case, the first layer of SmolLM2.) `tiny` is
+# different: its copies differ more from each other than two tokens do. There the patch does change the output, so
+# ask next how far one position can move the mean.
 #
 # ### How many tokens can one patch hurt?
 #
 # The loss is a mean over the whole second copy, and a patch at one position mostly hurts the one prediction
-# made there. A prediction that gets worse by x nats moves the mean by x / seq_len. So let us patch *all*
-# positions of the second copy at once, and put the two beside each other.
+# made there. A prediction that gets worse by $x$ nats moves the mean by $x$ / `seq_len`. So patch *all* positions
+# of the second copy at once, and put the two beside each other.
 
 # %%
-def patch_all(activation, hook):
+def from_first_copy(activation, hook):
     activation[:, SEQ_LEN + 1:] = activation[:, 1:SEQ_LEN + 1]
     return activation
 
 
+everywhere = {layer: losses((mlp_out(layer), from_first_copy)) - clean for layer in LAYERS}
 for layer, row in zip(LAYERS, sweep):
-    patched = model.run_with_hooks(one, fwd_hooks=[(mlp_out(layer), patch_all)])
-    everywhere = second_copy_loss(patched, one, SEQ_LEN) - second_copy_loss(model(one), one, SEQ_LEN)
-    print(f"layer {layer:2}: mean of single patches {row.mean():7.4f} nats, all at once {everywhere:7.3f}")
+    print(f"layer {layer:2}: mean of single patches {row.mean():7.4f} nats, × {SEQ_LEN} = {SEQ_LEN * row.mean():6.3f}; "
+          f"all at once, same sequence {everywhere[layer][0]:6.3f}, all sequences {estimate(everywhere[layer])}")
 
 # %% [markdown]
 # In `tiny`, a twentieth of a nat per position in the last layer is a small number. It is nearly three nats of
-# damage at each patched token, divided by fifty.
+# damage at each patched token, divided by fifty. In layers 1 and 2 all positions at once cost little, too: there
+# the experiment was simply right.
 #
 # ### What is special about the first token?
 #
-# The article sees an effect only at "the first token". Its loop starts at position seq_len, which is the *last
+# The article sees an effect only at "the first token". Its loop starts at position `seq_len`, which is the *last
 # token of the first copy*, and patches it with the output of position 0: the MLP output of BOS. (It never reaches
 # the last token, which does no harm: nothing is predicted from there.) `as_published=True` uses exactly that range.
 
 # %%
 published = mlp_patch_sweep(model, one, SEQ_LEN, layers=LAYERS, as_published=True)
-for layer, theirs, ours in zip(LAYERS, published, sweep):
+for layer, theirs in zip(LAYERS, published):
     output = cache[mlp_out(layer)].norm(dim=-1)                         # [batch, pos]
     print(f"layer {layer:2}: column 0 {theirs[0]:6.3f} nats, column 1 {theirs[1]:6.3f}; "
           f"‖MLP output‖ at BOS {output[:, 0].mean():6.1f}, just after it {output[:, 1].mean():5.1f}, "
@@ -202,10 +232,8 @@ assert torch.allclose(published[:, 1:], sweep[:, :-1], atol=1e-5)
 
 # %% [markdown]
 # The article's first column does not belong to the second copy. It gives the first copy's last token the MLP
-# output of BOS, a vector unlike any other and several times as large. Whatever effect there is in that column
-# is about BOS. From there on both ranges agree, shifted by one. (Column 1 is the boundary token. What `tiny` shows
-# there in layer 0 is about the source again: the first token of all, just after BOS, has an MLP output that is
-# unlike later ones, too.)
+# output of BOS, a vector unlike any other and often several times as long. From there on both ranges agree,
+# shifted by one.
 #
 # So the experiment is right as an experiment, and "MLPs do not matter" does not follow from it.
 #
@@ -218,7 +246,8 @@ assert torch.allclose(published[:, 1:], sweep[:, :-1], atol=1e-5)
 # - **resample**: its output in another sequence. Every single value is a natural one, but wrong here.
 #
 # BOS keeps its own activation in this course: many models park attention there and make its activations huge,
-# so that breaking it breaks everything.
+# so that breaking it breaks everything. (A head that is set to zero keeps its value bias: `load_model` has moved it
+# into the bias of the layer's output.)
 
 # %%
 @exercise("03.ablate")
@@ -232,38 +261,62 @@ def ablate(activation: Float[Tensor, "batch pos ..."], kind: str) -> Float[Tenso
 
 
 # %% [markdown]
-# **Predict:** in which layer does mean ablation of the MLP do most harm, in `tiny` or in your model?
+# **Predict:** the patch at all positions costs `tiny` more than two nats in the last layer. At what share of the
+# positions is the right token still the most likely one?
 
 # %%
-predict("03.worst_mlp", None, unit="(layer)")
+predict("03.still_right", None, unit="(share)")
 
 # %%
-by_kind = {kind: mlp_ablation_scores(model, tokens, kind, seq_len=SEQ_LEN, layers=LAYERS)
-           for kind in ("zero", "mean", "resample")}
-reveal("03.worst_mlp", LAYERS[by_kind["mean"].argmax()])
-in_bars = {kind: {f"MLP {layer}": float(value) for layer, value in zip(LAYERS, values)}
-           for kind, values in by_kind.items()}
-patched = {f"MLP {layer}": float(row.mean()) for layer, row in zip(LAYERS, sweep)}
-plot_bars({"patched, mean of positions": patched, **in_bars}, "change of the loss (nats)",
-          title=f"{MODEL}: the same MLPs, four questions")
-
-# %% [markdown]
-# (The patches are those of one sequence, the ablations those of ten.) The three kinds do not agree with each other
-# either, and they need not: they ask different questions. What they have in common is the verdict on `tiny`: its
-# MLPs of layers 0 to 2 are dispensable *for this task*, the last one is not. Patching had pointed at the same
-# layer, but with a number that is easy to dismiss.
+replacements = {"from the first copy": from_first_copy} | {
+    kind: lambda out, hook, kind=kind: ablate(out, kind) for kind in ("mean", "resample", "zero")}
+changes = {kind: {layer: losses((mlp_out(layer), new)) - clean for layer in LAYERS}
+           for kind, new in replacements.items()}
+plot_bars({kind: {f"MLP {layer}": estimate(change) for layer, change in by_layer.items()}
+           for kind, by_layer in changes.items()}, "change of the loss (nats), 95 % interval",
+          title=f"{MODEL}: the same MLPs, four things in their place")
 
 # %%
+last = LAYERS[-1]
+claim(f"MLP {last}: the first copy's output does more harm than the mean", changes["from the first copy"][last], ">",
+      changes["mean"][last], unit="nats")
 measured("median change, one MLP position patched", sweep.abs().median(), unit="nats",
          published="near 0 (GPT-2 small, quoted)")
-measured("worst mean ablation of an MLP", by_kind["mean"].max(), unit="nats",
-         at_least=0.3 if MODEL == "tiny" else None)
+measured("worst mean ablation of an MLP", max(change.mean() for change in changes["mean"].values()), unit="nats")
 
 # %% [markdown]
+# Four replacements, four answers. All of them single out the last MLP of `tiny`, and by all of them those of
+# layers 1 and 2 are dispensable *for this task*. But why does one vector cost ten times as much as another? Not
+# only what it *says* counts. The final norm divides the whole stream by its size, so a long vector makes every
+# other part quieter. Which of the two is it? Run everything again with the norm's divisor held at its clean value.
+
+# %%
+_, cache = model.run_with_cache(tokens, names_filter=["ln_final.hook_scale", mlp_out(last)])
+divisor, own_output = cache["ln_final.hook_scale"], cache[mlp_out(last)]
+own_length, held = own_output[:, SEQ_LEN + 1:-1].norm(dim=-1).mean(), {}
+for kind, new in replacements.items():
+    put_in = new(own_output.clone(), None)[:, SEQ_LEN + 1:-1].norm(dim=-1).mean()
+    held[kind] = losses((mlp_out(last), new), ("ln_final.hook_scale", lambda scale, hook: divisor)) - clean
+    with torch.no_grad():
+        patched = model.run_with_hooks(tokens, fwd_hooks=[(mlp_out(last), new)])
+    right = (patched[:, SEQ_LEN + 1:-1].argmax(dim=-1) == tokens[:, SEQ_LEN + 2:]).float().mean()
+    if kind == "from the first copy":
+        reveal("03.still_right", right)
+    print(f"{kind:19}: length {put_in:5.0f} (own {own_length:.0f}), right token on top {right:.2f}; "
+          f"{changes[kind][last].mean():5.2f} nats, with the divisor held {estimate(held[kind])}")
+claim(f"MLP {last}: with the divisor held, the first copy's output does less harm", held["from the first copy"], "<",
+      changes["from the first copy"][last], unit="nats")
+
+# %% [markdown]
+# In `tiny` most of the harm is length. In the first copy the last MLP writes vectors almost three times as long;
+# the logits shrink, and confidence is lost, but hardly a single answer: the right token stays on top nearly
+# everywhere. With the divisor held, zero and mean cost the same, a tenth of a nat. A loss measures confidence
+# *and* correctness; look at a second metric before you say what a part is for.
+#
 # ## 4 · Take heads away
 #
 # A head gathers values from where it looks: z, at `hook_z(layer)`, [batch, pos, head, d_head]. Then W_O writes
-# it to the residual stream. To take a head away, replace *its* z, and nobody else's. (A released evaluation
+# it to the residual stream. To take a head away, replace *its* z, and no other. (A released evaluation
 # library once ablated all heads of a layer where it meant one.)
 
 # %%
@@ -277,17 +330,18 @@ def loss_without_head(
 
 
 # %%
-previous = previous_token_scores(model, tokens)
-induction = induction_scores(model, tokens, SEQ_LEN)
-for name, (layer, head) in (("previous-token", best_head(previous)), ("induction", best_head(induction))):
+previous = best_head(previous_token_scores(model, tokens))
+induction_by_head = induction_scores(model, tokens, SEQ_LEN)
+induction = best_head(induction_by_head)
+for kind_of_head, (layer, head) in (("previous-token", previous), ("induction", induction)):
     loss = loss_without_head(model, tokens, SEQ_LEN, layer, head)
-    print(f"without the best {name} head, {layer}.{head}: {loss:.3f} nats, clean {clean_loss:.3f}")
+    print(f"without the best {kind_of_head} head, {layer}.{head}: {loss:.3f} nats, clean {clean_loss:.3f}")
 
 # %% [markdown]
 # Is that what you expected? `head_ablation_scores` does it for every head, from the ablated layer on.
 
 # %%
-layers = LAYERS if model.cfg.n_layers <= 6 else sorted({0, best_head(previous)[0], best_head(induction)[0]})
+layers = LAYERS if model.cfg.n_layers <= 6 else sorted({0, previous[0], induction[0]})
 head_scores = head_ablation_scores(model, tokens, "mean", seq_len=SEQ_LEN, layers=layers)
 plot_head_scores(head_scores, f"{MODEL}: mean ablation of each head (rows are layers {layers})", vmax=None,
                  unit="change of the loss (nats)", diverging=True)
@@ -301,32 +355,36 @@ plot_head_scores(head_scores, f"{MODEL}: mean ablation of each head (rows are la
 # There are several of them. Take them away together, one after the other:
 
 # %%
-def loss_without(heads):
-    """`second_copy_loss` when the z of all these heads is replaced by its mean."""
+def without(*heads):
+    """Hooks that replace the z of all these heads by its mean."""
     def remove(z, hook):
         own = [head for layer, head in heads if layer == hook.layer()]
         z[:, :, own] = ablate(z[:, :, own], "mean")
         return z
 
-    hooks = [(hook_z(layer), remove) for layer in {layer for layer, _ in heads}]
-    return second_copy_loss(model.run_with_hooks(tokens, fwd_hooks=hooks), tokens, SEQ_LEN)
+    return [(hook_z(layer), remove) for layer in sorted({layer for layer, _ in heads})]
 
 
-strongest = [head for head, score in top_heads(induction, 4) if score > 0.3]     # no head that is none
+strongest = [head for head, score in top_heads(induction_by_head, 4) if score > 0.3] or [induction]
 for count in range(1, len(strongest) + 1):
     names = ", ".join(f"{layer}.{head}" for layer, head in strongest[:count])
-    print(f"without {names}: {loss_without(strongest[:count]):.3f} nats")
+    print(f"without {names}: {estimate(losses(*without(*strongest[:count])))} nats")
+alone = torch.stack([losses(*without(head)) - clean for head in strongest])          # [head, batch]
+claim("the induction heads together are missed more than the sum of what each is missed alone",
+      losses(*without(*strongest)) - clean, ">", alone.sum(dim=0), unit="nats")
+claim("one induction head alone is missed less than the previous-token head",
+      losses(*without(induction)), "<", losses(*without(previous)), unit="nats")
 
 # %% [markdown]
-# Any one is dispensable, because the others do the same. The effect of an ablation says what the rest of the
-# model *cannot make up for*; a small number may mean "useless" or "has a spare".
+# The effect of an ablation says what the rest of the model *cannot make up for*; a small number may mean
+# "useless" or "has a spare". How the others make up for it, section 6 will measure.
 #
 # ## 5 · All patches from one gradient
 #
-# A sweep needs a pass per entry. **Attribution patching** estimates all entries at once: to first order, the
-# loss changes by *(new − old) · gradient*. One forward and one backward pass, whatever the number of entries.
-# `gradients(model, tokens, names, loss)` returns {hook name: (activation, gradient)}; `loss` is a function of
-# the logits.
+# A sweep needs a pass per entry. **Attribution patching** estimates all entries at once: to first order, the loss
+# changes by $(\text{new} - \text{old}) \cdot \text{gradient}$. One forward and one backward pass, whatever the
+# number of entries. `gradients(model, tokens, names, loss)` returns {hook name: (activation, gradient)}; `loss` is
+# a function of the logits.
 
 # %%
 @exercise("03.mlp_attribution_sweep")
@@ -335,60 +393,99 @@ def mlp_attribution_sweep(
 ) -> Float[Tensor, "layer seq_len"]:
     """First-order estimate (nats) of the sweep of section 2, for all layers.
 
-    (new − old) · gradient of `second_copy_loss`, at every patched position, summed over batch and d_model.
+    The gradient is that of `second_copy_loss`, at every patched position; rows and components add up.
     """
     raise NotImplementedError
 
 
 # %%
-estimate = mlp_attribution_sweep(model, one, SEQ_LEN)[LAYERS]
-print(f"largest exact change {sweep.abs().max():.3f} nats, largest estimate {estimate.abs().max():.4f}")
-plot_scatter(sweep, estimate, "exact change of the loss (nats)", "estimate from the gradient (nats)",
+estimates = mlp_attribution_sweep(model, one, SEQ_LEN)[LAYERS]
+print(f"largest exact change {sweep.abs().max():.3f} nats, largest estimate {estimates.abs().max():.4f}")
+plot_scatter(sweep, estimates, "exact change of the loss (nats)", "estimate from the gradient (nats)",
              title=f"{MODEL}: one point per layer and position")
 
 # %% [markdown]
-# In `tiny` the estimates lie on the floor, and the estimates for heads do too:
+# In `tiny` the estimates lie on the floor. For heads it is no better. To see why, take the head that is missed
+# most, go from its own z to its mean in small steps, and watch three things: the loss, the logit of the right
+# token, and the attention of the best induction head.
 
 # %%
-head_estimates = head_attribution_scores(model, tokens, "mean", seq_len=SEQ_LEN)[layers]
 worst = best_head(head_scores)
-print(f"head {layers[worst[0]]}.{worst[1]}: exact {head_scores[worst]:.3f} nats, "
-      f"estimate {head_estimates[worst]:.3f}")
-plot_scatter(head_scores, head_estimates, "exact change of the loss (nats)",
-             "estimate from the gradient (nats)", title=f"{MODEL}: mean ablation, one point per head")
-
-# %% [markdown]
-# Why? Go the way from the head's own z to its mean in small steps, and watch the loss.
-
-# %%
 layer, head = layers[worst[0]], worst[1]
-ways = torch.linspace(0, 1, 11)
-
-
-def loss_part_way(way):
+slope_at_start = head_attribution_scores(model, tokens, "mean", seq_len=SEQ_LEN)[layer, head]
+ways, path, seen = torch.linspace(0, 1, 11), [], {}
+for way in ways:
     def move(z, hook):
         z[:, :, head] += way * (ablate(z[:, :, head], "mean") - z[:, :, head])
         return z
-    return second_copy_loss(model.run_with_hooks(tokens, fwd_hooks=[(hook_z(layer), move)]), tokens, SEQ_LEN)
 
+    def look(pattern, hook):
+        seen["attention"] = pattern[:, induction[1]].diagonal(1 - SEQ_LEN, 1, 2)[:, 2:].mean()
 
-path = torch.stack([loss_part_way(way) for way in ways]).cpu()
-plot_by_position({"exact": path, "what the gradient expects": path[0] + ways * head_estimates[worst]},
+    with torch.no_grad():
+        moved = model.run_with_hooks(tokens, fwd_hooks=[
+            (hook_z(layer), move), (f"blocks.{induction[0]}.attn.hook_pattern", look)])
+    path.append(second_copy_loss(moved, tokens, SEQ_LEN).item())
+    if round(10 * way.item()) in (0, 2, 4, 6, 8, 10):
+        right = moved[:, SEQ_LEN + 1:-1].gather(2, tokens[:, SEQ_LEN + 2:, None]).mean()
+        print(f"{way:.1f} of the way: loss {path[-1]:6.3f}, right logit {right:5.1f}, "
+              f"attention of {induction[0]}.{induction[1]} {seen['attention']:.2f}")
+plot_by_position({"exact": path, "what the gradient expects": path[0] + ways * slope_at_start.cpu()},
                  "loss of the second copy (nats)", x=ways, xlabel="share of the way to the mean",
                  title=f"{MODEL}: ablating head {layer}.{head} step by step")
 
 # %% [markdown]
-# A gradient knows the slope where the model *is*, and the estimate is the tangent there. A model that is sure
-# of the next token sits on a flat piece: softmax is saturated, a small step changes nothing, and a large one
-# falls off an edge that the slope does not show. Use attribution patching to *rank candidates* among thousands,
-# on inputs where the model is unsure, and confirm those that matter by the exact patch. What it misses it
-# misses silently.
+# A gradient knows the slope where the model *is*, and the estimate is the tangent there. In `tiny` that place is
+# flat twice over. The model is sure of the next token, so the *output's* softmax is saturated; and even the logit
+# before it does not move at first, because the softmax of the induction head's *attention* is saturated, too. A
+# small step changes nothing, and a large one falls off an edge that the slope does not show.
+#
+# The slope at the start is not the only one to be had. **Your experiment:** estimate what the ablation does from
+# gradients at several points of the path, so well that it holds for this head. How to choose the points, and how to
+# combine the slopes, is up to you.
+
+# %%
+@exercise("03.estimate_on_path")
+def estimate_on_path(
+    model: TransformerBridge, tokens: Int[Tensor, "batch 1+2*seq_len"], seq_len: int, layer: int, head: int,
+    points: int
+) -> float:
+    """Estimate (nats) of what mean ablation of one head adds to `second_copy_loss`, from `points` gradients.
+
+    Each is taken with the head's z part of the way to `ablate(z, "mean")`. With more points the estimate comes
+    closer to the exact change; with one it is a slope times the way. No difference of two losses, please.
+    """
+    raise NotImplementedError
+
+
+# %%
+few = tokens[:4]
+tried = sorted(((layers[row], column) for row, column in head_scores.abs().gt(0.1).nonzero().tolist()),
+               key=lambda each: -head_scores[layers.index(each[0]), each[1]])[:3] or [(layer, head)]
+at_start = head_attribution_scores(model, few, "mean", seq_len=SEQ_LEN).cpu()
+errors = {"start": [], "path": []}
+for layer, head in tried:
+    exact = (loss_without_head(model, few, SEQ_LEN, layer, head) - second_copy_loss(model(few), few, SEQ_LEN)).item()
+    by_points = {points: estimate_on_path(model, few, SEQ_LEN, layer, head, points) for points in (1, 3, 10)}
+    errors["start"].append(abs(at_start[layer, head].item() - exact))
+    errors["path"].append(abs(by_points[10] - exact))
+    print(f"{layer}.{head}: exact {exact:6.3f}; slope at the start {at_start[layer, head]:6.3f}; "
+          + ", ".join(f"{points} point{'s' * (points > 1)} {found:6.3f}" for points, found in by_points.items()))
+claim("ten slopes along the path miss less than one at its start (largest error)", max(errors["path"]), "<",
+      max(errors["start"]), unit="nats")
+
+# %% [markdown]
+# Ten gradients come within a few per cent, at ten times the price. (Averaged over the path, the slopes add up to
+# the whole change: the fundamental theorem of calculus. The method is called *integrated gradients*.) One gradient
+# is for *ranking candidates* among thousands; distrust it most for parts that act through another head's
+# attention, and confirm what matters by points on the path or by the exact patch. What it misses it misses
+# silently. Section 8 has a model in which it does both.
 #
 # ## 6 · What does a part say directly?
 #
 # The logits are a linear function of the last residual stream once its norm's scale is fixed, and the residual
 # stream is a sum over the parts. So each logit is a sum too: **direct logit attribution** asks how much each
-# part adds to the logit of the token that came.
+# part adds to the logit of the actual next token.
 
 # %%
 @exercise("03.logit_contributions")
@@ -396,7 +493,7 @@ def logit_contributions(
     component: Float[Tensor, "batch pos d_model"], scale: Float[Tensor, "batch pos 1"],
     W_U: Float[Tensor, "d_model vocab"], tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos-1"]:
-    """What a component adds to the logit of each token that came next.
+    """What a component adds to the logit of each actual next token.
 
     `scale` is what the final norm divides by. Entry j is about tokens[:, j + 1].
     """
@@ -405,24 +502,59 @@ def logit_contributions(
 
 # %%
 parts = direct_logit_attribution(model, tokens)
-came = logits[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
-assert torch.allclose(capped(model, sum(parts.values())), came, atol=1e-3)     # the parts sum to the logits
-inner = {part: float(added[:, SEQ_LEN + 1:].mean()) for part, added in parts.items()}   # without the boundary
-largest = sorted(inner, key=lambda part: -abs(inner[part]))[:12]
-plot_bars({"direct": {part: inner[part] for part in largest}}, "added to the right token's logit",
-          title=f"{MODEL}: who says it, on average over the second copy")
+actual = logits[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
+assert torch.allclose(capped(model, sum(parts.values())), actual, atol=1e-3)   # the parts sum to the logits
+inner = {part: added[:, SEQ_LEN + 1:].mean(dim=1).cpu() for part, added in parts.items()}   # without the boundary
+named = [f"{layer}.{head}" for layer, head in (previous, *tried) if f"{layer}.{head}" in inner]
+largest = sorted(inner, key=lambda part: -abs(inner[part].mean()))[:9]
+plot_bars({"direct": {part: estimate(inner[part]) for part in dict.fromkeys([*largest, *named])}},
+          "added to the right token's logit, 95 % interval", title=f"{MODEL}: who says it, in the second copy")
+name = "{0[0]}.{0[1]}".format
+claim(f"the previous-token head {name(previous)} says less to the output than the induction head {name(induction)}",
+      inner[name(previous)], "<", inner[name(induction)], unit="units of logit")
 
 # %% [markdown]
 # In `tiny` the induction heads and the last MLP say the right token aloud; the previous-token head, without
 # which nothing works, says nothing: it talks to other heads, not to the output. And each induction head adds
-# some three units to the right logit, though each can go almost without a loss. Direct attribution counts what is
-# *said*, ablation what is *missed*. Neither replaces the other.
+# some three units to the right logit, though each can go almost without a loss. Three explanations are possible.
+# Later parts *notice* and step in (**self-repair**); the other heads already say the same, so enough is left
+# (**redundancy**); or the head said nothing of use. Take the best induction head away and see who speaks louder.
+
+# %%
+with model.hooks(fwd_hooks=without(induction)):
+    repaired = direct_logit_attribution(model, tokens)
+change = {part: (repaired[part] - parts[part])[:, SEQ_LEN + 1:].mean(dim=1).cpu() for part in parts}
+
+
+def summed(belongs):
+    """The change of all these parts together, for each sequence."""
+    chosen = [change[part] for part in change if belongs(part)]
+    return sum(chosen, torch.zeros(len(tokens)))
+
+
+its_layer, own = induction[0], name(induction)
+later = {f"{layer}.{head}" for layer in range(its_layer + 1, model.cfg.n_layers) for head in range(model.cfg.n_heads)}
+later |= {f"mlp {layer}" for layer in range(its_layer, model.cfg.n_layers)}
+same_layer = {f"{its_layer}.{head}" for head in range(model.cfg.n_heads)} - {own}
+print(f"right logit {estimate(actual[:, SEQ_LEN + 1:].mean(dim=1).detach().cpu())}, without {own} it changes by "
+      f"{estimate(summed(lambda part: True))}")
+print(f"of this, {own} itself {estimate(change[own])}; heads of its layer {estimate(summed(same_layer.__contains__))}; "
+      f"later heads and MLPs {estimate(summed(later.__contains__))}")
+claim(f"parts after {own} make up for less than a tenth of it when it is gone", summed(later.__contains__), "<",
+      -0.1 * change[own].mean().item(), unit="units of logit")
+
+# %% [markdown]
+# The heads of the same layer cannot notice: they read the stream before it. Their contribution grows only because
+# the final norm now divides by less. The later parts could notice, and in `tiny` they do not step in; together
+# they even say less. So this is redundancy: the right logit falls by three, and with the other heads still
+# speaking it stays far ahead, as the loss of 0.06 shows. Direct attribution counts what is *said*, ablation what
+# is *missed*. Neither replaces the other.
 #
 # ## 7 · Which question was it?
 #
 # | you want to know | ask | beware |
 # |---|---|---|
-# | does the model need this part? | mean or resample ablation | spares hide it |
+# | does the model need this part? | mean or resample ablation | spares hide it; a norm spreads the harm |
 # | does it matter what it read *here* rather than *there*? | patch from there | the two may be equal already |
 # | which of thousands of places could matter? | attribution patching | saturation hides the largest |
 # | what does it tell the output? | direct logit attribution | parts that talk to other parts are silent |
@@ -440,17 +572,25 @@ if real_model is not None:
     names = [mlp_out(layer) for layer in real_layers]
     _, real_cache = real_model.run_with_cache(real_tokens, names_filter=names)
     real_mean = mlp_ablation_scores(real_model, real_tokens, "mean", seq_len=real_seq_len, layers=real_layers)
+    real_found = {layer: unlikeness(real_cache[mlp_out(layer)]) for layer in real_layers}
     for layer, row, mean in zip(real_layers, real_sweep, real_mean):
-        first, second = real_cache[mlp_out(layer)][:, 1:].chunk(2, dim=1)
-        print(f"MLP {layer:2}: cosine between copies {F.cosine_similarity(first, second, dim=-1).mean():.2f}, "
-              f"patched {row.mean():6.3f} nats (mean over positions), mean-ablated {mean:6.3f}")
+        (by_copy, _), (by_token, _) = real_found[layer].values()
+        print(f"MLP {layer:2}: relative change by the first copy {by_copy.mean():.2f}, by another token "
+              f"{by_token.mean():.2f}; patched {row.mean():6.3f} nats (mean over positions), mean-ablated {mean:6.3f}")
+    claim("SmolLM2, first MLP: the first copy's output changes less than another token's",
+          real_found[0]["first copy"][0], "<", real_found[0]["another token"][0], unit="of the vector's length")
+    text = sample_text(real_model, 4, 51)
+    text_change = mlp_ablation_scores(real_model, text, "mean", layers=[0])[0]
+    print(f"mean ablation of the first MLP, on a text that the model wrote itself: {text_change:.2f} nats")
     measured("SmolLM2: first MLP, mean change by patching", real_sweep[0].mean(), unit="nats", at_most=0.1)
     measured("SmolLM2: first MLP, change by mean ablation", real_mean[0], unit="nats", at_least=3)
 
 # %% [markdown]
-# Here the experiment fails most clearly. The first MLP of SmolLM2 puts out nearly the same vector for the same
-# token in both copies, so that patching one with the other does next to nothing; put the mean in its place, and
-# the loss rises by more than ten nats. The experiment compared a thing with itself.
+# Here the patch fails most clearly. The first MLP of SmolLM2 puts out nearly the same vector for the same
+# token in both copies (a tenth of its length differs, where another token changes all of it), so that patching one
+# with the other does next to nothing. Put the mean in its place, and the loss rises by more than ten nats. But the
+# control on ordinary text says how to read that: the whole model breaks. This MLP is not a part of *this task's*
+# circuit; it is a part of everything.
 
 # %%
 if real_model is not None:
@@ -458,37 +598,81 @@ if real_model is not None:
     induction_head = best_head(induction_scores(real_model, real_tokens, real_seq_len))
     real_rows = sorted({previous_head[0], induction_head[0]})
     real_heads = head_ablation_scores(real_model, real_tokens, "mean", seq_len=real_seq_len, layers=real_rows)
-    for name, (layer, head) in (("previous-token", previous_head), ("induction", induction_head)):
-        row = real_heads[real_rows.index(layer)]
-        print(f"{name} head {layer}.{head}: {row[head]:6.3f} nats; median of its layer {row.median():.3f}")
+    real_slopes = head_attribution_scores(real_model, real_tokens, "mean", seq_len=real_seq_len)[real_rows]
+    for row, column in sorted(real_heads.abs().gt(0.5).nonzero().tolist(), key=lambda at: -real_heads[at[0], at[1]]):
+        layer = real_rows[row]
+        on_path = estimate_on_path(real_model, real_tokens, real_seq_len, layer, column, points=3)
+        print(f"head {layer}.{column}: exact {real_heads[row, column]:5.2f} nats, slope at the start "
+              f"{real_slopes[row, column]:5.2f}, three points of the path {on_path:5.2f}")
+    print(f"previous-token head {name(previous_head)}, best induction head {name(induction_head)}; median of their "
+          f"layers {real_heads.median():.2f}")
     measured("SmolLM2: best previous-token head ablated", real_heads.max(), unit="nats")
 
 # %% [markdown]
 # Without the previous-token head the second copy suffers badly, as in `tiny`. The best induction head is missed
-# too, although lesson 02 found four more with scores above 0.5.
+# too, although lesson 02 found four more with scores above 0.5. SmolLM2 is far from sure here, and yet the
+# gradient gives its most important head the wrong sign: that head acts through the attention of others. The two
+# induction heads, which speak to the output, it puts in the right order. Three points of the path set all of them
+# right.
 #
+# ## On your own
+#
+# Section 3 called the first MLP of `tiny` dispensable, *for repeated tokens*. Is it dispensable for the text that
+# the model was trained on (`sample_text(model, 10, 101)`)? Hand in: a claim in one sentence; a number with its
+# interval over sequences; the control that it is held against; the result that would have refuted you; and what
+# the experiment does not show.
+
+# %% tags=["solution-only"]
+stories = sample_text(model, 10, 2 * SEQ_LEN + 1)
+
+
+@torch.no_grad()
+def story_losses(*hooks):
+    story_logits = model.run_with_hooks(stories, fwd_hooks=list(hooks))
+    return F.cross_entropy(story_logits[:, :-1].mT, stories[:, 1:], reduction="none").mean(dim=1).cpu()
+
+
+on_stories = story_losses((mlp_out(0), replacements["mean"])) - story_losses()
+claim("mean ablation of MLP 0 costs more on ordinary text than on repeated tokens", on_stories, ">", changes["mean"][0],
+      unit="nats")
+
+# %% [markdown] tags=["solution-only"]
+# *A model answer.* MLP 0 is needed for stories: without it `tiny` loses more than two nats a token, where the
+# repeated tokens hardly notice. The control is the same ablation of the same model on the other text; equal
+# changes would have refuted me. As section 3 teaches, I would next hold the final norm's divisor fixed. It does
+# not show *what* the MLP does for stories, and the mean is that of stories here, so the two ablations do not put
+# in the same vector.
+
+# %% [markdown]
 # ## What this does not show
 #
 # - That a part matters says nothing about *what it does*, or which other part reads it. Lessons 04 and 05 open
 #   the weights.
-# - Mean ablation over random tokens removes what depends on *these* inputs. For another task the mean, and
-#   with it the verdict, is another.
-# - Everything here is about repeated random tokens. MLPs that can go here may be what stories need.
-# - Differences of a few thousandths of a nat, on a handful of sequences, are noise. Look at the large ones.
+# - Mean ablation over random tokens removes what depends on *these* inputs. For another task the mean differs, and
+#   with it the verdict.
+# - The intervals are over sequences of one kind of text. They do not cover another text, or another thing put in
+#   the part's place, and those change a verdict more than noise does.
 #
 # ## Summary
 #
 # - The logits at position j are about token j + 1. Without the shift a loss measures something else.
-# - Ask of every patch: how different is what I put there? How much of the mean can one position move?
+# - Ask of every patch: how different is what I put there, compared with another token? How much of the mean can one
+#   position move? What does its length alone do?
 # - Zero, mean and resample ablation are three questions. BOS keeps its activations.
-# - A small effect means useless *or* replaceable: ablate the spares together.
-# - A gradient ranks candidates; saturation hides the largest effects from it.
+# - A small effect means useless *or* replaceable: ablate the spares together, and see whether others step in.
+# - A gradient is a tangent; the softmaxes of output and attention hide the largest effects from it. Points on the
+#   path find them.
 # - Direct attribution sees who speaks to the output, not who speaks to other parts.
 #
-# Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), the patching experiment; Neel Nanda, "Attribution
-# patching" (2023); Chan et al., "Causal Scrubbing" (2022), resample ablation; Wang et al., "Interpretability in
-# the Wild" (2022), back-up heads; nostalgebraist, "interpreting GPT: the logit lens" (2020), for reading the
-# residual stream through the unembedding; the ablation of all heads instead of one: SAELens pull request 163.
+# Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), the patching experiment; Neel Nanda, [Attribution
+# patching](https://www.neelnanda.io/mechanistic-interpretability/attribution-patching) (2023); Kramár et al.,
+# [AtP\*](https://arxiv.org/abs/2403.00745) (2024), on what saturated attention hides from it; Sundararajan et al.,
+# [Axiomatic Attribution](https://arxiv.org/abs/1703.01365) (2017), integrated gradients; Chan et al., "Causal
+# Scrubbing" (2022), resample ablation; Wang et al., [Interpretability in the
+# Wild](https://arxiv.org/abs/2211.00593) (2022), back-up heads; McGrath et al., [The Hydra
+# Effect](https://arxiv.org/abs/2307.15771) (2023), self-repair; nostalgebraist, "interpreting GPT: the logit lens"
+# (2020), for reading the residual stream through the unembedding; the ablation of all heads instead of one:
+# SAELens [pull request 163](https://github.com/jbloomAus/SAELens/pull/163).
 #
 # Next: **04 · Reading weights**, where we read from a head's matrices what it looks for and what it copies.
 

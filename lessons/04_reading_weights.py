@@ -9,12 +9,13 @@
 # %% [markdown]
 # # 04 · Reading weights
 #
-# **The question.** So far we watched the model run: patterns, scores, ablations. But all that a head can do is
-# written in four matrices. Can you read from them, without running anything, *what it looks for* and *what it
-# copies*?
+# **The question.** So far we watched the model run: patterns, scores, ablations. But what a head can do is written
+# in its weights: four matrices, and a few biases. Can you read from them, without running anything, *what it looks
+# for* and *what it copies*?
 #
-# For the parts of the induction circuit the answer is a surprising yes. It needs some care: which norm is
-# folded where, which keys belong to which head, which vector stands for a token.
+# For the parts of the induction circuit the answer is a surprising yes. It needs some care: which norm is folded
+# where, which keys belong to which head, which vector stands for a token. In the end you will be given a layer of
+# heads without names, and tell what each of them does.
 #
 # **You need:** lessons 00 to 03, and matrix products.
 
@@ -31,12 +32,15 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils import circuits
 from course_utils.ablation import some_layers
-from course_utils.circuits import score_by_distance, token_vectors
+from course_utils.circuits import full_QK_circuit, score_by_distance, token_vectors
+from course_utils.claims import claim, estimate
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.heads import best_head, induction_scores, previous_token_scores
 from course_utils.measured import measured
+from course_utils.metrics import wilson_interval
 from course_utils.models import TINY_FOLDER, checkpoint_steps, from_folder, load_model, load_real_model
-from course_utils.passes import head_weights, output_scale, traits_of
+from course_utils.passes import head_weights, hook_z, output_scale, traits_of
+from course_utils.planted import unnamed_heads_model
 from course_utils.repeated_tokens import generate_repeated_tokens
 from course_utils.viz import plot_attention, plot_bars, plot_by_position, plot_head_scores
 
@@ -58,8 +62,7 @@ print(f"{MODEL}: best previous-token head {previous[0]}.{previous[1]}, "
 #
 # In many models several heads share keys and values: *grouped-query attention*. SmolLM2 has 9 query heads and
 # 3 key heads in each layer, and heads 0, 1, 2 use key head 0, heads 3, 4, 5 use key head 1, and so on. Code that
-# ignores this fails at best (TransformerLens issue 1553), and at worst reads the wrong head without a word (one
-# case is described in its pull request 1768).
+# ignores this fails at best, and at worst reads the wrong head without a word. (TransformerLens has had both.)
 
 # %%
 @exercise("04.key_value_head")
@@ -82,12 +85,12 @@ print({name: tuple(weight.shape) for name, weight in weights.items()})
 # ## 2 · What folding a norm does
 #
 # Before each attention layer stands a LayerNorm: centre the vector, divide it by its standard deviation, multiply
-# by a gain and add a shift. The last two steps are linear, so they can be multiplied into the matrices that read
+# by a gain and add a shift. The last two steps are affine, so they can be multiplied into the matrices that read
 # the result. `load_model` has done that ("compatibility mode"), which is why we may read a matrix as *the*
 # thing that acts on the residual stream, up to one division by a number.
 #
-# Write the folding. The vector x̂ that arrives is centred; therefore a constant added to a column of the matrix
-# changes nothing, and the convention is to centre each column.
+# Write the folding. The entries of the vector $\hat x$ that arrives sum to 0; so adding one number to all entries
+# of a column of the matrix changes nothing, and the convention is to centre each column.
 
 # %%
 @exercise("04.fold_layer_norm")
@@ -117,15 +120,15 @@ print(f"gains of that norm: from {raw.ln_1.weight.min():.2f} to {raw.ln_1.weight
 
 # %% [markdown]
 # If you read an *unfolded* matrix, you compare numbers that the gain has yet to rescale, differently for each
-# direction. What folding cannot remove is the division by the standard deviation. It differs from position to
-# position, and a circuit of weights alone leaves it out. Keep that in mind until lesson 05, where we switch it
-# on.
+# direction. (Here the gains are close to 1, and little would change. Nothing promises that.) What folding cannot
+# remove is the division by the standard deviation. It differs from position to position, and a circuit of weights
+# alone leaves it out. Keep that in mind until lesson 05, where we switch it on.
 #
 # ## 3 · What does a head copy?
 #
-# Suppose the head looks at a token. What does that do to the output? Follow the vector: embedding, W_V, W_O,
-# unembedding. The **full OV circuit** W_E W_V W_O W_U is a matrix over the vocabulary: row = token attended to,
-# column = token whose logit is raised.
+# If the head looks at token A, which token's logit does that raise? Follow the vector from A's embedding to the
+# logits, if nothing else were in the way. For all tokens at once this is a matrix over the vocabulary, the **full
+# OV circuit**: row = token attended to, column = token whose logit is raised.
 #
 # With 50,000 tokens it would have 2.5 billion entries. It has at most d_head = 64 independent rows, though, and
 # `FactoredMatrix(left, right)` keeps the two thin factors and never forms the product unless you ask (`.AB`).
@@ -133,7 +136,10 @@ print(f"gains of that norm: from {raw.ln_1.weight.min():.2f} to {raw.ln_1.weight
 # %%
 @exercise("04.full_OV_circuit")
 def full_OV_circuit(model: TransformerBridge, layer: int, head: int) -> FactoredMatrix:
-    """W_E W_V W_O W_U: row = the token attended to, column = the token whose logit it raises. [vocab, vocab]"""
+    """What attending to each token (row) directly adds to the logit of each token (column). [vocab, vocab]
+
+    Weights alone: no norms, no biases. `model.W_E`, `model.W_U` and `head_weights` have the matrices.
+    """
     raise NotImplementedError
 
 
@@ -168,7 +174,8 @@ def top_k_accuracy(matrix: FactoredMatrix, k: int = 1, *, best: str = "key") -> 
 
 # %% [markdown]
 # With 50,000 tokens the whole matrix would fill 10 GB. `circuits.top_k_accuracy` holds only a strip of rows at a
-# time, and can ask for some tokens instead of all. For a large vocabulary the lesson uses that one.
+# time, and can ask for some tokens instead of all. For a large vocabulary the lesson uses that one, and
+# `circuits.copying_score`.
 #
 # **Predict:** for what share of the vocabulary is a token's own logit the one that the best induction head raises
 # most?
@@ -186,6 +193,10 @@ copied = own_on_top(OV)
 reveal("04.copies", copied)
 print(f"top 1: {copied:.3f}, top 5: {own_on_top(OV, 5):.3f}, "
       f"chance {1 / model.cfg.d_vocab:.5f}")
+asked = model.cfg.d_vocab if model.cfg.d_vocab < 5000 else len(subset)
+before = own_on_top(full_OV_circuit(model, *previous))
+claim("the induction head's OV circuit copies more tokens than the previous-token head's",
+      wilson_interval(copied, asked), ">", wilson_interval(before, asked), unit="share of tokens")
 measured("induction head's OV circuit: own token on top", copied, unit="share",
          at_least=0.9 if MODEL == "tiny" else None)
 
@@ -199,7 +210,7 @@ measured("induction head's OV circuit: own token on top", copied, unit="share",
 # %%
 @exercise("04.copying_score")
 def copying_score(circuit: FactoredMatrix) -> float:
-    """Sum of the circuit's eigenvalues divided by the sum of their sizes (absolute values).
+    """1 if every direction copies itself, −1 if every one does the opposite; a real number.
 
     Only d_head eigenvalues are not zero: those of B A, a small matrix, where circuit = A B.
     """
@@ -208,34 +219,33 @@ def copying_score(circuit: FactoredMatrix) -> float:
 
 # %%
 layers, n_heads = some_layers(model), model.cfg.n_heads                # all layers of a small model
-scores = torch.tensor([[copying_score(full_OV_circuit(model, layer, head)) for head in range(n_heads)]
+copying = copying_score if model.cfg.d_vocab < 5000 else circuits.copying_score
+scores = torch.tensor([[copying(full_OV_circuit(model, layer, head)) for head in range(n_heads)]
                        for layer in layers])
 plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", unit="copying score",
                  diverging=True)
 
 # %% [markdown]
 # Many heads copy, and most of them are not induction heads. And in `tiny` some heads of the last layers have a
-# score near −1: they *lower* the logit of whatever they look at. Copying is half of a description. The other half
-# is where a head looks.
+# score near −1: they would *lower* the logit of whatever they look at. So would the previous-token head 0.2
+# (−0.72); but lesson 03 measured that it says next to nothing to the output. A circuit says in which direction a
+# head would push, not how hard, or whether the output is its audience. And copying is half of a description. The
+# other half is where a head looks.
 #
 # ## 4 · What does a head look for?
 #
-# The **full QK circuit** W_E W_Q (W_E W_K)^T has, for each query token (row) and key token (column), the score of
-# that pair, if nothing but the two embeddings were in the residual stream. We leave out 1/√d_head, as
-# TransformerLens does, and the biases.
-
-# %%
-@exercise("04.full_QK_circuit")
-def full_QK_circuit(model: TransformerBridge, layer: int, head: int) -> FactoredMatrix:
-    """W_E W_Q (W_E W_K)^T: row = the query's token, column = the key's. Not divided by sqrt(d_head)."""
-    raise NotImplementedError
-
+# The **full QK circuit** $W_E W_Q (W_E W_K)^\top$ has, for each query token (row) and key token (column), the score
+# of that pair, if nothing but the two embeddings were in the residual stream. We leave out $1/\sqrt{d_{head}}$, as
+# TransformerLens does, and the biases. It is built like the OV circuit, so `full_QK_circuit` is given.
 
 # %%
 matches = torch.tensor([[own_on_top(full_QK_circuit(model, layer, head))
                          for head in range(n_heads)] for layer in (layers if MODEL == "tiny" else [0])])
 layer, head = best_head(matches)
 plot_head_scores(matches, f"{MODEL}: is a token's best key the token itself?", unit="share of tokens")
+first, second = (wilson_interval(share, asked) for share in matches.flatten().topk(2).values.tolist())
+claim(f"head {layer}.{head} matches more tokens with themselves than any other head", first, ">", second,
+      unit="share of tokens")
 
 # %% [markdown]
 # In `tiny` one head stands out: head 0.3, the second of the two heads that lesson 03 could not take away. Read
@@ -249,7 +259,7 @@ _, cache = model.run_with_cache(tokens, names_filter=lambda name: name in [*name
 pattern, z, stream, attention = (cache[name] for name in names)
 pattern, written = pattern[:, head], z[:, :, head] @ head_weights(model, layer, head)["O"] / output_scale(cache, layer)
 copies = own_on_top(full_OV_circuit(model, layer, head))
-print(f"head {layer}.{head}: attention to the own position {pattern.diagonal(0, 1, 2)[:, 1:].mean():.3f}, "
+print(f"head {layer}.{head}: attention to its own position {pattern.diagonal(0, 1, 2)[:, 1:].mean():.3f}, "
       f"OV circuit copies {copies:.3f} of the tokens")
 lengths = {"embeddings": token_vectors(model)[tokens], "what the head writes": written,
            "stream before the MLP": stream + attention}
@@ -265,12 +275,16 @@ print("mean length:", ", ".join(f"{name} {x[:, 1:].norm(dim=-1).mean():.1f}" for
 #
 # ## 5 · Positions: the previous-token head
 #
-# A previous-token head must not care about tokens at all, only about positions. So give it positions alone. Let a
-# vector x[p] stand for position p: W_pos[p] plus the mean of W_E, divided by the root mean square over all tokens t
-# of W_E[t] + W_pos[p] (that is what the norm divides by, on average). Then do what attention does.
+# A pure previous-token head need not look at tokens, only at positions. So give it positions alone. Let a vector
+# stand for position $p$: its position embedding and the *mean* token, divided by what the norm divides by on
+# average,
 #
-# The root mean square needs no loop: the mean over t of ‖W_E[t] + W_pos[p]‖² is ‖W_pos[p] + mean W_E‖² plus the
-# summed (population) variance of W_E's columns. Divide by d_model and take the root.
+# $$x_p = \frac{W_{pos}[p] + \overline{W_E}}{r_p}, \qquad
+# r_p^2 = \frac{1}{d}\,\operatorname{mean}_t \lVert W_E[t] + W_{pos}[p] \rVert^2
+#       = \frac{1}{d}\Big( \lVert W_{pos}[p] + \overline{W_E} \rVert^2 + \sum_i \operatorname{Var}_t W_E[t]_i \Big),$$
+#
+# where $\operatorname{Var}$ divides by the number of tokens and $d$ is `d_model`. Then do what attention does.
+# (Position 0 is a poor fit: there is always BOS, never a random token.)
 
 # %%
 @exercise("04.positional_pattern")
@@ -285,12 +299,15 @@ def positional_pattern(
 
 
 # %%
-has_positions = traits_of(model).has_positions      # models with rotary positions have no W_pos; see section 7
+has_positions = traits_of(model).has_positions      # models with rotary positions have no W_pos; see section 8
 if has_positions:
     from_weights = positional_pattern(model, *previous, 2 * SEQ_LEN)
     one_back = from_weights.diagonal(-1).mean()
     print(f"head {previous[0]}.{previous[1]}: attention one back, from weights alone {one_back:.3f}, "
           f"measured {previous_token_scores(model, tokens)[previous]:.3f}")
+    others = [positional_pattern(model, previous[0], head, 2 * SEQ_LEN).diagonal(-1).mean().item()
+              for head in range(n_heads) if head != previous[1]]
+    claim("the other heads of its layer look one back less, by their weights", max(others), "<", one_back.item())
     measured("previous-token score read from weights", one_back, at_least=0.85 if MODEL == "tiny" else None)
     first = positional_pattern(model, *previous, 20)
     display(plot_attention(first, [str(p) for p in range(20)], "what the position embeddings ask for"))
@@ -306,17 +323,21 @@ if has_positions:
 # position is what the layers before have made of the token. For GPT-2 small it is common to use the **effective
 # embedding**: W_E plus what the first MLP makes of it. (GPT-2's embedding is also its unembedding, and the first
 # MLP does the rest of an embedding's work.)
+#
+# In TransformerLens the first MLP is `model.blocks[0].mlp`, the norm before it `model.blocks[0].ln2` (ln1 is that
+# before attention). Both want [batch, pos, d_model]. Give them a plain tensor, `model.W_E.detach()`: a module
+# keeps what it is given, and would take a *parameter* for one of its own.
 
 # %%
 @exercise("04.effective_embedding")
 def effective_embedding(model: TransformerBridge) -> Float[Tensor, "vocab d_model"]:
-    """W_E + MLP_0(norm(W_E)) for the whole vocabulary."""
+    """The embedding, plus what the first MLP (after its norm) makes of it, for the whole vocabulary."""
     raise NotImplementedError
 
 
 # %% [markdown]
 # "Effective" is a claim, and it can be tested: how similar is such a vector to what is in the residual stream
-# after layer 0, at positions with that token? We compare directions (cosine), after taking off the mean.
+# after layer 0, at positions with that token? We compare directions (cosine), after subtracting the mean.
 #
 # **Predict** for `tiny`: is the effective embedding closer to the residual stream than W_E is?
 
@@ -325,27 +346,77 @@ predict("04.effective", None, unit="(yes or no)")
 
 # %%
 def likeness(model, embedding, tokens):
-    """Mean cosine between a token's vector and the residual stream after layer 0, both without their mean."""
+    """Cosine between a token's vector and the residual stream after layer 0, both without their mean: [sequence]."""
     _, cache = model.run_with_cache(tokens, names_filter=["blocks.1.hook_resid_pre"])
     stream = cache["blocks.1.hook_resid_pre"][:, 1:]
     vectors = embedding[tokens[:, 1:]] - embedding.mean(dim=0)
-    return F.cosine_similarity(vectors, stream - stream.mean(dim=(0, 1)), dim=-1).mean().item()
+    return F.cosine_similarity(vectors, stream - stream.mean(dim=(0, 1)), dim=-1).mean(dim=1).detach().cpu()
 
 
-candidates = {"W_E": model.W_E, "W_E and MLP 0": effective_embedding(model)}
+candidates = {"W_E": model.W_E.detach(), "W_E and MLP 0": effective_embedding(model)}
 if MODEL == "tiny":
     candidates["W_E and head 0.3"] = circuits.effective_embedding(model, heads=[3], mlp=False)
 likenesses = {name: likeness(model, vectors, tokens) for name, vectors in candidates.items()}
-reveal("04.effective", "yes" if likenesses["W_E and MLP 0"] > likenesses["W_E"] else "no")
-plot_bars({"cosine": likenesses}, "mean cosine with the residual stream after layer 0", title=MODEL)
+closer = likenesses["W_E and MLP 0"].mean() > likenesses["W_E"].mean()
+reveal("04.effective", "yes" if closer else "no")
+plot_bars({"cosine": {name: estimate(values) for name, values in likenesses.items()}},
+          "mean cosine with the residual stream after layer 0, 95 % interval", title=MODEL)
+for name in list(candidates)[1:]:
+    claim(f"{name} is {'more' if name == 'W_E and head 0.3' else 'less'} like the stream than W_E",
+          likenesses[name], ">" if name == "W_E and head 0.3" else "<", likenesses["W_E"])
 
 # %% [markdown]
 # In `tiny` the recipe makes it worse. Its first MLP reads embeddings *after* attention has added much longer
 # vectors to them; fed with bare embeddings it does something that it never does in the model. A better stand-in
-# is W_E plus what the amplifying head 0.3 writes. The lesson is not that the recipe is bad (section 7 shows where
+# is W_E plus what the amplifying head 0.3 writes. The lesson is not that the recipe is bad (section 8 shows where
 # it is good) but that it is a hypothesis about *this* model, and a few lines of code check it.
 #
-# ## 7 · Does it hold in a real language model?
+# ## 7 · What is this head?
+#
+# Now without names. `unnamed_heads_model(seed)` plants six heads into one layer, in a basis that is drawn at
+# random, and returns the model and the truth. **Your experiment:** decide from the weights alone where a head
+# looks and what it does to the logit of the token that it finds there. Which measures, and which thresholds, is up
+# to you; try them on a model whose truth you look at. Your function will be checked on others.
+
+# %%
+example, truth = unnamed_heads_model(seed=0)
+print(f"{example.cfg.n_heads} heads, {example.cfg.d_vocab} tokens, {example.cfg.n_ctx} positions; head 0 is {truth[0]}")
+
+
+# %%
+@exercise("04.kind_of_head")
+def kind_of_head(model: TransformerBridge, layer: int, head: int) -> tuple[str, str]:
+    """(where it looks, what it does to the logit of the token there), read from the weights.
+
+    Where: "previous position" (whatever the tokens), "same token" (wherever it stands), or "something else".
+    What: "copies", "suppresses" or "neither". The model has position embeddings, for 16 positions or more.
+    """
+    raise NotImplementedError
+
+
+# %% [markdown]
+# A reading of weights is a prediction. Apply yours to the first layer of this lesson's model, and hold it against
+# what its heads do when it runs. ("Same token" may be its own position; that carries its own token, too.)
+
+# %%
+if has_positions:
+    one_back = previous_token_scores(model, tokens)[0]
+    name = "blocks.0.attn.hook_pattern"
+    _, cache = model.run_with_cache(tokens, names_filter=name)
+    same = (tokens[:, None, :] == tokens[:, :, None])[:, None]                          # [batch, 1, query, key]
+    on_same = (cache[name] * same)[:, :, 1:].sum(dim=-1).mean(dim=2).cpu()              # [batch, head]
+    kinds = [kind_of_head(model, 0, head) for head in range(n_heads)]
+    for head, kind in enumerate(kinds):
+        print(f"0.{head}: {kind[0]:17} {kind[1]:10}; when run: previous token {one_back[head]:.2f}, same token "
+              f"{on_same[:, head].mean():.2f}")
+    called = [head for head, (where, _) in enumerate(kinds) if where == "same token"]
+    rest = [head for head in range(n_heads) if head not in called]
+    if called and rest:
+        claim("heads called \"same token\" attend to it more, when run, than the other heads of the layer",
+              on_same[:, called].amin(dim=1), ">", on_same[:, rest].amax(dim=1), unit="of the attention")
+
+# %% [markdown]
+# ## 8 · Does it hold in a real language model?
 #
 # SmolLM2 has **rotary positions**: no position is ever added to the residual stream. Instead each query and key is
 # *turned* by an angle that grows with its position, so that their product depends on the distance between them.
@@ -370,27 +441,62 @@ if real_model is not None:
 
 # %%
 if real_model is not None:
-    vectors = {"W_E": real_model.W_E, "W_E and MLP 0": effective_embedding(real_model)}
+    vectors = {"W_E": real_model.W_E.detach(), "W_E and MLP 0": effective_embedding(real_model)}
     found = {name: likeness(real_model, vector, real_tokens) for name, vector in vectors.items()}
-    print({name: round(value, 3) for name, value in found.items()})
-    measured("SmolLM2: cosine of W_E and MLP 0 with the residual stream", found["W_E and MLP 0"], at_least=0.6)
+    claim("SmolLM2: W_E and MLP 0 is more like the stream than W_E", found["W_E and MLP 0"], ">", found["W_E"])
+    measured("SmolLM2: cosine of W_E and MLP 0 with the residual stream", found["W_E and MLP 0"].mean(), at_least=0.6)
 
 # %%
 if real_model is not None:
     real_induction = best_head(induction_scores(real_model, real_tokens, 25))
-    some = torch.randperm(real_model.cfg.d_vocab, generator=generator)[:1000]
-    real_OV = full_OV_circuit(real_model, *real_induction)
-    print(f"induction head {real_induction[0]}.{real_induction[1]}: copying score {copying_score(real_OV):.2f}; "
-          f"own token on top for {circuits.top_k_accuracy(real_OV, tokens=some):.3f} of the tokens, "
-          f"chance {1 / real_model.cfg.d_vocab:.5f}")
+    some = torch.randperm(real_model.cfg.d_vocab, generator=torch.Generator().manual_seed(1))[:6000]
+    real_OV = circuits.full_OV_circuit(real_model, *real_induction)
+    hits = circuits.top_k_accuracy(real_OV, tokens=some)
+    print(f"induction head {real_induction[0]}.{real_induction[1]}: copying score "
+          f"{circuits.copying_score(real_OV):.2f}; own token on top for {round(6000 * hits)} of 6000 tokens")
+    claim("SmolLM2: its induction head's OV circuit copies more tokens than chance", wilson_interval(hits, 6000), ">",
+          1 / real_model.cfg.d_vocab, unit="share of tokens")
 
 # %% [markdown]
-# In SmolLM2 the first MLP *is* part of the embedding, as is said of GPT-2. Its best induction head has a
-# clearly positive copying score, yet its OV circuit from W_E to W_U puts the own token on top for very few tokens
-# (more than chance would, but few). It sits in layer 18 of 0 to 29: what it reads is not a bare embedding, and eleven
-# more layers work on what it writes. A
-# circuit of weights is a claim about a direct path; the longer the real path, the weaker the claim.
+# In SmolLM2 the first MLP *is* part of the embedding, as is said of GPT-2. Its best induction head has a clearly
+# positive copying score, yet its OV circuit from W_E to W_U puts the own token on top for fewer than one token in
+# a thousand. That is more than chance, and no description of the head. It sits in layer 18 of 0 to 29: what it
+# reads is not a bare embedding, and eleven more layers work on what it writes. A circuit of weights is a claim
+# about a direct path; the longer the real path, the weaker the claim.
 #
+# ## On your own
+#
+# Some heads have a copying score near −1. Does the one with the most negative score, when the model runs, lower
+# the logit of the token that it looks at (BOS aside), and more than the previous-token head does? Hand in a claim;
+# a number with its interval; the control; what would have refuted you; and what the experiment does not show.
+
+# %% tags=["solution-only"]
+def pushed(layer, head):
+    """What a head adds to the logit of the token it looks at, less the same for the next sequence's: [sequence]."""
+    names = hook_z(layer), f"blocks.{layer}.attn.hook_pattern", "ln_final.hook_scale"
+    _, cache = model.run_with_cache(tokens, names_filter=list(names))
+    z, pattern, scale = (cache[name] for name in names)
+    looked_at = tokens.gather(1, 1 + pattern[:, head, :, 1:].argmax(dim=-1))            # [batch, pos]
+    added = z[:, :, head] @ head_weights(model, layer, head)["O"] / scale @ model.W_U   # [batch, pos, vocab]
+    there, elsewhere = (added.gather(2, which[..., None])[:, 1:].mean(dim=(1, 2)).detach().cpu()
+                        for which in (looked_at, looked_at.roll(1, dims=0)))
+    return there - elsewhere
+
+
+row, head = divmod(int(scores.argmin()), n_heads)
+print(f"copying scores: {layers[row]}.{head} {scores.min():.2f}, {previous[0]}.{previous[1]} "
+      f"{copying(full_OV_circuit(model, *previous)):.2f}")
+claim(f"head {layers[row]}.{head} lowers the logit of the token it looks at less than {previous[0]}.{previous[1]} does",
+      pushed(layers[row], head), ">", pushed(*previous), unit="units of logit")
+
+# %% [markdown] tags=["solution-only"]
+# *A model answer.* In `tiny` the head with the most negative score hardly touches that logit, while the
+# previous-token head, whose score is less extreme, lowers it clearly. The control inside each number is the token
+# that the head looks at in *another* sequence; the other order of the two heads would have refuted me. So a score
+# tells the direction of the eigenvectors, not how far a head pushes. It does not show why (this head looks mostly
+# at BOS, and reads no bare embeddings), nor what it does on stories.
+
+# %% [markdown]
 # ## What this does not show
 #
 # - A weight circuit says what a head *would* do with bare token vectors. It has not been run on anything.
@@ -404,12 +510,16 @@ if real_model is not None:
 #   groups.
 # - A folded matrix acts on the centred residual stream; only a division by the norm's scale is left.
 # - Keep circuits factored. Ask for the diagonal along rows *and* columns.
-# - Copying score: eigenvalues. Positional pattern: position embeddings. Both without running the model.
+# - Copying score: eigenvalues. Positional pattern: position embeddings. Both without running the model. What they say
+#   is a prediction: run the model and see.
 # - The vector that stands for a token is a hypothesis. Test it against the residual stream.
 #
-# Sources: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021): QK and OV circuits,
-# eigenvalues; Su et al., "RoFormer" (2021): rotary positions; Ainslie et al., "GQA" (2023); the grouped-query
-# mistake: TransformerLens issue 1553 and pull request 1768.
+# Sources: Elhage et al., [A Mathematical Framework for Transformer
+# Circuits](https://transformer-circuits.pub/2021/framework/index.html) (2021): QK and OV circuits, eigenvalues; Su
+# et al., [RoFormer](https://arxiv.org/abs/2104.09864) (2021): rotary positions; Ainslie et al.,
+# [GQA](https://arxiv.org/abs/2305.13245) (2023); the grouped-query mistake: TransformerLens [issue
+# 1553](https://github.com/TransformerLensOrg/TransformerLens/issues/1553) and [pull request
+# 1768](https://github.com/TransformerLensOrg/TransformerLens/pull/1768).
 #
 # Next: **05 · The K-composition circuit**, where two heads are read as one.
 

@@ -14,9 +14,10 @@
 #
 # You will ask three times, each time with a stronger method. Do their matrices fit (composition scores)? Does the
 # circuit made of both match the right tokens (top-1, against a control group)? And in the running model, does the
-# effect really take this path (path patching)? The second question comes from the article that we follow, which
-# reports a top-1 of 0.2283 for GPT-2 small's heads 4.11 and 5.5. You will see what that number leaves out, by
-# switching each omission on.
+# effect really take this path? For that you will write path patching yourself, and then its twin: *breaking* a path
+# shows that it is needed, *restoring* it alone shows whether it is enough. The second question comes from the
+# article that we follow, which reports a top-1 of 0.2283 for GPT-2 small's heads 4.11 and 5.5. You will see what
+# that number leaves out.
 #
 # **You need:** lessons 00 to 04.
 
@@ -26,19 +27,23 @@ import random
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils import circuits
-from course_utils.circuits import composition_scores, effective_embedding, token_vectors, top_k_accuracy
+from course_utils.ablation import ablate, second_copy_loss
+from course_utils.circuits import composition_scores, effective_embedding, top_k_accuracy
+from course_utils.claims import claim, estimate
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.heads import best_head, induction_scores, previous_token_scores, top_heads
 from course_utils.measured import measured
+from course_utils.metrics import wilson_interval
 from course_utils.models import load_model, load_real_model
-from course_utils.passes import CleanRun, head_weights, traits_of
-from course_utils.path_patching import path_patching
+from course_utils.passes import CleanRun, head_weights, hook_z
+from course_utils.path_patching import path_patching, put_reading
 from course_utils.planted import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD, planted_induction_model
 from course_utils.repeated_tokens import generate_repeated_tokens
 from course_utils.viz import plot_bars, plot_head_scores
@@ -66,14 +71,15 @@ print(f"{MODEL}: previous-token head {name(previous)}, induction head {name(indu
 # %% [markdown]
 # ## 1 · Do their matrices fit?
 #
-# What the previous-token head writes lies in the span of its W_V W_O. What the induction head's keys read is given
-# by W_K W_Q^T. If the first writes along directions that the second reads, their product is large for its factors:
-# the **composition score** ‖A B‖ / (‖A‖ ‖B‖), with Frobenius norms.
+# What the previous-token head writes lies in the span of its $W_V W_O$. What the induction head's keys read is
+# given by $W_K W_Q^\top$. If the first writes along directions that the second reads, their product is large
+# compared with the sizes of its factors: the **composition score** $\lVert AB \rVert / (\lVert A \rVert \lVert B
+# \rVert)$, with Frobenius norms.
 
 # %%
 @exercise("05.composition_score")
 def composition_score(first: FactoredMatrix, second: FactoredMatrix) -> float:
-    """‖first second‖ / (‖first‖ ‖second‖), Frobenius norms: how much of what `first` writes, `second` reads."""
+    """How much of what `first` writes does `second` read? At most 1, whatever the sizes of the two."""
     raise NotImplementedError
 
 
@@ -88,6 +94,7 @@ by_chance = [composition_score(*(FactoredMatrix(torch.randn(d_model, d_head, gen
              for _ in range(5)]
 print(f"random matrices of the same shape: {min(by_chance):.3f} to {max(by_chance):.3f}; "
       f"1/√d_model = {d_model ** -0.5:.3f}")
+claim(f"{name(previous)} and {name(induction)} compose more than random matrices", score, ">", torch.tensor(by_chance))
 
 # %% [markdown]
 # A score means something only beside that baseline, and beside the other heads. `composition_scores(model, "K")`
@@ -104,16 +111,13 @@ plot_head_scores(K_scores[previous], f"{MODEL}: K-composition with {name(previou
 #
 # ## 2 · The circuit of two heads
 #
-# Where the query is token A, the induction head should look at a position whose *previous* token was A. Follow both
-# sides of that score:
+# Where the query is token A, the induction head should look at a position whose *previous* token was A. So ask for
+# every pair of tokens: if the query is made of token A alone, and the key of what the previous-token head copied
+# from token B, how high is the score? Both sides begin with an embedding and end in a product of query and key;
+# find the matrices in between. The result, [queries × keys], is the **K-composition full circuit**.
 #
-# - **query**: W_E W_Q of the induction head;
-# - **key**: the token one position earlier goes through W_V and W_O of the previous-token head, and there W_K of
-#   the induction head reads it: W_E W_V W_O W_K.
-#
-# Their product is the **K-composition full circuit**, [queries × keys]. The signature is the article's. (Its code
-# takes W_E and W_Q from a global variable `gpt2_small` and the rest from its argument: call that with another
-# model, and it mixes the two.)
+# (The signature is the article's. Its code takes W_E and W_Q from a global variable `gpt2_small` and the rest from
+# its argument: call that with another model, and it mixes the two.)
 
 # %%
 @exercise("05.K_comp_full_circuit")
@@ -121,9 +125,9 @@ def K_comp_full_circuit(
     model: TransformerBridge, prev_token_layer_index: int, ind_layer_index: int, prev_token_head_index: int,
     ind_head_index: int
 ) -> FactoredMatrix:
-    """(W_E W_Q)(W_E W_V W_O W_K)^T: rows are the query's token, columns the token before the key.
+    """The induction head's score of every query's token (row) with a key that says "after this token" (column).
 
-    Q and K of the induction head, V and O of the previous-token head.
+    Weights alone: no norms, no biases, not divided by sqrt(d_head). `head_weights` has the matrices.
     """
     raise NotImplementedError
 
@@ -161,8 +165,8 @@ print(f"{name(previous)} → {name(induction)}: best key {best_key:.3f}, best qu
 #
 # Chance is 1 / vocabulary, but is it the right comparison? *Any* two heads might match a token with itself to some
 # degree, since both sides begin with the same W_E. A control group answers: random pairs of heads, without those
-# that the claim is about. (`tiny` has just 40 such pairs, so these are all of them.) A harder control keeps the
-# induction heads and changes the sender: the *other* heads of the previous-token head's layer.
+# that the claim is about. A harder control keeps the induction heads and changes the sender: the *other* heads of
+# the previous-token head's layer.
 
 # %%
 @exercise("05.random_head_pairs")
@@ -171,52 +175,62 @@ def random_head_pairs(
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Different pairs ((layer, head), (later layer, head)), none with an excluded head.
 
-    Each such pair is equally likely. The same seed gives the same pairs, another seed others.
+    Every set of n_pairs such pairs is equally likely. The same seed gives the same pairs, another seed others.
     """
     raise NotImplementedError
 
 
 # %%
 strong = {head for head, score in top_heads(induction_scores(model, tokens, SEQ_LEN), 9) if score > 0.3}
-left_out = [previous, induction, *strong]
-pairs = random_head_pairs(model.cfg.n_layers, model.cfg.n_heads, 40, exclude=left_out, seed=0)
+left_out = {previous, induction, *strong}
+heads_left = [head for layer in range(model.cfg.n_layers) for head in (
+    (layer, i) for i in range(model.cfg.n_heads)) if head not in left_out]
+possible = sum(a[0] < b[0] for a in heads_left for b in heads_left)
+pairs = random_head_pairs(model.cfg.n_layers, model.cfg.n_heads, min(40, possible), exclude=[*left_out], seed=0)
 some = None if vocab < 5000 else subset[:300]
 control = torch.tensor([top_k_accuracy(K_comp_full_circuit(model, a[0], b[0], a[1], b[1]), tokens=some)
                         for a, b in pairs])
-print(f"{len(pairs)} random pairs: median {control.median():.4f}, highest {control.max():.4f}")
+which = f"all {possible} pairs that are left" if possible == len(pairs) else f"{len(pairs)} random pairs"
+print(f"{which}: median {control.median():.4f}, highest {control.max():.4f}")
 senders = [(previous[0], head) for head in range(model.cfg.n_heads) if head != previous[1]]
 harder = [top_k_accuracy(K_comp_full_circuit(model, a[0], b[0], a[1], b[1]), tokens=some)
           for a in senders for b in {induction, *strong} if a[0] < b[0]]
 print(f"other heads of layer {previous[0]} into the induction heads: highest {max(harder, default=0):.4f}")
-floor = max(control.median().item(), 1 / vocab)         # a median of 0 would make any ratio infinite
 plot_bars({"best key": {f"{name(previous)} → {name(induction)}": best_key,
-                        "highest of 40 random pairs": control.max().item(),
-                        "median, or chance if that is more": floor}},
-          "share of tokens whose best key is their own", title=MODEL)
+                        f"highest of {which}": control.max().item(),
+                        f"highest from the other heads of layer {previous[0]}": max(harder, default=0)}},
+          "share of tokens whose best key is their own", title=f"{MODEL}: the circuit and its two controls")
 
 # %%
+tried_tokens = vocab if subset is None else len(subset)
+control_tokens = vocab if some is None else len(some)
+claim("the circuit matches more tokens than the best of the control pairs",
+      wilson_interval(best_key, tried_tokens), ">", wilson_interval(control.max().item(), control_tokens),
+      unit="share of tokens")
+claim("the circuit matches more tokens than with another sender of the same layer",
+      wilson_interval(best_key, tried_tokens), ">", wilson_interval(max(harder, default=0), control_tokens),
+      unit="share of tokens")
 measured("K-composition, best key", best_key, unit="share", published="0.2283 (GPT-2 small, quoted)",
          at_least=0.9 if MODEL == "tiny" else None)
 measured("K-composition, best query", best_query, unit="share", at_least=0.9 if MODEL == "tiny" else None)
-measured("K-composition over the median random pair", best_key / floor, unit="times",
-         at_least=20 if MODEL == "tiny" else None)
 
 # %% [markdown]
 # ## 4 · What the circuit leaves out
 #
 # The plain circuit is made of four matrices and W_E. The model does more. Put the rest back, piece by piece:
 #
+# - **b_Q**: the query's bias. It adds the *same* amount, b_Q · key, to every query's score with a key.
 # - **norm**: each head divides its input by a scale. With tokens alone we know that scale for the query's token
 #   and for the token that the previous-token head reads. (The scale where the keys are read depends on everything
 #   else at that position; it stays out.)
-# - **b_Q**: the query's bias. It adds the *same* amount, b_Q · key, to every query's score with a key. So it can
-#   change which key is best for a query, but never which query is best for a key. (b_K does the opposite.)
-# - **W_pos**: the token's position is in the residual stream too.
-# - **MLP 0**: the effective embedding of lesson 04.
-# - **the head of layer 0 that looks at its own position**: lesson 04 found one in `tiny`, and wondered who
-#   listens to it.
+# - **MLP 0** on the query's side, with norm: the effective embedding of lesson 04.
+# - **own head** on the query's side, with norm: in `tiny`, lesson 04 found a head of layer 0 that looks at its own
+#   position, and wondered who listens to it.
 #
-# **Predict:** in `tiny`, which of these changes "best key" most?
+# Norm, bias and stand-in change different things. Think about b_Q: can it change which *key* is best for a query?
+# Which *query* is best for a key?
+#
+# **Predict:** in `tiny`, which of the four changes "best key" most: "b_Q", "norm", "MLP 0" or "own head"?
 
 # %%
 predict("05.largest_change", None, unit="")
@@ -226,43 +240,29 @@ _, cache = model.run_with_cache(tokens[:2], names_filter=["blocks.0.attn.hook_pa
 to_itself = cache["blocks.0.attn.hook_pattern"].diagonal(0, -2, -1)[..., 1:].mean(dim=(0, 2))     # [head]
 own = int(to_itself.argmax())
 print(f"the head of layer 0 that looks most at its own position: 0.{own} ({to_itself[own]:.2f})")
-W_E = token_vectors(model)
-normed = circuits.normalize(model, W_E)
-variants = {"as published": {}, "norm on the query's side": {"query_embedding": normed},
-            "norm on the key's side": {"key_embedding": normed}, "norm": {"layer_norm": True},
-            "b_Q": {"query_bias": True}, "norm and b_Q": {"layer_norm": True, "query_bias": True}}
-if traits_of(model).has_positions:
-    there = W_E + circuits.position_vectors(model, 21)[20]
-    variants["W_pos of position 20, norm"] = {
-        "query_embedding": there, "key_embedding": there, "layer_norm": True}
-effective = effective_embedding(model)
-variants["MLP 0 on the query's side, norm"] = {"query_embedding": effective, "layer_norm": True}
-variants["MLP 0 on both sides, norm"] = {
-    "query_embedding": effective, "key_embedding": effective, "layer_norm": True}
-variants[f"head 0.{own} on the query's side, norm"] = {
-    "query_embedding": effective_embedding(model, heads=[own], mlp=False), "layer_norm": True}
-variants[f"head 0.{own} and MLP 0 on the query's side, norm"] = {
-    "query_embedding": effective_embedding(model, heads=[own]), "layer_norm": True}
-
-# %%
+variants = {
+    "as published": {}, "b_Q": {"query_bias": True}, "norm": {"layer_norm": True},
+    "MLP 0": {"query_embedding": effective_embedding(model), "layer_norm": True},
+    "own head": {"query_embedding": effective_embedding(model, heads=[own], mlp=False), "layer_norm": True}}
 found, pair = {"best key": {}, "best query": {}}, (previous[0], induction[0], previous[1], induction[1])
 for label, options in variants.items():
     circuit = circuits.K_comp_full_circuit(model, *pair, **options)
     for direction in ("key", "query"):
         found[f"best {direction}"][label] = top_k_accuracy(circuit, best=direction, tokens=subset)
-    print(f"{label:45} best key {found['best key'][label]:.3f}, best query {found['best query'][label]:.3f}")
+    print(f"{label:13} best key {found['best key'][label]:.3f}, best query {found['best query'][label]:.3f}")
 changes = {label: abs(value - best_key) for label, value in found["best key"].items()}
 reveal("05.largest_change", max(changes, key=changes.get))
 plot_bars(found, "share of tokens",
           title=f"{MODEL}: {name(previous)} → {name(induction)}, what is put back")
+claim("b_Q changes no best query", found["best query"]["b_Q"], "≈", found["best query"]["as published"],
+      unit="share of tokens", within=0.005)
 
 # %% [markdown]
-# Read the pairs of bars. b_Q moves the best key and leaves the best query exactly where it was. The norm on the
-# query's side helps the best query: a long query no longer wins a column by its length alone. The norm on the
-# key's side does the same for the best key. (Compare those that have more than a norm with the bar "norm".) And
-# in `tiny` the first MLP ruins the circuit, as lesson 04 foretold: a vector that is never in the residual stream
-# is not a stand-in for a token. With head 0.3 in front of it, it is harmless again, and head 0.3 alone is better
-# than W_E: *this* is what the induction head's query reads.
+# b_Q moves the best key and leaves the best query where it was: the same amount for every query cannot change
+# their order. The norm helps where a long vector used to win by its length alone. And in `tiny` the first MLP
+# ruins the circuit, as lesson 04 foretold: a vector that is never in the residual stream is not a stand-in for a
+# token. The head that looks at its own position is the best stand-in: what it writes *fits* what the induction
+# head's query reads. Whether the query does read it, only the running model can say.
 #
 # None of the versions is "the" circuit. Report which one you computed.
 #
@@ -272,7 +272,7 @@ plot_bars(found, "share of tokens",
 # wrote, but *only where the induction heads' keys read it*. Everything else, including what other heads read of it,
 # stays as in the clean pass.
 #
-# What a head reads from a residual stream is one line:
+# You will write it in two steps. First: what does a head read from a residual stream?
 
 # %%
 @exercise("05.head_reading")
@@ -293,64 +293,137 @@ queries = head_reading(model, layer, head, "q", clean.residuals[layer])
 assert torch.allclose(queries, clean.activations[f"blocks.{layer}.attn.hook_q"][:, :, head], atol=1e-4)
 
 # %% [markdown]
-# `path_patching` computes such readings from the clean residual stream with the sender's output replaced by its
-# mean, puts them into the receivers, lets the model run on, and gives three losses: clean, with the path patched,
-# and with the sender ablated altogether.
+# Now the experiment itself. The stream at a receiver is a sum, so "without the sender" is the clean stream plus
+# what mean ablation changes in the sender's output. Read the keys from that, put them in their place, and let the
+# model run. `put_reading(model, layer, head, name, value)` makes the hook that gives a head its new "q", "k" or
+# "v".
 
 # %%
-@exercise("05.share_of_effect")
-def share_of_effect(clean: float, path: float, total: float) -> float:
-    """How much of a sender's effect goes through one path, from the three losses: 0 none of it, 1 all of it.
+@exercise("05.patch_path")
+def patch_path(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], sender: tuple[int, int],
+    receivers: list[tuple[int, int]], into: str
+) -> Float[Tensor, "batch pos vocab"]:
+    """Logits when the sender is mean-ablated only where the receivers read it; all else is as in the clean pass.
 
-    A path can do more than the whole, or the opposite: then it is above 1, or below 0.
+    `into` says which of their readings change: "k", or several, such as "qv". All are made from the clean stream
+    (`blocks.{layer}.hook_resid_pre`) without what the sender's z (`hook_z`, `ablate`, W_O) added to it.
     """
     raise NotImplementedError
 
 
 # %%
+@torch.no_grad()
+def sequence_losses(logits, tokens=tokens, seq_len=SEQ_LEN):
+    """The loss (nats) of each sequence's second copy: [batch]."""
+    return F.cross_entropy(logits[:, seq_len:-1].mT, tokens[:, seq_len + 1:], reduction="none").mean(dim=1).cpu()
+
+
 planted_tokens = torch.cat([torch.zeros(1, 1, dtype=torch.long), *[torch.arange(1, 21)[None]] * 2], dim=1)
 for into in "kqv":
     effect = path_patching(planted, planted_tokens, 20, PREVIOUS_TOKEN_HEAD, [INDUCTION_HEAD], into=into)
-    share = share_of_effect(effect.clean, effect.path, effect.total)
-    print(f"planted, into {into}: loss {effect.clean:.2f} → {effect.path:.2f}, "
-          f"ablated {effect.total:.2f}: share {share:.3f}")
+    broken = second_copy_loss(patch_path(planted, planted_tokens, PREVIOUS_TOKEN_HEAD, [INDUCTION_HEAD], into),
+                              planted_tokens, 20).item()
+    assert abs(broken - effect.path) < 1e-3                             # the library's function agrees with yours
+    print(f"planted, path into {into} broken: loss {effect.clean:.2f} → {broken:.2f}, ablated {effect.total:.2f}")
 
 # %% [markdown]
-# In the planted circuit all of the effect goes through the keys, as built. In the trained model the receivers are
-# all its strong induction heads together (lesson 03: one alone is covered by the others).
-#
-# **Predict:** which share of the previous-token head's effect goes through their keys?
+# In the planted circuit all of the effect goes through the keys, as built. How much of an effect goes through a
+# path is its **share**, (path − clean) / (ablated − clean). Breaking a path shows whether it is *needed*. To learn
+# whether it is *enough*, turn the experiment around: ablate the sender for the whole model, and give its output
+# back on this path alone.
 
 # %%
-predict("05.share", None, unit="(share)")
+@exercise("05.restore_path")
+def restore_path(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], sender: tuple[int, int],
+    receivers: list[tuple[int, int]], into: str
+) -> Float[Tensor, "batch pos vocab"]:
+    """Logits when the sender is mean-ablated everywhere, except where the receivers read it.
+
+    The receivers' readings are made from the stream of the *ablated* pass with the sender's own output put back.
+    """
+    raise NotImplementedError
+
+
+# %% [markdown]
+# In the trained model the receivers are all its strong induction heads together (lesson 03: one alone is covered
+# by the others). The senders are the previous-token head and the riddle of lessons 03 and 04, the head that looks
+# at its own position and cannot be missed.
+#
+# **Predict:** breaking the path of `tiny`'s own-position head into the *queries* costs as much as ablating the
+# head. What share of the loss will restoring the queries alone bring back?
+
+# %%
+predict("05.restored", None, unit="(share)")
 
 # %%
 receivers = sorted(head for head in strong | {induction} if head[0] > previous[0])
 senders = {"previous-token head": previous}
 if min(layer for layer, _ in receivers) > 0 and (0, own) != previous:
     senders["own-position head"] = (0, own)
-shares = {f"through {words}": {} for words in ("keys", "queries", "values")}
-for label, sender in senders.items():
-    for into, words in (("k", "keys"), ("q", "queries"), ("v", "values")):
-        effect = path_patching(model, tokens, SEQ_LEN, sender, receivers, into=into)
-        share = share_of_effect(effect.clean, effect.path, effect.total)
-        shares[f"through {words}"][f"{label} {name(sender)}"] = share
-        print(f"{label} {name(sender)} through {words:7}: {effect.clean:.3f} → {effect.path:.3f} nats "
-              f"(ablated {effect.total:.3f}), share {share:.2f}")
-through_keys = shares["through keys"][f"previous-token head {name(previous)}"]
-reveal("05.share", through_keys)
-plot_bars(shares, "share of the head's effect", title=f"{MODEL}: into {', '.join(map(name, receivers))}")
+clean_logits, paths = model(tokens).detach(), {}
+clean = sequence_losses(clean_logits)
+
+
+def right_logit(logits):
+    """The mean logit of the right token in the second copy, without the boundary."""
+    return logits[:, SEQ_LEN + 1:-1].gather(2, tokens[:, SEQ_LEN + 2:, None]).mean().item()
+
+
+for label, (layer, head) in senders.items():
+    def remove(z, hook):
+        z[:, :, head] = ablate(z[:, :, head], "mean")
+        return z
+
+    ablated_logits = model.run_with_hooks(tokens, fwd_hooks=[(hook_z(layer), remove)]).detach()
+    ablated = sequence_losses(ablated_logits)
+    print(f"{label} {layer}.{head}: clean {estimate(clean)} nats, ablated {estimate(ablated)}")
+    for into in ("k", "q", "v", "qv"):
+        with torch.no_grad():
+            broken_logits = patch_path(model, tokens, (layer, head), receivers, into)
+            restored = sequence_losses(restore_path(model, tokens, (layer, head), receivers, into))
+        broken, whole = sequence_losses(broken_logits), (ablated - clean).mean()
+        in_logits = (right_logit(clean_logits) - right_logit(broken_logits)) / (
+            right_logit(clean_logits) - right_logit(ablated_logits))
+        needed, enough = ((broken - clean).mean() / whole).item(), ((ablated - restored).mean() / whole).item()
+        paths[label, into] = broken - clean, ablated - restored, ablated - clean, needed, enough
+        print(f"    {into:2}: broken {estimate(broken)}, share {needed:5.2f} (by the right logit {in_logits:5.2f}); "
+              f"restored alone {estimate(restored)}, brings back {enough:5.2f}")
+if "own-position head" in senders:
+    reveal("05.restored", paths["own-position head", "q"][4])
+plot_bars({what: {f"{name(senders[label])} into {into}": row[i] for (label, into), row in paths.items()}
+           for what, i in (("harm done by breaking it", 3), ("harm undone by restoring it alone", 4))},
+          "share of the sender's effect on the loss", title=f"{MODEL}: paths into {', '.join(map(name, receivers))}")
 
 # %%
-measured("previous-token head's effect through induction keys", through_keys, unit="share",
-         at_least=0.8 if MODEL == "tiny" else None)
+broken, restored, whole, needed, _ = paths["previous-token head", "k"]
+claim("breaking the previous-token head's path into the keys does at least 0.8 of the harm of ablating it",
+      broken, ">", 0.8 * whole, unit="nats")
+claim("restoring that path alone undoes at least 0.8 of the harm", restored, ">", 0.8 * whole, unit="nats")
+if "own-position head" in senders:
+    q, v, both = (paths["own-position head", into][1] for into in ("q", "v", "qv"))
+    whole = paths["own-position head", "q"][2]
+    claim("the own-position head: restoring the queries alone undoes less than half of the harm", q, "<", 0.5 * whole,
+          unit="nats")
+    claim("the own-position head: queries and values together bring back more than the sum of each", both, ">", q + v,
+          unit="nats")
+measured("previous-token head's effect through induction keys", needed, unit="share")
 
 # %% [markdown]
-# In `tiny` nearly all of what the previous-token head does, it does through the induction heads' keys:
-# K-composition, confirmed. And the riddle of head 0.3 is solved: the induction heads read the *present* token
-# from it, in their queries (what to look for) and in their values (what to copy). That is Q- and V-composition.
-# The textbook circuit has two heads; this one needs a third, and the shares of its two paths sum to more than 1,
-# because breaking either alone does most of the harm.
+# In `tiny` nearly all of what the previous-token head does, it does through the induction heads' keys: that path is
+# needed, and it is enough. K-composition, confirmed. And the riddle of head 0.3 is solved: the induction heads read
+# the *present* token from it, in their queries (what to look for) and in their values (what to copy): Q- and
+# V-composition.
+#
+# If you predicted that the queries would bring back most of it: a share of 1.09 suggests so. But a share near 1
+# only says that breaking this path alone does all the harm, not that the path alone would do. Queries and values
+# of 0.3 are an **AND**. Break either, and most of the harm is done; so their shares sum to more than 1. Restore
+# the queries alone, and the heads look at the right place but copy little of use; the values alone, and they look
+# in the wrong place. Only both are enough. The textbook circuit has two heads; this one needs a third.
+#
+# A detail of method: the ablated losses are near chance (ln 988 = 6.9), where more harm hardly shows. By the logit
+# of the right token the shares are somewhat different. The verdict stands; the second digit does not.
 #
 # ## 6 · Does it hold in a real language model?
 
@@ -362,43 +435,65 @@ if real_model is not None:
     real_tokens = generate_repeated_tokens(real_model, 25, batch=4, seed=0)
     real_previous, real_induction = find_pair(real_model, real_tokens, 25)
     indices = real_previous[0], real_induction[0], real_previous[1], real_induction[1]
-    sample = torch.randperm(real_model.cfg.d_vocab, generator=rng)[:2000]
+    sample = torch.randperm(real_model.cfg.d_vocab, generator=torch.Generator().manual_seed(0))[:2000]
     effective = effective_embedding(real_model)
-    real_variants = {"as published": {}, "norm": {"layer_norm": True}, "MLP 0, norm": {
-        "layer_norm": True, "query_embedding": effective, "key_embedding": effective}}
-    for label, options in real_variants.items():
-        circuit = circuits.K_comp_full_circuit(real_model, *indices, **options)
-        keys, queries = (top_k_accuracy(circuit, best=best, tokens=sample) for best in ("key", "query"))
-        print(f"{name(real_previous)} → {name(real_induction)}, {label:12}: best key {keys:.4f}, "
-              f"best query {queries:.4f}")
-    real_pairs = random_head_pairs(30, 9, 20, exclude=[real_previous, real_induction], seed=0)
-    real_control = [
-        top_k_accuracy(circuits.K_comp_full_circuit(real_model, a[0], b[0], a[1], b[1]), tokens=sample[:300])
-        for a, b in real_pairs]
-    print(f"20 random pairs: highest {max(real_control):.4f}; chance {1 / real_model.cfg.d_vocab:.5f}")
-    measured("SmolLM2: K-composition with MLP 0, best key", keys, unit="share", at_least=0.01)
+    with_MLP = {"layer_norm": True, "query_embedding": effective, "key_embedding": effective}
+    real_pairs = random_head_pairs(30, 9, 6, exclude=[real_previous, real_induction], seed=0)
+    for label, options in {"as published": {}, "MLP 0, norm": with_MLP}.items():
+        def matched(sender, receiver):
+            circuit = circuits.K_comp_full_circuit(
+                real_model, sender[0], receiver[0], sender[1], receiver[1], **options)
+            return top_k_accuracy(circuit, tokens=sample)
+
+        hits, by_chance = matched(real_previous, real_induction), sum(matched(*pair) for pair in real_pairs) / 6
+        print(f"{label}: best key for {round(2000 * hits)} of 2000 tokens; 6 random pairs together "
+              f"{round(12_000 * by_chance)} of 12,000; chance {2000 / real_model.cfg.d_vocab:.2f} of 2000")
+        claim(f"SmolLM2, {label}: {name(real_previous)} → {name(real_induction)} matches more than random pairs",
+              wilson_interval(hits, 2000), ">", wilson_interval(by_chance, 12_000), unit="share of tokens")
+    measured("SmolLM2: K-composition with MLP 0, best key", hits, unit="share", at_least=0.01)
+    previous_in_layer = previous_token_scores(real_model, real_tokens)[real_previous[0]]
+    print(f"the same receiver, MLP 0 and norm, other senders of layer {real_previous[0]}:")
+    for head in range(9):
+        if (found := matched((real_previous[0], head), real_induction)) > 0.005:
+            print(f"    {real_previous[0]}.{head}: {round(2000 * found)} of 2000 tokens; attention to the previous "
+                  f"token {previous_in_layer[head]:.2f}")
 
 # %% [markdown]
-# In a real model of 30 layers the circuit made of bare embeddings still finds the right token about a hundred
-# times more often than chance, and the first MLP, which spoiled it in `tiny`, makes it several times better: here
-# it *is* part of the embedding. Yet nineteen tokens of twenty are missed. Sixteen layers lie between the
-# embedding and the previous-token head, and no circuit of weights sees what they do. Path patching does not mind:
+# In a real model of 30 layers the circuit made of bare embeddings still finds the right token a few times in 2000,
+# where 12,000 tries with random pairs find none, and the first MLP, which spoiled it in `tiny`, makes it many
+# times better: here it *is* part of the embedding. Yet nineteen tokens of twenty are missed. And the harder
+# control speaks up: another head of the same layer, which shares its values with the previous-token head, does
+# nearly as well *in the weights*, although it attends to the previous token far less. Sixteen layers lie between
+# the embedding and these heads, and no circuit of weights sees what they do, or where a head looks. Path patching
+# runs the model, so those layers are in it:
 
 # %%
 if real_model is not None:
-    for into, words in (("k", "keys"), ("q", "queries"), ("v", "values")):
-        effect = path_patching(real_model, real_tokens, 25, real_previous, [real_induction], into=into)
-        share = share_of_effect(effect.clean, effect.path, effect.total)
-        print(f"{name(real_previous)} through the {words} of {name(real_induction)}: "
-              f"{effect.clean:.2f} → {effect.path:.2f} nats (ablated {effect.total:.2f}), share {share:.2f}")
+    def real_loss(logits):
+        return sequence_losses(logits, real_tokens, 25)
+
+    with torch.no_grad():
+        total = path_patching(real_model, real_tokens, 25, real_previous, [real_induction]).total
+        real_clean = real_loss(real_model(real_tokens))
+        real_broken = {into: real_loss(patch_path(real_model, real_tokens, real_previous, [real_induction], into))
+                       for into in "kqv"}
+        back = real_loss(restore_path(real_model, real_tokens, real_previous, [real_induction], "k"))
+    print(f"clean {estimate(real_clean)} nats, {name(real_previous)} ablated {total:.2f}")
+    for into, loss in real_broken.items():
+        share = ((loss - real_clean).mean() / (total - real_clean.mean())).item()
+        print(f"path into {into} of {name(real_induction)} broken: {estimate(loss)} nats, share {share:.2f}")
         if into == "k":
-            measured("SmolLM2: previous-token head's effect through induction keys", share, unit="share",
-                     at_least=0.5)
+            measured("SmolLM2: previous-token head's effect through induction keys", share, unit="share", at_least=0.5)
+    print(f"path into k alone restored: {estimate(back)} nats, brings back "
+          f"{((total - back.mean()) / (total - real_clean.mean())).item():.2f}")
+    claim(f"SmolLM2: {name(real_previous)} acts more through the keys of {name(real_induction)} than its values",
+          real_broken["k"], ">", real_broken["v"], unit="nats")
 
 # %% [markdown]
 # Most of the effect goes through the keys of this one head and the two that share its keys (grouped-query
 # attention: heads of a group cannot be patched one by one). The weights gave a hint of a few per cent; the
-# running model says it plainly. Low top-1 accuracy did not mean that the circuit was not there.
+# running model says it plainly. Low top-1 accuracy did not mean that the circuit was not there. But restoring
+# that path alone does not bring everything back: there are other readers.
 #
 # SmolLM2's positions are rotary: the circuit above is the score of a query and a key *at the same position*. With
 # `distance=d` the query is turned as far as a key d positions back calls for:
@@ -411,14 +506,37 @@ if real_model is not None:
         print(f"key {distance:2} positions back: best key {top_k_accuracy(circuit, tokens=sample):.4f}")
 
 # %% [markdown]
-# It makes next to no difference: this head matches tokens at any distance.
+# At these distances it makes next to no difference. (All keys are compared at one and the same distance here; which
+# of two keys at different distances wins is another question.)
 #
+# ## On your own
+#
+# Four induction heads read `tiny`'s previous-token head through their keys. Is any *one* of them enough? Hand in a
+# claim; a number with its interval; the control; what would have refuted you; and what your experiment does not
+# show.
+
+# %% tags=["solution-only"]
+undone = {head: paths["previous-token head", "k"][2] + clean - sequence_losses(
+    restore_path(model, tokens, previous, [head], "k").detach()) for head in receivers}
+for head, back_in_nats in undone.items():
+    print(f"restored into the keys of {name(head)} alone: {estimate(back_in_nats)} nats undone")
+together = paths["previous-token head", "k"][1]
+best = max(undone, key=lambda head: undone[head].mean())
+claim("the best single receiver undoes less than all of them together", undone[best], "<", together, unit="nats")
+
+# %% [markdown] tags=["solution-only"]
+# *A model answer.* No single receiver is enough: the best undoes less of the harm than all together. The control
+# is the same experiment with all receivers, on the same sequences; an interval that reached their number would
+# have refuted me. It does not show which pairs are enough, nor that the heads work independently: the loss is not
+# additive near chance.
+
+# %% [markdown]
 # ## What this does not show
 #
 # - The circuit tests *matching* (QK). That the right token is then copied is the OV circuit of lesson 04.
 # - Path patching depends on what is put in place (here the mean) and on which receivers are taken together.
-# - Random head pairs are one control. Heads chosen by another criterion would be a harder one.
-# - Shares near 1 say that the path is sufficient to carry the effect, not that no other path could.
+# - Random head pairs are one control. Heads chosen by another criterion are a harder one, as SmolLM2 showed.
+# - Only paths of one step, head to head, were patched. What passes through an MLP in between was left as it was.
 #
 # ## Summary
 #
@@ -427,11 +545,14 @@ if real_model is not None:
 #   bias you used.
 # - b_Q changes the best key only; norms change both; the effective embedding helps or hurts, depending on the
 #   model.
-# - Weights say what could happen. Path patching says what does.
+# - Weights say what could happen. Path patching says what does: breaking a path shows that it is needed, restoring
+#   it alone shows that it is enough. Two paths that form an AND are each needed, and neither is enough.
 #
-# Sources: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021): composition; Shuyang Xiang,
-# "How to Interpret GPT2-Small" (2024): the full circuit and the quoted 0.2283; Wang et al., "Interpretability in
-# the Wild" (2022) and Goldowsky-Dill et al., "Localizing Model Behavior with Path Patching" (2023).
+# Sources: Elhage et al., [A Mathematical Framework for Transformer
+# Circuits](https://transformer-circuits.pub/2021/framework/index.html) (2021): composition; Shuyang Xiang, "How to
+# Interpret GPT2-Small" (2024): the full circuit and the quoted 0.2283; Wang et al., [Interpretability in the
+# Wild](https://arxiv.org/abs/2211.00593) (2022), and Goldowsky-Dill et al., [Localizing Model Behavior with Path
+# Patching](https://arxiv.org/abs/2304.05969) (2023).
 #
 # Next: **06 · Sparse autoencoders**, where we stop asking about heads and ask what is written in the residual
 # stream.

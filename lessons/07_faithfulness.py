@@ -10,12 +10,12 @@
 # # 07 · Is it faithful?
 #
 # **The question.** An autoencoder gives back 90 % of the variance of an activation. Is that good? The model
-# does not care about variance; it goes on from the activation to a prediction. So put the reconstruction in the
-# activation's place, let the model go on, and compare the two predictions.
+# does not care about variance; it continues from the activation to a prediction. So replace the activation by its
+# reconstruction, let the model continue, and compare the two predictions.
 #
 # There are a dozen numbers for "compare", and libraries that call theirs by the same name disagree. You will
 # write the important ones yourself, test them on autoencoders whose value is known beforehand, follow the rules of
-# two evaluators in wide use, and see which number each mistake fools.
+# two evaluators in wide use, see which number each mistake fools, and decide which of two autoencoders is better.
 #
 # **You need:** lesson 06.
 
@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from course_utils.claims import claim
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.faithfulness import SAEBENCH, SAELENS, evaluate_sae
 from course_utils.measured import measured
@@ -54,13 +55,11 @@ print(f"tokens {tuple(tokens.shape)}")
 # %% [markdown]
 # ## 1 · The downstream pass
 #
-# A forum thread that this lesson follows wrote the patched pass down with ĥ at every later layer, and without the
-# final norm. Here is what happens:
+# One often sees $\hat h$ written at every later layer. It is patched in once, at $\ell$, and the model does the rest:
 #
-#     h_ℓ        the residual stream where the autoencoder sits, from the clean tokens
-#     ĥ_ℓ        decode(encode(h_ℓ)), but at BOS h_ℓ itself
-#     h_i        block_i(h_{i−1}) for every later block: the reconstruction is put in ONCE, at ℓ
-#     q          softmax(unembed(final norm(h_L)))
+# $$\hat h_\ell = \text{decode}(\text{encode}(h_\ell)) \text{ (at BOS: } h_\ell \text{)}, \qquad
+# \hat h_i = \text{block}_i(\hat h_{i-1}) \text{ for } i > \ell, \qquad
+# q = \text{softmax}\big(\text{unembed}(\text{norm}(\hat h_L))\big)$$
 #
 # The later layers are free to repair, or to amplify, what the autoencoder broke. That is what makes the metric
 # *downstream*.
@@ -89,31 +88,11 @@ print(f"the most likely next token is another one at {changed:.0%} of the positi
 # `evaluate_sae`, which we use below, lets one remembered clean run continue from the patch, as the sweeps of
 # lesson 03 did.
 #
-# ## 2 · Cross-entropy, by position
+# ## 2 · ΔCE
 #
-# How good are the two predictions? CE_j is the mean cross-entropy of the token that comes *after* position j,
-# over the sequences of the batch. (The thread's formula for it has lost its minus sign.)
-
-# %%
-@exercise("07.cross_entropy_by_position")
-def cross_entropy_by_position(
-    logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "pos-1"]:
-    """CE_j = −(1/N) Σ_i ln p(t_{i, j+1}), in nats: entry j is about the logits at position j."""
-    raise NotImplementedError
-
-
-# %%
-ce_clean, ce_sae = (cross_entropy_by_position(logits, tokens) for logits in (p_logits, q_logits))
-plot_by_position({"clean": ce_clean, "with the reconstruction": ce_sae}, "cross-entropy (nats)",
-                 title=f"{MODEL}: what the autoencoder costs, position by position")
-
-# %% [markdown]
-# ## 3 · ΔCE
-#
-# The difference is the oldest measure of faithfulness. Token by token it is ln p(t) − ln q(t), where t is the
-# token that came, p the clean and q the patched prediction: positive where the patch did harm. (One library
-# logs it with the opposite sign. Look before you compare.)
+# The oldest measure of faithfulness is a difference of cross-entropies. Token by token it is
+# $\Delta CE = \ln p(t) - \ln q(t)$, where $t$ is the actual next token, $p$ the clean and $q$ the patched prediction:
+# positive where the patch did harm. (One library logs it with the opposite sign. Look before you compare.)
 
 # %%
 @exercise("07.delta_cross_entropy")
@@ -121,7 +100,10 @@ def delta_cross_entropy(
     p_logits: Float[Tensor, "batch pos vocab"], q_logits: Float[Tensor, "batch pos vocab"],
     tokens: Int[Tensor, "batch pos"],
 ) -> Float[Tensor, "batch pos-1"]:
-    """ln p(t) − ln q(t) at each position but the last, for the token t that came next, in nats."""
+    """ln p(t) − ln q(t) at each position but the last, for the actual next token t, in nats.
+
+    Logits may be hundreds apart.
+    """
     raise NotImplementedError
 
 
@@ -131,29 +113,30 @@ def delta_cross_entropy(
 # models are certain, ΔCE is about 10⁻⁶, and its sign is mere rounding.)
 
 # %%
-predict("07.share_better", None)
+predict("07.share_better", None, unit="")
 
 # %%
 delta = delta_cross_entropy(p_logits, q_logits, tokens)[:, 1:]      # BOS is not patched, and not counted
 moved = delta.abs() > 1e-3
-reveal("07.share_better", round((delta[moved] < 0).float().mean().item(), 2), unit="")
+reveal("07.share_better", round((delta[moved] < 0).float().mean().item(), 2))
 print(f"moved: {moved.float().mean():.0%} of the tokens")
 print(f"ΔCE: mean {delta.mean():.4f} nats, standard deviation {delta.std():.3f}")
-plot_histogram(delta.clamp(-1, 1), "ΔCE of one token (nats; the ends collect what lies beyond)", "tokens",
-               bins=60)
+plot_histogram(delta[moved].clamp(-1, 1), "ΔCE of one token (nats; the ends collect what lies beyond)",
+               "tokens that moved", bins=60, title=f"{MODEL}: harm and help are nearly as frequent")
 
 # %% [markdown]
-# Nearly half of the tokens that moved are predicted *better*: a small change moves the probability of the token that
-# came up almost as often as down. The mean is a small number left over from larger ones of both signs.
+# Nearly half of the tokens that moved are predicted *better*. If you said "hardly any": a patch that knows nothing of
+# $t$ pushes its probability about, and a small push raises it almost as often as it lowers it. The mean is a small number
+# left over from larger ones of both signs.
 #
-# ## 4 · KL
+# ## 3 · KL
 #
-# ΔCE looks at one token, the one that happened to come. The **KL divergence** from p to q asks about all of
+# ΔCE looks at one token, the actual next one. The **KL divergence** from p to q asks about all of
 # them, each with the weight that the clean model gives it:
 #
-#     KL(p‖q) = Σ_y p(y) ln( p(y) / q(y) )        never negative, and 0 only if p = q
+# $$KL(p\,\|\,q) = \sum_y p(y)\,\ln\frac{p(y)}{q(y)} \qquad \text{never negative, and 0 only if } p = q$$
 #
-# It compares the two models with each other and does not ask which token came. (Is its mean that of ΔCE?
+# It compares the two models with each other and does not ask for the actual next token. (Is its mean that of ΔCE?
 # Lesson 08 is about that question.)
 
 # %%
@@ -163,7 +146,8 @@ def kl_divergence(
 ) -> Float[Tensor, "*position"]:
     """KL(p‖q) in nats at each position (any number of leading axes, also none).
 
-    Logits may be thousands apart. A token that both rule out (logit −inf) adds 0.
+    Logits may be thousands apart. A token that both rule out (logit −inf) adds 0; one that q alone rules out makes it
+    infinite.
     """
     raise NotImplementedError
 
@@ -173,12 +157,14 @@ kl = kl_divergence(p_logits, q_logits)[:, 1:-1]
 reverse = kl_divergence(q_logits, p_logits)[:, 1:-1]
 print(f"KL(p‖q) {kl.mean():.4f} nats; the other way round {reverse.mean():.4f}")
 print(f"mean ΔCE at the same positions {delta.mean():.4f} nats")
+print(f"KL of the median token {kl.median():.1g} nats")
 measured("KL of the shipped autoencoder", kl.mean(), unit="nats")
 
 # %% [markdown]
 # The two directions differ: KL(p‖q) is large where q rules out what p thinks likely, KL(q‖p) where q makes up
-# what p rules out. The field reports the first. Now the numerical trap: one evaluator takes
-# `log(softmax(logits))`.
+# what p rules out. The field reports the first. And the median token hardly changes at all: section 11 asks who pays.
+#
+# Now the numerical trap: SAEBench takes `log(softmax(logits))`.
 
 # %%
 far = torch.tensor([0.0, 200.0])
@@ -188,12 +174,12 @@ print("KL with the first:", float((p * (p.log() - q.log())).sum()),
       "  with the second:", float(kl_divergence(far, 0 * far)))
 
 # %% [markdown]
-# ## 5 · The reconstruction score
+# ## 4 · The reconstruction score
 #
 # How many nats are many? The usual answer puts ΔCE on a scale between two landmarks, the clean model and one
 # whose activation is replaced by zeros ("CE loss score", "loss recovered"):
 #
-#     score = (L_zero − L_sae) / (L_zero − L_clean)         1: nothing lost; 0: as bad as zeros
+# $$\text{score} = \frac{L_{zero} - L_{sae}}{L_{zero} - L_{clean}} \qquad \text{1: nothing lost; 0: as bad as zeros}$$
 #
 # Where the ablation costs nothing there is nothing to recover: then the score is *not defined*, and a function
 # that divides anyway answers infinity or nonsense.
@@ -219,19 +205,23 @@ measured("reconstruction score of the shipped autoencoder", report.reconstructio
 
 # %% [markdown]
 # The landmark is far away, nearly as bad as guessing, so any autoencoder that is of use lies in the last few
-# percent of the scale. How little a score says, we see when we give it autoencoders that we know to be bad.
+# percent of the scale. To see how little a score says, give it autoencoders that you know to be bad.
 #
-# ## 6 · Autoencoders whose value is known
+# ## 5 · Autoencoders whose value is known
 #
-# Any object with `encode` and `decode` can be evaluated. Here are some that no one would ship:
+# Any object with `encode` and `decode` can be evaluated. Here are some that no one would ship, and one rival that
+# someone might: PCA with as many components as the autoencoder has active latents, fitted to other text.
 
 # %%
 seen = collect_activations(model, HOOK, tokens).unflatten(0, (N, -1))                # [n, pos-1, d_model]
 mean_activation = seen[:, :-1].mean(dim=(0, 1))                                     # of the counted positions
+other_text = collect_activations(model, HOOK, sample_text(model, n=4 * N, length=LENGTH, seed=6)).double()
+centre, K = other_text.mean(dim=0), min(sae.k, model.cfg.d_model - 1)
+components = torch.linalg.eigh((other_text - centre).T @ (other_text - centre)).eigenvectors[:, -K:].float()
 
 
 class Degenerate:
-    """An "autoencoder" that answers with a function of the activation."""
+    """An "autoencoder" whose latents are the activation itself, and which answers with a function of it."""
 
     def __init__(self, answer):
         self.answer = answer
@@ -242,6 +232,22 @@ class Degenerate:
     def decode(self, latents):
         return self.answer(latents)
 
+    def __call__(self, x):
+        return self.decode(self.encode(x))
+
+
+class PCA(Degenerate):
+    """The latents are the coordinates along the largest principal components."""
+
+    def __init__(self, components, centre):
+        self.components, self.centre = components, centre
+
+    def encode(self, x):
+        return (x - self.centre.to(x)) @ self.components.to(x)
+
+    def decode(self, latents):
+        return latents @ self.components.T.to(latents) + self.centre.to(latents)
+
 
 def with_shuffled_decoder(sae):
     shuffled = SparseAutoencoder(sae.d_in, sae.d_sae, sae.kind, k=sae.k, hook_name=HOOK)
@@ -251,12 +257,22 @@ def with_shuffled_decoder(sae):
     return shuffled.to(sae.W_dec.device)
 
 
+def untrained(independent):
+    """Never trained: the decoder starts as the encoder's transpose, or, if `independent`, as random rows of its own."""
+    made, other = (SparseAutoencoder(sae.d_in, sae.d_sae, "relu", hook_name=HOOK, seed=seed) for seed in (0, 1))
+    if independent:
+        made.W_dec.data.copy_(other.W_dec)
+    return made.to(model.cfg.device)
+
+
 suspects = {
     "identity": Degenerate(lambda x: x),
     "the shipped one": sae,
+    f"PCA, {K} components": PCA(components, centre),
     "twice as long": Degenerate(lambda x: 2 * x),
     "half as long": Degenerate(lambda x: x / 2),
-    "never trained": SparseAutoencoder(sae.d_in, sae.d_sae, "relu", hook_name=HOOK).to(model.cfg.device),
+    "never trained": untrained(independent=False),
+    "the same, decoder independent": untrained(independent=True),
     "decoder shuffled": with_shuffled_decoder(sae),
     "the mean, always": Degenerate(lambda x: mean_activation.to(x).expand_as(x)),
     "zero": Degenerate(lambda x: 0 * x),
@@ -279,16 +295,32 @@ table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l
 #   an L0 beside it means nothing.
 # - **Zero** has score 0 by definition, and **the mean** has explained variance 0. These are tests of the
 #   *metrics*: run them on any evaluator you use.
-# - **Twice as long** and **half as long**: in a model with a norm at each layer's door, length hardly matters as
-#   long as the direction is right. The explained variance is outraged, and the score barely notices. (The KL does:
-#   it is about three times that of the shipped one.)
-# - **Never trained**: random directions, L0 in the hundreds. In `tiny` its explained variance is *below zero* and
-#   its score still looks like something one could publish. A high score is not evidence of a dictionary.
+# - **Twice as long** and **half as long**: each block normalises what it reads, so length hardly matters as long as the
+#   direction is right. In `tiny` the explained variance falls to −0.27 and 0.68; the score stays above 0.995. (The KL is
+#   about three times that of the shipped one.)
+# - **Never trained**: its decoder starts as the transpose of its encoder, so that relu(xW)Wᵀ is roughly a multiple of x.
+#   In `tiny` its explained variance is *below zero* and its score still looks like something one could publish. With a
+#   decoder of its own it is worse than zeros: here the *tying* does the work, not the dictionary.
+# - **Decoder shuffled**: the right latents, the wrong directions. Also below 0: a wrong answer is worse than none.
+# - **PCA** is the honest rival: a linear code with as many numbers for each token. Without it "a KL of 0.007" is just a
+#   number; with it, it is evidence *for* the autoencoder.
+
+# %%
+def kl_of(reconstruct, hook_name=HOOK):
+    """KL(p‖q) at each counted position, [n, pos-2]."""
+    return kl_divergence(p_logits, patched_logits(model, tokens, hook_name, reconstruct))[:, 1:-1].cpu()
+
+
+kl = kl_of(sae)
+kl_pca, kl_twice = (kl_of(suspects[name]) for name in (f"PCA, {K} components", "twice as long"))
+claim(f"{K} latents are more faithful than {K} principal components", kl.mean(dim=1), "<", kl_pca.mean(dim=1), unit="nats")
+_ = claim("twice as long costs more, whatever its score says", kl_twice.mean(dim=1), ">", kl.mean(dim=1), unit="nats")
+
+# %% [markdown]
+# ## 6 · The wrong layer
 #
-# ## 7 · The wrong layer
-#
-# A tutorial once evaluated an autoencoder of layer 8 at layer 10. The score was 0.93, and nobody noticed. The
-# course's function refuses, unless you insist:
+# In outputs that a SAELens tutorial once stored, an autoencoder of layer 8 sat at layer 10. The score was
+# (11.72 − 4.05) / (11.72 − 3.44) = 0.93, and nobody noticed. The course's function refuses, unless you insist:
 
 # %%
 try:
@@ -306,12 +338,17 @@ table(elsewhere, ["reconstruction_score", "kl", "explained_variance", "cosine", 
 
 # %% [markdown]
 # In `tiny`, too, a wrong layer can keep a score that looks good, one layer up: with many times the KL.
-#
-# ## 8 · One mean
+
+# %%
+_ = claim("one layer too high costs more", kl_of(sae, f"blocks.{LAYER + 1}.hook_resid_pre").mean(dim=1), ">",
+          kl.mean(dim=1), unit="nats")
+
+# %% [markdown]
+# ## 7 · One mean
 #
 # An evaluation goes through many batches, and every batch has positions that do not count: BOS, padding. The
-# mean over all counted positions is not the mean of the batches' means, unless they count equally many. And a
-# *ratio* averaged over batches is not a ratio of anything.
+# mean over all counted positions is not the mean of the batches' means, unless they count equally many. And the average
+# of ratios is not the ratio of the averages.
 
 # %%
 @exercise("07.pooled_mean")
@@ -332,7 +369,7 @@ of_means = sum(float(values[counted].mean()) for values, counted in zip(batches,
 print(f"KL, pooled {pooled_mean(list(batches), list(masks)):.5f} nats; mean of the batches' means {of_means:.5f}")
 
 # %% [markdown]
-# ## 9 · How sure?
+# ## 8 · How sure?
 #
 # The tokens of one text are not independent: a hard text is hard all over. So an interval must resample whole
 # *sequences*, not tokens: draw as many sequences as there are, with replacement, compute the pooled mean, and
@@ -362,19 +399,25 @@ by_token = flat[resampled].mean(dim=1).quantile(torch.tensor([0.025, 0.975])).to
 print(f"KL {flat.mean():.4f} nats; interval from sequences {by_sequence[0]:.4f} to {by_sequence[1]:.4f}, "
       f"from tokens {by_token[0]:.4f} to {by_token[1]:.4f}")
 
+# %% [markdown]
+# Here the two intervals are nearly the same: whatever is hard about these stories changes from sentence to sentence, and
+# the texts are alike. Where whole texts differ (languages, code among prose), the tokens' interval can be several times
+# too narrow. So resample sequences: it costs nothing, and you need not know which case is yours.
+#
+# `evaluate_sae` reports every mean with such an interval, over one shared mask, pooled, in nats. (For bits ask
+# `to_frame("bits")`: one bit is ln 2 = 0.693 nats.) Of its 23 rows those that we have met:
+
 # %%
-report.to_frame().round(4)
+report.to_frame().loc[["ce_clean", "ce_sae", "ce_zero", "delta_ce", "kl", "reverse_kl", "reconstruction_score",
+                       "explained_variance", "l0"]].round(4)
 
 # %% [markdown]
-# This is what `evaluate_sae` reports: every mean with its interval, over one shared mask, pooled, in nats. For
-# bits ask `to_frame("bits")`: one bit is ln 2 = 0.693 nats. ("Bits lost" is nothing but ΔCE in bits.)
-#
-# ## 10 · Explained variance, right and wrong
+# ## 9 · Explained variance, right and wrong
 #
 # This number of the table has been got wrong in several libraries. The definition is the share of the
 # *variance*, which is measured about the mean:
 #
-#     1 − E‖x̂ − x‖² / E‖x − E x‖²
+# $$1 - \frac{E\,\lVert\hat x - x\rVert^2}{E\,\lVert x - E\,x\rVert^2}$$
 
 # %%
 @exercise("07.explained_variance")
@@ -389,36 +432,68 @@ def explained_variance(x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "token
 # %%
 x = collect_activations(model, HOOK, tokens)
 x_hat = sae(x.to(model.cfg.device)).cpu()
-error, from_mean = (x_hat - x).pow(2).sum(dim=1), (x - x.mean(dim=0)).pow(2).sum(dim=1)
-size = x.pow(2).sum(dim=1)
-versions = {
-    "right": explained_variance(x, x_hat),
-    "about zero": float(1 - error.mean() / size.mean()),
-    "mean of the tokens' ratios": float((1 - error / from_mean).mean()),
-    "SAEBench's": float(1 - error.mean() / (size.mean() - (size.mean() / x.shape[1]) ** 2)),
-    "forgives a shift": float(1 - (x_hat - x).var(dim=0).sum() / x.var(dim=0).sum()),
+
+
+def square(v):
+    return v.pow(2).sum(dim=-1)                                     # of each token
+
+
+formulas = {
+    "right": explained_variance,
+    "about zero": lambda x, x_hat: 1 - square(x_hat - x).mean() / square(x).mean(),
+    "mean of the tokens' ratios": lambda x, x_hat: (1 - square(x_hat - x) / square(x - x.mean(dim=0))).mean(),
+    "lengths, not squares":
+        lambda x, x_hat: 1 - (x_hat - x).norm(dim=1).mean() / (x - x.mean(dim=0)).norm(dim=1).mean(),
+    "forgives a shift": lambda x, x_hat: 1 - (x_hat - x).var(dim=0).sum() / x.var(dim=0).sum(),
+    "SAEBench's": lambda x, x_hat: 1 - square(x_hat - x).mean() / (
+        square(x).mean() - (square(x).mean() / x.shape[1]) ** 2),
 }
-for name, value in versions.items():
-    print(f"{name:28} {value:.4f}")
-shifted = x_hat + x.mean(dim=0)                                     # every reconstruction off by the same vector
-print(f"the same error everywhere:   right {explained_variance(x, shifted):.4f}, "
-      f"forgives a shift {float(1 - (shifted - x).var(dim=0).sum() / x.var(dim=0).sum()):.4f}")
+for name, formula in formulas.items():
+    print(f"{name:28} {float(formula(x, x_hat)):.3f}")
 
 # %% [markdown]
-# - *About zero*: the mean activation is not zero, and its square is not a variance. An autoencoder that always
-#   answers the mean gets credit for it (in `tiny` a fifth of ‖x‖²). (SAELens had a form of this until pull
-#   request 665; a user saw 0.98 where the truth was 0.78.)
-# - *Mean of ratios*: tokens whose activation happens to lie near the mean get enormous weight. (Older SAELens,
-#   still reported as "legacy".)
-# - *SAEBench's* denominator subtracts (E‖x‖² / d)², the square of a mean of squares: a number with the wrong
-#   unit. Where activations are large it can even turn negative.
-# - *Forgives a shift*: measures the variance of the error, so a constant error is free. (dictionary_learning.)
+# Six formulas, six numbers, all of them plausible. (The table above has the first one too, without the last position of
+# each text.)
 #
-# ## 11 · Conventions
+# - *About zero*: the mean activation is not zero, and its square is not a variance. An autoencoder that always
+#   answers the mean gets credit for it (in `tiny` a fifth of ‖x‖²). SAELens had a form of this until pull
+#   request 665; its issue 659 saw 0.98 where the formula before had said 0.78.
+# - *Mean of ratios*: tokens whose activation happens to lie near the mean get enormous weight. (That formula before,
+#   still reported as "legacy".)
+# - *Lengths*: the norm of the error where its square belongs.
+# - *Forgives a shift*: measures the variance of the error, so a constant error is free. (dictionary_learning.)
+# - *SAEBench's* denominator subtracts (E‖x‖² / d)², the square of a mean of squares: a number with the wrong
+#   unit. Where activations are large it turns negative, as you can see by making x a hundred times larger.
+#
+# Suppose you did not have the source, only the function. Which *inputs* would tell you that it is wrong? The right answer
+# must be known without a formula, and each of the five must get at least one of them wrong. Design them.
+
+# %%
+@exercise("07.known_cases")
+def known_cases(x: Float[Tensor, "tokens d"]) -> dict[str, tuple[Float[Tensor, "tokens d"], float]]:
+    """{name: (x_hat, its explained variance)}: reconstructions of x whose explained variance you know beforehand.
+
+    They work for any x, and between them they catch all five wrong formulas: each differs by 0.01 or more somewhere.
+    """
+    raise NotImplementedError
+
+
+# %%
+cases = known_cases(x)
+answers = {name: {case: float(formula(x, x_hat)) for case, (x_hat, _) in cases.items()}
+           for name, formula in formulas.items()}
+pd.DataFrame({"known beforehand": {case: known for case, (_, known) in cases.items()}} | answers).T.round(3) + 0.0
+
+# %% [markdown]
+# Read it by columns: which case exposes which formula? One that always answers the mean exposes what is measured about
+# zero, a shift what is measured about the error's own mean; the identity exposes none of them. This is a test you can run on an
+# evaluator that you cannot read, in a minute.
+#
+# ## 10 · Conventions
 #
 # Even with right formulas evaluators differ in which positions are patched and which are counted. The course's
-# rule is one mask for all. The other two can be asked for. SAELens's then gives its numbers to many digits (that is
-# tested against SAELens itself); SAEBench's follows its source.
+# rule is one mask for all. `convention=SAELENS` gives SAELens's numbers (we test against it); `convention=SAEBENCH` is
+# written after its source.
 
 # %%
 conventions = {"the course": report}
@@ -429,31 +504,103 @@ table(conventions, ["reconstruction_score", "ce_sae", "ce_zero", "kl", "kl_score
 
 # %% [markdown]
 # - **SAELens** leaves BOS alone in the autoencoder's pass, but its zero ablation wipes out BOS too: numerator and
-#   denominator belong to different experiments. Its KL counts the last position and its cross-entropy cannot. (The
-#   last position of `tiny` was never trained: that one can raise a mean of 127 by half.)
+#   denominator belong to different experiments. Its KL counts the last position; its cross-entropy cannot, for no token
+#   follows. (The last position of `tiny` was never trained: that one can raise a mean of 127 by half.)
 # - **SAEBench** puts the reconstruction also in BOS's place, unless told otherwise. How much that costs depends
 #   on whether the autoencoder ever saw a BOS: a difference of the *training* appears as one of faithfulness.
 #
-# None of them is a crime. But two numbers may be compared only if they were made by one rule.
+# Each is defensible. But two numbers may be compared only if they were made by one rule.
 #
-# ## 12 · Where in the sequence, and at which layer?
+# ## 11 · Who pays?
+#
+# A mean hides where it comes from. By position in the text, in stretches that double, and by token:
 
 # %%
-plot_by_position({"KL(p‖q)": report.kl_by_position[1:-1], "ΔCE": report.delta_ce_by_position[1:-1]}, "nats",
-                 x=torch.arange(1, LENGTH - 1), title=f"{MODEL}: faithfulness by position")
+edges = [1, 2, 4, 8, 16, 32, 64, 127]
+stretches = [(low, min(high, LENGTH - 1)) for low, high in zip(edges, edges[1:]) if low < LENGTH - 1]
+rows = []
+for low, high in stretches:
+    part = per_token[:, low:high]
+    rows.append([part.mean(), *bootstrap_interval(part, torch.ones_like(part, dtype=torch.bool), draws)])
+means, lows, highs = torch.tensor(rows).T
+early, late = kl[:, :7].mean(dim=1), kl[:, LENGTH // 4:].mean(dim=1)
+claim("the KL is larger later in the text than at its first seven positions", late, ">", early, unit="nats")
+plot_by_position({"mean KL(p‖q)": means, "2.5 %": lows, "97.5 %": highs}, "nats per token",
+                 x=torch.tensor([(low * (high - 1)) ** 0.5 for low, high in stretches]),
+                 title=f"{MODEL}: at the start there is little to lose")
+
+# %%
+def share_of_top(values, part=0.01):
+    """Which share of the sum the largest hundredth of the values has."""
+    ordered = values.flatten().sort(descending=True).values
+    return float(ordered[:max(1, round(part * len(ordered)))].sum() / ordered.sum())
+
+
+resampled_shares = torch.tensor([share_of_top(kl[row]) for row in draws])
+interval = resampled_shares.quantile(torch.tensor([0.025, 0.975])).tolist()
+claim("one token in a hundred has more of the KL than if it were exponentially distributed",
+      (share_of_top(kl), *interval), ">", 0.01 * (1 + torch.tensor(100.0).log().item()), unit="of the sum")
+for place in kl.flatten().topk(6).indices.tolist():
+    row, position = place // kl.shape[1], place % kl.shape[1] + 1
+    before, after = tokens[row, max(0, position - 9):position + 1].tolist(), tokens[row, position + 1:position + 2].tolist()
+    print(f"{kl[row, position - 1]:5.2f} nats  {model.tokenizer.decode(before)!r} -> {model.tokenizer.decode(after)!r}")
 
 # %% [markdown]
-# No trend; single positions stand out, and ΔCE jumps about the KL. And layer by layer:
+# In `tiny` the KL is nearly 0 at the first positions and some thirty times larger later on: at the start the stream carries
+# little that could be lost. And the mean *is* a few tokens. With an exponential distribution the largest
+# hundredth would hold $0.01\,(1 + \ln 100)$ = 5.6 % of the sum; here it is more than half. Most of the expensive places are
+# of one kind: after "the", where the model must remember which thing, and who holds it. An autoencoder with a fine mean
+# can have lost just that.
+#
+# ## 12 · Which of two is better?
+#
+# The same k at every layer. At which one does the autoencoder cost least?
 
 # %%
-by_layer = {name: evaluate_sae(model, load_shipped_sae(MODEL, name), tokens, everything=False, resamples=0)
+by_layer = {name: evaluate_sae(model, load_shipped_sae(MODEL, name), tokens, everything=False)
             for name in shipped_saes(MODEL) if name.startswith("topk")}
 if len(by_layer) > 1:
     display(table(by_layer, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "ce_zero"]))
+    for name, each in by_layer.items():
+        low, high = each.intervals["kl"]
+        print(f"{name}: KL {each.kl:.4f} nats, interval {low:.4f} to {high:.4f}")
 
 # %% [markdown]
-# The same k at every layer. Two layers can have the same score and KLs that differ by half, for the score's
-# landmark `ce_zero` moves, too: a score at one layer and a score at another have different units.
+# In `tiny` layers 2 and 3 have the same score, because the score sees only ΔCE, and their ΔCEs are nearly the same. Their
+# KLs differ by half, but the two intervals overlap. Is the difference chance? Two intervals side by side are the wrong tool for that: both
+# autoencoders read the *same* texts, and a text that is hard for one is hard for the other.
+
+# %%
+@exercise("07.paired_interval")
+def paired_interval(
+    first: Float[Tensor, "n pos"], second: Float[Tensor, "n pos"], mask: Bool[Tensor, "n pos"],
+    draws: Int[Tensor, "resample n"],
+) -> tuple[float, float, float]:
+    """By how much `first` exceeds `second` at the counted positions, and a 95 % interval for that: (difference, low, high).
+
+    Both were measured on the same texts. `draws` is as in `bootstrap_interval`.
+    """
+    raise NotImplementedError
+
+
+# %%
+neighbour = f"topk-{LAYER + 1}"
+if neighbour in shipped_saes(MODEL):
+    rival = load_shipped_sae(MODEL, neighbour).to(model.cfg.device)
+    rival_logits = patched_logits(model, tokens, rival.hook_name, rival)
+    rival_delta = delta_cross_entropy(p_logits, rival_logits, tokens)[:, 1:].cpu()
+    rival_kl = kl_divergence(p_logits, rival_logits)[:, 1:-1].cpu()
+    everywhere = torch.ones_like(kl, dtype=torch.bool)
+    for name, theirs, ours in (("KL", rival_kl, kl), ("ΔCE", rival_delta, delta.cpu())):
+        difference, low, high = paired_interval(theirs, ours, everywhere, draws)
+        print(f"{name}: layer {LAYER + 1} minus layer {LAYER}: {difference:.4f} nats, interval {low:.4f} to {high:.4f}")
+    claim(f"layer {LAYER + 1}'s autoencoder costs more KL than layer {LAYER}'s", rival_kl.mean(dim=1), ">",
+          kl.mean(dim=1), unit="nats")
+
+# %% [markdown]
+# In `tiny` the paired interval of the KLs does not hold 0: layer 3 costs more. That of the ΔCEs does, and it is as wide,
+# although the difference is ten times smaller: on these 48 texts ΔCE cannot tell the two apart, and a score built on it
+# cannot either. (The scores have different units besides: the landmark `ce_zero` moves from layer to layer.)
 #
 # ## 13 · Does it hold in a real language model?
 
@@ -475,9 +622,8 @@ if real_model is not None:
 # tenth of the model's whole cross-entropy. The score alone did not say so. (ΔCE and KL agree here within their
 # intervals. That is not an accident: this text was written by SmolLM2 itself. See lesson 08.)
 #
-# On GPT-2 small with a published autoencoder the same call works wherever the Hugging Face hub answers. The
-# figures to expect are quoted, not ours: at resid_pre 10 a SAELens tutorial stored cross-entropies of 3.646
-# (clean), 3.825 (patched) and 11.784 (zeros), a score of .978.
+# On GPT-2 small with a published autoencoder the same call works wherever the Hugging Face hub answers. (Compare with
+# published figures only if they belong to the same autoencoder *and* text.)
 
 # %%
 TRY_GPT2 = False            # True downloads 600 MB, once
@@ -487,27 +633,52 @@ if TRY_GPT2:
     display(evaluate_sae(gpt2, published, sample_text(gpt2, n=8, length=64), batch_size=2).to_frame())
 
 # %% [markdown]
+# ## On your own
+#
+# How much of the faithfulness comes from *training*, and how much from having $k$ numbers for each token and a dictionary at
+# all? Hand in one claim with its number and interval, its control, what would have refuted it, and what it does not show.
+
+# %% tags=["solution-only"]
+random_dictionary = SparseAutoencoder(sae.d_in, sae.d_sae, "topk", k=sae.k, hook_name=HOOK, seed=1).to(model.cfg.device)
+random_dictionary.b_dec.data.copy_(centre)
+kl_random = kl_of(random_dictionary)
+claim("a random dictionary with as many active latents is less faithful", kl_random.mean(dim=1), ">", kl.mean(dim=1),
+      unit="nats")
+print(f"score of the random dictionary: "
+      f"{evaluate_sae(model, random_dictionary, tokens, everything=False, resamples=0).reconstruction_score:.2f}")
+
+# %% [markdown] tags=["solution-only"]
+# *A model answer.* The control keeps the number of latents, k, the mean and the tied start, and drops only the training.
+# Equal KLs would have refuted that training matters. Note the score of the random one all the same. It does not
+# show that the trained directions mean anything, nor that another random dictionary (scaled better, or with an encoder that
+# searches for the best k) would not come closer.
+
+# %% [markdown]
 # ## What this does not show
 #
 # - That a faithful autoencoder is *interpretable*: the identity is perfectly faithful.
-# - That mean KL finds what matters: a rare token on which everything depends disappears in the mean.
+# - That a small mean KL is harmless: it is made by a few tokens, and these may be the ones you care about.
 # - What the error *is*. Is a KL of this size much for an error of this length? Lesson 08 compares with random
 #   errors of the same length.
 # - Faithfulness on other text. Lesson 09 asks about the induction circuit instead.
 #
 # ## Summary
 #
-# - Put the reconstruction in once, keep BOS, let the model go on, compare predictions.
-# - ΔCE looks at the token that came and has both signs; KL(p‖q) looks at all tokens and is never negative.
+# - Patch the reconstruction in once, keep BOS, let the model continue, compare predictions.
+# - ΔCE looks at the actual next token and has both signs; KL(p‖q) looks at all tokens and is never negative.
 # - The score is ΔCE divided by what an ablation costs. The landmark is far off and differs by layer; near 1
-#   everything looks alike.
-# - One mask, pooled means, sequence-level intervals, units.
-# - Try every metric on the identity, zero, the mean, an untrained autoencoder and the wrong layer.
+#   everything looks alike. Put PCA beside it.
+# - One mask, pooled means, sequence-level intervals, units. Two autoencoders on one text: a paired interval.
+# - Test every metric on inputs whose answer is known: the identity, zero, the mean, a shift, half way, the wrong layer.
 #
-# Sources: Gao et al. (2024), section 4.1, downstream loss; Rajamanoharan et al. (2024), eq. 10, relative
-# reconstruction bias; SAELens pull requests 443, 659 and 665, explained variance; SAEBench
-# (evals/core/main.py) and dictionary_learning (evaluation.py) for their conventions; the wrong layer: outputs
-# stored in a SAELens tutorial.
+# Sources: Gao et al., [arXiv 2406.04093](https://arxiv.org/abs/2406.04093), section 4.1, downstream loss; Rajamanoharan et
+# al., [arXiv 2404.16014](https://arxiv.org/abs/2404.16014), relative reconstruction bias; explained variance in SAELens:
+# pull requests [443](https://github.com/decoderesearch/SAELens/pull/443) and
+# [665](https://github.com/decoderesearch/SAELens/pull/665), [issue
+# 659](https://github.com/decoderesearch/SAELens/issues/659); conventions:
+# [SAEBench](https://github.com/adamkarvonen/SAEBench) (evals/core/main.py) and
+# [dictionary_learning](https://github.com/saprmarks/dictionary_learning) (evaluation.py); the wrong layer: outputs stored in a
+# SAELens tutorial at commit 6754e650.
 #
 # Next: **08 · The arguments**: is ΔCE the KL? And how large is the error that we should expect?
 

@@ -31,28 +31,64 @@ EQUIVALENT = {
         "  return log_probs.gather(dim=-1, index=tokens[:, 1:, None])[..., -1]":
             "the last axis has one entry",
     },
-    "02.duplicate_token_scores": {
-        "return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-seq_len, -2, -1)[..., 1:])  =>"
-        "  return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-seq_len, 2, -1)[..., 1:])":
-            "the pattern has four axes: axis 2 is also axis −2",
+    "01.order_gain": {
+        "order = torch.rand(len(tokens), seq_len, generator=rng).argsort(dim=1).to(tokens.device)  =>"
+        "  order = torch.rand(len(tokens), seq_len, generator=rng).argsort().to(tokens.device)":
+            "the last axis is axis 1",
+        "mixed[:, seq_len + 1:] = tokens[:, 1:seq_len + 1].gather(1, order)  =>"
+        "  mixed[:, seq_len + 1:] = tokens[:, 1:].gather(1, order)":
+            "the order asks for the first seq_len of them only",
+        "mixed[:, seq_len + 1:] = tokens[:, 1:seq_len + 1].gather(1, order)  =>"
+        "  mixed[:, seq_len + 1:] = tokens[:, 1:seq_len + 2].gather(1, order)":
+            "the order asks for the first seq_len of them only",
     },
-    "02.induction_scores": {
-        "return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(1 - seq_len, -2, -1)[..., 2:])  =>"
-        "  return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(1 - seq_len, 2, -1)[..., 2:])":
-            "the pattern has four axes: axis 2 is also axis −2",
+    "02.head_scores": {
+        "scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)  =>"
+        "  scores = torch.ones(model.cfg.n_layers, model.cfg.n_heads)":
+            "every row is written",
+        "scores[hook.layer()] = entries(pattern).mean(dim=(0, 2))  =>"
+        "  scores[hook.layer()] = entries(pattern).mean(dim=(2, 0))":
+            "the order of the axes of a mean does not matter",
+        "model.run_with_hooks(tokens, return_type=None, fwd_hooks=[(is_pattern, note)])  =>"
+        "  model.run_with_hooks(tokens, fwd_hooks=[(is_pattern, note)])":
+            "the logits are not used",
     },
     "02.induction_targets": {
         "before = tokens.roll(1, dims=1)  =>  before = tokens.roll(1)":
             "rolled over row ends, only key 0 differs, and that is set to False next",
     },
-    "02.previous_token_scores": {
-        "return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-1, -2, -1))  =>"
-        "  return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-1, 2, -1))":
+    "02.stripe": {
+        "return pattern.diagonal(offset, -2, -1)[..., first:]  =>  return pattern.diagonal(offset, 2, -1)[..., first:]":
             "the pattern has four axes: axis 2 is also axis −2",
+    },
+    "02.uniform_score": {
+        "n_visible = torch.arange(1, targets.shape[-1] + 1, device=targets.device)  =>"
+        "  n_visible = torch.arange(1, targets.shape[-1] + 1)":
+            "checks run on the CPU",
+        "n_visible = torch.arange(1, targets.shape[-1] + 1, device=targets.device)  =>"
+        "  n_visible = torch.arange(1, targets.shape[1] + 1, device=targets.device)":
+            "there are as many keys as queries",
+        "n_visible = torch.arange(1, targets.shape[-1] + 1, device=targets.device)  =>"
+        "  n_visible = torch.arange(1, targets.shape[-2] + 1, device=targets.device)":
+            "there are as many keys as queries",
     },
     "03.ablate": {
         "new = rest.mean(dim=(0, 1)).expand_as(rest)  =>  new = rest.mean(dim=(1, 0)).expand_as(rest)":
             "the order of the axes of a mean does not matter",
+    },
+    "03.estimate_on_path": {
+        "way = torch.tensor((i + 0.5) / points, requires_grad=True)  =>"
+        "  way = torch.tensor((i - 0.5) / points, requires_grad=True)":
+            "other places near these: they are the learner's choice, and the estimate need only come close",
+        "way = torch.tensor((i + 0.5) / points, requires_grad=True)  =>"
+        "  way = torch.tensor(i / points, requires_grad=True)":
+            "other places near these: they are the learner's choice, and the estimate need only come close",
+        "way = torch.tensor((i + 0.5) / points, requires_grad=True)  =>"
+        "  way = torch.tensor((i + 1.5) / points, requires_grad=True)":
+            "other places near these: they are the learner's choice, and the estimate need only come close",
+        "way = torch.tensor((i + 0.5) / points, requires_grad=True)  =>"
+        "  way = torch.tensor((i + 0.25) / points, requires_grad=True)":
+            "other places near these: they are the learner's choice, and the estimate need only come close",
     },
     "03.mlp_attribution_sweep": {
         "estimate = torch.zeros(len(names), seq_len)  =>  estimate = torch.ones(len(names), seq_len)":
@@ -79,6 +115,32 @@ EQUIVALENT = {
         "return (residual + block.mlp(block.ln2(residual)))[0]  =>"
         "  return (residual + block.mlp(block.ln2(residual)))[-1]":
             "the batch has one row: row 0 is also row −1",
+    },
+    "04.kind_of_head": {
+        "one_back = circuits.positional_pattern(model, layer, head, 16).diagonal(-1).mean()  =>"
+        "  one_back = circuits.positional_pattern(model, layer, head, 15).diagonal(-1).mean()":
+            "how many positions are looked at is the learner's choice",
+        "where = 'previous position' if one_back > 0.5 else 'same token' if matched > 0.5 else 'something else'  =>"
+        "  where = 'previous position' if one_back >= 0.5 else 'same token' if matched > 0.5 else 'something else'":
+            "the kinds lie far apart: thresholds are the learner's choice",
+        "where = 'previous position' if one_back > 0.5 else 'same token' if matched > 0.5 else 'something else'  =>"
+        "  where = 'previous position' if one_back > 0.5 else 'same token' if matched >= 0.5 else 'something else'":
+            "the kinds lie far apart: thresholds are the learner's choice",
+        "where = 'previous position' if one_back > 0.5 else 'same token' if matched > 0.5 else 'something else'  =>"
+        "  where = 'previous position' if one_back > 0.5 else 'same token' if matched > 0.25 else 'something else'":
+            "the kinds lie far apart: thresholds are the learner's choice",
+        "what = 'copies' if score > 0.5 else 'suppresses' if score < -0.5 else 'neither'  =>"
+        "  what = 'copies' if score >= 0.5 else 'suppresses' if score < -0.5 else 'neither'":
+            "the kinds lie far apart: thresholds are the learner's choice",
+        "what = 'copies' if score > 0.5 else 'suppresses' if score < -0.5 else 'neither'  =>"
+        "  what = 'copies' if score > 0.25 else 'suppresses' if score < -0.5 else 'neither'":
+            "the kinds lie far apart: thresholds are the learner's choice",
+        "what = 'copies' if score > 0.5 else 'suppresses' if score < -0.5 else 'neither'  =>"
+        "  what = 'copies' if score > 0.5 else 'suppresses' if score <= -0.5 else 'neither'":
+            "the kinds lie far apart: thresholds are the learner's choice",
+        "what = 'copies' if score > 0.5 else 'suppresses' if score < -0.5 else 'neither'  =>"
+        "  what = 'copies' if score > 0.5 else 'suppresses' if score < -0.25 else 'neither'":
+            "the kinds lie far apart: thresholds are the learner's choice",
     },
     "04.positional_pattern": {
         "mean_square = (x.pow(2).sum(dim=-1) + W_E.var(dim=0, unbiased=False).sum()) / x.shape[-1]  =>"
@@ -118,6 +180,22 @@ EQUIVALENT = {
         "  return ~((latents != 0) & mask[..., None]).any(dim=0).any(dim=0)":
             "both any() reduce a leading axis: first the one or first the other",
     },
+    "06.luck": {
+        "order = torch.randperm(len(labels), generator=rng)  =>  order = torch.randperm(len(latent), generator=rng)":
+            "both have one row for each text",
+        "order = torch.randperm(len(labels), generator=rng)  =>  order = torch.randperm(len(known), generator=rng)":
+            "both have one row for each text",
+    },
+    "06.sparse_probe": {
+        "probe = torch.zeros_like(latents[0])  =>  probe = torch.zeros_like(latents[1])":
+            "every row is as long",
+        "probe = torch.zeros_like(latents[0])  =>  probe = torch.zeros_like(latents[-1])":
+            "every row is as long",
+    },
+    "06.topk_step": {
+        "optimizer.zero_grad()  =>  sae.zero_grad()":
+            "the optimizer has all of the autoencoder's parameters",
+    },
     "06.top_activations": {
         "sequences = largest.argsort(descending=True, stable=True)[:k]  =>"
         "  sequences = largest.argsort(descending=True)[:k]":
@@ -130,14 +208,6 @@ EQUIVALENT = {
         "values, indices = pre.topk(k, dim=-1)  =>  values, indices = pre.topk(k)":
             "dim −1 is the default",
     },
-    "07.cross_entropy_by_position": {
-        "came = log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]  =>"
-        "  came = log_p[:, :].gather(2, tokens[:, 1:, None])[..., 0]":
-            "the index is one shorter: gather leaves the last logits out",
-        "came = log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]  =>"
-        "  came = log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., -1]":
-            "the last axis has one entry",
-    },
     "07.delta_cross_entropy": {
         "change = (log_p - log_q)[:, :-1]  =>  change = (log_p - log_q)[:, :]":
             "the index is one shorter: gather leaves the last logits out",
@@ -145,15 +215,26 @@ EQUIVALENT = {
         "  return change.gather(2, tokens[:, 1:, None])[..., -1]":
             "the last axis has one entry",
     },
+    "07.known_cases": {
+        "along_one_axis[0] = shift  =>  along_one_axis[1] = shift":
+            "any axis will do",
+        "along_one_axis[0] = shift  =>  along_one_axis[-1] = shift":
+            "any axis will do",
+        "return {'perfect': (x, 1.0), 'the mean, always': (mean.expand_as(x), 0.0), "
+        "'half way to the mean': ((x + mean) / 2, 0.75), 'perfect but for a shift': (x + along_one_axis, 0.0)}  =>"
+        "  return {'perfect': (mean.expand_as(x), 0.0), 'the mean, always': ((x + mean) / 2, 0.75), "
+        "'half way to the mean': (x + along_one_axis, 0.0), 'perfect but for a shift': (x, 1.0)}":
+            "the names are the learner's own",
+        "return {'perfect': (x, 1.0), 'the mean, always': (mean.expand_as(x), 0.0), "
+        "'half way to the mean': ((x + mean) / 2, 0.75), 'perfect but for a shift': (x + along_one_axis, 0.0)}  =>"
+        "  return {'perfect': (x, 1.0), 'the mean, always': (mean.expand_as(x), 0.0), "
+        "'half way to the mean': ((x + mean) / 2, 0.75), 'perfect but for a shift': (x - along_one_axis, 0.0)}":
+            "the shift may point either way",
+    },
     "07.reconstruction_score": {
         "return (ablated - patched) / cost if abs(cost) >= 1e-06 else torch.nan  =>"
         "  return (ablated - patched) / cost if abs(cost) > 1e-06 else torch.nan":
             "a cost of exactly 1e-6: rounding decides",
-    },
-    "08.confidently_wrong": {
-        "return (probability > confidence) & (favourite != tokens[:, 1:])  =>"
-        "  return (probability >= confidence) & (favourite != tokens[:, 1:])":
-            "a probability of exactly `confidence`: rounding decides",
     },
     "08.score_interval": {
         "clean, sae, zero = (losses[draws].mean(dim=1) for losses in (ce_clean, ce_sae, ce_zero))  =>"
@@ -176,6 +257,91 @@ EQUIVALENT = {
     "09.circuit_score": {
         "n = clean.shape[1] // 2  =>  n = changed.shape[1] // 2":
             "both have the same shape",
+    },
+    "09.control": {
+        "noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)  =>"
+        "  noise = torch.randn(direction.shape).to(direction)":
+            "another direction at random is as good",
+        "noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)  =>"
+        "  noise = torch.randn(direction.shape, generator=torch.Generator()).to(direction)":
+            "another direction at random is as good",
+        "noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)  =>"
+        "  noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(1)).to(direction)":
+            "another direction at random is as good",
+        "noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)  =>"
+        "  noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(-1)).to(direction)":
+            "another direction at random is as good",
+        "noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)  =>"
+        "  noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(x)":
+            "all three have the same dtype and device",
+        "noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)  =>"
+        "  noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(latent)":
+            "all three have the same dtype and device",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise + noise @ direction / (direction @ direction) * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - noise @ direction / (direction @ direction) / direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - noise @ direction / (direction @ direction)":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - noise @ direction * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - direction @ direction * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - direction @ noise / (direction @ direction) * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - noise / (direction @ direction) * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - direction / (direction @ direction) * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
+        "  across = noise - noise @ direction / direction * direction":
+            "it need not be at right angles: at random it hardly lies along the latent's direction",
+        "return x - latent[..., None] * across * direction.norm() / across.norm()  =>"
+        "  return x + latent[..., None] * across * direction.norm() / across.norm()":
+            "the opposite direction is as far away",
+    },
+    "09.effect_of": {
+        "return (patterns[0], kl_divergence(p_logits, q_logits))  =>"
+        "  return (patterns[-1], kl_divergence(p_logits, q_logits))":
+            "there is one pass: its first pattern is its last",
+    },
+    "09.mixed_activations": {
+        "rng, half = (torch.Generator().manual_seed(0), number // 2)  =>"
+        "  rng, half = (torch.Generator(), number // 2)":
+            "other rows at random are as good",
+        "rng, half = (torch.Generator().manual_seed(0), number // 2)  =>"
+        "  rng, half = (torch.Generator().manual_seed(1), number // 2)":
+            "other rows at random are as good",
+        "rng, half = (torch.Generator().manual_seed(0), number // 2)  =>"
+        "  rng, half = (torch.Generator().manual_seed(-1), number // 2)":
+            "other rows at random are as good",
+        "rng, half = (torch.Generator().manual_seed(0), number // 2)  =>"
+        "  rng, half = (torch.Generator().manual_seed(0), number // 3)":
+            "a third of one kind is a mixture, too",
+        "drawn_of_each = [kind[torch.randperm(len(kind), generator=rng)[:size]] for kind, size in "
+        "((stories, number - half), (repeats, half))]  =>"
+        "  drawn_of_each = [kind[torch.randperm(len(kind))[:size]] for kind, size in ((stories, number - "
+        "half), (repeats, half))]":
+            "other rows at random are as good",
+        "drawn_of_each = [kind[torch.randperm(len(kind), generator=rng)[:size]] for kind, size in "
+        "((stories, number - half), (repeats, half))]  =>"
+        "  drawn_of_each = [kind[torch.randperm(len(kind), generator=rng)[:size]] for kind, size in "
+        "((repeats, half), (stories, number - half))]":
+            "the order of the rows does not matter",
     },
     "09.same_token_auc": {
         "labelled, others = (int(labels[here].sum()), int((~labels[here]).sum()))  =>"

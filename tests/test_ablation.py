@@ -26,10 +26,12 @@ from course_utils.ablation import (
 from course_utils.passes import hook_z, mlp_out
 from course_utils.repeated_tokens import correct_token_log_probs
 
+pytestmark = pytest.mark.older
+
 N = 6
 
 
-@pytest.fixture(params=["multi_head", "grouped_query", "tiny"])
+@pytest.fixture(params=["multi_head", "grouped_query"])
 def model(request):
     return small_models.ALL[request.param]()
 
@@ -53,8 +55,7 @@ def naive_sweep(model, tokens, n, layers, columns, first):
     return torch.stack(rows).reshape(len(layers), len(columns))
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("as_published", [False, True])
+@pytest.mark.parametrize("batch, as_published", [(1, True), (3, False)])
 def test_the_sweep_equals_the_naive_double_loop(model, batch, as_published):
     tokens = repeated(model, N, batch)
     layers = list(range(model.cfg.n_layers))
@@ -64,11 +65,12 @@ def test_the_sweep_equals_the_naive_double_loop(model, batch, as_published):
         mlp_patch_sweep(model, tokens, N, as_published=as_published), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_sweep_on_tiny_at_full_length():
     model = small_models.tiny()
     tokens = repeated(model, 50, 1)
-    expected = naive_sweep(model, tokens, 50, range(4), range(0, 50, 7), 51)
-    torch.testing.assert_close(mlp_patch_sweep(model, tokens, 50)[:, ::7], expected, atol=1e-5, rtol=0)
+    expected = naive_sweep(model, tokens, 50, range(4), range(0, 50, 24), 51)
+    torch.testing.assert_close(mlp_patch_sweep(model, tokens, 50)[:, ::24], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
@@ -81,17 +83,15 @@ def test_the_sweep_on_smollm2():
     torch.testing.assert_close(ours[:, columns], expected, atol=1e-5, rtol=0)
 
 
-def test_layers_come_in_the_order_asked_for_and_the_last_column_is_zero(model):
+def test_the_last_column_is_zero_and_the_published_range_begins_one_earlier(model):
     tokens = repeated(model, N)
     whole = mlp_patch_sweep(model, tokens, N)
-    some = [model.cfg.n_layers - 1, 0, model.cfg.n_layers - 1]
-    torch.testing.assert_close(mlp_patch_sweep(model, tokens, N, layers=some), whole[some])
     assert (whole[:, -1] == 0).all()
     published = mlp_patch_sweep(model, tokens, N, as_published=True)
     torch.testing.assert_close(published[:, 1:], whole[:, :-1])
 
 
-@pytest.mark.parametrize("columns, positions", [(1, 3), (4, 7), (100, 1000)])
+@pytest.mark.parametrize("columns, positions", [(1, 3), (4, 7)])
 def test_the_sweep_does_not_depend_on_how_it_is_split(model, monkeypatch, columns, positions):
     tokens = repeated(model, N)
     expected = mlp_patch_sweep(model, tokens, N)
@@ -108,12 +108,11 @@ def test_the_sweep_of_the_shortest_copies(model, as_published):
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("as_published", [False, True])
-def test_some_layers_alone_and_in_any_order(model, as_published):
+def test_some_layers_alone_and_in_any_order(model):
     tokens, last = repeated(model, N), model.cfg.n_layers - 1
-    whole = mlp_patch_sweep(model, tokens, N, as_published=as_published)
-    for some in ([last], [0], [last, 0], [1, 0], [1, 1], tuple(range(last, -1, -1)), range(1, last + 1)):
-        ours = mlp_patch_sweep(model, tokens, N, layers=some, as_published=as_published)
+    whole = mlp_patch_sweep(model, tokens, N)
+    for some in ([last], [1, 1, 0], range(1, last + 1)):
+        ours = mlp_patch_sweep(model, tokens, N, layers=some)
         torch.testing.assert_close(ours, whole[list(some)], atol=1e-6, rtol=1e-5)
 
 
@@ -198,8 +197,7 @@ def loss_with(model, tokens, n, name, change):
     return -(log_probs if n is None else log_probs[:, n:]).mean()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", [None, N])
+@pytest.mark.parametrize("kind, n", [("zero", N), ("mean", None), ("resample", N)])
 def test_ablation_scores_equal_full_passes_with_hooks(model, kind, n):
     tokens = repeated(model, N)
     clean = loss_with(model, tokens, n, mlp_out(0), lambda value, hook: value)
@@ -216,7 +214,6 @@ def test_ablation_scores_equal_full_passes_with_hooks(model, kind, n):
     torch.testing.assert_close(ours, torch.stack(heads).reshape(ours.shape), atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(
         mlp_ablation_scores(model, tokens, kind, seq_len=n), torch.stack(mlps), atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(head_ablation_scores(model, tokens, kind, seq_len=n, layers=[1, 0]), ours[[1, 0]])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -242,7 +239,7 @@ def test_scores_of_some_layers_in_any_order(model):
     for scores in (head_ablation_scores, mlp_ablation_scores):
         whole = scores(model, tokens, "resample")
         assert whole.shape[0] == model.cfg.n_layers
-        for some in ([last], [last, 0], [1, 1, 0], range(1, last + 1)):
+        for some in ([last], [1, 1, 0]):
             ours = scores(model, tokens, "resample", layers=some)
             torch.testing.assert_close(ours, whole[list(some)], atol=1e-6, rtol=1e-5)
 
@@ -277,29 +274,6 @@ def test_gradients_are_those_of_a_small_step(model):
     ends = [loss_with(model, tokens, N, name, lambda value, hook, s=s: value + s * direction) for s in (step, -step)]
     torch.testing.assert_close((slope * direction).sum(), (ends[0] - ends[1]) / (2 * step), atol=5e-3, rtol=2e-2)
     assert not any(weight.requires_grad for weight in model.parameters()) and not activation.requires_grad
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_attributions_are_the_slopes_of_the_exact_changes(model, kind):
-    """Go a small part of the way to the patch: the loss changes by that part of the estimate."""
-    tokens, step = repeated(model, N, 2), 1e-3
-    heads = head_attribution_scores(model, tokens, kind, seq_len=N)
-    sweep = mlp_attribution_sweep(model, tokens, N)
-    for layer in range(model.cfg.n_layers):
-        def head_step(z, hook, s):
-            z = z.clone()
-            z[:, :, 1] += s * (ablate(z[:, :, 1], kind) - z[:, :, 1])
-            return z
-        def mlp_step(value, hook, s):
-            value = value.clone()
-            value[:, N + 3] += s * (value[:, 3] - value[:, N + 3])
-            return value
-        for change, name, estimate in (
-            (head_step, hook_z(layer), heads[layer, 1]), (mlp_step, mlp_out(layer), sweep[layer, 2]),
-        ):
-            ends = [loss_with(model, tokens, N, name, lambda value, hook, s=s: change(value, hook, s))
-                    for s in (step, -step)]
-            torch.testing.assert_close(estimate, (ends[0] - ends[1]) / (2 * step), atol=2e-3, rtol=3e-2)
 
 
 def slopes(model, tokens, n, names, changes):

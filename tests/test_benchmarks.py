@@ -12,8 +12,6 @@ from benchmarks.measuring import InTurn, alone, in_turn
 from benchmarks.registry import BENCHMARKS, as_markdown, row, select
 from course_utils.ablation import mlp_patch_sweep
 
-pytestmark = pytest.mark.once
-
 # --- timing --------------------------------------------------------------------------------------------------------
 
 
@@ -45,6 +43,7 @@ def test_the_ratio_is_that_of_the_medians_and_the_range_that_of_the_pairs():
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_short_allocation_is_seen_and_what_was_there_before_is_not_extra():
     small = alone("allocation:prepare", "0", "300")
     large = alone("allocation:prepare", "200", "300")
@@ -83,6 +82,7 @@ def test_a_table_lines_up_and_says_what_was_missed():
     assert lines[3].split() == "| longer | 3 | <= 2 | NO |".split()
 
 
+@pytest.mark.slow
 def test_one_benchmark_from_the_command_to_the_file(tmp_path, capsys):
     out = tmp_path / "results.md"
     main(["sweep-tiny", "--quick", "--out", str(out)])
@@ -95,7 +95,9 @@ def test_one_benchmark_from_the_command_to_the_file(tmp_path, capsys):
     assert all(line in printed for line in text.splitlines() if line)
 
 
-@pytest.mark.parametrize("name", [pytest.param("top-k", marks=pytest.mark.slow), "composition", "detect-head"])
+@pytest.mark.parametrize("name", [
+    pytest.param("top-k", marks=pytest.mark.matrix), *(
+        pytest.param(name, marks=pytest.mark.slow) for name in ("composition", "detect-head"))])
 def test_the_others_run_and_find_no_difference(name):
     rows = BENCHMARKS[name](quick=True)
     assert all(each["Met"] == "yes" for each in rows if "difference" in each["What"] or "memory" in each["What"])
@@ -140,11 +142,6 @@ def test_everything_that_should_grow_does_over_eight_times_its_size():
     assert all(max(sizes) >= 8 * min(sizes) for _, sizes, _ in growth.GROWING.values())
 
 
-@pytest.mark.parametrize("name", growth.GROWING)
-def test_every_call_that_grows_can_be_prepared_and_made(name):
-    growth.prepare(name, str(min(growth.GROWING[name][1])))()
-
-
 def test_smollm2_is_skipped_with_a_line_when_it_is_not_there(monkeypatch):
     monkeypatch.setattr(ablations, "is_cached", lambda name: False)
     (only,) = BENCHMARKS["sweep-smollm2"]()
@@ -161,6 +158,7 @@ def test_every_public_function_is_measured_or_named_as_doing_no_work(module):
     assert not measured & gpt2_shape.NO_WORK[short]
 
 
+@pytest.mark.slow
 def test_every_call_of_the_table_works():
     inputs = gpt2_shape.Inputs("tiny", 6)
     for name, call in gpt2_shape.CALLS.items():

@@ -17,8 +17,6 @@ import build_book  # noqa: E402
 from browser import FLAGS, find_chromium, what_is_missing  # noqa: E402
 from build_book import ROOT, BookError, broken_links, read_lessons, remote_loads, rewrite_links  # noqa: E402
 
-pytestmark = pytest.mark.once
-
 LESSONS = {"00": "00_start_here", "03": "03_ablations"}
 WORKED = sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))
 WIDTHS = (390, 1280)

@@ -23,6 +23,8 @@ from browser import FLAGS, UNTOUCHED, Lab, LabNotebook, find_chromium, painted, 
 from course_utils import viz
 from course_utils.exercises import progress_store
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 HEADS = 4  # of each layer of `tiny`; the widgets show one layer

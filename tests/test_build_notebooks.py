@@ -17,8 +17,6 @@ sys.path.insert(0, str(SAMPLE))
 
 from sample_exercises import get  # noqa: E402
 
-pytestmark = pytest.mark.once
-
 
 def copy_of_the_sample(folder: Path) -> Path:
     shutil.copytree(SAMPLE, folder, dirs_exist_ok=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from course_utils.claims import Estimate, claim, difference, estimate, main, read
+from course_utils.metrics import wilson_interval
 
 
 def said(capsys, *args, **options) -> tuple[bool, str]:
@@ -74,3 +75,13 @@ def test_the_ledger_tells_what_does_not_hold(tmp_path, monkeypatch, capsys):
     assert main(str(path)) == 1 and "does not hold: false: 2 < 1" in capsys.readouterr().out
     assert [(row["claim"], row["holds"], row["control"]) for row in read(path)] == [
         ("true", True, Estimate(1, 1, 1)), ("false", False, Estimate(1, 1, 1))]
+
+
+def test_wilsons_interval_of_a_share():
+    """Ends are where the share lies 1.96 standard errors (of that end) away; none at all, and all, keep a width."""
+    for share, n in ((0.2, 50), (0.0, 300), (1.0, 20), (0.5, 4)):
+        value, low, high = wilson_interval(share, n)
+        assert value == share and 0 <= low <= share <= high <= 1 and low < high
+        for end in (low, high):
+            if end != share:
+                assert abs(end - share) == pytest.approx(1.96 * (end * (1 - end) / n) ** 0.5, rel=1e-6)

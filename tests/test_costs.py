@@ -9,8 +9,6 @@ costs = pytest.importorskip("costs")
 try_colab = pytest.importorskip("try_colab")
 from course_utils import exercises
 
-pytestmark = pytest.mark.once
-
 ROOT = Path(__file__).parent.parent
 
 
@@ -37,6 +35,7 @@ def test_only_rows_of_lessons_are_written_in_the_readme():
     assert found == text.replace("| a | 2 | old |", "| a | 2 | 7 s, 1.0 GB |")
 
 
+@pytest.mark.slow
 def test_time_and_memory_are_those_of_the_kernel_and_of_its_cells(tmp_path):
     nbformat = pytest.importorskip("nbformat")
     cells = ["import time", "block = bytearray(400_000_000)\ntime.sleep(1)", "del block\ntime.sleep(2)"]

@@ -46,7 +46,8 @@ from course_utils.passes import clean_run, padding, parts, pooling, resumed, sit
 from course_utils.sae_formats import objects, others, saelens
 from course_utils.viz import charts, dashboards
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.slow
+
 N = 6  # tokens in each copy
 
 
@@ -261,8 +262,7 @@ CASES = {
     "metrics.bootstrap_interval": lambda i: metrics.bootstrap_interval(i.ce, i.mask[:, 1:], i.draws),
     "faithfulness.evaluate_sae": lambda i: [
         faithfulness.evaluate_sae(i.model, each, i.text, batch_size=2, resamples=9, **how) for each, how in (
-            (i.sae, {}), (i.cpu_sae, {"mask": i.mask.cpu(), "convention": faithfulness.SAELENS}),
-            (i.gated, {"mask": i.mask}), (i.jump, {"hook_name": "blocks.1.hook_mlp_out", "force": True}))],
+            (i.cpu_sae, {"mask": i.mask.cpu(), "convention": faithfulness.SAELENS}), (i.gated, {"mask": i.mask}))],
     "faithfulness.patched_logits": lambda i: faithfulness.patched_logits(i.model, i.cpu_sae, i.text),
     "faithfulness.run_and_reconstruct": lambda i: faithfulness.run_and_reconstruct(
         i.model, i.cpu_sae, i.text, i.site)[1:],
@@ -307,6 +307,10 @@ CASES = {
     "path_patching.new_readings": lambda i: [
         patch(torch.zeros_like(i.x).unflatten(-1, (4, 64)), None)
         for _, patch in path_patching.new_readings(i.clean, i.x - i.x_hat, (2, 1), "kv")],
+    "path_patching.path_logits": lambda i: [
+        path_patching.path_logits(i.model, i.text, (0, 1), [(1, 2)], "qk", restore=each) for each in (False, True)],
+    "path_patching.put_reading": lambda i: path_patching.put_reading(i.model, 2, 1, "k", i.x[..., :64])[1](
+        torch.zeros_like(i.x).unflatten(-1, (4, 64)), None),
     "path_patching.head_reading": lambda i: path_patching.head_reading(i.model, 2, 1, "q", i.x),
     "pooling.Pooled": lambda i: vars(pooled(i)),
     "pooling.put_back": lambda i: pooling.put_back(i.text[i.mask].float().split(7), i.mask),
@@ -500,7 +504,3 @@ def test_grading_does_not_see_a_gpu(tmp_path, monkeypatch):
 def test_lesson(path, tmp_path, monkeypatch):
     """The worked lessons, with their checks of exercises, their measured numbers, and what they say of a real model."""
     lessons.test_the_worked_lesson_keeps_its_promises(path, tmp_path, monkeypatch, real="auto")
-
-
-def test_a_short_lesson(tmp_path, monkeypatch):
-    lessons.test_the_worked_lesson_keeps_its_promises(lessons.SOLUTIONS[1], tmp_path, monkeypatch)

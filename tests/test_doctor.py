@@ -13,8 +13,6 @@ from course_utils import doctor
 from course_utils.__main__ import main
 from course_utils.doctor import NOTE, OK, PROBLEM, Finding
 
-pytestmark = pytest.mark.once
-
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):

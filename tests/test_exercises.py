@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import os
+import random
 import subprocess
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,11 +18,10 @@ from course_utils import exercises
 from course_utils.exercises import Exercise, assess, cards, progress_store
 from course_utils.exercises.calling import is_stub
 from course_utils.exercises.checking import Case, compare_cases, property_check
+from course_utils.exercises.checks.shared import random_model, random_tokens
 from course_utils.exercises.comparing import describe, first_difference
 from course_utils.exercises.mistakes import Mistake
 from course_utils.house.console import write_anything
-
-pytestmark = pytest.mark.once
 
 HINTS = ("one", "two", "three")
 
@@ -226,12 +227,92 @@ def test_hooks_that_the_transformers_library_adds_for_itself_are_left_alone():
     model._forward_hooks.clear()
 
 
+def _other_logits(model):
+    before = model.forward
+    model.forward = lambda *args, **options: 2 * before(*args, **options)
+
+
+def _mlp_that_fails(model):
+    model.blocks[0].mlp.forward = lambda *args, **options: 1 / 0
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda model: model.train(), "between training and evaluation"),
+    (lambda model: setattr(model.cfg, "n_ctx", 5), "the model's configuration"),
+    (lambda model: model.blocks[1].ln1(model.W_E), "`model.W_E.detach()`"),
+    (lambda model: model.W_E.data.mul_(2), "the model's weights"),
+    (lambda model: model.double(), "the model's weights"),
+    (lambda model: setattr(model.blocks[0].attn, "hook_z", torch.nn.Identity()), "leaves the model changed"),
+    (lambda model: model.W_E.requires_grad_(), "take gradients"),
+    (_other_logits, "leaves the model changed"),
+    (_mlp_that_fails, "leaves the model changed"),
+    (lambda model: torch.set_default_dtype(torch.float64), "default dtype"),
+    (lambda model: torch.set_grad_enabled(False), "gradients switched off"),
+    (lambda model: torch.manual_seed(0), "seeds torch's global random numbers"),
+])
+def test_what_an_answer_leaves_changed_is_told_and_spoils_no_later_answer(change, says):
+    """In each of two exercises that share a model, before the answer is worked out and after."""
+    first, second = (
+        Exercise(f"90.{n}", "x", lambda model, tokens: model(tokens), compare_cases(
+            lambda: [Case(random_model(), random_tokens(1, n))], keeps_inputs=keeps), HINTS, 1, 1)
+        for n, keeps in ((5, True), (6, False)))
+    for item in (first, second):
+        for when in (0, 1):
+            def attempt(model, tokens):
+                if when == 0:
+                    change(model)
+                answer = model(tokens)
+                if when == 1:
+                    change(model)
+                return answer
+
+            verdict = assess(item, attempt)
+            assert not verdict.passed
+            assert when == 0 or says in verdict.message
+            assert assess(first, first.reference).passed and assess(second, second.reference).passed
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+
+
+def test_a_property_check_tells_what_was_left_changed_too():
+    @property_check()
+    def runs(attempt):
+        attempt(random_model(), random_tokens(1, 5))
+
+    item = Exercise("90.x", "x", lambda model, tokens: model(tokens), runs, HINTS, 1, 1)
+    assert "training" in assess(item, lambda model, tokens: model.train()(tokens)).message
+    assert assess(item, item.reference).passed
+
+
+def test_right_answers_are_right_whatever_the_notebook_has_set():
+    weight = torch.ones(3, requires_grad=True)
+    check = compare_cases(lambda: [Case(torch.ones(3))])
+    item = Exercise("90.x", "x", lambda x: (weight * x).sum(), check, HINTS, 1, 1)
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert assess(item, lambda x: weight @ x).passed
+        assert not torch.is_grad_enabled() and torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)
+
+
 def test_the_notebooks_random_numbers_are_left_alone():
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    verdict_of("90.probabilities", lambda x: torch.rand_like(x))
-    assert torch.equal(torch.rand(2), expected)
+    def draws():
+        return torch.rand(2).tolist(), random.random(), np.random.rand()
+
+    def seeds(x):
+        torch.manual_seed(1)
+        random.seed(1)
+        np.random.seed(1)
+        return torch.rand_like(x)
+
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    expected = draws()
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    verdict_of("90.probabilities", torch.rand_like)
+    verdict_of("90.probabilities", seeds)
+    assert draws() == expected
 
 
 def test_a_random_answer_gives_the_same_card_every_time():
@@ -317,15 +398,20 @@ DIFFERENT = [
     (torch.tensor([math.inf, 1]), torch.tensor([-math.inf, 1]), "1 of 2"),
     (torch.ones(2, 3), ONES, "shape [2, 3]; [2, 2] was expected"),
     (ONES.int(), ONES, "a float dtype was expected"),
-    (ONES.bool(), ONES.int(), "a int dtype"), (ONES.tolist(), ONES, "is a list; a torch.Tensor was expected"),
+    (ONES.bool(), ONES.int(), "an int dtype"), (ONES.tolist(), ONES, "is a list; a torch.Tensor was expected"),
     (ONES.numpy(), ONES, "ndarray"), (torch.tensor(1.0), 1.0, "`.item()` makes a number"),
     (1.0, torch.tensor(1.0), "Tensor"),
-    (True, 1, "is a bool"), (1, True, "is a int"), (2.0, 2, "a whole number was expected"), ("b", "a", "was expected"),
+    (True, 1, "is a bool"), (1, True, "is an int"), (2.0, 2, "a whole number was expected"), ("b", "a", "was expected"),
     ([1], [1, 2], "1 items; 2"), ([1, 3], [1, 2], "the answer[1] is 3; 2"), ({"b": 1}, {"a": 1}, "keys"),
     ({"a": 2}, {"a": 1}, "the answer['a'] is 2"),
     (Report(1.0, 2 * ONES), Report(1.0, ONES), "scores[0, 0] is 2"),
     (3.0, Report(1.0, ONES), "no field 'loss'"),
     (torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0]), "the answer[1] is 2.5"),
+    (4.4301, 4.4349, "is 4.43; 4.435 was"), (4.42951, 4.43049, "is 4.42951; 4.43049 was"),
+    (torch.tensor([11.55999]), torch.tensor([11.55599]), "is 11.56; 11.556 was"), (12345.4, 12350.4, "is 12345; 12350"),
+    (ONES.to_sparse(), ONES, "sparse (`.to_dense()`"), (ONES.to_sparse_csr(), ONES, "sparse"),
+    (ONES.to("meta"), ONES, "holds no values"), (ONES + 0j, ONES, "dtype torch.complex64"), (1j, 1.0, "is a complex"),
+    (torch.nested.nested_tensor([torch.ones(2), torch.ones(1)]), ONES, "nested"),
 ]
 
 
@@ -337,6 +423,23 @@ def test_answers_that_agree(got, expected):
 @pytest.mark.parametrize("got, expected, text", DIFFERENT)
 def test_answers_that_differ(got, expected, text):
     assert text in first_difference(got, expected)
+
+
+@pytest.mark.parametrize("odd", [ONES.to_sparse(), ONES.to("meta"), ONES + 0j, torch.tensor(1.0).to("meta"),
+                                 torch.nested.nested_tensor([torch.ones(2), torch.ones(1)])])
+def test_an_odd_tensor_gets_a_verdict(odd):
+    """Not a traceback: neither comparing nor describing reads values that are not there."""
+    for expected in (ONES, 1.0):
+        check = compare_cases(lambda: [Case(1)], loose_scalars=True)
+        item = Exercise("99.odd", "odd", lambda x, value=expected: value, check, ("1", "2", "3"), 1, 1)
+        assert assess(item, lambda x: odd).status == "wrong"
+
+
+def test_a_right_gradient_is_seen_in_a_notebook_without_gradients():
+    check = compare_cases(lambda: [Case(torch.ones(2, requires_grad=True))])
+    item = Exercise("99.twice", "twice", lambda x: 2 * x, check, ("1", "2", "3"), 1, 1)
+    with torch.set_grad_enabled(False):
+        assert assess(item, item.reference).passed
 
 
 def test_options_of_comparing():
@@ -493,6 +596,7 @@ main(["--help"])
 """
 
 
+@pytest.mark.slow
 def test_nothing_that_is_shown_fails_where_only_ascii_can_be_written(tmp_path):
     only_ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     run = subprocess.run([sys.executable, "-c", EVERYTHING], capture_output=True, text=True, encoding="ascii",

@@ -22,8 +22,6 @@ from course_utils.passes import Site
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
 from course_utils.text import sample_text
 
-pytestmark = pytest.mark.once
-
 N, LENGTH = 5, 9             # of own_tokens
 PLACES = [("blocks.1.hook_resid_pre", None), ("blocks.0.hook_resid_post", None), ("blocks.1.hook_resid_post", None),
           ("blocks.0.hook_mlp_out", None), ("blocks.1.hook_attn_out", None), ("blocks.1.attn.hook_z", None),
@@ -350,6 +348,7 @@ def test_a_divergence_over_a_large_vocabulary():
 # --- the whole report against the slow reference --------------------------------------------------------------------
 
 
+@pytest.mark.older
 @corners
 def test_every_number_equals_full_passes_and_loops(name, hook_name, head, holes):
     model = small_models.ALL[name]()

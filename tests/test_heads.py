@@ -23,10 +23,12 @@ from course_utils.heads import (
 )
 from course_utils.planted import INDUCTION_HEAD, PREVIOUS_TOKEN_HEAD
 
+pytestmark = pytest.mark.older
+
 SEQ_LEN = 12
 
 
-@pytest.fixture(params=["planted", "multi_head", "grouped_query", "tiny"])
+@pytest.fixture(params=["multi_head", "grouped_query"])
 def model(request):
     return small_models.ALL[request.param]()
 
@@ -49,7 +51,7 @@ def patterns(model, tokens) -> torch.Tensor:
 
 # --- against TransformerLens ----------------------------------------------------------------------
 
-@pytest.mark.parametrize("seq_len", [2, SEQ_LEN, 25])
+@pytest.mark.parametrize("seq_len", [2, SEQ_LEN])
 def test_scores_equal_detect_head_up_to_the_documented_factors(model, seq_len):
     from transformer_lens.head_detector import detect_head
 
@@ -135,7 +137,7 @@ def test_the_whole_stripe_costs_a_perfect_head_two_entries(planted):
 
 # --- what must not matter -------------------------------------------------------------------------
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 64])
+@pytest.mark.parametrize("rows", [2, 64])
 def test_scores_do_not_depend_on_how_many_rows_run_at_once(model, monkeypatch, rows):
     tokens = repeated(model, SEQ_LEN, batch=9)
     functions = (previous_token_scores, induction_scores_in_text, lambda *a: induction_scores(*a, SEQ_LEN),

@@ -21,8 +21,6 @@ from course_utils import language
 from course_utils import story_grammar as grammar
 from course_utils.language import BOS, LABELS, UNK, Story, StoryLanguage, expand, grammar_trie, stream, vocabulary
 
-pytestmark = pytest.mark.once
-
 PRONOUNS = {"He": 0, "he": 0, "his": 0, "himself": 0, "She": 1, "she": 1, "her": 1, "herself": 1}
 
 

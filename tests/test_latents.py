@@ -26,8 +26,6 @@ from course_utils.sae_files import load_shipped_sae, topk_sae_for
 from course_utils.text import sample_text
 from course_utils.viz import Dashboard, latent_dashboard
 
-pytestmark = pytest.mark.once
-
 
 def random_sae(model, kind="relu", **more):
     return SparseAutoencoder(model.cfg.d_model, 20, kind, hook_name="blocks.1.hook_resid_pre", **more)
@@ -195,6 +193,7 @@ def test_what_is_shipped():
         load_shipped_sae("tiny", "topk-7")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sae_files.shipped_saes("tiny"))
 def test_the_shipped_autoencoders_are_good(name):
     model, sae = small_models.tiny(), load_shipped_sae("tiny", name)

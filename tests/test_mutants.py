@@ -8,8 +8,6 @@ from course_utils.exercises.checking import Case, compare_cases
 
 mutants = pytest.importorskip("mutants")
 
-pytestmark = pytest.mark.once
-
 
 def texts(source: str) -> set[str]:
     """The last lines of a function's mutants."""

@@ -14,7 +14,7 @@ pytest.importorskip("nbval")
 
 from nbval_tolerance import same  # noqa: E402
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 

@@ -183,10 +183,9 @@ def test_a_mask_says_that_the_last_token_is_text(model):
     assert one.n_positions == other.n_positions and one.ce_clean == pytest.approx(other.ce_clean, rel=1e-5)
 
 
-@pytest.mark.parametrize("where", [[1, 7], [6, 12], [1, 6, 7, 12]])
-def test_repeats_may_hold_the_padding_token_anywhere(model, where):
+def test_repeats_may_hold_the_padding_token_anywhere(model, where=(1, 6, 7, 12)):
     tokens = generate_repeated_tokens(model, 6, len(LENGTHS), seed=0)
-    tokens[1, where] = 0
+    tokens[1, list(where)] = 0
     tokens[:, 7:] = tokens[:, 1:7]
     functions = {**with_mask(model), **without_mask(model)}
     for name in functions.keys() - {"report_card", "latent_dashboard", "train_sae"}:
@@ -206,7 +205,8 @@ def pooled(values, counts):
 
 
 @pytest.mark.parametrize("hook_name, head", PLACES)
-def test_activations_latents_and_logits_are_those_of_the_texts_alone(model, hook_name, head):
+def test_activations_latents_and_logits_are_those_of_the_texts_alone(hook_name, head):
+    model = small_models.grouped_query()
     alone, padded = stories(model)
     mask, sae = without_padding(model, padded), some_sae(model, hook_name, head)
     close(collect_activations(model, hook_name, padded, head=head, mask=mask, batch_size=3),
@@ -224,26 +224,28 @@ def test_activations_latents_and_logits_are_those_of_the_texts_alone(model, hook
         assert page.density == pytest.approx((latents[..., 3] != 0).sum().item() / (sum(LENGTHS) - len(LENGTHS)))
 
 
-@pytest.mark.parametrize("hook_name, head", PLACES)
-@pytest.mark.parametrize("convention", [COURSE, SAELENS], ids=["course", "saelens"])
-def test_metrics_are_those_of_the_texts_alone(model, hook_name, head, convention):
+@pytest.mark.parametrize("name, place, convention", [
+    ("multi_head", PLACES[0], COURSE), ("grouped_query", PLACES[1], SAELENS), ("grouped_query", PLACES[2], COURSE)])
+def test_metrics_are_those_of_the_texts_alone(name, place, convention):
+    model, (hook_name, head) = small_models.RANDOM[name](), place
     alone, padded = stories(model)
     sae = some_sae(model, hook_name, head)
     found = evaluate_sae(model, sae, padded, mask=without_padding(model, padded), convention=convention, batch_size=3)
     each = [evaluate_sae(model, sae, tokens, convention=convention) for tokens in alone]
     counts = [length - 1 if convention is SAELENS else length - 2 for length in LENGTHS]
     assert [report.n_positions for report in each] == counts and found.n_positions == sum(counts)
-    for name in (
+    for metric in (
         "ce_clean", "ce_sae", "ce_zero", "kl", "kl_zero", "reverse_kl", "js", "l0", "l1", "mse", "cosine", "l2_in",
     ):
-        of = [length - 2 for length in LENGTHS] if name.startswith("ce") else counts
-        expected = pooled([getattr(report, name) for report in each], of)
-        assert getattr(found, name) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        of = [length - 2 for length in LENGTHS] if metric.startswith("ce") else counts
+        expected = pooled([getattr(report, metric) for report in each], of)
+        assert getattr(found, metric) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     close(found.density.float(), pooled([report.density for report in each], counts).float())
 
 
-@pytest.mark.parametrize("hook_name, head", PLACES)
-def test_baselines_are_those_of_the_texts_alone(model, hook_name, head):
+@pytest.mark.parametrize("hook_name, head", PLACES[::2])
+def test_baselines_are_those_of_the_texts_alone(hook_name, head):
+    model = small_models.grouped_query()
     alone, padded = stories(model)
     sae, kinds = some_sae(model, hook_name, head), ("norm_only", "norm_corrected", "zero")
     found = noise_floor(model, sae, padded, kinds, mask=without_padding(model, padded), batch_size=3)
@@ -270,6 +272,7 @@ def test_the_truth_is_that_of_the_stories_alone():
         assert value == pytest.approx(expected, rel=1e-4 if name != "kl_bfloat16" else 0.05), name
 
 
+@pytest.mark.slow
 def test_more_padding_changes_nothing(model):
     """Also what is no mean of the texts' own: scores, intervals, noise, means, a training run, the report card."""
     _, padded = stories(model)

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from course_utils.exercises import progress_store
 
-pytestmark = pytest.mark.once
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-WRITER = """
-import sys
-from pathlib import Path
-from course_utils import progress_store
-for i in range(int(sys.argv[2])):
-    progress_store.record(f"{sys.argv[3]}.{i}", "wrong", "é" * 200, path=Path(sys.argv[1]))
-"""
+
+def write(path, count, name):
+    for i in range(count):
+        progress_store.record(f"{name}.{i}", "wrong", "é" * 200, path=path)
 
 
 def start_writer(path, count, name):
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(count), name])
+    """Another process that records so many attempts: a fork, so that it need not import PyTorch first."""
+    writer = multiprocessing.get_context("fork").Process(target=write, args=(path, count, name))
+    writer.start()
+    return writer
 
 
 def test_record_and_read(tmp_path):
@@ -63,10 +61,13 @@ def test_lines_that_are_not_attempts_are_passed_over(tmp_path):
     assert [e["id"] for e in progress_store.read(path)] == ["01.a", "01.b"]
 
 
+@forks
 def test_four_kernels_at_once(tmp_path):
     path = tmp_path / "progress.jsonl"
     writers = [start_writer(path, 200, name) for name in "abcd"]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0, 0]
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0, 0]
     ids = [e["id"] for e in progress_store.read(path)]
     for name in "abcd":
         assert [id for id in ids if id.startswith(name)] == [f"{name}.{i}" for i in range(200)]
@@ -74,15 +75,15 @@ def test_four_kernels_at_once(tmp_path):
     assert lines[0] == b"" and len(lines) == 801 and all(json.loads(line)["mistake"] == "é" * 200 for line in lines[1:])
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@forks
 def test_a_killed_kernel_loses_at_most_the_record_it_was_writing(tmp_path):
     path = tmp_path / "progress.jsonl"
     writer = start_writer(path, 1_000_000, "k")
     while not path.exists() or path.stat().st_size < 20_000:
-        assert writer.poll() is None
+        assert writer.exitcode is None
         time.sleep(0.01)
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.wait(60)
+    writer.kill()
+    writer.join(60)
     ids = [e["id"] for e in progress_store.read(path)]
     assert len(ids) > 20 and ids == [f"k.{i}" for i in range(len(ids))]
     progress_store.record("after", "passed", path=path)

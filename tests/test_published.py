@@ -45,6 +45,7 @@ def test_gpt2_small_gives_the_published_numbers():
     assert mismatches(model) == []
 
 
+@pytest.mark.slow
 def test_the_bands_are_not_met_by_another_model():
     wrong = mismatches(load_model("tiny"))
     assert any("first-half" in line for line in wrong) and any("second-half log-prob" in line for line in wrong)

@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import rooms
 
-pytestmark = pytest.mark.once
-
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "course_utils"
 MODULES = rooms.imports(PACKAGE)

@@ -13,8 +13,6 @@ from course_utils.measured import main as check_report
 from course_utils.measured import measured, passed
 from course_utils.viz import Widget
 
-pytestmark = pytest.mark.once
-
 SAMPLE = Path(__file__).parent / "data" / "course"
 
 
@@ -96,6 +94,7 @@ def test_table_and_status_of_a_lesson_on_the_embedded_model_without_the_real_sec
     assert (tmp_path / "solutions" / "00_case.ipynb").read_bytes() == stored
 
 
+@pytest.mark.slow
 def test_lessons_that_fail_do_not_keep_the_next_from_running(tmp_path, capsys):
     lesson(tmp_path, "00_case", GOOD, GOOD.replace("0.9,", "0.7,"), "x = 1\n1 / 0", "x")
     lesson(tmp_path, "01_case", GOOD, "import os\nos._exit(1)")
@@ -172,6 +171,7 @@ def test_pages_without_widgets_stay_small():
     assert len(page) < 600_000 and "window.CircuitsVis=(" not in page
 
 
+@pytest.mark.slow
 def test_the_sample_lesson(tmp_path, monkeypatch, capsys):
     import build_notebooks
     monkeypatch.syspath_prepend(str(SAMPLE))

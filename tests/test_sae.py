@@ -211,6 +211,19 @@ def test_at_the_threshold_a_latent_is_off():
     assert out.item() == at.grad.item() == Step.apply(at, threshold).item() == 0
 
 
+def test_a_negative_pre_activation_is_far_from_a_small_threshold():
+    """Nothing is cut to 0 first, into the window of thresholds below half a bandwidth (arXiv 2407.14435, eq. 11)."""
+    sae = SparseAutoencoder(2, 3, "jumprelu")
+    with torch.no_grad():
+        sae.threshold.fill_(BANDWIDTH / 5)
+    pre = torch.tensor([[-1.0, BANDWIDTH / 4, 1.0]], requires_grad=True)
+    out = sae.activate(pre)
+    out.sum().backward()
+    torch.testing.assert_close(out.detach(), torch.tensor([[0, BANDWIDTH / 4, 1.0]]))
+    torch.testing.assert_close(sae.threshold.grad, torch.tensor([0, -1 / 5, 0]))
+    torch.testing.assert_close(pre.grad, torch.tensor([[0, 1.0, 1.0]]))
+
+
 @pytest.mark.parametrize("function", [JumpReLU, Step])
 @pytest.mark.parametrize("shape", [(6,), (2, 3), (2, 1, 3)])
 def test_every_activation_near_a_threshold_counts(function, shape):

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.once
-
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [path for folder in ("course_utils", "tools", "lessons", "training", "benchmarks", "docs")
            for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -48,9 +46,9 @@ def unsafe(source: str) -> Iterator[str]:
         yield from (f"line {node.lineno}: {each}" for each in named & (MODULES | CALLS | set(OPTIONS)))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_pickle(path):
-    assert list(unsafe(path.read_text(encoding="utf-8"))) == []
+def test_no_pickle():
+    found = {path.name: list(unsafe(path.read_text(encoding="utf-8"))) for path in SOURCES}
+    assert len(found) > 50 and not any(found.values()), {name: what for name, what in found.items() if what}
 
 
 @pytest.mark.parametrize("source", [
@@ -136,10 +134,12 @@ def tried(program: str, tmp_path: Path) -> list[str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_learner_who_asks_for_no_other_model_needs_no_network(tmp_path):
     assert tried(LEARNER, tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_doctor_asks_the_hub_and_nobody_else(tmp_path):
     (asked,) = tried(ASKS, tmp_path)
     assert "huggingface.co" in asked

@@ -145,8 +145,8 @@ def reading_by_hand(model, sae, tokens, heads, into):
     return correct_token_log_probs(model.run_with_hooks(tokens, fwd_hooks=[(name, put) for name in names]), tokens)
 
 
-@pytest.mark.parametrize("into", ["kqv", "k", "q", "v", "qk"])
-@pytest.mark.parametrize("which", ["all of the layer above", "one", "two layers"])
+@pytest.mark.parametrize("into, which", [
+    ("kqv", "two layers"), ("k", "all of the layer above"), ("q", "one"), ("v", "two layers")])
 def test_heads_read_what_a_spliced_pass_would_give_them(model, into, which):
     tokens, last = repeated(model, batch=10), model.cfg.n_layers - 1
     heads = {"all of the layer above": [(1, head) for head in range(model.cfg.n_heads)], "one": [(last, 3)],

@@ -44,6 +44,7 @@ def chi_square(drawn, p):
     return ((terms.sum() - free) / (2 * free) ** 0.5).item()
 
 
+@pytest.mark.slow
 def test_own_text_has_the_models_own_frequencies(model):
     """Of the first token, and of the second given the first; neither is the padding token, which is BOS here."""
     tokens = own_text(model, 4000, 4, seed=1)
@@ -94,6 +95,7 @@ def test_stories_in_the_tokens_of_another_model():
 
 
 @pytest.mark.slow
+@pytest.mark.matrix  # in make test the lessons' stored outputs rest on it
 def test_stories_in_the_tokens_of_smollm2():
     model = small_models.smollm2()
     tokens = stories_in_english(model, 16, 128, seed=2)

@@ -29,7 +29,7 @@ from course_utils.language import BOS, UNK, stream, vocabulary
 REPO = Path(__file__).resolve().parents[1]
 SCRIPT = REPO / "training" / "train_tiny.py"
 
-pytestmark = [pytest.mark.once, pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch.optim.Muon")]
+pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch.optim.Muon")
 
 DRIVER = textwrap.dedent("""
     import importlib.util, sys
@@ -117,8 +117,8 @@ def stop_at(training, monkeypatch, step: int) -> None:
     monkeypatch.setattr(training, "batch_at", interrupted)
 
 
-@pytest.mark.parametrize("step", [40, 135])  # before anything was saved, and after
-def test_a_half_written_file_is_not_trusted(training, finished, tmp_path, monkeypatch, step):
+@pytest.mark.matrix
+def test_a_half_written_file_is_not_trusted(training, finished, tmp_path, monkeypatch, step=135):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(training, patch, step)
         training.train(training.CONFIG, tmp_path)
@@ -135,6 +135,7 @@ def test_a_half_written_file_is_not_trusted(training, finished, tmp_path, monkey
     assert last_scores(tmp_path) == last_scores(finished)
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_keeps_the_state_before_it(training, tmp_path, monkeypatch):
     model = training.make_model(0)
     optimisers = training.optimizers(model, training.CONFIG)
@@ -154,6 +155,7 @@ def test_a_write_that_fails_keeps_the_state_before_it(training, tmp_path, monkey
     assert not list(tmp_path.glob("step-*.safetensors"))
 
 
+@pytest.mark.matrix
 def test_a_finished_run_started_again_trains_no_more(training, finished, monkeypatch):
     before = weights(finished)
     monkeypatch.setattr(training, "loss_of", lambda *_: pytest.fail("trained on"))
@@ -161,6 +163,7 @@ def test_a_finished_run_started_again_trains_no_more(training, finished, monkeyp
     assert weights(finished) == before
 
 
+@pytest.mark.matrix
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(training, tmp_path):
     short = replace(training.CONFIG, steps=6, story_rows=10)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -170,6 +173,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(training, 
     assert a == b and set(a) == set(c) and not set(a.values()) & set(c.values())
 
 
+@pytest.mark.matrix
 def test_a_state_holds_everything(training, finished):
     """Loaded into fresh objects and saved again, it is the same file."""
     model = training.make_model(5)
@@ -182,6 +186,7 @@ def test_a_state_holds_everything(training, finished):
     assert (out / "state.safetensors").read_bytes() == (finished / "state.safetensors").read_bytes()
 
 
+@pytest.mark.matrix
 def test_training_learns_and_logs(finished):
     log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log[:2]] == [100, 200]
@@ -196,12 +201,14 @@ def stories(training, finished):
     return training.story_rows(training.CONFIG, finished)
 
 
+@pytest.mark.matrix
 def test_stories_are_rows_of_the_language_that_no_test_draws(training, stories):
     rows = stream(1001 + training.CONFIG.seed, training.CONFIG.context)
     assert stories.tolist() == [next(rows) for _ in range(training.CONFIG.story_rows)]
     assert 1001 + training.CONFIG.seed != 7  # the seed of the held-out stories
 
 
+@pytest.mark.matrix
 def test_a_batch_is_a_function_of_seed_and_step(training, stories):
     config = training.CONFIG
     first, again, later, other = (training.batch_at(step, stories, replace(config, seed=seed))
@@ -254,6 +261,7 @@ def exported(training, finished, tmp_path):
     return folder
 
 
+@pytest.mark.matrix
 def test_export_writes_every_file_with_its_hash(exported, finished):
     hashes = json.loads((exported / "hashes.json").read_text())
     assert set(hashes) == {"config.json", "tokenizer.json",
@@ -264,6 +272,7 @@ def test_export_writes_every_file_with_its_hash(exported, finished):
     assert weights(exported).items() <= weights(finished).items()
 
 
+@pytest.mark.matrix
 @torch.no_grad()
 def test_an_export_that_lacks_a_checkpoint_changes_nothing(training, finished, tmp_path):
     (tmp_path / "step-000000.safetensors").write_text("shipped")
@@ -275,6 +284,7 @@ def test_an_export_that_lacks_a_checkpoint_changes_nothing(training, finished, t
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.matrix
 def test_the_course_loads_what_was_exported(training, exported, finished, monkeypatch):
     monkeypatch.setattr(models, "TINY_FOLDER", exported)
     assert models.checkpoint_steps("tiny") == [0, 100, 200]

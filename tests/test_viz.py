@@ -11,8 +11,6 @@ import torch
 from course_utils import viz
 from course_utils.viz import charts
 
-pytestmark = pytest.mark.once
-
 TOKENS = ["<bos>", "the", "cat", "</script>"]
 PATTERN = torch.tril(torch.ones(4, 4)) / torch.arange(1, 5)[:, None]
 
@@ -149,6 +147,11 @@ def test_lines_by_position():
 
 
 def test_lines_over_training_steps():
+    lines = {"a": [1, 2, 3], "b": [2, 2, 2]}
+    axes = viz.plot_by_position(lines, "nats", markers=True, errors={"b": [0.5, 1, 0]}).axes[0]
+    assert [line.get_marker() for line in axes.lines[:1]] == ["o"]
+    bars = [bar.get_segments() for bar in axes.collections]
+    assert [[float(low[1]), float(high[1])] for low, high in bars[0]] == [[1.5, 2.5], [1.0, 3.0], [2.0, 2.0]]
     axes = viz.plot_by_position({"score": [0.1, 0.9]}, "score", x=[0, 500], xlabel="training step").axes[0]
     assert list(axes.lines[0].get_xdata()) == [0, 500] and axes.get_xlabel() == "training step"
 
@@ -185,6 +188,13 @@ def test_bars_by_name_from_the_top_a_colour_for_each_series():
     assert [t.get_text() for t in figure.legends[0].texts] == ["one", "two"]
     alone = charts.plot_bars({"one": {"a": 1, "b": 1000}}, "parameters")
     assert not alone.legends and alone.axes[0].get_legend() is None
+
+
+def test_a_bar_with_its_interval():
+    axes, = charts.plot_bars({"one": {"a": (1, 0.5, 2), "b": 3}}, "score (nats)").axes
+    assert [bar.get_width() for bar in axes.patches] == [1, 3]
+    interval, = (line for line in axes.lines if list(line.get_xdata()) == [0.5, 2])
+    assert interval.get_ydata() == pytest.approx([0, 0])
 
 
 def test_curves_a_panel_for_each_quantity():

@@ -2,8 +2,8 @@
 
     from course_utils.exercises import exercise, hint, solution, progress, predict, reveal
 
-    @exercise("02.induction_scores")
-    def induction_scores(model, tokens, seq_len):
+    @exercise("02.head_scores")
+    def head_scores(model, tokens, entries):
         ...
 
 The check runs as soon as the cell does. If it passes, the rest of the notebook uses the learner's function;

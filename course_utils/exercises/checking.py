@@ -14,10 +14,11 @@ import inspect
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from course_utils.exercises.calling import Failure, LearnerError, NotYet, call, file_of, is_stub, weights_kept
+from course_utils.exercises import leftovers
+from course_utils.exercises.calling import Failure, LearnerError, NotYet, call, file_of, is_stub
 from course_utils.exercises.comparing import clone, describe, first_difference, without_addresses
 from course_utils.exercises.mistakes import Mistake
 
@@ -33,7 +34,7 @@ class Exercise:
         ValueError: when there are not three hints, or the difficulty is not 1, 2 or 3.
     """
 
-    id: str  # "02.induction_scores": the lesson's number, a dot, the function's name
+    id: str  # "02.head_scores": the lesson's number, a dot, the function's name
     title: str
     reference: Callable
     check: Any  # CompareCases, PropertyCheck or CompareThenState
@@ -104,6 +105,14 @@ class CompareCases:
     _prepared: tuple[list[Case], list[Any]] | None = field(default=None, repr=False)
     _mistaken: dict[tuple[Callable, int], Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        leftovers.forget_with_the_models(self.forget)
+
+    def forget(self) -> None:
+        """Have cases, expected answers and those of known mistakes made again, with new models."""
+        self._prepared = None
+        self._mistaken.clear()
+
     @property
     def messages(self) -> tuple[str, ...]:
         return tuple(mistake.message for mistake in self.mistakes)
@@ -145,8 +154,7 @@ class CompareCases:
 
     def _run(self, function: Callable, case: Case) -> Any:
         args, kwargs = case.inputs()
-        with weights_kept((*args, *kwargs.values()) if self.keeps_inputs else ()):
-            answer = call(function, args, kwargs)
+        answer = call(function, args, kwargs, keeps_models=self.keeps_inputs, met=_met)
         if self.keeps_inputs and first_difference(list(args), list(case.args), exact_dtype=True):
             raise Failure("it changes its input: work on a copy (`.clone()`)", input=case.describe(function))
         return answer
@@ -212,10 +220,10 @@ class PropertyCheck:
     def __call__(self, attempt: Callable, reference: Callable) -> None:
         calls = 0
 
-        def guarded(*args: Any, **kwargs: Any) -> Any:
+        def guarded(*args: Any, _stream: int = 0, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
-            return call(attempt, args, kwargs, none_is_fine=self.none_is_fine)
+            return call(attempt, args, kwargs, none_is_fine=self.none_is_fine, met=_met, stream=_stream)
 
         try:
             self.states(guarded)
@@ -242,6 +250,7 @@ def property_check(
     The function gets the learner's function and raises `Failure(message, input=…, got=…, expected=…)`, most
     easily through `require`. A message that is in `mistakes` counts as a named mistake. The docstring is what
     the card of a passed exercise says was tried. `none_is_fine`: returning None is an answer, not a stub.
+    `attempt(…, _stream=1)` calls it with other global random numbers than `attempt(…)`.
     """
     return lambda states: PropertyCheck(states, tuple(mistakes), none_is_fine)
 
@@ -281,10 +290,24 @@ def or_raised(attempt: Callable, kind: type[Exception] | tuple[type[Exception], 
         raise
 
 
+_met: set[Any] = set()  # the shared models that the answer in hand was given
+
+
 def assess(exercise: Exercise, attempt: Callable) -> Verdict:
     """Check a learner's function and say what was found; nothing is displayed or recorded."""
     if is_stub(attempt):
         return Verdict("not yet", "The function is still empty.")
+    _met.clear()
+    with leftovers.as_checks_need_it():
+        verdict = _judged(exercise, attempt)
+        if leftovers.spoiled(_met):
+            also = ("also", leftovers.MODEL_CHANGED)
+            verdict = (Verdict("wrong", leftovers.MODEL_CHANGED) if verdict.passed
+                       else replace(verdict, details=(*verdict.details, also)))
+    return verdict
+
+
+def _judged(exercise: Exercise, attempt: Callable) -> Verdict:
     try:
         exercise.check(attempt, exercise.reference)
     except NotYet as stub:

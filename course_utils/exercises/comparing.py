@@ -33,13 +33,20 @@ def clone(value: Any) -> Any:
     return value
 
 
-def number(value: float | int | bool) -> str:
+def number(value: float | int | bool, digits: int = 4) -> str:
     """A number in a few characters: four significant digits, ordinary zero, no long exponents."""
     if isinstance(value, (bool, int)):
         return str(value)
     if value == 0:
         return "0"
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
+    return f"{value:.0f}" if digits == 4 and 1e4 <= abs(value) < 1e7 else f"{value:.{digits}g}"
+
+
+def told_apart(got: float | int | bool, expected: float | int | bool) -> str:
+    """ "… is got; expected was expected", with as many digits as it takes for the two to look different."""
+    pairs = ((number(got, digits), number(expected, digits)) for digits in (4, 6, 9, 12, 17))
+    first, second = next((pair for pair in pairs if pair[0] != pair[1]), (number(got), number(expected)))
+    return f"is {first}; {second} was expected"
 
 
 def describe(value: Any) -> str:
@@ -71,6 +78,8 @@ def without_addresses(text: str) -> str:
 
 def _describe_tensor(tensor: Tensor) -> str:
     dtype = str(tensor.dtype).removeprefix("torch.")
+    if without := _unreadable(tensor):
+        return f"Tensor {dtype}, {without}"
     head = f"Tensor {dtype} {list(tensor.shape)}"
     if tensor.numel() == 0:
         return f"{head}, empty"
@@ -78,6 +87,17 @@ def _describe_tensor(tensor: Tensor) -> str:
         return f"{head}: {_nested(tensor.tolist())}"
     start = tensor.detach().flatten()[:SHOWN_AT_LEAST].tolist()
     return f"{head}: " + ", ".join(number(item) for item in start) + ", …"
+
+
+def _unreadable(tensor: Tensor) -> str | None:
+    """Why a tensor's values cannot be compared as they are; None when they can."""
+    reasons = {
+        "nested": tensor.is_nested, "quantized": tensor.is_quantized,
+        "on the meta device, which holds no values": tensor.is_meta,
+        "sparse (`.to_dense()` makes an ordinary tensor of it)":
+            tensor.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _nested(values: Any) -> str:
@@ -113,7 +133,7 @@ def first_difference(
     if dataclasses.is_dataclass(expected):
         return _fields_difference(got, expected, options, where)
     if type(got) is not type(expected):
-        return f"{where} is a {_type_name(got)}; a {_type_name(expected)} was expected"
+        return f"{where} is {_a(_type_name(got))}; {_a(_type_name(expected))} was expected"
     return None if got == expected else f"{where} is {describe(got)}; {describe(expected)} was expected"
 
 
@@ -125,16 +145,24 @@ def _is_factored(value: Any) -> bool:
 def _factored_difference(got: Any, expected: Any, options: dict, where: str) -> str | None:
     """The factors may differ: what counts is their product."""
     if not _is_factored(got):
-        return f"{where} is a {_type_name(got)}; FactoredMatrix(left, right) was expected, which keeps the thin factors"
+        wanted = "FactoredMatrix(left, right) was expected, which keeps the thin factors"
+        return f"{where} is {_a(_type_name(got))}; {wanted}"
     return first_difference(got.AB, expected.AB, where=where, **options)
 
 
 def _plain_scalar(value: Any) -> Any:
+    if isinstance(value, Tensor) and _unreadable(value):
+        return value
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def _type_name(value: Any) -> str:
     return "torch.Tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _a(name: str) -> str:
+    """The name with its article."""
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
 
 
 def _kind(dtype: torch.dtype) -> str:
@@ -147,16 +175,18 @@ def _tensor_difference(
     got: Any, expected: Tensor, atol: float, rtol: float, exact_dtype: bool, where: str
 ) -> str | None:
     if not isinstance(got, Tensor):
-        return f"{where} is a {_type_name(got)}; a torch.Tensor was expected"
+        return f"{where} is {_a(_type_name(got))}; a torch.Tensor was expected"
+    if reason := _unreadable(got):
+        return f"{where} is {reason}; a tensor with plain values was expected"
     if got.shape != expected.shape:
         return f"{where} has shape {list(got.shape)}; {list(expected.shape)} was expected"
     if _kind(got.dtype) != _kind(expected.dtype) or (exact_dtype and got.dtype != expected.dtype):
-        name = expected.dtype if exact_dtype else f"a {_kind(expected.dtype)} dtype"
+        name = expected.dtype if exact_dtype else f"{_a(_kind(expected.dtype))} dtype"
         return f"{where} has dtype {got.dtype}; {name} was expected"
     if got.device.type != expected.device.type:
         return f"{where} is on {got.device}; {expected.device} was expected"
     if expected.requires_grad and not got.requires_grad:
-        return f"{where} has lost its gradient: no detach(), no_grad() or .item() on the way"
+        return f"{where} has lost its gradient: no detach(), no_grad(), numpy or .item() on the way"
     return _value_difference(got.detach(), expected.detach(), atol, rtol, where)
 
 
@@ -177,7 +207,7 @@ def _value_difference(got: Tensor, expected: Tensor, atol: float, rtol: float, w
     first = tuple(wrong.nonzero()[0].tolist())
     nan = " (the answer contains NaN)" if got.isnan().any() else ""
     place = f"{where}{list(first)}" if first else where
-    pair = f"{place} is {number(got[first].item())}; {number(expected[first].item())} was expected"
+    pair = f"{place} {told_apart(got[first].item(), expected[first].item())}"
     if wrong.numel() == 1:
         return pair + nan
     return f"{int(wrong.sum())} of {wrong.numel()} values differ{nan}; the first: {pair}"
@@ -188,16 +218,16 @@ def _number_difference(got: Any, expected: Any, atol: float, rtol: float, where:
     if not isinstance(got, allowed) or (isinstance(got, bool) and not isinstance(expected, bool)):
         hint = " (`.item()` makes a number of it)" if getattr(got, "ndim", None) == 0 else ""
         wanted = {bool: "True or False", int: "a whole number", float: "a number"}[type(expected)]
-        return f"{where} is a {_type_name(got)}; {wanted} was expected{hint}"
+        return f"{where} is {_a(_type_name(got))}; {wanted} was expected{hint}"
     same = got == expected  # also for infinities, whose difference is NaN
     if isinstance(expected, float):
         same = same or abs(got - expected) <= atol + rtol * abs(expected)
-    return None if same else f"{where} is {number(got)}; {number(expected)} was expected"
+    return None if same else f"{where} {told_apart(got, expected)}"
 
 
 def _mapping_difference(got: Any, expected: Mapping, options: dict, where: str) -> str | None:
     if not isinstance(got, Mapping):
-        return f"{where} is a {_type_name(got)}; a dict was expected"
+        return f"{where} is {_a(_type_name(got))}; a dict was expected"
     if set(got) != set(expected):
         return f"{where} has the keys {sorted(map(repr, got))}; {sorted(map(repr, expected))} were expected"
     found = (first_difference(got[key], expected[key], where=f"{where}[{key!r}]", **options) for key in expected)
@@ -206,7 +236,7 @@ def _mapping_difference(got: Any, expected: Mapping, options: dict, where: str) 
 
 def _sequence_difference(got: Any, expected: list | tuple, options: dict, where: str) -> str | None:
     if not isinstance(got, (list, tuple)):
-        return f"{where} is a {_type_name(got)}; a {_type_name(expected)} was expected"
+        return f"{where} is {_a(_type_name(got))}; {_a(_type_name(expected))} was expected"
     if len(got) != len(expected):
         return f"{where} has {len(got)} items; {len(expected)} were expected"
     pairs = enumerate(zip(got, expected))
@@ -218,7 +248,7 @@ def _fields_difference(got: Any, expected: Any, options: dict, where: str) -> st
     names = [field.name for field in dataclasses.fields(expected)]
     missing = [name for name in names if not hasattr(got, name)]
     if missing:
-        return f"{where} has no field {missing[0]!r}; a {_type_name(expected)} was expected"
+        return f"{where} has no field {missing[0]!r}; {_a(_type_name(expected))} was expected"
     pairs = ((name, getattr(got, name), getattr(expected, name)) for name in names)
     found = (first_difference(a, b, where=f"{where}.{name}", **options) for name, a, b in pairs)
     return next(filter(None, found), None)

@@ -6,7 +6,7 @@ Each function returns a Figure that is already closed: as the last expression of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -96,6 +96,8 @@ def plot_by_position(
     x: Float[ndarray, "pos"] | None = None,
     xlabel: str = "position in the sequence",
     title: str = "",
+    markers: bool = False,
+    errors: dict[str, Float[ndarray, "pos"]] | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """Lines over positions (or, with x and xlabel, over anything else: training steps, layers).
@@ -105,6 +107,8 @@ def plot_by_position(
         ylabel: what is drawn, with its unit, for example "log-probability (nats)".
         boundary: x of a dotted vertical line, where the second copy starts.
         x: the positions; 0, 1, 2, … when not given.
+        markers: mark the points, where few were measured and the lines only lead the eye.
+        errors: {label: the half-width of an error bar at each position}, for some of the lines or all.
 
     Raises:
         ValueError: when values is empty or a line does not have one number per position.
@@ -118,7 +122,9 @@ def plot_by_position(
         if line.shape != at.shape:
             raise ValueError(f"{label!r} has shape {line.shape}; the positions have shape {at.shape}")
         colour, style = OKABE_ITO[i % len(OKABE_ITO)], LINE_STYLES[i % len(LINE_STYLES)]
-        ax.plot(at, line, label=label, linewidth=1.6, color=colour, linestyle=style)
+        bars = None if errors is None or label not in errors else as_array(errors[label])
+        ax.errorbar(at, line, bars, label=label, linewidth=1.6, marker="o" if markers else None, markersize=4,
+                    capsize=2, color=colour, linestyle=style)
     if boundary is not None:
         ax.axvline(boundary, color="0.4", linestyle=":", linewidth=1.2, label="second copy starts")
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -200,11 +206,16 @@ def plot_scatter(
     return ax.figure
 
 
-def plot_bars(values: dict[str, dict[str, float]], xlabel: str, *, title: str = "") -> Figure:
+def plot_bars(
+    values: Mapping[str, Mapping[str, float | tuple[float, float, float]]], xlabel: str, *, title: str = "",
+    start: float = 0.0,
+) -> Figure:
     """Horizontal bars: one row per name, one colour per series. `values` is {series: {name: number}}.
 
     Args:
+        values: a number may come with its interval, (value, low, high): see `claims.estimate`.
         xlabel: what the numbers are, with the unit.
+        start: where the bars start: what a number is when there is nothing to see, such as ½ for an AUC.
 
     Raises:
         ValueError: when there is nothing to draw or the series do not have the same names.
@@ -217,10 +228,15 @@ def plot_bars(values: dict[str, dict[str, float]], xlabel: str, *, title: str = 
     height = 0.8 / len(values)
     for i, (label, series) in enumerate(values.items()):
         at = [row + (i - (len(values) - 1) / 2) * height for row in range(len(names))]
-        ax.barh(at, list(series.values()), height=height, label=label, color=OKABE_ITO[i % len(OKABE_ITO)])
+        numbers = [number[0] if isinstance(number, tuple) else number for number in series.values()]
+        lengths = [number - start for number in numbers]
+        ax.barh(at, lengths, height=height, left=start, label=label, color=OKABE_ITO[i % len(OKABE_ITO)])
+        for row, number in zip(at, series.values()):
+            if isinstance(number, tuple):
+                ax.plot(number[1:], [row, row], color="black", linewidth=1.2)
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.invert_yaxis()
-    ax.axvline(0, color="0.4", linewidth=0.8)
+    ax.axvline(start, color="0.4", linewidth=0.8)
     ax.set(xlabel=xlabel, title=title)
     ax.grid(axis="x", alpha=0.3)
     if len(values) > 1:

@@ -226,6 +226,47 @@ def with_loops(true_log_probs, logits):
     return result
 
 
+# --- 00.damage ------------------------------------------------------------------------------------------------------
+
+DAMAGE = """
+def f(model, tokens):
+    import math
+    def kl(p, q):
+        return (p.exp() * (p - q)).sum(-1)
+    result = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+    before = model(tokens).log_softmax(-1)
+    for layer in range(model.cfg.n_layers):
+        for head in range(model.cfg.n_heads):
+            def silence(z, hook):
+                z = z.clone()
+                z[:, :, {head}] = 0
+                return z
+            hooks = [(f"blocks.{{layer}}.attn.hook_z", silence)]
+            after = model.run_with_hooks(tokens, fwd_hooks=hooks).log_softmax(-1)
+            result[layer, head] = {number}
+    return {result}
+"""
+
+
+def damaged(number="kl(before, after).mean()", head="head", result="result"):
+    return DAMAGE.format(number=number, head=head, result=result)
+
+
+WITH_BATCHMEAN = damaged('torch.nn.functional.kl_div(after.flatten(0, 1), before.flatten(0, 1), '
+                         'log_target=True, reduction="batchmean")')
+HOOKS_PILE_UP = """
+def f(model, tokens):
+    result = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+    before = model(tokens).log_softmax(-1)
+    for layer in range(model.cfg.n_layers):
+        for head in range(model.cfg.n_heads):
+            others = (torch.arange(model.cfg.n_heads) != head)[:, None]
+            model.add_hook(f"blocks.{layer}.attn.hook_z", lambda z, hook: z * others)
+            after = model(tokens).log_softmax(-1)
+            result[layer, head] = (before.exp() * (before - after)).sum(-1).mean()
+    return result
+"""
+
 ANSWERS = {
     "00.next_token_probs": Answers(
         reject=[
@@ -263,9 +304,9 @@ ANSWERS = {
             Wrong(LEFT_ON, says="leaves a hook"),
             Wrong(WEIGHTS_ZEROED, says="it changes the model's weights"),
             Wrong(SCORES_ZEROED),
-            Wrong(WRONG_LAYER),
+            Wrong(WRONG_LAYER, says="whatever `layer` is"),
             Wrong(WITHOUT_ITS_BIAS),
-            Wrong(MEAN_OF_ALL_ITS_VALUES),
+            Wrong(MEAN_OF_ALL_ITS_VALUES, says="replaced by its mean"),
         ],
         accept=[WITH_MASK, WITH_CONTEXT, WITHOUT_VALUES, WEIGHTS_PUT_BACK],
     ),
@@ -274,9 +315,21 @@ ANSWERS = {
             Wrong(truth_changed, says="it changes its input"),
             Wrong(only_cross_entropy, says="this is the cross-entropy"),
             Wrong(with_nan, says="NaN"),
-            Wrong(logits_not_normalised),
-            Wrong(in_bits),
+            Wrong(logits_not_normalised, says="missing its normalisation"),
+            Wrong(in_bits, says="in bits"),
         ],
         accept=[with_library, with_xlogy, with_distributions, with_loops],
+    ),
+    "00.damage": Answers(
+        reject=[
+            Wrong(damaged("kl(before, before).mean()"), says="nothing changes"),
+            Wrong(damaged(result="result.T"), says="heads and layers are swapped"),
+            Wrong(damaged("(before - after).abs().max()")),
+            Wrong(damaged("(before.exp() - after.exp()).abs().max()")),
+            Wrong(damaged(head="0")),
+            Wrong(damaged("kl(before, after)[:, :-1].mean()")),
+            Wrong(HOOKS_PILE_UP, says="leaves a hook"),
+        ],
+        accept=[damaged(), WITH_BATCHMEAN, damaged("kl(before.double(), after.double()).sum() / tokens.numel()")],
     ),
 }

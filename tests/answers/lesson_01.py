@@ -11,7 +11,7 @@ from answers import Answers, Wrong
 GENERATE = """
 def f(model, seq_len, batch=1, *, seed=None):
     rng = None if seed is None else torch.Generator().manual_seed(seed)
-    bos = torch.full((batch, 1), 0)
+    bos = torch.full((batch, 1), model.tokenizer.bos_token_id)
     half = torch.randint(0, model.cfg.d_vocab, (batch, seq_len), generator=rng)
     return {result}
 """
@@ -53,8 +53,9 @@ def f(model, seq_len, batch=1, *, seed=None):
 """
 FILLED_IN = """
 def f(model, seq_len, batch=1, *, seed=None):
-    rng = torch.Generator()
-    rng.manual_seed(seed) if seed is not None else rng.seed()
+    rng = torch.default_generator if seed is None else torch.Generator()
+    if seed is not None:
+        rng.manual_seed(seed)
     tokens = torch.empty(batch, 1 + 2 * seq_len, dtype=torch.int64)
     tokens[:, 0] = model.tokenizer.bos_token_id
     for i in range(1, seq_len + 1):
@@ -62,6 +63,30 @@ def f(model, seq_len, batch=1, *, seed=None):
         tokens[:, i + seq_len] = tokens[:, i]
     return tokens
 """
+FORKED = """
+def f(model, seq_len, batch=1, *, seed=None):
+    if seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return f(model, seq_len, batch)
+    half = torch.randint(model.cfg.d_vocab, (batch, seq_len))
+    return torch.nn.functional.pad(half.repeat(1, 2), (1, 0), value=model.tokenizer.bos_token_id)
+"""
+WITH_RNG = """
+def f(model, seq_len, batch=1, *, seed=None):
+    import numpy as np
+    rng = {rng}
+    half = {half}
+    bos = torch.full((batch, 1), model.tokenizer.bos_token_id)
+    return torch.cat([bos, half, half], 1)
+"""
+
+
+def with_rng(rng, half="torch.randint(0, model.cfg.d_vocab, (batch, seq_len), generator=rng)"):
+    return WITH_RNG.format(rng=rng, half=half)
+
+
+SEEDED = "(None if seed is None else torch.Generator().manual_seed(seed))"
 
 # --- 01.chance_log_prob ----------------------------------------------------------------------------------------------
 
@@ -132,39 +157,6 @@ def by_indexing(logits, tokens):
     return log_probs[rows, columns, tokens[:, 1:]]
 
 
-# --- 01.top1_correct --------------------------------------------------------------------------------------------------
-
-
-def accuracy(logits, tokens):
-    return (logits[:, :-1].argmax(-1) == tokens[:, 1:]).float().mean()
-
-
-def over_positions(logits, tokens):
-    return (logits[:, :-1].argmax(1) == tokens[:, 1:]).float()
-
-
-def least_likely(logits, tokens):
-    return (logits[:, :-1].argmin(-1) == tokens[:, 1:]).float()
-
-
-def probability_of_best(logits, tokens):
-    return logits[:, :-1].softmax(-1).max(-1).values
-
-
-def everything_wrong(logits, tokens):
-    return (logits[:, :-1].argmax(-1) != tokens[:, 1:]).float()
-
-
-def top1_by_sorting(logits, tokens):
-    best = logits.sort(dim=-1, descending=True).indices[:, :-1, 0]
-    return best.eq(tokens[:, 1:]).double()
-
-
-def top1_by_comparing(logits, tokens):
-    right = logits[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
-    return torch.where(right >= logits[:, :-1].amax(-1), 1.0, 0.0)
-
-
 # --- 01.split_halves --------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +213,37 @@ def as_a_correction(inner, boundary, seq_len):
     return inner + (boundary - inner) / seq_len
 
 
+# --- 01.order_gain: every answer is this text with something done differently -----------------------------------------
+
+ORDER = """
+def f(model, tokens, seq_len, *, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    mixed = tokens{copy}
+    {change}
+    def score(rows):
+        log_probs = model(rows)[:, :-1].log_softmax(-1)
+        return log_probs.gather(2, rows[:, 1:, None])[..., 0][:, {first}:]
+    return {result}
+"""
+SHUFFLE = "mixed[:, seq_len + 1:] = tokens[:, 1 + torch.randperm(seq_len, generator=rng)]"
+SHUFFLE_INNER = "mixed[:, seq_len + 2:] = tokens[:, 2 + torch.randperm(seq_len - 1, generator=rng)]"
+
+
+def order(change=SHUFFLE, copy=".clone()", first="seq_len + 1", result="(score(tokens) - score(mixed)).mean(1)"):
+    return ORDER.format(change=change, copy=copy, first=first, result=result)
+
+
+ROW_BY_ROW = """
+def f(model, tokens, seq_len, *, seed=0):
+    rng, gains = torch.Generator().manual_seed(seed), []
+    for row in tokens:
+        copy = row[1:seq_len + 1]
+        both = torch.stack([row, torch.cat([row[:seq_len + 1], copy[torch.randperm(seq_len, generator=rng)]])])
+        p = torch.nn.functional.cross_entropy(model(both)[:, :-1].transpose(1, 2), both[:, 1:], reduction="none")
+        gains.append(p[1, seq_len + 1:].mean() - p[0, seq_len + 1:].mean())
+    return torch.stack(gains)
+"""
+
 ANSWERS = {
     "01.generate_repeated_tokens": Answers(
         reject=[
@@ -240,10 +263,25 @@ ANSWERS = {
             Wrong(TOO_FEW_TOKENS, says="some tokens are never drawn"),
             Wrong(SEED_IGNORED, says="the same seed"),
             Wrong(OUT_OF_RANGE),
+            Wrong(GLOBAL_SEED, says="seeds torch's global random numbers"),
+            Wrong(with_rng("torch.Generator().manual_seed(seed) if seed else None"), says="seed=0 is taken for no"),
+            Wrong(with_rng("torch.Generator().manual_seed(seed or 0)"), says="the same tokens every time"),
+            Wrong(with_rng("torch.Generator() if seed is None else torch.Generator().manual_seed(seed)"),
+                  says="the same tokens every time"),
+            Wrong(with_rng("torch.Generator()\n    rng.seed() if seed is None else rng.manual_seed(seed)"),
+                  says="does not draw from torch's global stream"),
+            Wrong(with_rng("np.random.default_rng(seed)",
+                           "torch.from_numpy(rng.integers(0, model.cfg.d_vocab, (batch, seq_len)))"),
+                  says="does not draw from torch's global stream"),
+            Wrong(with_rng(SEEDED, "torch.stack([torch.randperm(model.cfg.d_vocab, generator=rng)[:seq_len] "
+                                   "for _ in range(batch)])"), says="no token ever occurs twice"),
+            Wrong(with_rng("torch.Generator().manual_seed(7 if seed is not None else torch.randint(99, ()).item())"),
+                  says="the seed is not used"),
+            Wrong(with_rng(SEEDED).replace("model.tokenizer.bos_token_id", "0"), says="not this model's BOS"),
             Wrong(GENERATE.format(result="torch.cat([bos, half, half], 1).float()")),
             Wrong(GENERATE.format(result="torch.cat([bos, half, bos, half], 1)")),
         ],
-        accept=[GENERATE.format(result="torch.cat([bos, half, half], 1)"), GLOBAL_SEED, FILLED_IN],
+        accept=[GENERATE.format(result="torch.cat([bos, half, half], 1)"), FORKED, FILLED_IN],
     ),
     "01.chance_log_prob": Answers(
         reject=[
@@ -260,26 +298,15 @@ ANSWERS = {
             Wrong(extra_axis, says="the last axis is still there"),
             Wrong(full_length, says="one column too many"),
             Wrong(one_number, says="keep one number per token"),
-            Wrong(softmax_over_positions),
+            Wrong(softmax_over_positions, says="runs over positions"),
             Wrong(log_softmax_and_then_log),
         ],
         accept=[minus_cross_entropy, one_by_one, by_indexing],
     ),
-    "01.top1_correct": Answers(
-        reject=[
-            Wrong(lambda logits, tokens: logits[:, :-1].argmax(-1) == tokens[:, 1:], says="a float dtype was expected"),
-            Wrong(accuracy, says="keep one number per token"),
-            Wrong(probability_of_best, says="not whether they were right"),
-            Wrong(over_positions),
-            Wrong(least_likely),
-            Wrong(everything_wrong),
-        ],
-        accept=[top1_by_sorting, top1_by_comparing],
-    ),
     "01.split_halves": Answers(
         reject=[
             Wrong(boundary_in_first, says="counted in the first copy"),
-            Wrong(sums),
+            Wrong(sums, says="take means"),
             Wrong(first_row),
             Wrong(two_numbers),
         ],
@@ -291,5 +318,25 @@ ANSWERS = {
             Wrong(not_divided),
         ],
         accept=[as_a_list, as_a_correction],
+    ),
+    "01.order_gain": Answers(
+        reject=[
+            Wrong(order("mixed[:, seq_len + 1:] = torch.randint(0, 40, (len(tokens), seq_len), generator=rng)"),
+                  says="only knows which tokens have come"),
+            Wrong(order(first="seq_len"), says="the boundary token is counted"),
+            Wrong(order("pass"), says="no difference for a model that copies"),
+            Wrong(order(result="(score(mixed) - score(tokens)).mean(1)"), says="the sign is flipped"),
+            Wrong(order("mixed[:, seq_len + 1:] = tokens[:, 1:seq_len + 1].roll(3, 1)"), says="too small"),
+            Wrong(order(copy=""), says="changes its input"),
+            Wrong(order(result="score(tokens).mean() - score(mixed).mean(1)"), says="the means of different sequences"),
+            Wrong(order(first="seq_len + 2"), says="begin at entry seq_len + 1"),
+            Wrong(order(SHUFFLE.replace(", generator=rng", "")), says="drawn with `seed`"),
+            Wrong(order(SHUFFLE).replace("manual_seed(seed)", "manual_seed(3)"), says="drawn with `seed`"),
+            Wrong(order(result="(score(tokens) - score(mixed)).mean()"), says="one number for each sequence"),
+            Wrong(order(result="(score(tokens) - score(mixed)).sum(1)"), says="too large"),
+            Wrong(order(result="score(tokens).mean(1)")),
+            Wrong(order(result="(score(tokens) - score(mixed)).mean(1).tolist()"), says="torch.Tensor was expected"),
+        ],
+        accept=[order(), order(SHUFFLE_INNER), ROW_BY_ROW],
     ),
 }

@@ -1,6 +1,5 @@
 """Answers for lesson 02."""
 
-import numpy as np
 import torch
 
 from answers import Answers, Wrong
@@ -33,158 +32,135 @@ def from_offsets(query, seq_len):
     }
 
 
-# --- the three scores: one text, with the line that matters left open -------------------------------------------------
+# --- 02.head_scores ---------------------------------------------------------------------------------------------------
 
-CACHED = """
-def f(model, tokens{argument}):
+FROM_THE_CACHE = """
+def f(model, tokens, entries):
     _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
-    scores = []
-    for layer in range(model.cfg.n_layers):
-        pattern = cache[f"blocks.{{layer}}.attn.hook_pattern"]
-        scores.append({score})
-    return torch.stack(scores)
+    return torch.stack([{score} for layer in range(model.cfg.n_layers)])
 """
 
 
-def cached(score, argument=""):
-    return CACHED.format(score=score, argument=argument)
+def cached(score):
+    return FROM_THE_CACHE.format(score=score.replace("PATTERN", 'cache[f"blocks.{layer}.attn.hook_pattern"]'))
 
 
-def with_length(score):
-    return cached(score, ", seq_len")
-
-
-PREVIOUS_LOOPS = """
-def f(model, tokens):
+ROW_BY_ROW = """
+def f(model, tokens, entries):
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
-    def hook(pattern, hook):
-        for q in range(1, tokens.shape[1]):
-            total[hook.layer()] += pattern[:, :, q, q - 1].double().sum(0)
-    model.run_with_hooks(tokens, return_type=None, fwd_hooks=[(lambda n: n.endswith("hook_pattern"), hook)])
-    return total / tokens.shape[0] / (tokens.shape[1] - 1)
+    def add(pattern, hook):
+        total[hook.layer()] += einops.reduce(entries(pattern).double(), "batch head entry -> head", "mean")
+    for row in tokens:
+        model.run_with_hooks(row[None], return_type=None, fwd_hooks=[(lambda n: n.endswith("attn.hook_pattern"), add)])
+    return total / len(tokens)
 """
-PREVIOUS_EINOPS = cached(
-    'einops.reduce(pattern[:, :, 1:, :-1].diagonal(dim1=-2, dim2=-1), "batch head pos -> head", "mean")'
-)
-PREVIOUS_HARD_CODED = """
-def f(model, tokens):
+ONE_HOOK_A_LAYER = """
+def f(model, tokens, entries):
+    rows = {}
+    def keep(layer):
+        def hook_function(pattern, hook):
+            rows[layer] = entries(pattern).flatten(2).mean(-1).mean(0)
+        return hook_function
+    with model.hooks(fwd_hooks=[(f"blocks.{i}.attn.hook_pattern", keep(i)) for i in range(model.cfg.n_layers)]):
+        model(tokens)
+    return torch.stack([rows[i] for i in sorted(rows)])
+"""
+HARD_CODED = """
+def f(model, tokens, entries):
     scores = torch.zeros(12, 12)
     _, cache = model.run_with_cache(tokens)
     for layer in range(model.cfg.n_layers):
-        scores[layer, :model.cfg.n_heads] = cache["pattern", layer].diagonal(-1, -2, -1).mean((0, -1))
+        scores[layer, :model.cfg.n_heads] = entries(cache["pattern", layer]).mean((0, -1))
     return scores
 """
 NO_HOOK_RUNS = """
-def f(model, tokens):
+def f(model, tokens, entries):
     scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     def hook(pattern, hook):
-        scores[hook.layer()] = pattern.diagonal(-1, -2, -1).mean((0, -1))
+        scores[hook.layer()] = entries(pattern).mean((0, -1))
     model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name == "hook_pattern", hook)])
     return scores
 """
 HOOKS_LEFT = """
-def f(model, tokens):
+def f(model, tokens, entries):
     scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     def hook(pattern, hook):
-        scores[hook.layer()] = pattern.diagonal(-1, -2, -1).mean((0, -1))
+        scores[hook.layer()] = entries(pattern).mean((0, -1))
     for layer in range(model.cfg.n_layers):
         model.add_hook(f"blocks.{layer}.attn.hook_pattern", hook)
     model(tokens)
     return scores
 """
-INDUCTION_INDEXED = """
-def f(model, tokens, seq_len):
-    queries = torch.arange(seq_len + 1, 2 * seq_len + 1)
+MEAN_OF_CHUNKS = """
+def f(model, tokens, entries):
+    chunks = []
+    for rows in tokens.split(8):
+        _, cache = model.run_with_cache(rows)
+        chunks.append(torch.stack([entries(cache["pattern", i]).mean((0, -1)) for i in range(model.cfg.n_layers)]))
+    return torch.stack(chunks).mean(0)
+"""
+EIGHT_ROWS = cached("entries(PATTERN)[:8].mean((0, -1))")
+PATTERN_RETURNED = """
+def f(model, tokens, entries):
     scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
-    for layer in range(model.cfg.n_layers):
-        name = f"blocks.{layer}.attn.hook_pattern"
-        _, cache = model.run_with_cache(tokens, names_filter=name)
-        scores[layer] = cache[name][:, :, queries, queries - seq_len + 1].mean(dim=(0, 2))
+    def hook(pattern, hook):
+        scores[hook.layer()] = entries(pattern).mean((0, -1))
+        return pattern * 0
+    model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith("hook_pattern"), hook)])
     return scores
 """
-INDUCTION_MASKED = """
-def f(model, tokens, seq_len):
-    n = tokens.shape[1]
-    mask = torch.zeros(n, n)
-    for q in range(seq_len + 1, n):
-        mask[q, q - seq_len + 1] = 1
-    scores = {}
-    def hook(pattern, hook):
-        scores[hook.layer()] = torch.einsum("bhqk,qk->h", pattern, mask) / (seq_len * len(tokens))
-    model.run_with_hooks(tokens, fwd_hooks=[(lambda n: "hook_pattern" in n, hook)])
-    return torch.stack([scores[layer] for layer in sorted(scores)])
-"""
-DUPLICATE_LOOPS = """
-def f(model, tokens, seq_len):
-    _, cache = model.run_with_cache(tokens)
-    rows = []
-    for layer in range(model.cfg.n_layers):
-        pattern = cache["pattern", layer]
-        rows.append([sum(pattern[b, h, q, q - seq_len].item() for b in range(len(tokens))
-                         for q in range(seq_len + 1, 2 * seq_len + 1)) / seq_len / len(tokens)
-                     for h in range(model.cfg.n_heads)])
-    return torch.tensor(rows)
-"""
 
-# --- 02.top_heads -----------------------------------------------------------------------------------------------------
+# --- 02.stripe --------------------------------------------------------------------------------------------------------
 
 
-def worst_first(scores, k=5):
-    values, indices = scores.flatten().topk(k, largest=False)
-    return [
-        ((int(i) // scores.shape[1], int(i) % scores.shape[1]), float(v)) for v, i in zip(values, indices)
-    ]
+def by_indexing(pattern, kind, seq_len):
+    first = 1 if kind == "previous" else seq_len + 1
+    queries = torch.arange(first, pattern.shape[-1])
+    back = {"previous": 1, "duplicate": seq_len, "induction": seq_len - 1}[kind]
+    return pattern[:, :, queries, queries - back]
 
 
-def flat_indices(scores, k=5):
-    values, indices = scores.flatten().topk(k)
-    return list(zip(indices.tolist(), values.tolist()))
+def entry_by_entry(pattern, kind, seq_len):
+    queries = range(1 if kind == "previous" else seq_len + 1, 2 * seq_len + 1)
+    keys = {"previous": lambda q: q - 1, "duplicate": lambda q: q - seq_len, "induction": lambda q: q - seq_len + 1}
+    return torch.stack([pattern[..., q, keys[kind](q)] for q in queries], dim=-1)
 
 
-def ascending(scores, k=5):
-    return sorted(top_by_sorting(scores, k), key=lambda pair: pair[1])
+def already_averaged(pattern, kind, seq_len):
+    return by_indexing(pattern, kind, seq_len).mean(-1)
 
 
-def in_threes(scores, k=5):
-    return [(layer, head, score) for (layer, head), score in top_by_sorting(scores, k)]
+def over_batch_and_head(pattern, kind, seq_len):
+    offset, first = {"previous": (-1, 0), "duplicate": (-seq_len, 1), "induction": (1 - seq_len, 2)}[kind]
+    return pattern.diagonal(offset)[..., first:]
 
 
-def one_after_the_other(scores, k=5):
-    found = []
-    for _ in range(k):
-        best = divmod(int(scores.argmax()), scores.shape[1])
-        found.append((best, scores[best].item()))
-        scores[best] = -1.0
-    return found
+def third_dropped(pattern, kind, seq_len):
+    return by_indexing(pattern, kind, seq_len)[..., kind == "induction":]
 
 
-def best_of_each_layer(scores, k=5):
-    return [((layer, int(row.argmax())), float(row.max())) for layer, row in enumerate(scores)][:k]
+# --- 02.uniform_score -------------------------------------------------------------------------------------------------
 
 
-def top_by_sorting(scores, k=5):
-    pairs = [
-        ((layer, head), scores[layer, head].item())
-        for layer in range(scores.shape[0])
-        for head in range(scores.shape[1])
-    ]
-    return sorted(pairs, key=lambda pair: pair[1], reverse=True)[:k]
+def uniform_by_loops(targets):
+    shares = [row[q].sum().item() / (q + 1) for row in targets for q in range(targets.shape[1]) if row[q].any()]
+    return sum(shares) / len(shares)
 
 
-def top_by_numpy(scores, k=5):
-    values = scores.numpy()
-    order = np.argsort(-values, axis=None)[:k]
-    return [((layer, head), values[layer, head]) for layer, head in zip(*np.unravel_index(order, values.shape))]
+def with_a_uniform_pattern(targets):
+    n = targets.shape[-1]
+    pattern = torch.ones(n, n).tril()
+    pattern = pattern / pattern.sum(-1, keepdim=True)
+    on_targets = (pattern * targets).sum(-1)
+    return float(on_targets[targets.any(-1)].mean())
 
 
-def k_without_default(scores, k):
-    return top_by_sorting(scores, k)
+def a_tensor(targets):
+    return torch.tensor(uniform_by_loops(targets))
 
 
-def top_by_unravel(scores, k=5):
-    order = scores.flatten().argsort(descending=True)[:k]
-    layers, heads = torch.unravel_index(order, scores.shape)
-    return [((int(layer), int(head)), float(scores[layer, head])) for layer, head in zip(layers, heads)]
+def share_of_the_square(targets):
+    return targets.float().mean().item()
 
 
 # --- 02.induction_targets ---------------------------------------------------------------------------------------------
@@ -230,47 +206,6 @@ def targets_by_one_hot(tokens):
     return (match > 0.5) & torch.ones_like(match, dtype=torch.bool).tril()
 
 
-# --- 02.formation_step ------------------------------------------------------------------------------------------------
-
-
-def last_that_reaches(steps, scores, threshold=0.5):
-    found = None
-    for step, score in zip(steps, scores.tolist()):
-        if score >= threshold:
-            found = step
-    return found
-
-
-def strictly_above(steps, scores, threshold=0.5):
-    return next(step for step, score in zip(steps, scores.tolist()) if score > threshold)
-
-
-def last_crossing(steps, scores, threshold=0.5):
-    below = [i for i, score in enumerate(scores.tolist()) if score < threshold]
-    return steps[below[-1] + 1]
-
-
-def first_of_all(steps, scores, threshold=0.5):
-    return next(step for step, score in zip(steps, scores.tolist()) if score >= threshold)
-
-
-def first_by_argmax(steps, scores, threshold=0.5):
-    """argmax of "has reached" is 0 where nothing has."""
-    return steps[int((scores >= threshold).int().argmax())]
-
-
-def formation_by_loop(steps, scores, threshold=0.5):
-    for step, score in zip(steps, scores.tolist()):
-        if score >= threshold:
-            return step
-    return None
-
-
-def formation_by_tensor(steps, scores, threshold=0.5):
-    reached = (scores >= threshold).nonzero().flatten().tolist()
-    return steps[reached[0]] if reached else None
-
-
 ANSWERS = {
     "02.where_heads_look": Answers(
         reject=[
@@ -280,72 +215,43 @@ ANSWERS = {
         ],
         accept=[by_searching, from_offsets],
     ),
-    "02.previous_token_scores": Answers(
+    "02.head_scores": Answers(
         reject=[
-            Wrong(cached("pattern.diagonal(1, -2, -1).mean((0, -1))"), says="looks ahead"),
-            Wrong(cached("pattern[0].diagonal(-1, -2, -1).mean(-1)"), says="only the first row"),
-            Wrong(cached("pattern.diagonal(-1, -2, -1).mean()"), says="the head axis is gone"),
-            Wrong(cached("pattern.diagonal(-1, -2, -1).sum(-1).mean(0) / pattern.shape[-1]")),
-            Wrong(NO_HOOK_RUNS, says="or no hook ran"),
-            Wrong(PREVIOUS_HARD_CODED),
+            Wrong(cached("entries(PATTERN)[0].mean(-1)"), says="only the first row"),
+            Wrong(cached("entries(PATTERN).mean()"), says="the head axis is gone"),
+            Wrong(NO_HOOK_RUNS, says="no hook ran"),
+            Wrong(HARD_CODED),
             Wrong(HOOKS_LEFT, says="leaves a hook"),
+            Wrong(MEAN_OF_CHUNKS),
+            Wrong(EIGHT_ROWS),
+            Wrong(PATTERN_RETURNED),
         ],
-        accept=[PREVIOUS_LOOPS, PREVIOUS_EINOPS, cached("pattern.diagonal(-1, -2, -1).mean(-1).mean(0)")],
+        accept=[cached("entries(PATTERN).mean((0, -1))"), ROW_BY_ROW, ONE_HOOK_A_LAYER],
     ),
-    "02.induction_scores": Answers(
+    "02.stripe": Answers(
         reject=[
-            Wrong(with_length("pattern.diagonal(seq_len - 1, -2, -1).mean((0, -1))"), says="looks ahead"),
-            Wrong(with_length("pattern[0].diagonal(1 - seq_len, -2, -1)[..., 2:].mean(-1)"), says="only the first row"),
-            Wrong(with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 2:].mean()"), says="the head axis is gone"),
-            Wrong(with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 3:].mean((0, -1))")),
-            Wrong(with_length("pattern.diagonal(1 - seq_len, -2, -1)[..., 2:].amax((0, -1))")),
+            Wrong(already_averaged),
+            Wrong(over_batch_and_head),
+            Wrong(third_dropped),
+            Wrong(lambda pattern, kind, seq_len: pattern.diagonal(1 if kind == "previous" else seq_len - 1, -2, -1)),
+            Wrong(lambda pattern, kind, seq_len: by_indexing(pattern * 0, kind, seq_len), says="look ahead"),
         ],
-        accept=[
-            INDUCTION_INDEXED,
-            INDUCTION_MASKED,
-            with_length("pattern[:, :, seq_len + 1:, 2:].diagonal(0, -2, -1)[..., :seq_len].mean((0, -1))"),
-        ],
+        accept=[by_indexing, entry_by_entry],
     ),
-    "02.duplicate_token_scores": Answers(
+    "02.uniform_score": Answers(
         reject=[
-            Wrong(with_length("pattern.diagonal(-seq_len, -2, -1)[..., 1:].mean()"), says="the head axis is gone"),
-            Wrong(with_length("pattern.diagonal(0, -2, -1)[..., -seq_len:].mean((0, -1))")),
-            Wrong(with_length("pattern.diagonal(-seq_len - 1, -2, -1).mean((0, -1))")),
+            Wrong(a_tensor, says="`.item()`"),
+            Wrong(share_of_the_square),
         ],
-        accept=[
-            DUPLICATE_LOOPS,
-            with_length("pattern[:, :, seq_len + 1:, 1:seq_len + 1].diagonal(0, -2, -1).mean((0, -1))"),
-        ],
-    ),
-    "02.top_heads": Answers(
-        reject=[
-            Wrong(worst_first, says="the worst heads"),
-            Wrong(flat_indices, says="flattened scores"),
-            Wrong(best_of_each_layer),
-            Wrong(k_without_default),
-            Wrong(ascending, says="the worst heads"),
-            Wrong(in_threes, says="3 items; 2 were expected"),
-            Wrong(one_after_the_other, says="it changes its input"),
-        ],
-        accept=[top_by_sorting, top_by_unravel, top_by_numpy],
+        accept=[uniform_by_loops, with_a_uniform_pattern],
     ),
     "02.induction_targets": Answers(
         reject=[
             Wrong(lambda tokens: targets_by_loops(tokens).float(), says="a bool dtype was expected"),
             Wrong(word_before, says="before the earlier occurrence"),
-            Wrong(only_the_last_match),
-            Wrong(keys_before_query_only),
+            Wrong(only_the_last_match, says="only the latest match"),
+            Wrong(keys_before_query_only, says="its own target"),
         ],
         accept=[targets_by_loops, targets_by_one_hot],
-    ),
-    "02.formation_step": Answers(
-        reject=[
-            Wrong(last_that_reaches, says="the last step that reaches"),
-            Wrong(strictly_above),
-            Wrong(last_crossing),
-            Wrong(first_of_all, says="return None"),
-            Wrong(first_by_argmax, says="return None"),
-        ],
-        accept=[formation_by_loop, formation_by_tensor],
     ),
 }

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from answers import Answers, Wrong
-from course_utils.ablation import ablate, second_copy_loss
+from course_utils.ablation import ablate, gradients, second_copy_loss
 from course_utils.passes import hook_z, mlp_out
 
 # --- 03.second_copy_loss ----------------------------------------------------------------------------------------------
@@ -534,6 +534,55 @@ def with_pytorch_hooks_and_grad(model, tokens, seq_len):
                         for out in outputs])
 
 
+# --- 03.estimate_on_path: the rule for the points, and what is made of the slopes -------------------------------------
+
+ON_PATH = """
+from course_utils.ablation import ablate, hook_z, second_copy_loss
+
+def f(model, tokens, seq_len, layer, head, points):
+    slopes = []
+    for way in {ways}:
+        way = torch.as_tensor(way, dtype=torch.float32).clone().requires_grad_()
+        def move(z, hook):
+            new = z.clone()
+            new[:, :, head] = (1 - way) * z[:, :, head] + way * ablate(z[:, :, head], "mean")
+            return new
+        logits = model.run_with_hooks(tokens, fwd_hooks=[(hook_z(layer), move)])
+        slopes.append(torch.autograd.grad(second_copy_loss(logits, tokens, seq_len), way)[0])
+    slopes = torch.stack(slopes)
+    return {answer}
+"""
+TRAPEZIA = "slopes.mean() if points == 1 else torch.trapezoid(slopes, dx=1 / (points - 1)).item()"
+
+
+def on_path(ways="torch.linspace(0, 1, points)", answer="slopes.mean().item()"):
+    return ON_PATH.format(ways=ways, answer=answer)
+
+
+def moved_by_another_hook(model, tokens, seq_len, layer, head, points):
+    """The course's `gradients`, at an activation that a hook has moved before."""
+    name, total = hook_z(layer), 0.0
+    z = model.run_with_cache(tokens, names_filter=name)[1][name]
+    change = ablate(z[:, :, head], "mean") - z[:, :, head]
+    for i in range(points):
+        def move(activation, hook):
+            moved = z.clone()
+            moved[:, :, head] += (i + 0.5) / points * change
+            return moved
+        with model.hooks(fwd_hooks=[(name, move)]):
+            found = gradients(model, tokens, [name], lambda logits: second_copy_loss(logits, tokens, seq_len))
+        total += (found[name][1][:, :, head] * change).sum().item() / points
+    return total
+
+
+def the_difference_itself(model, tokens, seq_len, layer, head, points):
+    def remove(z, hook):
+        z[:, :, head] = ablate(z[:, :, head], "mean")
+        return z
+    ablated = model.run_with_hooks(tokens, fwd_hooks=[(hook_z(layer), remove)])
+    return (second_copy_loss(ablated, tokens, seq_len) - second_copy_loss(model(tokens), tokens, seq_len)).item()
+
+
 # --- 03.logit_contributions -------------------------------------------------------------------------------------------
 
 
@@ -700,6 +749,21 @@ ANSWERS = {
             with_pytorch_hooks_and_grad,
         ],
     ),
+    "03.estimate_on_path": Answers(
+        reject=[
+            Wrong(the_difference_itself, says="is `points` used"),
+            Wrong(on_path(ways="(torch.arange(40) + 0.5) / 40"), says="is `points` used"),
+            Wrong(on_path(ways="[0.0] * points"), says="attribution patching"),
+            Wrong(on_path(answer="slopes.sum().item()")),
+            Wrong(on_path(answer="slopes.abs().mean().item()")),
+            Wrong(on_path(answer="slopes[points // 2].item()")),
+            Wrong(on_path(answer="((slopes[0] + slopes[-1]) / 2).item()")),
+            Wrong(on_path(answer="slopes")),
+        ],
+        accept=[on_path(ways="(torch.arange(points) + 0.5) / points"), on_path(answer=TRAPEZIA), on_path(),
+                on_path(ways="[i / points for i in range(points)]"), on_path(answer="slopes.mean().detach()"),
+                moved_by_another_hook],
+    ),
     "03.logit_contributions": Answers(
         reject=[
             Wrong(scaled_in_place, says="it changes its input"),
@@ -708,7 +772,7 @@ ANSWERS = {
             Wrong(rows_of_W_U),
             Wrong(norm_taken_anew),
             Wrong(mean_over_d_model),
-            Wrong(log_probabilities),
+            Wrong(log_probabilities, says="these are log-probabilities"),
         ],
         accept=[logits_then_gather, contributions_by_loops, diagonal_of_all_pairs, CONTRIBUTIONS_EINOPS],
     ),

@@ -85,20 +85,6 @@ def OV_algebra(model, layer, head):
     return model.W_E @ FactoredMatrix(w["V"], w["O"]) @ model.W_U
 
 
-def QK_by_library(model, layer, head):
-    QK = model.QK
-    return FactoredMatrix(model.W_E @ QK.A[layer, head], QK.B[layer, head] @ model.W_E.T)
-
-
-def QK_by_librarys_index(model, layer, head, **_):
-    return model.W_E @ model.QK[layer, head] @ model.W_E.T
-
-
-def QK_turned_twice(model, layer, head):
-    w = head_weights(model, layer, head)
-    return FactoredMatrix(model.W_E @ w["K"], (model.W_E @ w["Q"]).T).T
-
-
 # --- 04.top_k_accuracy ----------------------------------------------------------------------------------------------
 
 DENSE = """
@@ -291,6 +277,36 @@ def effective_with_hooks(model):
     return kept["x"][:, 0]
 
 
+# --- 04.kind_of_head --------------------------------------------------------------------------------------------------
+
+KIND = """
+from course_utils.circuits import copying_score, full_OV_circuit, full_QK_circuit, positional_pattern, top_k_accuracy
+def f(model, layer, head):
+    one_back = positional_pattern(model, layer, head, 12).diagonal(-1).mean().item()
+    matched = top_k_accuracy(full_QK_circuit(model, layer, head), best="query")
+    score = copying_score(full_OV_circuit(model, layer, head))
+    return {where}, {what}
+"""
+USUAL_KIND = {"where": "'previous position' if one_back > 0.5 else 'same token' if matched > 0.5 else 'something else'",
+              "what": "'copies' if score > {t} else 'suppresses' if score < -{t} else 'neither'"}
+
+
+def kind(threshold=0.5, **changes):
+    return KIND.format(**{name: text.format(t=threshold) for name, text in {**USUAL_KIND, **changes}.items()})
+
+
+def by_what_is_largest(model, layer, head):
+    """Without a threshold for places: what the scores, all in all, are largest for. The diagonal for what is copied."""
+    w, E, P = head_weights(model, layer, head), model.W_E, model.pos_embed.weight
+    by_token, by_place = (E @ w["Q"]) @ (E @ w["K"]).T, (P @ w["Q"]) @ (P @ w["K"]).T
+    def on(matrix, offset):
+        return ((matrix.diagonal(offset).mean() - matrix.mean()) / matrix.std()).item()
+    where = "previous position" if on(by_place, -1) > 2 else "same token" if on(by_token, 0) > 2 else "something else"
+    logits = E @ w["V"] @ w["O"] @ model.W_U
+    strength = on(logits, 0)
+    return [where, "copies" if strength > 1 else "suppresses" if strength < -1 else "neither"]
+
+
 ANSWERS = {
     "04.key_value_head": Answers(
         reject=[
@@ -318,6 +334,7 @@ ANSWERS = {
             Wrong(one_head("FactoredMatrix(E @ V, O @ U)", kv="-1")),
             Wrong(one_head("FactoredMatrix(E @ V, O @ U)", kv="head")),              # no such key head: an IndexError
             Wrong(one_head("E @ V @ O @ U"), says="FactoredMatrix(left, right) was expected"),
+            Wrong(one_head("FactoredMatrix(E @ V + attn.b_V[head], O @ U)", kv="head"), says=None),
             Wrong(one_head("FactoredMatrix(V, O)")),
             Wrong(one_head("FactoredMatrix(U.T @ V, O @ U)")),
         ],
@@ -348,23 +365,12 @@ ANSWERS = {
             Wrong(trace_over_singular_values),
             Wrong(score("(e.real / e.abs()).mean()")),
             Wrong(score("e.sum() / e.abs().sum()"), says="a number was expected"),
+            Wrong(score("(e.sum() / e.abs().sum()).abs()"), says="hides its sign"),
             Wrong(score("e.abs().sum() / e.real.sum()")),
             Wrong(score("e.real.mean()")),
         ],
         accept=[score("e.real.sum() / e.abs().sum()"), by_library, of_the_large_matrix,
                 trace_over_eigenvalues],
-    ),
-    "04.full_QK_circuit": Answers(
-        reject=[
-            Wrong(one_head("FactoredMatrix(E @ Q, (E @ K).T)", kv="head % attn.W_K.shape[0]"), says="grouped-query"),
-            Wrong(one_head("FactoredMatrix(E @ Q, (E @ K).T)", kv="head % group")),
-            Wrong(one_head("FactoredMatrix(E @ Q, (E @ K).T)", kv="0")),
-            Wrong(one_head("FactoredMatrix(E @ Q, (U.T @ K).T)")),
-            Wrong(one_head("FactoredMatrix(E @ Q, (E @ V).T)")),
-            Wrong(one_head("FactoredMatrix(Q, K.T)")),
-        ],
-        accept=[one_head("FactoredMatrix(E @ Q, (E @ K).T)"), one_head("FactoredMatrix(E, (E @ K @ Q.T).T)"),
-                QK_by_library, QK_by_librarys_index, QK_turned_twice],
     ),
     "04.positional_pattern": Answers(
         reject=[
@@ -377,14 +383,32 @@ ANSWERS = {
             Wrong(pattern(mask="scores = scores.tril()")),
             Wrong(pattern(scale="x = W_pos / W_pos.norm(dim=-1, keepdim=True)")),
         ],
-        accept=[pattern(), pattern(bk=""), pattern_with_all_tokens, PATTERN_BY_LOOPS],
+        accept=[pattern(), pattern(bk=""), pattern_with_all_tokens, PATTERN_BY_LOOPS,
+                pattern(mask=USUAL["mask"].replace("float('-inf')", "-1e9"))],
     ),
     "04.effective_embedding": Answers(
         reject=[
             Wrong(effective("(E + block.mlp(block.ln2(E[None])))"), says="the batch axis is still there"),
+            Wrong(effective("E + block.mlp(block.ln1(E.detach()[None]))[0]"), says="this is another norm"),
             Wrong(effective("block.ln2(E[None])[0] + block.mlp(block.ln2(E[None]))[0]")),
             Wrong(effective("E + block.mlp(block.ln2(block.mlp(E[None])))[0]")),
         ],
         accept=[effective("E + block.mlp(block.ln2(E[None]))[0]"), effective_row_by_row, effective_with_hooks],
+    ),
+    "04.kind_of_head": Answers(
+        reject=[
+            Wrong(lambda model, layer, head: "copies", says="two words"),
+            Wrong(kind(threshold=0.9), says="mind the threshold"),
+            Wrong(kind(what="'copies' if score > 0.95 else 'suppresses' if score < -0.5 else 'neither'"),
+                  says="is not 1"),
+            Wrong(kind(threshold=0.0), says="a score near 0"),
+            Wrong(kind(where="'same token' if matched > 0.5 else 'something else'"), says="one position back"),
+            Wrong(kind(where="'previous position' if one_back > 0.5 else 'something else'"), says="its own token"),
+            Wrong(kind(where="'previous position' if one_back > 0.15 else 'same token' if matched > 0.5 else "
+                             "'something else'")),
+            Wrong(kind(what="'copies' if score > 0.5 else 'neither'"), says="eigenvalues are negative"),
+            Wrong(kind(where="'previous position' if one_back > 0.5 else 'same token'"), says="does neither"),
+        ],
+        accept=[kind(), kind(threshold=0.3), by_what_is_largest],
     ),
 }

@@ -9,7 +9,9 @@ import torch
 from transformer_lens import FactoredMatrix
 
 from answers import Answers, Wrong
-from course_utils.passes import head_weights
+from course_utils.ablation import ablate
+from course_utils.passes import head_weights, hook_z
+from course_utils.path_patching import head_reading, path_logits, put_reading
 
 # --- 05.composition_score -------------------------------------------------------------------------------------------
 
@@ -207,12 +209,116 @@ def f(model, layer, head, name, residual):
     return x @ getattr(attn, f"W_{name.upper()}")[own] + (0 if bias is None else bias[own])
 """
 
-NORM_BY_HAND = """
-from course_utils.circuits import head_weights, normalize
-def f(model, layer, head, name, residual):
-    weights = head_weights(model, layer, head)
-    return torch.einsum("bpd,dh->bph", normalize(model, residual), weights[name.upper()]) + weights[f"b_{name.upper()}"]
+# --- 05.patch_path and 05.restore_path -------------------------------------------------------------------------------
+
+PATH = """
+from course_utils.ablation import ablate
+from course_utils.passes import head_weights, hook_z
+from course_utils.path_patching import head_reading, put_reading
+def f(model, tokens, sender, receivers, into):
+    _, cache = model.run_with_cache(tokens)
+    z, O = cache[hook_z(sender[0])][:, :, sender[1]], model.blocks[sender[0]].attn.W_O[sender[1]]
+    change, hooks = {change}, []
+    for layer, head in receivers:
+        block, stream, weights = model.blocks[layer], {stream}, head_weights(model, layer, head)
+        for name in into:
+            hooks.append(put_reading(model, layer, head, name, {reading}))
+    return {answer}
 """
+USUAL_PATH = {"change": "(ablate(z, 'mean') - z) @ O", "stream": "cache[f'blocks.{layer}.hook_resid_pre']",
+              "reading": "head_reading(model, layer, head, name, stream + change)",
+              "answer": "model.run_with_hooks(tokens, fwd_hooks=hooks)"}
+
+
+def path(**changes):
+    return PATH.format(**{**USUAL_PATH, **changes})
+
+
+LATE_BINDING = """
+from course_utils.ablation import ablate
+from course_utils.passes import head_weights, hook_z
+from course_utils.path_patching import head_reading
+def f(model, tokens, sender, receivers, into):
+    _, cache = model.run_with_cache(tokens)
+    z = cache[hook_z(sender[0])][:, :, sender[1]]
+    change, hooks = (ablate(z, "mean") - z) @ head_weights(model, *sender)["O"], []
+    for layer, head in receivers:
+        for name in into:
+            reading = head_reading(model, layer, head, name, cache[f"blocks.{layer}.hook_resid_pre"] + change)
+            def put(x, hook):                                   # sees the last reading and head only
+                x = x.clone()
+                x[:, :, head * x.shape[2] // model.cfg.n_heads] = reading
+                return x
+            hooks.append((f"blocks.{layer}.attn.hook_{name}", put))
+    return model.run_with_hooks(tokens, fwd_hooks=hooks)
+"""
+
+
+def without_the_sender(sender):
+    def remove(z, hook):
+        z = z.clone()
+        z[:, :, sender[1]] = ablate(z[:, :, sender[1]], "mean")
+        return z
+    return hook_z(sender[0]), remove
+
+
+def path_by_a_second_run(model, tokens, sender, receivers, into):
+    """What the sender's attention adds with and without it; the readings as the receivers' own blocks make them."""
+    name = f"blocks.{sender[0]}.hook_attn_out"
+    before = model.run_with_cache(tokens, names_filter=name)[1][name]
+    with model.hooks(fwd_hooks=[without_the_sender(sender)]):
+        after = model.run_with_cache(tokens, names_filter=name)[1][name]
+    hooks = []
+    for layer, head in receivers:
+        kept = {}
+        watch = [(f"blocks.{layer}.hook_resid_pre", lambda x, hook: x + after - before)]
+        watch += [(f"blocks.{layer}.attn.hook_{each}", lambda x, hook: kept.update({hook.name: x.clone()}))
+                  for each in into]
+        model.run_with_hooks(tokens, fwd_hooks=watch)
+        for at, value in kept.items():
+            def put(x, hook, head=head, value=value):
+                own = head // (model.cfg.n_heads // x.shape[2])
+                return torch.cat([x[:, :, :own], value[:, :, own:own + 1], x[:, :, own + 1:]], dim=2)
+            hooks.append((at, put))
+    return model.run_with_hooks(tokens, fwd_hooks=hooks)
+
+
+def restored(model, tokens, sender, receivers, into, from_clean, put_back):
+    _, clean = model.run_with_cache(tokens)
+    with model.hooks(fwd_hooks=[without_the_sender(sender)]):
+        _, ablated = model.run_with_cache(tokens)
+    z = clean[hook_z(sender[0])][:, :, sender[1]]
+    change = put_back * (z - ablate(z, "mean")) @ head_weights(model, *sender)["O"]
+    streams = clean if from_clean else ablated
+    streams = [streams[f"blocks.{layer}.hook_resid_pre"] + change for layer, _ in receivers]
+    hooks = [put_reading(model, *each, name, head_reading(model, *each, name, stream))
+             for each, stream in zip(receivers, streams) for name in into]
+    return model.run_with_hooks(tokens, fwd_hooks=[without_the_sender(sender), *hooks])
+
+
+def restored_into_the_clean_stream(*args):
+    return restored(*args, from_clean=True, put_back=1)
+
+
+def clean_readings(*args):
+    return restored(*args, from_clean=True, put_back=0)
+
+
+def restored_in_one_run(*args):
+    return restored(*args, from_clean=False, put_back=1)
+
+
+def neighbours(n_layers, n_heads, n_pairs, *, exclude=(), seed=0):
+    """A stretch of the list from a random start: pairs that share a sender come together."""
+    heads = [head for head in itertools.product(range(n_layers), range(n_heads)) if head not in exclude]
+    every = [pair for pair in itertools.combinations(heads, 2) if pair[0][0] != pair[1][0]]
+    start = random.Random(seed).randrange(len(every))
+    return (every * 2)[start:start + n_pairs]
+
+
+def wrong_norm(norm):
+    return READING.format(answer=f"{norm}(residual) @ W + b")
+
 
 ANSWERS = {
     "05.composition_score": Answers(
@@ -253,6 +359,7 @@ ANSWERS = {
             Wrong(first_one_then_a_later_one, says="some pairs come more often"),
             Wrong(two_layers_then_two_heads, says="some pairs come more often"),
             Wrong(torchs_own_generator, says="different seeds give the same pairs"),
+            Wrong(neighbours, says="belong together"),
             Wrong(pairs(seed=""), says="the same seed gave two different draws"),
             Wrong(pairs(seed="0"), says="different seeds give the same pairs"),
             Wrong(pairs(draw="rng.sample(pairs, n_pairs - 1)"), says="not the one asked for"),
@@ -266,20 +373,38 @@ ANSWERS = {
         reject=[
             Wrong(QUERIES_BY_GROUP, says="the queries are those of another head"),
             Wrong(reading("torch.einsum('bpd,hdk->bphk', block.ln1(residual), attn.W_Q)"), says="all heads are there"),
+            Wrong(wrong_norm("block.ln2"), says="another norm"),
+            Wrong(wrong_norm("model.ln_final"), says="another norm"),
             Wrong(reading("block.ln1(residual @ W) + b")),
             Wrong(reading("(block.ln1(residual) @ W + b).mean(1)")),
         ],
-        accept=[reading("block.ln1(residual) @ W + b"), from_the_model_itself, NORM_BY_HAND],
+        accept=[reading("block.ln1(residual) @ W + b"), from_the_model_itself],
     ),
-    "05.share_of_effect": Answers(
+    "05.patch_path": Answers(
         reject=[
-            Wrong(lambda clean, path, total: (clean - path) / (total - clean)),
-            Wrong(lambda clean, path, total: (path - clean) / total),
+            Wrong(LATE_BINDING),
+            Wrong(path(change="ablate(z, 'mean') - z")),
+            Wrong(path(stream="cache[f'blocks.{sender[0]}.hook_resid_pre']")),
+            Wrong(path(change="(ablate(z, 'resample') - z) @ O")),
+            Wrong(path(reading="(stream + change) @ weights[name.upper()] + weights['b_' + name.upper()]")),
+            Wrong(path(reading="(block.ln1(stream) + block.ln1(change)) @ weights[name.upper()]")),
+            Wrong(path(answer="model.run_with_hooks(tokens, return_type='loss', fwd_hooks=hooks)")),
+        ],
+        accept=[path(), path(change="(ablate(cache[hook_z(sender[0])], 'mean') - cache[hook_z(sender[0])])"
+                                    "[:, :, sender[1]] @ O"), path_by_a_second_run],
+    ),
+    "05.restore_path": Answers(
+        reject=[
+            Wrong(restored_into_the_clean_stream, says="already"),
+            Wrong(clean_readings, says="the readings come from the clean pass"),
+            Wrong(lambda model, tokens, sender, receivers, into: path_logits(model, tokens, sender, receivers, into),
+                  says="this is the broken path again"),
+            Wrong(lambda model, tokens, sender, receivers, into: path_logits(
+                model, tokens, sender, receivers[::-1][:1], into, restore=True)),
         ],
         accept=[
-            lambda clean, path, total: (path - clean) / (total - clean),
-            lambda clean, path, total: 1 - (total - path) / (total - clean),
-            lambda clean, path, total: torch.tensor((clean - path) / (clean - total)),
+            lambda model, tokens, *path: path_logits(model, tokens, *path, restore=True),
+            restored_in_one_run,
         ],
     ),
 }

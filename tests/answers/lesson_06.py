@@ -218,28 +218,39 @@ def f(pre, k):
 """
 
 
-# --- 06.jump_relu ---------------------------------------------------------------------------------------------
+# --- 06.topk_step -------------------------------------------------------------------------------------------
+
+STEP = """
+def f(sae, optimizer, x):
+    latents = sae.encode(x)
+    x_hat = {x_hat}
+    loss = {loss}
+    {update}
+    {after}
+    return {answer}
+"""
+UPDATE = "optimizer.zero_grad(); loss.backward(); optimizer.step()"
+NORM_ONE = "sae.W_dec.data = sae.W_dec.data / sae.W_dec.data.norm(dim=1, keepdim=True)"
 
 
-def jump(answer):
-    return f"\ndef f(pre, threshold):\n    return {answer}\n"
+def step(x_hat="sae.decode(latents)", loss="(x_hat - x).pow(2).sum(1).mean()", update=UPDATE, after=NORM_ONE,
+         answer="loss.item()"):
+    return STEP.format(x_hat=x_hat, loss=loss, update=update, after=after, answer=answer)
 
 
-def jump_in_place(pre, threshold):
-    pre[pre <= threshold] = 0
-    return pre
-
-
-def jump_latent_by_latent(pre, threshold):
-    columns = [F.threshold(pre[..., i], float(theta), 0.0) for i, theta in enumerate(threshold)]
-    return torch.stack(columns, -1)
-
-
-def jump_number_by_number(pre, threshold):
-    thetas = threshold.tolist()
-    values = enumerate(pre.flatten().tolist())
-    kept = [value if value > thetas[i % len(thetas)] else 0.0 for i, value in values]
-    return torch.tensor(kept, dtype=torch.float64).reshape(pre.shape)
+def step_by_hand(sae, optimizer, x):
+    """The gradients are asked for, and put where Adam looks for them."""
+    weights = list(sae.parameters())
+    pre = F.linear(x - sae.b_dec, sae.W_enc.T, sae.b_enc)
+    ranks = pre.argsort(dim=1, descending=True).argsort(dim=1)
+    x_hat = torch.where((ranks < sae.k) & (pre > 0), pre, 0.0) @ sae.W_dec + sae.b_dec
+    loss = ((x - x_hat) ** 2).sum() / len(x)
+    for weight, gradient in zip(weights, torch.autograd.grad(loss, weights)):
+        weight.grad = gradient
+    optimizer.step()
+    with torch.no_grad():
+        sae.W_dec.copy_(F.normalize(sae.W_dec, dim=1))
+    return loss
 
 
 # --- 06.gated -------------------------------------------------------------------------------------------------
@@ -356,16 +367,17 @@ def strongest_with_a_set(latent, k):
         if row not in taken and latent[row, position] > 0 and len(found) < k:
             taken.add(row)
             found.append((row, position))
-    return torch.tensor(found, dtype=torch.int32)
+    return torch.tensor(found, dtype=torch.int32).reshape(-1, 2)
 
 
 def strongest_by_sorting(latent, k):
-    rows = [(max(row), i, row.index(max(row))) for i, row in enumerate(latent.tolist()) if any(row)]
-    return torch.tensor([[i, position] for _, i, position in sorted(rows, reverse=True)[:k]])
+    rows = [(max(row), i, row.index(max(row))) for i, row in enumerate(latent.tolist()) if max(row) > 0]
+    places = [[i, position] for _, i, position in sorted(rows, reverse=True)[:k]]
+    return torch.tensor(places, dtype=torch.long).reshape(-1, 2)
 
 
 def strongest_by_topk(latent, k):
-    only = latent * F.one_hot(latent.argmax(dim=1), latent.shape[1])
+    only = latent.relu() * F.one_hot(latent.argmax(dim=1), latent.shape[1])
     k = min(k, int(only.count_nonzero()))
     return torch.stack(torch.unravel_index(only.flatten().topk(k).indices, latent.shape), dim=-1)
 
@@ -452,6 +464,69 @@ def by_mean_ranks(latents, labels):
     return torch.stack(found)
 
 
+# --- 06.luck --------------------------------------------------------------------------------------------------
+
+LUCK = """
+from course_utils.latents import auc as fast_auc
+
+def f(latent, labels, known, draws, rng):
+    n, pos = labels.shape
+    found = []
+    for _ in range(draws):
+        {order}
+        asked = {asked}
+        auc = fast_auc(latent[asked][:, None], ({now})[asked])
+        found.append({then})
+    return {answer}
+"""
+
+
+def luck_of(order="order = torch.randperm(n, generator=rng)", asked="known[order]", now="labels[order]", then="auc",
+            answer="torch.cat(found)"):
+    if "order" not in asked + now:
+        order = "pass"
+    return LUCK.format(order=order, asked=asked, now=now, then=then, answer=answer)
+
+
+def luck_text_by_text(latent, labels, known, draws, rng):
+    """The latent goes to another text's labels; ranks count the pairs."""
+    found = torch.empty(draws, dtype=torch.float64)
+    for draw in range(draws):
+        values, yes = [], []
+        for own, other in enumerate(torch.randperm(len(labels), generator=rng).tolist()):
+            values += latent[own, known[other]].tolist()
+            yes += labels[other, known[other]].tolist()
+        found[draw] = by_mean_ranks(torch.tensor(values)[:, None], torch.tensor(yes))[0]
+    return found
+
+
+# --- 06.sparse_probe ------------------------------------------------------------------------------------------
+
+PROBE = """
+from course_utils.latents import linear_direction
+
+def f(latents, labels, k):
+    apart = latents[labels].mean(0) - latents[~labels].mean(0)
+    chosen = {chosen}
+    probe = torch.zeros(latents.shape[1])
+    probe[chosen] = {weights}
+    return {answer}
+"""
+
+
+def probed(chosen="apart.abs().topk(k).indices", weights="linear_direction(latents[:, chosen], labels)",
+           answer="probe"):
+    return PROBE.format(chosen=chosen, weights=weights, answer=answer)
+
+
+def probe_by_auc(latents, labels, k):
+    """Chosen by AUC; weighed by least squares with a constant."""
+    chosen = (area_under_the_curve(latents, labels) - 0.5).abs().topk(k).indices
+    x = torch.cat([latents[:, chosen], torch.ones(len(latents), 1)], dim=1)
+    weights = torch.linalg.lstsq(x, labels.float()[:, None]).solution[:-1, 0]
+    return torch.zeros(latents.shape[1]).index_put((chosen,), weights)
+
+
 ANSWERS = {
     "06.encode": Answers(
         reject=[
@@ -460,6 +535,8 @@ ANSWERS = {
             Wrong(encoded("((x - b_dec.detach()) @ W_enc + b_enc).relu()"), says="lost its gradient"),
             Wrong(encoded("((x - b_dec) @ W_enc + b_enc.data).relu()"), says="lost its gradient"),
             Wrong(encoded("((x - b_dec) @ W_enc.detach() + b_enc).relu()"), says="lost its gradient"),
+            Wrong(encoded("((x - b_dec) @ W_enc + b_enc).relu().float()"), says="leave the dtype as it is"),
+            Wrong(encoded("((x - b_dec).float() @ W_enc.float() + b_enc.float()).relu()"), says="leave the dtype"),
             Wrong(encoded("((x - b_dec) @ W_enc + b_enc).abs()")),
             Wrong(encoded("((x - b_dec) @ W_enc - b_enc).relu()")),
             Wrong(encoded("torch.nn.functional.gelu((x - b_dec) @ W_enc + b_enc)")),
@@ -508,29 +585,30 @@ ANSWERS = {
             Wrong(top_values_alone, says="the k values alone"),
             Wrong(top_k_in_place, says="it changes its input"),
             Wrong(one_too_many),
+            Wrong(lambda pre, k: top_k_by_ranks(pre, k).to_sparse(), says="sparse"),
+            Wrong(lambda pre, k: top_k_by_ranks(pre, k).to("meta"), says="holds no values"),
+            Wrong(lambda pre, k: top_k_by_ranks(pre, k).to(torch.complex64), says="complex64"),
+            Wrong(lambda pre, k: top_k_by_ranks(pre, k).half() * 1.02),
             Wrong(sorted_row),
             Wrong(top(kept="values.abs()")),
-            Wrong(top("pre.topk(k - 1, dim=-1)")),
+            Wrong(top("pre.topk(k - 1, dim=-1)"), says="one too many or too few"),
             Wrong(top("pre.topk(1, dim=-1)")),
             Wrong("def f(pre, k):\n    return pre.relu()"),
         ],
         accept=[top(), top("pre.relu().topk(k, dim=-1)", kept="values"), top_k_row_by_row, top_k_by_ranks,
                 TOP_K_EINOPS],
     ),
-    "06.jump_relu": Answers(
+    "06.topk_step": Answers(
         reject=[
-            Wrong(jump("torch.where(pre > threshold, 0.0, pre)")),          # keeps what is exactly there too
-            Wrong(jump_in_place, says="it changes its input"),
-            Wrong(jump("pre > threshold"), says="has dtype"),
-            Wrong(jump("pre.sign() * (pre.abs() - threshold).relu()")),
-            Wrong(jump("torch.where(pre > threshold, threshold, 0.0)")),
-            Wrong(jump("(pre - threshold).relu() + threshold"), says="becomes the threshold itself"),
-            Wrong(jump("pre * torch.sigmoid(pre - threshold)")),
-            Wrong(jump("pre[pre > threshold]")),
+            Wrong(step(after="pass"), says="not scaled back to norm 1"),
+            Wrong(step(after="sae.W_dec.data /= sae.W_dec.data.norm()")),
+            Wrong(step(loss="(x_hat - x).pow(2).sum()")),
+            Wrong(step(update=f"{UPDATE}; optimizer.step()")),
+            Wrong(step("sae.decode(latents.detach())")),
+            Wrong(step(answer="loss.item() / len(x)")),
+            Wrong(step(after=f"{NORM_ONE}; sae.W_enc.data = sae.W_dec.data.T.clone()")),
         ],
-        accept=[jump("torch.where(pre > threshold, pre, 0.0)"), jump_latent_by_latent, jump_number_by_number,
-                jump("pre.relu() * (pre - threshold > 0).double()"),
-                jump("torch.heaviside(pre - threshold, torch.tensor(0.0)) * pre")],
+        accept=[step(), step_by_hand, step(after=f"with torch.no_grad(): {NORM_ONE}", answer="loss")],
     ),
     "06.gated": Answers(
         reject=[
@@ -538,7 +616,7 @@ ANSWERS = {
             Wrong(gated_in_place, says="it changes its input"),
             Wrong(behind_gate("pre + b_gate > 0", answer="gate"), says="has dtype"),
             Wrong(behind_gate("(pre > 0).float()")),
-            Wrong(behind_gate("(pre - b_gate > 0).float()")),
+            Wrong(behind_gate("(pre - b_gate > 0).float()"), says="b_gate is subtracted"),
             Wrong(behind_gate("(pre * r_mag.exp() + b_gate > 0).float()")),
             Wrong(behind_gate(answer="(gate * pre * r_mag.exp() + b_mag).relu()")),
             Wrong(behind_gate("torch.sign(pre + b_gate)")),
@@ -549,7 +627,8 @@ ANSWERS = {
     ),
     "06.dead_latents": Answers(
         reject=[
-            Wrong(dead("latents[mask].amax(dim=0) <= 0"), says="below 0 is active too"),
+            Wrong(dead("latents[mask].std(dim=0) == 0")),                   # the same value everywhere
+            Wrong(dead("torch.isclose(latents[mask], torch.zeros(1)).all(0)")),
             Wrong(dead("((latents == 0) | ~mask[..., None]).all(1)"), says="an answer for each sequence"),
             Wrong(dead_in_place, says="it changes its input"),
             Wrong(dead("(latents[mask] == 0).all(0).float()"), says="has dtype"),
@@ -562,6 +641,7 @@ ANSWERS = {
         ],
         accept=[dead("(latents[mask] == 0).all(dim=0)"), dead_one_by_one, DEAD_EINOPS,
                 dead("torch.isin(torch.arange(latents.shape[-1]), latents[mask].nonzero()[:, 1], invert=True)"),
+                dead("latents[mask].amax(dim=0) <= 0"), dead("(latents * mask[..., None]).sum(dim=(0, 1)) == 0"),
                 dead("latents.double().masked_fill(~mask[..., None], 0).norm(dim=(0, 1)) == 0")],
     ),
     "06.top_activations": Answers(
@@ -569,7 +649,8 @@ ANSWERS = {
             Wrong(flat("torch.stack(torch.unravel_index(places, latent.shape), 1)"),
                   says="several come from one sequence"),
             Wrong(strongest(then="order = order[:k]"), says="places where the latent is not active"),
-            Wrong(strongest(order="largest.topk(k).indices", then="pass"), says="the latent is not active"),
+            Wrong(strongest(order="largest.topk(k).indices", then="pass")),     # k may be larger than n
+            Wrong(strongest().replace("latent.max(dim=1)", "latent.abs().max(dim=1)"), says="without the sign"),
             Wrong(strongest(then="pass")),                                  # more than k, and inactive ones
             Wrong(flat("places"), says="one number for each place"),
             Wrong(strongest().replace("return torch.stack([order, positions[order]], dim=1)", "return order"),
@@ -585,6 +666,37 @@ ANSWERS = {
         ],
         accept=[strongest(), strongest(then="order = order[:k]; order = order[largest[order] > 0]"),
                 strongest_with_a_set, strongest_by_sorting, strongest_by_topk],
+    ),
+    "06.luck": Answers(
+        reject=[
+            Wrong(luck_of("order = torch.arange(n)"), says="the latent's AUCs for its own text"),
+            Wrong(luck_of(now="labels.flatten()[torch.randperm(n * pos)].reshape(n, pos)", asked="known"),
+                  says="shuffled position by position"),
+            Wrong(luck_of(now="labels[:, torch.randperm(pos)]"), says="the latent's AUCs for its own text"),
+            Wrong(luck_of(asked="known"), says="but not its `known`"),
+            Wrong(luck_of("order = torch.randperm(n)"), says="do not come from `rng`"),
+            Wrong(luck_of(then="(auc - 0.5).abs() + 0.5"), says="below ½ is flipped"),
+            Wrong(luck_of(answer="torch.cat(found).mean()"), says="one AUC for each draw"),
+            Wrong(luck_of(answer="found"), says="one AUC for each draw"),
+            Wrong(luck_of("order = torch.randint(0, n, (1,), generator=rng).expand(n)")),   # one text's for all
+            Wrong(luck_of(asked="torch.ones_like(known)")),
+        ],
+        accept=[luck_of(), luck_text_by_text,
+                luck_of("order = (torch.arange(n) + int(torch.randint(1, n, (1,), generator=rng))) % n"),
+                luck_of("order = torch.randint(0, n, (n,), generator=rng)")],
+    ),
+    "06.sparse_probe": Answers(
+        reject=[
+            Wrong(probed(chosen="torch.arange(latents.shape[1])"), says="more than k"),
+            Wrong(probed(chosen="apart.abs().topk(k + 1).indices"), says="more than k"),
+            Wrong(probed(chosen="latents.mean(0).topk(k).indices"), says="differ most"),
+            Wrong(probed(chosen="latents[labels].mean(0).topk(k).indices"), says="differ most"),
+            Wrong(probed(chosen="apart.topk(k).indices"), says="differ most"),          # upwards only
+            Wrong(probed(weights="1.0"), says="differ most"),                           # without a sign
+            Wrong(probed(weights="latents[:, chosen].mean(0)")),
+            Wrong(probed(answer="probe[chosen]")),
+        ],
+        accept=[probed(), probed(weights="apart[chosen] / latents[:, chosen].var(0)"), probe_by_auc],
     ),
     "06.auc": Answers(
         reject=[

@@ -37,7 +37,7 @@ def every_layer_by_name(model, tokens, hook_name, reconstruct):
 
 
 def straight_to_the_softmax(model, tokens, hook_name, reconstruct):
-    """As the thread's equations have it: from the last layer to the softmax, without the final norm."""
+    """From the last layer to the softmax, without the final norm."""
     def put(x, hook):
         x[:, 1:] = reconstruct(x[:, 1:])
         return x
@@ -96,69 +96,6 @@ def continued_from_a_clean_run(model, tokens, hook_name, reconstruct):
     x = site.read(clean)
     return clean.logits(site.continue_with(clean, torch.cat([x[:, :1], reconstruct(x[:, 1:])], dim=1)))
 
-
-# --- 07.cross_entropy_by_position -----------------------------------------------------------------------------
-
-ENTROPY = """
-def f(logits, tokens):
-    log_p = logits.log_softmax(-1)
-    came = log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
-    return {answer}
-"""
-
-
-def entropy(answer="-came.mean(0)"):
-    return ENTROPY.format(answer=answer)
-
-
-def softmax_first(logits, tokens):
-    losses = F.cross_entropy(logits.softmax(-1)[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
-    return losses.mean(dim=0)
-
-
-def softmax_over_positions(logits, tokens):
-    return -logits.log_softmax(1)[:, :-1].gather(2, tokens[:, 1:, None]).mean((0, 2))
-
-
-def mean_of_logits(logits, tokens):
-    """The mean over the batch is taken before the softmax."""
-    log_p = logits.mean(0).log_softmax(-1)
-    return -torch.stack([log_p[j, tokens[:, j + 1]].mean() for j in range(len(log_p) - 1)])
-
-
-def only_the_first_row(logits, tokens):
-    return F.cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="none")
-
-
-def as_a_list(logits, tokens):
-    return by_position_in_double(logits, tokens).tolist()
-
-
-def by_position_in_double(logits, tokens):
-    logits, last = logits.double(), tokens.shape[1] - 1
-    return torch.stack([F.cross_entropy(logits[:, j], tokens[:, j + 1]) for j in range(last)])
-
-
-def by_one_hot(logits, tokens):
-    probs, wanted = logits[:, :-1].softmax(-1), F.one_hot(tokens[:, 1:], logits.shape[-1])
-    return -(probs.log() * wanted).sum(-1).sum(0) / len(tokens)
-
-
-def by_loops(logits, tokens):
-    batch, length = tokens.shape
-    losses = torch.zeros(length - 1)
-    for j in range(length - 1):
-        for i in range(batch):
-            losses[j] += (logits[i, j].logsumexp(0) - logits[i, j, tokens[i, j + 1]]) / batch
-    return losses
-
-
-ENTROPY_EINOPS = """
-def f(logits, tokens):
-    logits = einops.rearrange(logits[:, :-1], "batch pos vocab -> batch vocab pos")
-    losses = torch.nn.functional.cross_entropy(logits, tokens[:, 1:], reduction="none")
-    return einops.reduce(losses, "batch pos -> pos", "mean")
-"""
 
 # --- 07.delta_cross_entropy -----------------------------------------------------------------------------------
 
@@ -430,6 +367,52 @@ def bootstrap_by_sorting(values, mask, draws):
     return [means[int(0.025 * len(means))], means[int(0.975 * len(means))]]
 
 
+# --- 07.paired_interval ---------------------------------------------------------------------------------------
+
+PAIRED = """
+def f(a, b, mask, draws):
+    change = {change}
+    means = torch.stack({means})
+    return ({middle}).item(), ({low}).item(), means.quantile(0.975).item()
+"""
+
+
+def paired(change="a - b", means="[change[row][mask[row]].mean() for row in draws]", middle="change[mask].mean()",
+           low="means.quantile(0.025)"):
+    return PAIRED.format(change=change, means=means, middle=middle, low=low)
+
+
+def paired_by_two_means(first, second, mask, draws):
+    """The same sequences are drawn for both, and their means subtracted."""
+    counts = mask.sum(1)[draws].sum(1)
+    means = [(each * mask).double().sum(1)[draws].sum(1) / counts for each in (first, second)]
+    low, high = (means[0] - means[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return first[mask].mean() - second[mask].mean(), low, high
+
+
+# --- 07.known_cases -------------------------------------------------------------------------------------------
+
+KNOWN = """
+def f(x):
+    m = x.mean(0)
+    v = torch.ones_like(m) * ((x - m).pow(2).sum(1).mean() / len(m)).sqrt()
+    return {answer}
+"""
+
+
+def cases_of(answer):
+    return KNOWN.format(answer=answer)
+
+
+def zeros_and_a_small_shift(x):
+    """Zeros: all of the variance is missed, and the mean's square besides."""
+    mean = x.mean(0, keepdim=True)
+    spread = float(x.var(0, correction=0).sum())
+    small = mean / mean.norm() * (spread / 4) ** 0.5
+    return {"zeros": (torch.zeros_like(x), -float(mean.pow(2).sum()) / spread), "mean": (mean + 0 * x, 0.0),
+            "a small shift": (x + small, 0.75), "nine tenths": (mean + 0.9 * (x - mean), 0.99)}
+
+
 # --- 07.explained_variance: everything is left open but the names ---------------------------------------------
 
 
@@ -485,6 +468,8 @@ def f(x, x_hat):
 ANSWERS = {
     "07.patched_logits": Answers(
         reject=[
+            Wrong(patched("return torch.where((tokens == tokens[0, 0])[..., None], x, reconstruct(x))"),
+                  says="every token that equals BOS is spared"),
             Wrong(straight_to_the_softmax, says="the final norm is left out"),
             Wrong(hook_stays, says="leaves a hook"),
             Wrong(every_layer_by_name),
@@ -503,24 +488,17 @@ ANSWERS = {
             with_a_context, from_the_cache, as_an_error_that_is_added, row_by_row, continued_from_a_clean_run,
         ],
     ),
-    "07.cross_entropy_by_position": Answers(
-        reject=[
-            Wrong(softmax_first, says="softmax is applied twice"),
-            Wrong(softmax_over_positions),
-            Wrong(mean_of_logits),
-            Wrong(only_the_first_row),
-            Wrong(entropy("-came.median(0).values")),
-            Wrong(entropy("came.abs().mean(0).cumsum(0)")),
-            Wrong(entropy("(-came.mean(0)).exp()")),
-            Wrong(as_a_list, says="a torch.Tensor was expected"),
-        ],
-        accept=[entropy(), by_position_in_double, by_one_hot, by_loops, ENTROPY_EINOPS],
-    ),
     "07.delta_cross_entropy": Answers(
         reject=[
             Wrong(delta("at_tokens(p_logits, came) - at_tokens(q_logits, came)"),
                   says="a difference of logits"),
             Wrong(q_is_not_normalised),
+            Wrong(delta("at_tokens(log_p.exp().log(), came) - at_tokens(log_q.exp().log(), came)"),
+                  says="logits are far apart"),
+            Wrong(delta("at_tokens((log_p.exp() + 1e-9).log(), came) - at_tokens((log_q.exp() + 1e-9).log(), came)")),
+            Wrong(delta("at_tokens(log_p.clamp(min=-99), came) - at_tokens(log_q.clamp(min=-99), came)"),
+                  says="a clamp"),
+            Wrong(lambda p, q, tokens: delta_by_indexing(p, q, tokens) + 1e-3, says="was expected"),
             Wrong(delta("(at_tokens(log_p, log_p.argmax(-1)) - at_tokens(log_q, log_q.argmax(-1)))[:, :-1]")),
             Wrong(delta(f"({BOTH})[:, 1:]"), says="has shape"),
             Wrong(delta(f"({BOTH}).T"), says="has shape"),
@@ -543,6 +521,12 @@ ANSWERS = {
             Wrong(kl("F.kl_div(log_q, p, reduction='none').sum(-1)"), says="a token that both rule out"),
             Wrong(kl("F.kl_div(log_q, log_p, reduction='none', log_target=True).sum(-1)"),
                   says="both rule out"),
+            Wrong(KL_EINSUM, says="q alone rules out"),                         # inf becomes 3e38
+            Wrong(kl("torch.where((p * (log_p - log_q)).isfinite(), p * (log_p - log_q), 0).sum(-1)"),
+                  says="q alone rules out"),
+            Wrong(kl("torch.where(log_q > -torch.inf, p * (log_p - log_q), 0).sum(-1)"), says="q alone rules out"),
+            Wrong(kl("(p * (log_p - log_q)).nan_to_num(0, 0, 0).sum(-1)"), says="q alone rules out"),
+            Wrong(kl("(p * (log_p.clamp(min=-100) - log_q.clamp(min=-100))).sum(-1)"), says="a clamp"),
             Wrong(kl("(p - q).abs().sum(-1)")),
             Wrong(kl("0 * p.sum(-1)")),
             Wrong(kl("(p * (log_p - log_q)).sum(-1).index_fill(-1, torch.tensor([0]), torch.nan)")),
@@ -550,7 +534,8 @@ ANSWERS = {
             Wrong(kl("(p * (log_p - log_q)).nansum(0)")),
         ],
         accept=[
-            faithfulness.kl_divergence, kl_by_loops_in_double, kl_masked_first, KL_EINSUM,
+            faithfulness.kl_divergence, kl_by_loops_in_double, kl_masked_first,
+            KL_EINSUM.replace("nan=0.0", "nan=0.0, posinf=torch.inf"),
             kl("(p * (log_p - log_q)).nansum(-1)"),
             kl("F.kl_div(log_q.double(), log_p.double(), reduction='none', log_target=True).nansum(-1)"),
             kl("torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1)"),
@@ -567,9 +552,11 @@ ANSWERS = {
             Wrong(zero_where_undefined, says="the score is not defined"),
             Wrong(none_where_undefined, says="the score is not defined"),
             Wrong(only_exact_zero, says="the score is not defined"),
-            Wrong(score(f"max(0.0, {RIGHT_SCORE})")),
-            Wrong(score(f"min(1.0, {RIGHT_SCORE})")),
+            Wrong(score(f"max(0.0, {RIGHT_SCORE})"), says="clipped"),
+            Wrong(score(f"min(1.0, {RIGHT_SCORE})"), says="clipped"),
             Wrong(score(RIGHT_SCORE, "abs(ablated - clean) < 0.1")),
+            Wrong(score(RIGHT_SCORE, "abs(ablated - clean) < 1e-5"), says="NaN too early"),
+            Wrong(score(RIGHT_SCORE, "abs(ablated - clean) < 5e-6")),
             Wrong(score(RIGHT_SCORE, "True")),
             Wrong(score("0.0")),
             Wrong(score("(ablated - patched) / (ablated + clean)")),
@@ -623,6 +610,35 @@ ANSWERS = {
             bootstrap(), bootstrap("(v * m).sum() / m.sum()"), bootstrap_by_counts, bootstrap_at_once,
             bootstrap_by_sorting, faithfulness.bootstrap_interval,
         ],
+    ),
+    "07.paired_interval": Answers(
+        reject=[
+            Wrong(paired(low="means.quantile(0.05)"), says=None),
+            Wrong(paired(change="(a - b) / a")),
+            Wrong(paired(change="(a - b).pow(2)")),
+            Wrong(paired(middle="change.mean()")),
+            Wrong(paired(middle="means.mean()")),
+            Wrong(paired(means="[change[row].mean() for row in draws]")),
+            Wrong(paired(means="[change[mask][row].mean() for row in draws]")),
+        ],
+        accept=[paired(), paired_by_two_means, paired(change="-(b - a)"),
+                paired(means="[(change * mask)[row].sum() / mask[row].sum() for row in draws]")],
+    ),
+    "07.known_cases": Answers(
+        reject=[
+            Wrong(cases_of('{"identity": (x, 1.0), "mean": (m.expand_as(x), 0.0)}'), says="a wrong formula agrees"),
+            Wrong(cases_of('{"mean": (m.expand_as(x), 0.0), "half": ((x + m) / 2, 0.75)}'), says="a wrong formula"),
+            Wrong(cases_of('{"mean": (m.expand_as(x), 0.0), "shift": (x + v, 0.0)}').replace("0.0)}", "1.0)}"),
+                  says="is not what you say"),
+            Wrong(cases_of('{"mean": (m.expand_as(x), 0.0), "half": ((x + m) / 2, 0.5), "shift": (x + v, 0.0)}'),
+                  says="is not what you say"),
+            Wrong(cases_of('{"zeros": (0 * x, 0.0), "shift": (x + v, 0.0)}'), says="is not what you say"),
+            Wrong(cases_of("{}"), says="a wrong formula agrees"),
+            Wrong(cases_of("[m]")),
+        ],
+        accept=[cases_of('{"mean": (m.expand_as(x), 0.0), "half": ((x + m) / 2, 0.75), "shift": (x + v, 0.0)}'),
+                cases_of('{"mean": (m.expand_as(x), 0), "far": (2 * x - m, 0.0), "off": (x - 2 * v, -3.0)}'),
+                zeros_and_a_small_shift],
     ),
     "07.explained_variance": Answers(
         reject=[

@@ -250,55 +250,37 @@ def interval_by_sorting(ce_clean, ce_sae, ce_zero, draws):
     return found[int(0.025 * len(found))], found[int(0.975 * len(found))]
 
 
-# --- 08.confidently_wrong -------------------------------------------------------------------------------------
+# --- 08.texts_needed ------------------------------------------------------------------------------------------
 
 
-def confident(answer="(sure > confidence) & (best != came)"):
+def texts(answer):
     return f"""
-def f(p_logits, tokens, confidence=0.5):
-    p = p_logits.softmax(-1)
-    sure, best = p[:, :-1].max(-1)
-    came = tokens[:, 1:]
-    given = p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
+import math
+
+def f(a, b, smallest):
+    d, n = a - b, len(a)
     return {answer}
 """
 
 
-def all_positions(p_logits, tokens, confidence=0.5):
-    sure, best = p_logits.softmax(-1).max(-1)
-    return (sure > confidence) & (best != tokens.roll(-1, dims=1))
+RIGHT_TEXTS = "(2 * d.std() / smallest).item() ** 2"
 
 
-def softmax_over_positions(p_logits, tokens, confidence=0.5):
-    sure, best = p_logits[:, :-1].softmax(1).max(-1)
-    return (sure > confidence) & (best != tokens[:, 1:])
+def texts_by_loops(a, b, smallest):
+    differences = [x - y for x, y in zip(a.double().tolist(), b.double().tolist())]
+    mean = sum(differences) / len(differences)
+    variance = sum((d - mean) ** 2 for d in differences) / (len(differences) - 1)
+    return variance / (smallest / 2) ** 2
 
 
-def confident_by_loops(p_logits, tokens, confidence=0.5):
-    batch, length = tokens.shape
-    out = torch.zeros(batch, length - 1, dtype=torch.bool)
-    for i in range(batch):
-        for j in range(length - 1):
-            p = p_logits[i, j].double().softmax(0).tolist()
-            out[i, j] = any(p[t] > confidence and t != int(tokens[i, j + 1]) for t in range(len(p)))
-    return out
+def texts_by_covariance(a, b, smallest):
+    """Var(a) + Var(b) − 2 Cov(a, b), as a tensor."""
+    c = torch.cov(torch.stack([a, b]).double())
+    return 4 * (c[0, 0] + c[1, 1] - 2 * c[0, 1]) / smallest**2
 
 
-def confident_in_logs(p_logits, tokens, confidence=0.5):
-    log_p = p_logits.log_softmax(-1)[:, :-1]
-    best = log_p.amax(-1)
-    return (best >= math.log(confidence)) & (log_p.gather(2, tokens[:, 1:, None])[..., 0] < best)
-
-
-def confident_without_the_token(p_logits, tokens, confidence=0.5):
-    """The favourite among the tokens that did not come. At 0.5 and above no two tokens are both that likely."""
-    others = p_logits.softmax(-1)[:, :-1].scatter(2, tokens[:, 1:, None], 0.0)
-    return others.amax(-1) > confidence
-
-
-def confident_in_numpy(p_logits, tokens, confidence=0.5):
-    p, tokens = p_logits.softmax(-1).numpy()[:, :-1], tokens.numpy()
-    return torch.from_numpy(np.logical_and(p.max(-1) > confidence, p.argmax(-1) != tokens[:, 1:]))
+def texts_in_numpy(a, b, smallest):
+    return 4 * np.var(b.double().numpy() - a.double().numpy(), ddof=1) / smallest**2
 
 
 # --- 08.epsilon_random ----------------------------------------------------------------------------------------
@@ -538,7 +520,9 @@ ANSWERS = {
             Wrong(example([0.7, 0.3], [0.6, 0.4], [0.61, 0.39]), says="but not by enough"),
             Wrong(example([0.7, 0.3], [0.6, 0.4], [float("nan")] * 2).replace("nan", "float('nan')")),
             Wrong(example(["'a'"] * 2, [0.6, 0.4], [0.7, 0.3])),
-            Wrong("def f():\n    return {'P': [0.7, 0.3], 'p': [0.6, 0.4], 'q': [0.7, 0.3]}"),
+            Wrong("def f():\n    return {'P': [0.7, 0.3], 'p': [0.6, 0.4], 'q': [0.7, 0.3]}", says="has no order"),
+            Wrong(example({0.7, 0.3}, {0.6, 0.4}, {0.2, 0.8}), says="has no order"),
+            Wrong(example([], [], []), says="over the same tokens"),
             Wrong("def f():\n    raise ValueError('there is none')", says="ValueError"),
         ],
         accept=[
@@ -564,6 +548,19 @@ ANSWERS = {
         ],
         accept=[needed(RIGHT_NEEDED), needed_by_loops, needed_by_moments, needed_in_numpy],
     ),
+    "08.texts_needed": Answers(
+        reject=[
+            Wrong(texts(f"math.ceil({RIGHT_TEXTS})"), says="rounded"),
+            Wrong(texts(f"round({RIGHT_TEXTS})"), says="rounded"),
+            Wrong(texts("(1.96 * d.std() / smallest).item() ** 2")),
+            Wrong(texts(f"{RIGHT_TEXTS} / n")),
+            Wrong(texts(f"{RIGHT_TEXTS} - n")),
+            Wrong(texts("((d.abs()).std() * 2 / smallest).item() ** 2")),
+            Wrong(texts("(2 * (d / a).std() / smallest).item() ** 2")),
+        ],
+        accept=[texts(RIGHT_TEXTS), texts("4 * d.var() / smallest ** 2"), texts_by_loops, texts_by_covariance,
+                texts_in_numpy],
+    ),
     "08.score_interval": Answers(
         reject=[
             Wrong(drawn_as_a_mask, says="here it counts once"),
@@ -580,34 +577,14 @@ ANSWERS = {
             Wrong(scores(answer="found.quantile(0.25), found.quantile(0.75)")),
             Wrong(scores("(z.median() - s.median()) / (z.median() - c.median())")),
             Wrong(scores(answer="found.quantile(0.025), found.quantile(0.975), found.mean()"), says="3 items"),
-            Wrong(scores(answer="found.quantile(torch.tensor([0.025, 0.975]))"), says="a tuple was expected"),
+            Wrong(scores(answer="found.quantile(torch.tensor([0.025, 0.5, 0.975]))"), says="a tuple was expected"),
             Wrong(scores(answer="(float('nan'), float('nan'))")),
             Wrong(scores(answer="(0.0, 0.0)")),
         ],
         accept=[
             scores(), scores("(z - s).sum() / (z - c).sum()"), scores("1 - (s - c).mean() / (z - c).mean()"),
-            whole_sample(), interval_by_counts, interval_in_numpy, interval_by_sorting,
-        ],
-    ),
-    "08.confidently_wrong": Answers(
-        reject=[
-            Wrong(confident("given > confidence"), says="the token that came"),
-            Wrong(confident().replace("p_logits.softmax", "p_logits.log_softmax"), says="not their logarithms"),
-            Wrong(confident("(given > confidence) & (best != came)"), says="above `confidence`"),
-            Wrong(all_positions, says="the last position is kept"),
-            Wrong(confident("F.pad((sure > confidence) & (best != came), (0, 1))").replace(
-                "F.pad", "torch.nn.functional.pad"), says="the last position is kept"),
-            Wrong(softmax_over_positions),
-            Wrong(confident("(sure > 1 - confidence) & (best != came)")),
-            Wrong(confident("((sure > confidence) & (best != came)).float()"), says="a bool dtype was expected"),
-            Wrong(confident("((sure > confidence) & (best != came)).nonzero()"), says="has shape"),
-            Wrong(confident("((sure > confidence) & (best != came)).float().mean()"), says="has shape"),
-            Wrong(confident("((sure > confidence) & (best != came))[:, 1:]"), says="has shape"),
-        ],
-        accept=[
-            confident(), confident("(sure >= confidence) & ~(best == came)"), confident_by_loops, confident_in_logs,
-            confident_without_the_token, confident_in_numpy,
-            confident("torch.logical_and(best != came, sure > confidence)"),
+            whole_sample(), scores(answer="found.quantile(torch.tensor([0.025, 0.975]))"), interval_by_counts,
+            interval_in_numpy, interval_by_sorting,
         ],
     ),
     "08.epsilon_random": Answers(
@@ -660,6 +637,9 @@ ANSWERS = {
             Wrong(root("directions * variances.sqrt().sqrt() @ directions.T")),
             Wrong(root(f"({RIGHT_ROOT}) / math.sqrt(d)")),
             Wrong(root(RIGHT_ROOT, variances="variances.clamp_min(0.1)")),
+            Wrong(root(RIGHT_ROOT, variances="variances.clamp_min(0)").replace("eigh(covariance)",
+                                                                               "eigh(covariance.float())"),
+                  says="noise of that dtype"),
             Wrong(only_the_large, says="the covariance's shape"),
             Wrong(complex_where_negative, says="R must always be real"),
             Wrong(always_in_integers, says="dtype"),

@@ -60,56 +60,116 @@ def f(clean, changed):
     return loss_saved(changed) / loss_saved(clean)
 """
 
-# --- 09.after_token -------------------------------------------------------------------------------------------
+# --- 09.mixed_activations -------------------------------------------------------------------------------------
 
 
-def after(answer):
-    return f"def f(tokens, token):\n    return {answer}"
+def mixture(answer, share="number // 2"):
+    return f"""
+def f(stories, repeats, number):
+    half = {share}
+    def some(x, n):
+        return x[torch.randperm(len(x))[:n]]
+    return {answer}
+"""
 
 
-def zeros_are_tokens(tokens, token):
-    before = torch.zeros_like(tokens)
-    before[:, 1:] = tokens[:, :-1]
-    return before == token
+def evenly_spaced(stories, repeats, number):
+    """Every so many rows, of each kind as many."""
+    def spaced(x, n):
+        return x[torch.linspace(0, len(x) - 1, n).long()]
+    return torch.cat([spaced(repeats, number // 3), spaced(stories, number - number // 3)])
 
 
-def of_the_tokens_dtype(tokens, token):
-    out = torch.zeros_like(tokens)
-    out[:, 1:] = tokens[:, :-1] == token
-    return out
+def shuffled_in_numpy(stories, repeats, number):
+    rng = np.random.default_rng(0)
+    parts = [rng.permutation(each.numpy())[:size] for each, size in ((stories, number // 2),
+                                                                     (repeats, number - number // 2))]
+    return torch.from_numpy(rng.permutation(np.concatenate(parts)))
 
 
-def first_is_true(tokens, token):
-    out = torch.ones_like(tokens, dtype=torch.bool)
-    out[:, 1:] = tokens[:, :-1] == token
-    return out
+def shuffled_in_place(stories, repeats, number):
+    stories[:] = stories[torch.randperm(len(stories))]
+    repeats[:] = repeats[torch.randperm(len(repeats))]
+    return torch.cat([stories[: number // 2], repeats[: number - number // 2]])
 
 
-def written_into_the_tokens(tokens, token):
-    tokens[:, 1:] = tokens[:, :-1].clone()
-    tokens[:, 0] = -1
-    return tokens == token
+# --- 09.control -----------------------------------------------------------------------------------------------
 
 
-def after_by_loops(tokens, token):
-    return torch.tensor([[j > 0 and row[j - 1] == token for j in range(len(row))] for row in tokens.tolist()])
+def controlled(answer):
+    return f"""
+def f(x, latent, direction):
+    noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(7))
+    unit = noise / noise.norm()
+    size = latent[..., None] * direction.norm()
+    return {answer}
+"""
 
 
-def after_by_roll(tokens, token):
-    out = tokens.roll(1, dims=1) == token
-    out[:, 0] = False
-    return out
+def another_at_each_position(x, latent, direction):
+    """As lesson 08's ε-random: a direction for each position."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    distance = latent[..., None] * direction.norm()
+    return x + distance * noise / noise.norm(dim=-1, keepdim=True)
 
 
-def after_in_numpy(tokens, token):
-    return torch.from_numpy(np.insert(tokens.numpy()[:, :-1] == token, 0, False, axis=1))
+def shuffled_direction(x, latent, direction):
+    """The direction's own numbers, in another order."""
+    order = torch.randperm(len(direction), generator=torch.Generator().manual_seed(0))
+    return x - torch.einsum("np,d->npd", latent, direction[order])
 
 
-def after_by_index(tokens, token):
-    out = torch.zeros(tokens.shape, dtype=torch.bool)
-    rows, positions = (tokens[:, :-1] == token).nonzero(as_tuple=True)
-    out[rows, positions + 1] = True
-    return out
+def control_in_place(x, latent, direction):
+    x -= latent[..., None] * direction.flip(0)
+    return x
+
+
+# --- 09.effect_of ---------------------------------------------------------------------------------------------
+
+
+def effect_with_context(model, hook_name, change, tokens, p_logits):
+    """Hooks in a `with` block, the KL by hand."""
+    layer, kept = hook_name.split(".")[1], {}
+
+    def put(x, hook):
+        new = change(x)
+        new[:, 0] = x[:, 0]
+        return new
+
+    def read(pattern, hook):
+        kept["pattern"] = pattern
+
+    with model.hooks(fwd_hooks=[(hook_name, put), (f"blocks.{layer}.attn.hook_pattern", read)]):
+        q = model(tokens).log_softmax(-1)
+    p = p_logits.log_softmax(-1)
+    return torch.einsum("nhqk->nqk", kept["pattern"]), (p.exp() * (p - q)).sum(-1)
+
+
+def effect_row_by_row(model, hook_name, change, tokens, p_logits):
+    """One text at a time, from a cache."""
+    layer, attention, kls = int(hook_name.split(".")[1]), [], []
+    for row, p in zip(tokens, p_logits):
+        def put(x, hook):
+            out = x.clone()
+            out[:, 1:] = change(x)[:, 1:]
+            return out
+        with model.hooks(fwd_hooks=[(hook_name, put)]):
+            logits, cache = model.run_with_cache(row[None])
+        attention.append(sum(cache[f"blocks.{layer}.attn.hook_pattern"][0]))
+        p, q = p.log_softmax(-1), logits[0].log_softmax(-1)
+        kls.append(torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1))
+    return [torch.stack(attention), torch.stack(kls)]
+
+
+def effect_lost(model, hook_name, change, tokens, p_logits):
+    """The attention that is lost, not what is there."""
+    attention, kl = effect_row_by_row(model, hook_name, change, tokens, p_logits)
+    return effect_row_by_row(model, hook_name, lambda x: x, tokens, p_logits)[0] - attention, kl
+
+
+def effect_of_a_difference(model, hook_name, change, tokens, p_logits):
+    """`change(x)` taken for what is to be added."""
+    return effect_row_by_row(model, hook_name, lambda x: x + change(x), tokens, p_logits)
 
 
 # --- 09.same_token_auc ----------------------------------------------------------------------------------------
@@ -132,6 +192,8 @@ def f(latents, labels, present):
         weight = {weight}
         total += weight * {own}
         weights += weight
+    if not weights:
+        raise ValueError("no pairs")
     return {answer}
 """
 
@@ -140,6 +202,8 @@ PAIRS = """
 def f(latents, labels, present):
     yes, no = latents[labels][:, None], latents[~labels][None]
     same = (present[labels][:, None] == present[~labels])[..., None]
+    if not same.any():
+        raise ValueError("no pairs")
     return {answer}
 """
 
@@ -173,7 +237,7 @@ def one_kind_is_a_half(latents, labels, present):
 
 
 def means_taken_off(latents, labels, present):
-    """Each token's mean is taken off its latents, and then all positions are compared."""
+    """Each token's mean is subtracted from its latents, and then all positions are compared."""
     centred = latents.clone()
     for token in present.unique():
         centred[present == token] -= latents[present == token].mean(0)
@@ -186,6 +250,24 @@ def sorted_in_place(latents, labels, present):
     return out
 
 
+def nothing_to_divide_by(latents, labels, present):
+    """Right, but without a word about no pairs: 0 / 0."""
+    total, number = 0, 0
+    for token in present.unique():
+        here = present == token
+        pairs = int((labels & here).sum()) * int((~labels & here).sum())
+        if pairs:
+            total, number = total + pairs * auc(latents[here], labels[here]), number + pairs
+    return total / number
+
+
+def half_without_pairs(latents, labels, present):
+    try:
+        return splicing.same_token_auc(latents, labels, present)
+    except ValueError:
+        return torch.full((latents.shape[1],), 0.5)
+
+
 def auc_pair_by_pair(latents, labels, present):
     won, number = np.zeros(latents.shape[1]), 0
     rows = list(zip(latents.double().numpy(), labels.tolist(), present.tolist()))
@@ -193,6 +275,8 @@ def auc_pair_by_pair(latents, labels, present):
         for g, other, same in rows:
             if label and not other and token == same:
                 won, number = won + (f > g) + 0.5 * (f == g), number + 1
+    if number == 0:
+        raise ValueError("nothing to compare")
     return torch.from_numpy(won / number)
 
 
@@ -206,6 +290,8 @@ def auc_with_a_caught_error(latents, labels, present):
         except ValueError:
             continue
         number.append(int(labels[where].sum()) * int((~labels[where]).sum()))
+    if not number:
+        raise ValueError("no token has a pair")
     weights = torch.tensor(number, dtype=torch.float64)
     return (torch.stack(each).double() * weights[:, None]).sum(0) / weights.sum()
 
@@ -218,6 +304,8 @@ def auc_by_mean_ranks(latents, labels, present):
         yes, no = int(label.sum()), int((~label).sum())
         ranks = (f[:, None] > f[None]).sum(1) + ((f[:, None] == f[None]).sum(1) + 1) / 2
         won, number = won + ranks[label].sum(0) - yes * (yes + 1) / 2, number + yes * no
+    if not number:
+        raise ValueError
     return won / number
 
 
@@ -225,72 +313,11 @@ SAME_EINSUM = """
 def f(latents, labels, present):
     one_hot = torch.nn.functional.one_hot(present).float()
     pair = (one_hot[labels] @ one_hot[~labels].T).double()
+    if not pair.any():
+        raise ValueError("no pairs")
     better = torch.sign(latents[labels][:, None] - latents[~labels][None]).double() / 2 + 0.5
     return einops.einsum(pair, better, "yes no, yes no latent -> latent") / pair.sum()
 """
-
-# --- 09.remove_latents ----------------------------------------------------------------------------------------
-
-
-def removed(answer):
-    return f"""
-def f(x, latents, W_dec, which):
-    part = latents[..., which] @ W_dec[which]
-    decoded = latents @ W_dec
-    zeroed = latents.clone()
-    zeroed[..., which] = 0
-    return {answer}
-"""
-
-
-def removed_in_place(x, latents, W_dec, which):
-    for i in which:
-        x -= latents[..., i, None] * W_dec[i]
-    return x
-
-
-def zeroed_in_place(x, latents, W_dec, which):
-    before = latents @ W_dec
-    latents[..., which] = 0
-    return x - before + latents @ W_dec
-
-
-def rows_of_latents(x, latents, W_dec, which):
-    """Takes positions in place of latents."""
-    return x - latents[which] @ W_dec
-
-
-def through_the_encoder(x, latents, W_dec, which):
-    """As if the encoder were the decoder, transposed."""
-    return x - (x @ W_dec[which].T).relu() @ W_dec[which]
-
-
-def over_the_second_axis(x, latents, W_dec, which):
-    return x - (latents[..., which, None] * W_dec[which]).sum(dim=1)
-
-
-def removed_by_loops(x, latents, W_dec, which):
-    for i in which:
-        x = x - latents[..., i].unsqueeze(-1) * W_dec[i]
-    return x
-
-
-def removed_by_a_mask(x, latents, W_dec, which):
-    mask = torch.zeros(latents.shape[-1])
-    mask[which] = 1
-    return x - (latents * mask) @ W_dec
-
-
-def removed_in_numpy(x, latents, W_dec, which):
-    x, latents, W_dec = (each.double().numpy() for each in (x, latents, W_dec))
-    return torch.from_numpy(x - np.take(latents, which, axis=-1) @ np.take(W_dec, which, axis=0))
-
-
-REMOVED_EINSUM = """
-def f(x, latents, W_dec, which):
-    return x - einops.einsum(latents[..., which], W_dec[which], "... some, some d -> ... d")
-"""
-
 
 ANSWERS = {
     "09.circuit_score": Answers(
@@ -311,22 +338,26 @@ ANSWERS = {
             score("1 - (gain(clean) - gain(changed)) / gain(clean)"), score_by_loops, score_in_numpy, SCORE_EINOPS,
         ],
     ),
-    "09.after_token": Answers(
+    "09.mixed_activations": Answers(
         reject=[
-            Wrong(zeros_are_tokens, says="given the id 0"),
-            Wrong(after("tokens[:, :-1] == token"), says="the first position is missing"),
-            Wrong(written_into_the_tokens, says="changes its input"),
-            Wrong(of_the_tokens_dtype, says="a bool dtype was expected"),
-            Wrong(after("(tokens[:, :-1] == token).nonzero()")),
-            Wrong(after("torch.nn.functional.pad(tokens[:, :-2] == token, (2, 0))")),
-            Wrong(after("torch.nn.functional.pad(tokens[:, :-1] == token, (0, 1))")),
-            Wrong(first_is_true),
+            Wrong(mixture("torch.cat([stories, repeats])"), says="[number, d]"),
+            Wrong(mixture("some(torch.cat([stories, repeats]), number).mean(0).expand(number, -1)"), says="made up"),
+            Wrong(mixture("some(stories, number)"), says="hardly any of one kind"),
+            Wrong(mixture("torch.cat([some(stories, number - half), some(repeats, half)])", "number // 10"),
+                  says="hardly any of one kind"),
+            Wrong(mixture("torch.cat([stories[torch.randint(len(stories), (number - half,))], some(repeats, half)])"),
+                  says="some rows are there twice"),
+            Wrong(mixture("torch.cat([stories[: number - half], repeats[:half]])"), says="the first rows"),
+            Wrong(mixture("torch.cat([some(stories[: len(stories) // 2], number - half), some(repeats, half)])"),
+                  says="the first rows"),
+            Wrong(shuffled_in_place, says="changes its input"),
+            Wrong(mixture("some(stories, half) + some(repeats, half)"), says="[number, d]"),
+            Wrong(mixture("torch.cat([some(stories, half), some(repeats, half)])"), says="[number, d]"),   # 301 rows
         ],
         accept=[
-            after("torch.nn.functional.pad(tokens[:, :-1] == token, (1, 0))"),
-            after("torch.cat([torch.zeros(len(tokens), 1, dtype=torch.bool), tokens[:, :-1] == token], dim=1)"),
-            after("torch.nn.functional.pad(tokens, (1, 0), value=-1)[:, :-1] == token"),
-            after_by_loops, after_by_roll, after_by_index, after_in_numpy,
+            mixture("torch.cat([some(stories, number - half), some(repeats, half)])"),
+            mixture("some(torch.cat([some(stories, number - half), some(repeats, half)]), number)", "number // 3"),
+            evenly_spaced, shuffled_in_numpy,
         ],
     ),
     "09.same_token_auc": Answers(
@@ -334,6 +365,8 @@ ANSWERS = {
             Wrong(not_a_number, says="this is NaN"),
             Wrong(grouped(guard="False"), says="there is nothing to tell apart"),             # auc raises
             Wrong(pairs("((yes >= no) * same).sum((0, 1)) / same.sum()"), says="a tie counts ½"),
+            Wrong(nothing_to_divide_by, says="raise a ValueError"),
+            Wrong(half_without_pairs, says="raise a ValueError"),
             Wrong(sorted_in_place, says="changes its input"),
             Wrong(one_kind_is_a_half),
             Wrong(means_taken_off),
@@ -352,25 +385,33 @@ ANSWERS = {
             SAME_EINSUM,
         ],
     ),
-    "09.remove_latents": Answers(
+    "09.control": Answers(
         reject=[
-            Wrong(removed("zeroed @ W_dec"), says="the reconstruction's error is lost"),
-            Wrong(removed_in_place, says="changes its input"),
-            Wrong(zeroed_in_place, says="changes its input"),
-            Wrong(removed("zeroed @ W_dec + 0.3")),                         # with a bias of the decoder
-            Wrong(removed("x - part.sum(0)")),
-            Wrong(removed("x - part.norm(dim=-1, keepdim=True)")),
-            Wrong(removed("x - latents[..., which] @ torch.nn.functional.normalize(W_dec[which], dim=-1)")),
-            Wrong(removed("zeroed")),
-            Wrong(over_the_second_axis),
-            Wrong(rows_of_latents),
-            Wrong(through_the_encoder),
-            Wrong(removed("x")),
+            Wrong(controlled("x"), says="nothing is changed"),
+            Wrong(controlled("x - latent[..., None] * direction"), says="along the latent's own direction"),
+            Wrong(controlled("x + latent[..., None] * direction"), says="along the latent's own direction"),
+            Wrong(controlled("x - size * (unit + 2 * direction / direction.norm()) / 5 ** 0.5"),
+                  says="along the latent's own direction"),
+            Wrong(controlled("x - direction.norm() * unit"), says="where the latent is not active"),
+            Wrong(controlled("x - latent[..., None] * unit"), says="the change is not as large"),
+            Wrong(controlled("x - latent[..., None] * noise"), says="the change is not as large"),
+            Wrong(controlled("x - latent.mean() * (latent > 0)[..., None] * direction.norm() * unit"),
+                  says="the change is not as large"),
+            Wrong(controlled("size * unit"), says="positions are changed where the latent is not active"),
+            Wrong(controlled("(x - size * unit)[:, 1:]"), says="[n, pos, d]"),
+            Wrong(control_in_place, says="changes its input"),
         ],
         accept=[
-            removed("x - part"), removed("x - decoded + zeroed @ W_dec"), removed("zeroed @ W_dec + (x - decoded)"),
-            removed("x - (latents[..., which, None] * W_dec[which]).sum(-2)"), removed_by_loops, removed_by_a_mask,
-            removed_in_numpy, REMOVED_EINSUM,
+            controlled("x - size * unit"), controlled("x + size * unit"), another_at_each_position, shuffled_direction,
         ],
+    ),
+    "09.effect_of": Answers(
+        reject=[
+            Wrong(effect_lost),
+            Wrong(effect_of_a_difference),
+            Wrong(lambda *given: effect_row_by_row(*given)[0]),
+            Wrong(lambda *given: effect_row_by_row(*given)[1]),
+        ],
+        accept=[effect_with_context, effect_row_by_row],
     ),
 }

@@ -9,7 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.exercises.checking import Case, Exercise, compare_cases
-from course_utils.exercises.checks.shared import random_logits, random_model, random_tokens
+from course_utils.exercises.checks.shared import (
+    planted_model,
+    random_logits,
+    random_model,
+    random_tokens,
+    repeated_distinct,
+    spaced_model,
+)
 from course_utils.exercises.mistakes import seen, variants
 from course_utils.metrics import kl_divergence
 
@@ -64,6 +71,13 @@ def kl_from_truth(
     return terms.sum(dim=-1)
 
 
+def damage(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "layer head"]:
+    """For every head: KL(the unchanged model ‖ the model without this head), in nats, averaged over all positions."""
+    before = model(tokens).log_softmax(dim=-1)
+    return torch.tensor([[kl_from_truth(before, without_head(model, tokens, layer, head)).mean().item()
+                          for head in range(model.cfg.n_heads)] for layer in range(model.cfg.n_layers)])
+
+
 # --- inputs --------------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +92,9 @@ def text_cases() -> list[Case]:
     model = random_model()
     return [
         Case(model, "w1 w2 w3", k=3, label="three words"),
-        Case(model, "w9 w9 w8 w1 w30", k=5, label="five words"),
+        Case(model, "w9 w9 w8 w1 w30", k=4, label="five words"),
+        Case(model, "w7 w2", label="k left out"),
+        Case(spaced_model(), "ba do fe", k=3, label="a model whose words begin with a space"),
     ]
 
 
@@ -95,6 +111,13 @@ def silence_cases() -> list[Case]:
     return [
         Case(model, random_tokens(2, 6), 0, 1, label="head 0.1"),
         Case(model, random_tokens(1, 5, seed=1), 2, 0, label="head 2.0"),
+    ]
+
+
+def damage_cases() -> list[Case]:
+    return [
+        Case(random_model(), random_tokens(3, 6), label="a random model"),
+        Case(planted_model(), repeated_distinct(2, 5), label="the planted model: heads 0.1 and 1.1 do nothing"),
     ]
 
 
@@ -119,6 +142,7 @@ PROBS_MISTAKES = variants(next_token_probs, {
     "the softmax runs over the sequences of the batch, not over the vocabulary (dim=-1)": {"dim=-1": "dim=0"},
     "every position is returned: pick the last one": seen(lambda got, expected: got.ndim == 3),
     "these are the raw logits: they are not probabilities until the softmax": "logits[:, -1]",
+    "the softmax was taken twice: what it returns are probabilities already": "logits[:, -1].softmax(-1).softmax(-1)",
 })
 
 TOP_MISTAKES = variants(top_tokens, {
@@ -126,6 +150,11 @@ TOP_MISTAKES = variants(top_tokens, {
         {"to_tokens(text)": "to_tokens(text, prepend_bos=False)"},
     "the second items are not probabilities, which lie between 0 and 1: take the softmax of the logits":
         seen(lambda got, expected: isinstance(got, list) and not all(0 <= float(p) <= 1 for _, p in got)),
+    "the softmax runs over the k best only: it must run over the whole vocabulary, before topk":
+        {"[0, -1].softmax(dim=-1)": "[0, -1]", "best.values.tolist()": "best.values.softmax(dim=-1).tolist()"},
+    "these are the vocabulary's own spellings (`Ġba`): `model.tokenizer.decode([id])` gives the word as it is read":
+        {"model.tokenizer.decode([index])": "model.tokenizer.convert_ids_to_tokens(index)"},
+    "k must default to 5": {"k: int = 5": "k: int = 3"},
     "token ids were returned; `model.tokenizer.decode([id])` gives the word":
         seen(lambda got, expected: isinstance(got, list) and isinstance(got[0][0], int)),
     "the pairs are reversed: each is (word, probability)":
@@ -144,6 +173,13 @@ PATTERN_MISTAKES = variants(head_pattern, {
 SILENCE_MISTAKES = variants(without_head, {
     "all heads of the layer are silenced: only one should be": {"[:, :, head]": "[:]"},
     "a position was zeroed, not a head: z is [batch, pos, head, d_head]": {"[:, :, head]": "[:, head]"},
+    "a component of every head was zeroed: z is [batch, pos, head, d_head], and the head is the third axis":
+        {"[:, :, head]": "[..., head]"},
+    "only the last position was silenced: the head writes at every one": {"[:, :, head]": "[:, -1, head]"},
+    "the hook is in layer 0, whatever `layer` is": {"blocks.{layer}": "blocks.0"},
+    "replaced by its mean: the exercise asks for zero": ({"= 0.0": "= z[:, :, head].mean(dim=(0, 1))"},
+                                                         {"= 0.0": "= z[:, :, head].mean(dim=1, keepdim=True)"},
+                                                         {"= 0.0": "= z[:, :, head].mean()"}),
     "nothing changed: does the hook return z, and is it passed in fwd_hooks?": "model(tokens)",
 })
 
@@ -157,6 +193,29 @@ KL_MISTAKES = variants(kl_from_truth, {
         seen(lambda got, expected: got.isnan().any()),
     "the sign is flipped: a KL is never negative": "-terms.sum(dim=-1)",
     "the terms are averaged over the vocabulary: a KL sums them": "terms.mean(dim=-1)",
+    "ln p = −∞ was replaced before the exponential: p = 0 has become p = 1":
+        "known = torch.where(true_log_probs.isfinite(), true_log_probs, 0.0)\n"
+        "return (known.exp() * (known - log_q)).sum(dim=-1)",
+    "NaN was replaced after the sum: one impossible token has made the whole sum NaN; replace its term":
+        "(true_log_probs.exp() * (true_log_probs - log_q)).sum(dim=-1).nan_to_num()",
+    "ln q is missing its normalisation: it is `logits.log_softmax(-1)`, not the logits": {
+        "logits.log_softmax(dim=-1)": "logits"},
+    "this is in bits (log base 2): nats use the natural logarithm": "terms.sum(dim=-1) / math.log(2)",
+})
+
+DAMAGE_MISTAKES = variants(damage, {
+    "this is KL(without the head ‖ unchanged): the weights must be the unchanged model's probabilities": {
+        "before = model(tokens).log_softmax(dim=-1)": "before = model(tokens)",
+        "kl_from_truth(before, without_head(model, tokens, layer, head))":
+            "kl_from_truth(without_head(model, tokens, layer, head).log_softmax(-1), before)"},
+    "only the last position counts here: average over all": {".mean().item()": "[:, -1].mean().item()"},
+    "only the first sequence counts here: average over all": {".mean().item()": "[0].mean().item()"},
+    "summed over positions: take the mean": {".mean().item()": ".sum(dim=1).mean().item()"},
+    "summed over everything: take the mean": {".mean().item()": ".sum().item()"},
+    "heads and layers are swapped: the result is [layer, head]":
+        seen(lambda got, expected: (got.T - expected).abs().max() < 1e-3),
+    "nothing changes when a head is silenced: are both runs compared, the one without the head and the one with it?":
+        seen(lambda got, expected: (got.abs() < 1e-6).all()),
 })
 
 
@@ -206,7 +265,7 @@ EXERCISES = [
         reference=without_head,
         check=compare_cases(silence_cases, SILENCE_MISTAKES, atol=1e-4, keeps_inputs=True),
         hints=(
-            "A hook is a function (activation, hook) that returns the activation to go on with.",
+            "A hook is a function (activation, hook) that returns what the model is to continue with.",
             "The output of each head is `blocks.{layer}.attn.hook_z`, of shape [batch, pos, head, d_head].",
             "In the hook: `z[:, :, head] = 0.0; return z`. Then "
             "`model.run_with_hooks(tokens, fwd_hooks=[(name, hook)])`.",
@@ -223,6 +282,21 @@ EXERCISES = [
             "KL(p ‖ q) = Σ p (ln p − ln q), summed over the vocabulary. Which of the two is p here?",
             "`true_log_probs` is ln p already; ln q is `logits.log_softmax(-1)`. What is 0 * inf?",
             "Compute the terms, put 0 where `true_log_probs` is not finite (`torch.where`), sum over the last axis.",
+        ),
+        minutes=8,
+        difficulty=2,
+    ),
+    Exercise(
+        id="00.damage",
+        title="How much does each head matter?",
+        reference=damage,
+        check=compare_cases(damage_cases, DAMAGE_MISTAKES, atol=1e-4, rtol=1e-3, keeps_inputs=True),
+        hints=(
+            "You have both parts: `without_head` gives logits, `kl_from_truth` compares logits with log-probabilities.",
+            "In the truth's place stand the unchanged model's log-probabilities, `model(tokens).log_softmax(-1)`. "
+            "Compute them once; then go through layers and heads.",
+            "`kl_from_truth(before, without_head(model, tokens, layer, head)).mean()` for every layer and head, as a "
+            "tensor [model.cfg.n_layers, model.cfg.n_heads].",
         ),
         minutes=8,
         difficulty=2,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +13,14 @@ from torch import Tensor
 
 from course_utils import repeated_tokens
 from course_utils.exercises.checking import Case, Exercise, compare_cases, property_check, require
-from course_utils.exercises.checks.shared import random_logits, random_model, random_tokens
+from course_utils.exercises.checks.shared import (
+    LATE_BOS,
+    late_bos_model,
+    random_logits,
+    random_model,
+    random_tokens,
+    repeated_distinct,
+)
 from course_utils.exercises.mistakes import seen, variants
 from course_utils.models import bos_token_id
 
@@ -39,16 +48,9 @@ def chance_log_prob(d_vocab: int) -> float:
 def correct_token_log_probs(
     logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos-1"]:
-    """Log-probability (nats) of each token that came: entry j scores tokens[:, j + 1] given tokens[:, :j + 1]."""
+    """Log-probability (nats) of each actual next token: entry j scores tokens[:, j + 1] given tokens[:, :j + 1]."""
     log_probs = logits[:, :-1].log_softmax(dim=-1)                      # [batch, pos-1, vocab]
     return log_probs.gather(dim=-1, index=tokens[:, 1:, None])[..., 0]
-
-
-def top1_correct(
-    logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch pos-1"]:
-    """1 where the most likely next token is the one that came, else 0."""
-    return (logits[:, :-1].argmax(dim=-1) == tokens[:, 1:]).float()
 
 
 def split_halves(log_probs: Float[Tensor, "batch 2*seq_len"], seq_len: int) -> tuple[float, float, float]:
@@ -64,19 +66,39 @@ def with_boundary(inner: float, boundary: float, seq_len: int) -> float:
     return (boundary + (seq_len - 1) * inner) / seq_len
 
 
+def order_gain(
+    model: TransformerBridge, tokens: Int[Tensor, "batch 1+2*seq_len"], seq_len: int, *, seed: int = 0
+) -> Float[Tensor, "batch"]:
+    """How much the order is worth to the model, in nats per token, for each sequence."""
+    rng = torch.Generator().manual_seed(seed)
+    order = torch.rand(len(tokens), seq_len, generator=rng).argsort(dim=1).to(tokens.device)
+    mixed = tokens.clone()
+    mixed[:, seq_len + 1:] = tokens[:, 1:seq_len + 1].gather(1, order)
+    in_order, reordered = (correct_token_log_probs(model(rows), rows)[:, seq_len + 1:] for rows in (tokens, mixed))
+    return in_order.mean(dim=1) - reordered.mean(dim=1)
+
+
 # --- generate_repeated_tokens is random, so its check says what must be true -----------------------------------------
 
 AFRESH = "the second half differs from the first: draw one half, and use it twice"
 BOS_LAST = "BOS is at the end: the model expects it in front"
 NO_BOS = "BOS is missing: the sequence is [BOS, half, half], 1 + 2 * seq_len tokens"
+BOS_FIXED = "the first column is not this model's BOS: its id, `bos_token_id(model)`, differs from model to model"
 SAME_ROWS = "every row of the batch is the same: draw [batch, seq_len] tokens"
 RANGE = "some tokens are never drawn: use the whole vocabulary, torch.randint(0, d_vocab, …)"
+NO_TWICE = "no token ever occurs twice in a copy: each is drawn from the whole vocabulary, whatever came before it"
 SEED = "the same seed gives different tokens: pass a generator with this seed to torch.randint"
+ONE_SEED = "seed 1 and seed 2 give the same tokens: the seed is not used"
+SEED_ZERO = "seed=0 is taken for no seed (0 is false in Python): ask whether `seed is None`"
+ALWAYS = "without a seed it gives the same tokens every time: leave `generator=None`, which is torch's global stream"
+OTHER_STREAM = ("without a seed it does not draw from torch's global stream, so that `torch.manual_seed` in the "
+                "notebook would not repeat it: leave `generator=None`")
 
 
-@property_check(mistakes=[AFRESH, BOS_LAST, NO_BOS, SAME_ROWS, RANGE, SEED])
+@property_check(mistakes=[AFRESH, BOS_LAST, NO_BOS, BOS_FIXED, SAME_ROWS, RANGE, NO_TWICE, SEED, ONE_SEED, SEED_ZERO,
+                          ALWAYS, OTHER_STREAM])
 def repeated_check(attempt):
-    """shape, BOS, the two copies, the range of ids, different rows and the seed, for 3 rows of 2 × 7 tokens"""
+    """shape, BOS (of two models), the two copies, the range of ids, different rows, seeds 0 to 3 and none"""
     model, asked = random_model(), "seq_len=7, batch=3, seed=1"
     tokens = attempt(model, 7, 3, seed=1)
     require(isinstance(tokens, Tensor), "a torch.Tensor was expected", got=tokens)
@@ -89,14 +111,113 @@ def repeated_check(attempt):
     require((tokens[:, 0] == 0).all(), "the first column must be the BOS token's id (here 0)", **shown)
     require(torch.equal(tokens[:, 1:8], tokens[:, 8:]), AFRESH, **shown)
     require(not torch.equal(tokens[0], tokens[1]), SAME_ROWS, input=asked, got=tokens)
-    require(torch.equal(attempt(model, 7, 3, seed=1), tokens), SEED, input="the same call twice, with seed=1")
-    require(not torch.equal(attempt(model, 7, 3, seed=2), tokens), "seed 1 and seed 2 give the same tokens")
-    many = attempt(model, 10, 200, seed=3)[:, 1:11]
+
+    def again(seed: int | None, stream: int) -> Tensor:
+        return attempt(model, 7, 3, seed=seed, _stream=stream)
+
+    require(torch.equal(again(1, stream=1), tokens), SEED, input="the same call twice, with seed=1")
+    require(not torch.equal(again(2, stream=0), tokens), ONE_SEED)
+    require(torch.equal(again(0, stream=1), again(0, stream=2)), SEED_ZERO, input="the same call twice, with seed=0")
+    require(not torch.equal(again(None, stream=1), again(None, stream=2)), ALWAYS, input="seed=None, twice")
+    require(torch.equal(again(None, stream=1), again(None, stream=1)), OTHER_STREAM,
+            input="seed=None twice, each time after the same torch.manual_seed")
+    many = attempt(model, 15, 200, seed=3)[:, 1:16]
     require(0 <= many.min() and many.max() < 40, "an id is outside the vocabulary (0 to 39)", got=many)
     found = len(many.unique())
-    require(found == 40, RANGE, input="2000 draws from 40 tokens", got=f"{found} different ids")
+    require(found == 40, RANGE, input="3000 draws from 40 tokens", got=f"{found} different ids")
+    require(any(len(row.unique()) < 15 for row in many), NO_TWICE, input="200 copies of 15 tokens out of 40")
     alone = attempt(model, 4)
+    late = attempt(late_bos_model(), 7, 3, seed=1)
+    require((late[:, 0] == LATE_BOS).all(), BOS_FIXED, input=f"a model whose BOS has the id {LATE_BOS}", got=late[:, 0])
     require(tuple(alone.shape) == (1, 9), "batch must default to 1, seed to None", got=alone)
+
+
+# --- order_gain is tried on models that we invent, whose gain is known ------------------------------------------------
+
+
+class Invented:
+    """A model of 40 tokens that gives 0.9 of its probability to one token, or shares it among some, by a rule.
+
+    `rule(seen)` is given the tokens up to a position and says which tokens it expects next.
+    """
+
+    def __init__(self, rule: Callable[[list[int]], list[int]]) -> None:
+        self.rule, self.cfg = rule, SimpleNamespace(d_vocab=40, n_ctx=64, device="cpu")
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        logits = torch.full((*tokens.shape, 40), math.log(0.1 / 40))
+        for b, row in enumerate(tokens.tolist()):
+            for j in range(len(row)):
+                expected = self.rule(row[:j + 1]) or range(40)
+                logits[b, j, list(expected)] = math.log(0.9 / len(expected) + 0.1 / 40)
+        return logits
+
+
+def copier(seen: list[int]) -> list[int]:
+    """What followed the last token when it came before."""
+    *earlier, last = seen
+    return [seen[len(earlier) - earlier[::-1].index(last)]] if last in earlier else []
+
+
+def gambler(seen: list[int]) -> list[int]:
+    """After 12 tokens, that the first comes again; and nothing else."""
+    return [seen[1]] if len(seen) == 13 else []
+
+
+def repeater_of_one(seen: list[int]) -> list[int]:
+    """The token after the boundary token, and nothing else; and that only where the first token's id is even."""
+    return [seen[2]] if len(seen) == 14 and seen[1] % 2 == 0 else []
+
+
+def collector(seen: list[int]) -> list[int]:
+    """Every token that has been seen, with equal probability."""
+    return sorted(set(seen[1:]))
+
+
+NEW_TOKENS = ("this also counts what a model gains that only knows which tokens have come: the second copy must have "
+              "the same tokens, in another order")
+COUNTED = "the boundary token is counted: leave it out of both means (start at entry seq_len + 1)"
+SAME_ORDER = "no difference for a model that copies: is the second copy in another order, and are both runs compared?"
+FLIPPED = "the sign is flipped: subtract the score of the reordered copy from that of the one in order"
+KEEPS_PAIRS = ("too small for a model that copies: the reordered copy must not keep which token follows which (a shift "
+               "keeps nearly all)")
+ROWS = "the means of different sequences are mixed: each number is about one sequence"
+ALL_BUT_ONE = "the token after the boundary token counts: both means begin at entry seq_len + 1"
+SEED_UNUSED = "the order must be drawn with `seed`, and only with it: `torch.Generator().manual_seed(seed)`"
+OWN_COPY = "it changes its input: work on a copy (`.clone()`)"
+
+
+@property_check(mistakes=[NEW_TOKENS, COUNTED, SAME_ORDER, FLIPPED, KEEPS_PAIRS, ROWS, ALL_BUT_ONE, SEED_UNUSED,
+                          OWN_COPY])
+def order_check(attempt):
+    """models that copy, copy one token, know which tokens have come, or bet on the boundary token"""
+    tokens = repeated_distinct(24, 12, vocab=40)
+    given = tokens.clone()
+    gain = attempt(Invented(copier), given, 12)
+    require(torch.equal(given, tokens), OWN_COPY)
+    require(isinstance(gain, Tensor) and gain.is_floating_point(), "a float torch.Tensor was expected", got=gain)
+    require(gain.shape == (24,), "one number for each sequence is needed, shape [batch]", got=gain, expected="[24]")
+    best = math.log(0.9 + 0.1 / 40) - math.log(0.1 / 40)
+    shown = {"input": "a model that expects what followed a token when it came before; 24 sequences, two copies of 12",
+             "got": f"{gain.mean():.3g} nats on average", "expected": f"{0.75 * best:.3g} to {best:.3g}"}
+    require(gain.mean() > -0.5, FLIPPED, **shown)
+    collected = attempt(Invented(collector), tokens.clone(), 12)
+    require(collected.abs().max() < 1e-3, NEW_TOKENS, got=f"{collected.mean():.3g} nats on average", expected="0",
+            input="a model that gives equal probability to all tokens that have come")
+    bet = attempt(Invented(gambler), tokens.clone(), 12)
+    require(bet.abs().max() < 1e-3, COUNTED, got=f"{bet.mean():.3g} nats on average", expected="0",
+            input="a model that bets on the boundary token, and knows nothing else")
+    require(gain.mean() > 0.05, SAME_ORDER, **shown)
+    require(gain.mean() > 0.75 * best, KEEPS_PAIRS, **shown)
+    require(gain.max() < best + 1e-3, "too large: give the mean over tokens, in nats", **shown)
+    once = attempt(Invented(repeater_of_one), tokens.clone(), 12)
+    even = tokens[:, 1] % 2 == 0
+    require(once[~even].abs().max() < 1e-3, ROWS, got=once, input="a model that copies in some of the sequences only")
+    require(once[even].mean() > 0.5 * best / 11, ALL_BUT_ONE, got=once, input="a model that copies that token only")
+    seeds = [attempt(Invented(copier), tokens.clone(), 12, seed=seed, _stream=stream) for seed, stream in (
+        (0, 0), (0, 1), (1, 0), (1, 1))]
+    require(torch.equal(seeds[0], seeds[1]) and torch.equal(seeds[2], seeds[3]) and not torch.equal(seeds[0], seeds[2]),
+            SEED_UNUSED, input="seeds 0 and 1, twice each")
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -111,14 +232,6 @@ def scoring_cases() -> list[Case]:
         Case(random_logits(2, 5, 9), random_tokens(2, 5, vocab=9), label="2 sequences of 5 tokens"),
         Case(random_logits(1, 4, 30, seed=1), random_tokens(1, 4, vocab=30, seed=1), label="1 sequence"),
     ]
-
-
-def easy_scoring_cases() -> list[Case]:
-    """As above, but the right token often has the largest logit, so that accuracies are not all 0."""
-    cases = [(random_logits(3, 6, 8, seed=s), random_tokens(3, 6, vocab=8, seed=s)) for s in (2, 3)]
-    for logits, tokens in cases:
-        logits[:, :3].scatter_add_(2, tokens[:, 1:4, None], torch.full((3, 3, 1), 9.0))
-    return [Case(*case, label="3 sequences, some right") for case in cases]
 
 
 def halves_cases() -> list[Case]:
@@ -152,20 +265,15 @@ LOG_PROB_MISTAKES = variants(correct_token_log_probs, {
     "these are probabilities: use log_softmax, or take the logarithm": {"log_softmax": "softmax"},
     "the sign is flipped: this is the loss, and the exercise asks for the log-probability": {"return ": "return -"},
     "these are the logits of the right tokens: log_softmax is missing": {".log_softmax(dim=-1)": ""},
+    "the softmax runs over positions: probabilities sum to 1 over the vocabulary (dim=-1)":
+        ({"log_softmax(dim=-1)": "log_softmax(dim=1)"},
+         {"logits[:, :-1].log_softmax(dim=-1)": "logits.log_softmax(dim=1)[:, :-1]"}),
+    "this is in bits (log base 2): nats use the natural logarithm": {"[..., 0]": "[..., 0] / math.log(2)"},
     "the last axis is still there: [..., 0] or squeeze(-1) removes it":
         seen(lambda got, expected: got.shape == (*expected.shape, 1)),
     "one column too many: the last position predicts a token that is not there":
         seen(lambda got, expected: got.shape == (expected.shape[0], expected.shape[1] + 1)),
     ONE_NUMBER: IS_ONE_NUMBER,
-})
-
-TOP1_MISTAKES = variants(top1_correct, {
-    "not shifted: logits at position j predict token j + 1":
-        ({"tokens[:, 1:]": "tokens[:, :-1]"}, {"logits[:, :-1]": "logits[:, 1:]"}),
-    ONE_NUMBER: IS_ONE_NUMBER,
-    "these are the best guesses themselves: compare them with the tokens that came": "logits[:, :-1].argmax(dim=-1)",
-    "these are the probabilities of the best guesses, not whether they were right":
-        "logits[:, :-1].softmax(dim=-1).amax(dim=-1)",
 })
 
 HALVES_MISTAKES = variants(split_halves, {
@@ -174,6 +282,11 @@ HALVES_MISTAKES = variants(split_halves, {
     "the boundary token is counted in the first copy": {":seq_len]": ":seq_len + 1]"},
     "one too early: entry 0 scores token 1, so entry seq_len scores the second copy's first token":
         {":seq_len]": ":seq_len - 1]", ", seq_len]": ", seq_len - 1]", "seq_len + 1:": "seq_len:"},
+    "one too late: entry 0 scores token 1, so entry seq_len scores the second copy's first token":
+        {":seq_len]": ":seq_len + 1]", ", seq_len]": ", seq_len + 1]", "seq_len + 1:": "seq_len + 2:"},
+    "the second and third number are swapped: first copy, boundary token, rest of the second copy":
+        "first.item(), inner.item(), boundary.item()",
+    "these are sums: take means": {"mean()": "sum()"},
 })
 
 BOUNDARY_MISTAKES = variants(with_boundary, {
@@ -214,7 +327,7 @@ EXERCISES = [
     ),
     Exercise(
         id="01.correct_token_log_probs",
-        title="The log-probability of what came",
+        title="The log-probability of the actual next token",
         reference=correct_token_log_probs,
         check=compare_cases(scoring_cases, LOG_PROB_MISTAKES, keeps_inputs=True),
         hints=(
@@ -224,19 +337,6 @@ EXERCISES = [
         ),
         minutes=8,
         difficulty=2,
-    ),
-    Exercise(
-        id="01.top1_correct",
-        title="Was the best guess right?",
-        reference=top1_correct,
-        check=compare_cases(easy_scoring_cases, TOP1_MISTAKES, keeps_inputs=True),
-        hints=(
-            "The best guess is the token with the largest logit; no softmax is needed.",
-            "`logits[:, :-1].argmax(dim=-1)` is [batch, pos-1].",
-            "`(logits[:, :-1].argmax(dim=-1) == tokens[:, 1:]).float()`",
-        ),
-        minutes=4,
-        difficulty=1,
     ),
     Exercise(
         id="01.split_halves",
@@ -264,6 +364,21 @@ EXERCISES = [
         ),
         minutes=3,
         difficulty=1,
+    ),
+    Exercise(
+        id="01.order_gain",
+        title="The same tokens in another order",
+        reference=order_gain,
+        check=order_check,
+        hints=(
+            "Two runs are compared: the tokens as they are, and a copy of them whose second half is in another order.",
+            "A random order for each row: `torch.rand(batch, seq_len, generator=rng).argsort(dim=1)`; "
+            "`tokens[:, 1:seq_len + 1].gather(1, order)` puts the tokens into it.",
+            "`mixed = tokens.clone()`, then `mixed[:, seq_len + 1:] = …`; score both with `correct_token_log_probs`, "
+            "keep the entries from `seq_len + 1` on, take row means, and subtract.",
+        ),
+        minutes=12,
+        difficulty=2,
     ),
 ]
 

@@ -5,24 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from course_utils import heads
-from course_utils.exercises.checking import (
-    Case,
-    CompareThenState,
-    Exercise,
-    compare_cases,
-    or_raised,
-    property_check,
-    require,
-)
-from course_utils.exercises.checks.shared import planted_model, random_model, random_tokens, repeated_distinct, shown
+from course_utils.exercises.checking import Case, Exercise, compare_cases
+from course_utils.exercises.checks.shared import drawn, planted_model, random_model, random_tokens, repeated_distinct
 from course_utils.exercises.mistakes import seen, variants
-from course_utils.heads import induction_targets, stripe_scores
+from course_utils.heads import induction_targets, is_pattern
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformer_lens.model_bridge import TransformerBridge
 
 # --- the course's answers -----------------------------------------------------------------------------------------
@@ -33,39 +27,32 @@ def where_heads_look(query: int, seq_len: int) -> dict[str, int]:
     return {"previous": query - 1, "duplicate": query - seq_len, "induction": query - seq_len + 1}
 
 
-def previous_token_scores(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"]
+def head_scores(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], entries: Callable
 ) -> Float[Tensor, "layer head"]:
-    """Mean attention to the token just before, over every position but the first."""
-    return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-1, -2, -1))
+    """Mean, over rows and entries, of what `entries` takes from every layer's attention pattern."""
+    scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+
+    def note(pattern, hook):
+        scores[hook.layer()] = entries(pattern).mean(dim=(0, 2))        # [batch, head, entry] -> [head]
+
+    model.run_with_hooks(tokens, return_type=None, fwd_hooks=[(is_pattern, note)])
+    return scores
 
 
-def induction_scores(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int
-) -> Float[Tensor, "layer head"]:
-    """Mean attention from each token of the second copy to the token after its first occurrence."""
-    # the first two entries of the diagonal belong to queries of the first copy
-    return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(1 - seq_len, -2, -1)[..., 2:])
+def stripe(
+    pattern: Float[Tensor, "batch head query key"], kind: str, seq_len: int
+) -> Float[Tensor, "batch head entry"]:
+    """The entries that hold all the attention of a perfect head of this kind, one for each query that counts."""
+    offset, first = {"previous": (-1, 0), "duplicate": (-seq_len, 1), "induction": (1 - seq_len, 2)}[kind]
+    return pattern.diagonal(offset, -2, -1)[..., first:]                # the first ones belong to the first copy
 
 
-def duplicate_token_scores(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int
-) -> Float[Tensor, "layer head"]:
-    """Mean attention from each token of the second copy to its own first occurrence."""
-    return stripe_scores(model, tokens, lambda pattern: pattern.diagonal(-seq_len, -2, -1)[..., 1:])
-
-
-def top_heads(scores: Float[Tensor, "layer head"], k: int = 5) -> list[tuple[tuple[int, int], float]]:
-    """The k best heads: [((layer, head), score), …], best first."""
-    best = scores.flatten().topk(k)
-    places = [divmod(index, scores.shape[1]) for index in best.indices.tolist()]
-    return list(zip(places, best.values.tolist()))
-
-
-def formation_step(steps: list[int], scores: Float[Tensor, "step"], threshold: float = 0.5) -> int | None:
-    """The first training step at which a score has reached `threshold`; None if it never does."""
-    reached = [step for step, score in zip(steps, scores) if score >= threshold]
-    return reached[0] if reached else None
+def uniform_score(targets: Bool[Tensor, "batch query key"]) -> float:
+    """The score of a head that looks equally at everything it can see: a mean over the queries that have a target."""
+    n_targets = targets.sum(dim=-1)                                     # [batch, query]
+    n_visible = torch.arange(1, targets.shape[-1] + 1, device=targets.device)
+    return (n_targets / n_visible)[n_targets > 0].mean().item()
 
 
 # --- inputs --------------------------------------------------------------------------------------------------------
@@ -75,33 +62,42 @@ def position_cases() -> list[Case]:
     return [Case(6, 5, label="first token of the second copy"), Case(4, 3, label="seq_len 3"), Case(100, 50)]
 
 
-def previous_cases() -> list[Case]:
+def one_back(pattern):
+    return pattern.diagonal(-1, -2, -1)
+
+
+def one_before_the_copy(pattern):
+    return pattern[:, :, 5:].diagonal(1, -2, -1)
+
+
+def the_first_key(pattern):
+    return pattern[..., 0]
+
+
+def collecting_cases() -> list[Case]:
     return [
-        Case(planted_model(), repeated_distinct(2, 6), label="the planted model: head 0.0 must score 1"),
-        Case(random_model(), random_tokens(3, 9), label="a random model"),
+        Case(planted_model(), repeated_distinct(2, 6), one_back, label="the planted model: head 0.0 must score 1"),
+        Case(random_model(), random_tokens(9, 11), one_before_the_copy, label="a random model, 9 rows"),
+        Case(random_model(), random_tokens(3, 7, seed=1), the_first_key, label="attention to BOS"),
     ]
 
 
-def repeated_cases() -> list[Case]:
-    """Head 1.0 of the planted model is an induction head, so it must score exactly 1."""
+def stripe_cases() -> list[Case]:
+    def causal(batch: int, length: int, seed: int) -> Tensor:
+        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+        return drawn(batch, 2, length, length, seed=seed).masked_fill(hidden, -torch.inf).softmax(-1)
+
+    patterns = [(causal(2, 13, seed=0), 6), (causal(1, 9, seed=1), 4)]
+    return [Case(pattern, kind, n, label=f"{kind}, two copies of {n} tokens")
+            for pattern, n in patterns for kind in ("previous", "duplicate", "induction")]
+
+
+def target_cases() -> list[Case]:
     return [
-        Case(planted_model(), repeated_distinct(2, 6), 6, label="the planted model: head 1.0 must score 1"),
-        Case(random_model(), repeated_distinct(9, 4, vocab=40, seed=1), 4, label="a random model, 9 rows"),
-    ]
-
-
-def duplicate_cases() -> list[Case]:
-    return [
-        Case(random_model(), repeated_distinct(2, 6, vocab=40), 6, label="a random model"),
-        Case(random_model(), repeated_distinct(9, 4, vocab=40, seed=1), 4, label="9 rows"),
-    ]
-
-
-def score_cases() -> list[Case]:
-    rng = torch.Generator().manual_seed(0)
-    return [
-        Case(torch.rand(4, 3, generator=rng), 3, label="4 layers of 3 heads"),
-        Case(torch.rand(2, 6, generator=rng), label="2 layers of 6 heads, k left out"),
+        Case(induction_targets(torch.tensor([[0, 5, 6, 5, 6]])), label="<bos> a b a b"),
+        Case(induction_targets(random_tokens(3, 12, vocab=6)), label="3 random texts of 6 words"),
+        Case(torch.tensor([[[1, 0, 0], [1, 1, 0], [1, 0, 1]], [[0, 0, 0], [0, 0, 0], [0, 1, 0]]]).bool(),
+             label="targets set by hand, of very different number"),
     ]
 
 
@@ -109,17 +105,6 @@ def text_cases() -> list[Case]:
     return [
         Case(torch.tensor([[0, 7, 3, 7, 3, 3]]), label="<bos> a b a b b"),
         Case(random_tokens(3, 12, vocab=6), label="3 random texts of 6 words"),
-    ]
-
-
-def formation_cases() -> list[Case]:
-    steps = [0, 100, 200, 400]
-    return [
-        Case(steps, torch.tensor([0.01, 0.6, 0.9, 0.8]), label="forms"),
-        Case(steps, torch.tensor([0.01, 0.5, 0.3, 0.9]), label="dips"),
-        Case(steps, torch.tensor([0.01, 0.1, 0.2, 0.7]), 0.15, label="another threshold"),
-        Case(steps, torch.tensor([0.7, 0.1, 0.2, 0.9]), label="is there from the start"),
-        Case(steps, torch.tensor([0.01, 0.1, 0.2, 0.7]), label="forms at the very end"),
     ]
 
 
@@ -135,52 +120,58 @@ LOOK_MISTAKES = variants(where_heads_look, {
     "induction looks at the token after the first occurrence, not before it": {"seq_len + 1": "seq_len - 1"},
 })
 
-ALL_ZERO = seen(lambda got, expected: (got == 0).all())
-FIRST_ROW = {"only the first row of the batch is used: average over all rows": {"tokens, lambda": "tokens[:1], lambda"}}
-NO_HEADS = {
-    "the head axis is gone: one score per layer and head, [layer, head]": seen(lambda got, expected: got.ndim == 1)}
-
-
-def _summed(entries: str) -> dict:
-    """Summed over positions, over rows, or over both."""
-    times = (entries, "len(tokens)", f"len(tokens) * {entries}")
-    return {"summed over positions or rows: take the mean, so that a perfect head scores 1":
-            tuple({"return ": f"return {factor} * "} for factor in times)}
-
-
-PREVIOUS_MISTAKES = variants(previous_token_scores, {
-    "this is the main diagonal, attention to the token itself: the one below it has offset -1": {"(-1,": "(0,"},
-    "every score is 0: this looks ahead (offset +1), where a causal model never attends, or no hook ran": ALL_ZERO,
-    "two tokens back: the token just before is the diagonal at offset -1": {"(-1,": "(-2,"},
-    **FIRST_ROW, **NO_HEADS, **_summed("(tokens.shape[1] - 1)"),
+COLLECTING_MISTAKES = variants(head_scores, {
+    "only the first row of the batch is used: average over all rows":
+        {"run_with_hooks(tokens": "run_with_hooks(tokens[:1]"},
+    "every score is 0: no hook ran. A hook's name is `blocks.{layer}.attn.hook_pattern`, or a function that says of "
+    "each name whether it is meant": seen(lambda got, expected: (got == 0).all()),
+    "the head axis is gone: one score for each layer and head, [layer, head]":
+        seen(lambda got, expected: got.ndim == 1),
+    "summed over rows or entries: take the mean, so that a perfect head scores 1": (
+        {"mean(dim=(0, 2))": "sum(dim=(0, 2))"}, {"mean(dim=(0, 2))": "mean(dim=2).sum(dim=0)"},
+        {"mean(dim=(0, 2))": "sum(dim=2).mean(dim=0)"}),
+    "every layer has the scores of the last: each belongs in the row `hook.layer()`":
+        {"scores[hook.layer()]": "scores[:]"},
+    "only one layer has scores: is the hook on every layer's pattern?": (
+        {"scores[hook.layer()]": "scores[0]"}, {"scores[hook.layer()]": "scores[-1]"}),
+    "this is the largest entry, not the mean": {"mean(dim=(0, 2))": "amax(dim=(0, 2))"},
 })
 
-INDUCTION_MISTAKES = variants(induction_scores, {
-    "these are duplicate-token scores (offset −seq_len): induction looks one token further, at 1 − seq_len":
-        tuple({"1 - seq_len": "-seq_len", "2:]": f"{first}:]"} for first in (0, 1, 2)),
-    "shifted by one: the stripe starts at 1 − seq_len, not at −1 − seq_len":
-        {"1 - seq_len": "-1 - seq_len", "2:]": "0:]"},
-    "two entries of this diagonal lie in the first copy, where there is nothing to look back at: "
-    "leave out the first two (queries seq_len − 1 and seq_len)": {"2:]": "0:]"},
-    "one entry of this diagonal still lies in the first copy: leave out the first two": {"2:]": "1:]"},
-    "every score is 0: this looks ahead (a positive offset), where a causal model never attends, or no hook ran":
-        ALL_ZERO,
-    **FIRST_ROW, **NO_HEADS, **_summed("seq_len"),
+STRIPE_MISTAKES = variants(stripe, {
+    "duplicate and induction are swapped: induction looks one position further, after the first occurrence":
+        ({"(-seq_len, 1)": "(1 - seq_len, 2)", "(1 - seq_len, 2)}": "(-seq_len, 1)}"},),
+    "duplicate: the first entry of its diagonal (query seq_len) looks at BOS: leave it out":
+        {"(-seq_len, 1)": "(-seq_len, 0)"},
+    "duplicate: two entries were left out; here only one belongs to the first copy":
+        {"(-seq_len, 1)": "(-seq_len, 2)"},
+    "induction: two entries of its diagonal lie in the first copy (queries seq_len − 1 and seq_len), where there is "
+    "nothing to look back at: leave them out": {"(1 - seq_len, 2)": "(1 - seq_len, 0)"},
+    "induction: one entry of its diagonal still lies in the first copy: leave out two": {
+        "(1 - seq_len, 2)": "(1 - seq_len, 1)"},
+    "whole diagonals: what belongs to queries of the first copy must be left out, one entry of duplicate and two of "
+    "induction": {"[..., first:]": ""},
+    "induction: the offset is 1 − seq_len, one to the right of the duplicate's": (
+        {"(1 - seq_len, 2)": "(-1 - seq_len, 0)"}, {"(1 - seq_len, 2)": "(-seq_len, 1)"},
+        {"(1 - seq_len, 2)": "(2 - seq_len, 3)"}),
+    "previous: the token just before is the diagonal at offset −1": (
+        {"(-1, 0)": "(0, 0)"}, {"(-1, 0)": "(0, 1)"}, {"(-1, 0)": "(-2, 0)"}, {"(-1, 0)": "(1, 0)"}),
+    "previous: every query but the first counts, those of both copies": (
+        {"(-1, 0)": "(-1, 1)"}, {"(-1, 0)": "(-1, seq_len)"}),
+    "these entries look ahead (offsets above 0), where a causal model never attends":
+        seen(lambda got, expected: (got == 0).all()),
 })
 
-DUPLICATE_MISTAKES = variants(duplicate_token_scores, {
-    "these are induction scores (offset 1 − seq_len): the same token's first occurrence is at −seq_len":
-        tuple({"(-seq_len": "(1 - seq_len", "1:]": f"{first}:]"} for first in (0, 1, 2)),
-    "the first entry of this diagonal (query seq_len) looks at BOS: leave it out": {"1:]": "0:]"},
-    **FIRST_ROW, **NO_HEADS, **_summed("seq_len"),
-})
-
-TOP_MISTAKES = variants(top_heads, {
-    "layer and head are swapped: scores are [layer, head]": {"shape[1])": "shape[1])[::-1]"},
-    "the worst heads come first: sort from high to low": seen(lambda got, expected: got[0][-1] < got[-1][-1]),
-    "these are positions in the flattened scores: divide by the number of heads to get (layer, head)":
-        seen(lambda got, expected: isinstance(got[0][0], int) and isinstance(got[0][1], float)),
-    "this divides by the number of layers: a row of scores has n_heads entries": {"shape[1]": "shape[0]"},
+UNIFORM_MISTAKES = variants(uniform_score, {
+    "queries without a target are counted as 0: leave them out, as `induction_scores_in_text` does":
+        "(n_targets / n_visible).mean().item()",
+    "query q sees q + 1 keys, itself included": {"arange(1, targets.shape[-1] + 1": "arange(targets.shape[-1]"},
+    "divided by the length of the text: query q sees only q + 1 keys": {"(n_targets / n_visible)":
+                                                                        "(n_targets / targets.shape[-1])"},
+    "a query with several targets counts as one with one: add up its attention on all of them":
+        {"(n_targets / n_visible)": "(1 / n_visible).expand_as(n_targets)"},
+    "this is the mean number of targets, not the attention on them": "n_targets[n_targets > 0].float().mean().item()",
+    "averaged row by row, and then over rows: every query with a target counts the same":
+        "torch.stack([(n / n_visible)[n > 0].mean() for n in n_targets]).mean().item()",
 })
 
 TARGET_MISTAKES = variants(induction_targets, {
@@ -195,26 +186,11 @@ TARGET_MISTAKES = variants(induction_targets, {
         {"matches[:, :, 0] = False": ""},
     "queries and keys are swapped: rows are queries":
         ("matches.transpose(1, 2).triu()", "matches.transpose(1, 2).tril()"),
+    "a key may be the query itself: in `b b`, the second b follows a b and is its own target":
+        "matches.tril(-1)",
+    "only the latest match of each query is marked: a token may have come before several times":
+        "matches.tril() & (matches.tril().flip(-1).cumsum(-1).flip(-1) == 1)",
 })
-
-FORMATION_MISTAKES = variants(formation_step, {
-    "this is the step with the highest score, not the first that reaches the threshold": "steps[scores.argmax()]",
-    "this is the last step that reaches the threshold: stop at the first": {"reached[0]": "reached[-1]"},
-    "this is the index of the step, not the step": {"zip(steps, scores)": "enumerate(scores)"},
-    "this is the last step below the threshold: the score has not reached it yet":
-        {">=": "<", "reached[0]": "reached[-1]"},
-    "the threshold is ignored: it is an argument": {">= threshold": ">= 0.5"},
-})
-
-NEVER = "there is no such step if no score reaches the threshold: return None"
-
-
-@property_check(mistakes=[NEVER], none_is_fine=True)
-def never_formed(attempt):
-    """None where no score reaches the threshold"""
-    steps, scores = [0, 100, 200], torch.tensor([0.1, 0.4, 0.3])
-    answer = or_raised(attempt, (IndexError, StopIteration, ValueError, RuntimeError), steps, scores.clone())
-    require(answer is None, NEVER, input=f"steps = {steps}\nscores = {scores.tolist()}", got=shown(answer))
 
 
 EXERCISES = [
@@ -232,57 +208,34 @@ EXERCISES = [
         difficulty=1,
     ),
     Exercise(
-        id="02.previous_token_scores",
-        title="Score the previous-token heads",
-        reference=previous_token_scores,
-        check=compare_cases(previous_cases, PREVIOUS_MISTAKES, keeps_inputs=True),
+        id="02.head_scores",
+        title="An instrument: something of every pattern",
+        reference=head_scores,
+        check=compare_cases(collecting_cases, COLLECTING_MISTAKES, keeps_inputs=True),
         hints=(
-            "In a pattern [batch, head, query, key], which diagonal holds the entries with key = query − 1?",
-            "`pattern.diagonal(-1, -2, -1)` is [batch, head, entry]. Average over batch and entries, in every layer.",
-            "Run with a hook (or a cache) on every `hook_pattern`, and put "
-            "`pattern.diagonal(-1, -2, -1).mean((0, -1))` into row `hook.layer()` of a [layer, head] tensor.",
+            "A hook that returns nothing changes nothing, but it may write into a tensor made before the run.",
+            "`hook.layer()` says in which layer the hook is. A name in `fwd_hooks` may be a function of the name, such "
+            "as `is_pattern`: then the hook is put wherever it says True.",
+            "Make `scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)`; in the hook, `scores[hook.layer()] = "
+            "entries(pattern).mean(dim=(0, 2))`; run `model.run_with_hooks(tokens, fwd_hooks=[(is_pattern, note)])`.",
+        ),
+        minutes=12,
+        difficulty=2,
+    ),
+    Exercise(
+        id="02.stripe",
+        title="Three stripes: how many entries, and whose?",
+        reference=stripe,
+        check=compare_cases(stripe_cases, STRIPE_MISTAKES, keeps_inputs=True),
+        hints=(
+            "`pattern.diagonal(offset, -2, -1)` takes the entries with key = query + offset. Which offset is whose?",
+            "−1, −seq_len and 1 − seq_len. Write down the queries of each diagonal: the first is minus its offset, "
+            "and the second copy begins at query seq_len + 1.",
+            "Leave out the first entry of the duplicate's diagonal and the first two of induction's: "
+            "`pattern.diagonal(1 - seq_len, -2, -1)[..., 2:]`.",
         ),
         minutes=10,
         difficulty=2,
-    ),
-    Exercise(
-        id="02.induction_scores",
-        title="Score the induction heads",
-        reference=induction_scores,
-        check=compare_cases(repeated_cases, INDUCTION_MISTAKES, keeps_inputs=True),
-        hints=(
-            "For a query in the second copy, which key does an induction head look at? Which diagonal is that?",
-            "The diagonal at offset 1 − seq_len. How many entries does it have, and which are in the second copy?",
-            "`pattern.diagonal(1 - seq_len, -2, -1)[..., 2:]`, averaged over batch and entries, layer by layer.",
-        ),
-        minutes=10,
-        difficulty=2,
-    ),
-    Exercise(
-        id="02.duplicate_token_scores",
-        title="Score the duplicate-token heads",
-        reference=duplicate_token_scores,
-        check=compare_cases(duplicate_cases, DUPLICATE_MISTAKES, keeps_inputs=True),
-        hints=(
-            "The same token stood seq_len positions earlier.",
-            "That is the diagonal at offset −seq_len; its first entry is query seq_len looking at BOS.",
-            "`pattern.diagonal(-seq_len, -2, -1)[..., 1:]`, averaged over batch and entries, layer by layer.",
-        ),
-        minutes=6,
-        difficulty=2,
-    ),
-    Exercise(
-        id="02.top_heads",
-        title="Name the best heads",
-        reference=top_heads,
-        check=compare_cases(score_cases, TOP_MISTAKES, keeps_inputs=True),
-        hints=(
-            "`scores.flatten().topk(k)` gives values and flat indices.",
-            "A flat index is layer * n_heads + head. What does `divmod` do with it?",
-            "`[(divmod(int(i), scores.shape[1]), float(v)) for v, i in zip(*scores.flatten().topk(k))]`",
-        ),
-        minutes=5,
-        difficulty=1,
     ),
     Exercise(
         id="02.induction_targets",
@@ -298,23 +251,21 @@ EXERCISES = [
         difficulty=3,
     ),
     Exercise(
-        id="02.formation_step",
-        title="When did it form?",
-        reference=formation_step,
-        check=CompareThenState(compare_cases(formation_cases, FORMATION_MISTAKES), never_formed),
+        id="02.uniform_score",
+        title="What would indifference score?",
+        reference=uniform_score,
+        check=compare_cases(target_cases, UNIFORM_MISTAKES, keeps_inputs=True),
         hints=(
-            "Go through steps and scores together, in order.",
-            "Stop at the first score that is at least the threshold; if there is none, return None.",
-            "`next((step for step, score in zip(steps, scores) if score >= threshold), None)`",
+            "Query q sees the keys 0 … q. How much attention does each get, if all get the same?",
+            "With t targets, the score of query q is t / (q + 1). Which queries count?",
+            "`n = targets.sum(-1)`; divide by `torch.arange(1, targets.shape[-1] + 1)`; keep those where `n > 0`, "
+            "of all rows together, and take their mean.",
         ),
-        minutes=4,
-        difficulty=1,
+        minutes=8,
+        difficulty=2,
     ),
 ]
 
 IN_THE_PACKAGE = {
-    "02.previous_token_scores": heads.previous_token_scores,
-    "02.induction_scores": heads.induction_scores,
-    "02.duplicate_token_scores": heads.duplicate_token_scores,
-    "02.top_heads": heads.top_heads,
+    "02.head_scores": heads.stripe_scores,
 }

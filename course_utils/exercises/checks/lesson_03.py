@@ -11,7 +11,14 @@ from torch import Tensor
 
 from course_utils import ablation
 from course_utils.ablation import gradients
-from course_utils.exercises.checking import Case, Exercise, compare_cases
+from course_utils.exercises.checking import (
+    Case,
+    CompareThenState,
+    Exercise,
+    compare_cases,
+    property_check,
+    require,
+)
 from course_utils.exercises.checks.shared import grouped_query_model, random_logits, random_model, repeated_distinct
 from course_utils.exercises.mistakes import seen, variants
 from course_utils.logit_attribution import logit_contributions
@@ -88,6 +95,24 @@ def mlp_attribution_sweep(
     return estimate
 
 
+def estimate_on_path(
+    model: TransformerBridge, tokens: Int[Tensor, "batch 1+2*seq_len"], seq_len: int, layer: int, head: int,
+    points: int
+) -> float:
+    """Estimate (nats) of what mean ablation of one head adds to `second_copy_loss`, from `points` gradients."""
+    slopes = []
+    for i in range(points):
+        way = torch.tensor((i + 0.5) / points, requires_grad=True)      # the middle of each piece of the path
+        def move(z, hook):
+            z = z.clone()
+            z[:, :, head] += way * (ablate(z[:, :, head], "mean") - z[:, :, head])
+            return z
+        logits = model.run_with_hooks(tokens, fwd_hooks=[(hook_z(layer), move)])
+        slope, = torch.autograd.grad(second_copy_loss(logits, tokens, seq_len), way)
+        slopes.append(slope.item())
+    return sum(slopes) / points
+
+
 # --- inputs --------------------------------------------------------------------------------------------------------
 
 
@@ -96,6 +121,8 @@ def loss_cases() -> list[Case]:
     return [
         Case(with_gradient, repeated_distinct(2, 5), 5, label="2 rows, seq_len 5, with a gradient"),
         Case(random_logits(3, 7, 20, seed=1), repeated_distinct(3, 3, seed=1), 3, label="3 rows, seq_len 3"),
+        Case(random_logits(1, 9, 20, seed=2), torch.tensor([[0, 7, 0, 3, 5, 7, 0, 3, 5]]), 4,
+             label="1 row in which token 0 is in both copies"),
     ]
 
 
@@ -127,6 +154,16 @@ def head_cases() -> list[Case]:
         Case(random_model(), tokens, 5, 0, 1, "mean", label="head 0.1, mean"),
         Case(random_model(), tokens, 5, 2, 1, "resample", label="head 2.1, resample"),
         Case(grouped_query_model(), grouped, 4, 1, 2, label="head 1.2 of a grouped-query model, kind not given"),
+    ]
+
+
+def path_cases() -> list[Case]:
+    two, one = repeated_distinct(2, 6, vocab=40, seed=2), repeated_distinct(1, 4, vocab=40, seed=1)
+    return [
+        Case(random_model(), one, 4, 1, 1, 40, label="head 1.1 of a random model, 40 points"),
+        Case(grouped_query_model(), two, 6, 0, 3, 40, label="head 0.3 of a grouped-query model, 2 rows, 40 points"),
+        Case(grouped_query_model(), one, 4, 0, 4, points=40, label="its head 0.4, 40 points"),
+        Case(random_model(), one, 4, 2, 1, 3, label="head 2.1 of the random model, nearly linear, 3 points"),
     ]
 
 
@@ -218,7 +255,8 @@ HEAD_MISTAKES = variants(loss_without_head, {
         ({REPLACED: "0"}, {REPLACED: "z[:, :, head].mean(dim=(0, 1))"}),
     "position 0 is replaced too: BOS keeps its own activation (`ablate` takes care of that)":
         {REPLACED: "ablate(z[:, [0, *range(z.shape[1])], head], kind)[:, 1:]"},          # a second BOS, in front
-    "the head is the third axis: z is [batch, pos, head, d_head]": ({ONE: "[:, head]"}, {ONE: "[..., head]"}),
+    "the head is the third axis: z is [batch, pos, head, d_head]": (
+        {ONE: "[:, head]"}, {ONE: "[..., head]"}, {ONE + " = " + REPLACED: "[:, head] = ablate(z, kind)[:, head]"}),
     "heads of other layers are ablated too: hook one layer only": {"hook_z(layer)": "lambda name: 'hook_z' in name"},
     "this is the loss without ablation: does the hook return the changed z?":
         "second_copy_loss(model(tokens), tokens, seq_len)",
@@ -247,6 +285,41 @@ ATTRIBUTION_MISTAKES = variants(mlp_attribution_sweep, {
         "mlp_patch_loop(model, tokens, seq_len, range(model.cfg.n_layers))",
 })
 
+MOVED = 'z[:, :, head] += way * (ablate(z[:, :, head], "mean") - z[:, :, head])'
+WAY = "(i + 0.5) / points"
+PATH_MISTAKES = variants(estimate_on_path, {
+    "every gradient is taken at the head's own z: that is attribution patching. Spread the points over the path":
+        {WAY: "0.0"},
+    "every gradient is taken at the mean, the end of the path: spread the points over the path": {WAY: "1.0"},
+    "the slopes are summed: each stands for one piece of the path, so weigh it by its length (or take the mean)":
+        "sum(slopes)",
+    "the sign is flipped: (new − old) · gradient, loss ablated minus loss clean": "-sum(slopes) / points",
+    "the slopes' median hides the steep pieces, which are the point: take the mean":
+        "torch.tensor(slopes).median().item()",
+    "only some of the path is walked: the points go from the head's own z (0) to its mean (1)":
+        ({WAY: "0.5 * (i + 0.5) / points"}, {WAY: "0.1 * (i + 0.5) / points"}),
+    "all heads of the layer are moved: only one of them should be": {MOVED: 'z += way * (ablate(z, "mean") - z)'},
+    "position 0 is moved too: BOS keeps its own activation (`ablate` takes care of that)":
+        {MOVED: "z[:, :, head] += way * (z[:, 1:, head].mean(dim=(0, 1)) - z[:, :, head])"},
+    "the gradients are those of the loss of all tokens: only those of the second copy count (`second_copy_loss`)":
+        {"second_copy_loss(logits, tokens, seq_len)": "F.cross_entropy(logits[:, :-1].flatten(0, 1), "
+                                                      "tokens[:, 1:].flatten())"},
+    "this moves the head towards zero: the path ends at its mean": {'"mean"': '"zero"'},
+})
+
+NO_ESTIMATE = ("with a single point it is as good as with many: is `points` used, and are gradients used, not "
+               "the difference of two losses?")
+
+
+@property_check(mistakes=[NO_ESTIMATE])
+def one_point_is_few(attempt):
+    """with a single point: a slope times the way, which is not exact"""
+    case = path_cases()[0]
+    *args, _ = case.args
+    one, many = (float(attempt(*args, points)) for points in (1, 40))
+    require(abs(one - many) > 0.05, NO_ESTIMATE, got=f"{one:.4f} with 1 point, {many:.4f} with 40")
+
+
 CONTRIBUTION_MISTAKES = variants(logit_contributions, {
     "the final norm is left out: divide by `scale` first": {" / scale[:, :-1]": ""},
     "multiplied by the scale: the norm divides": {"/ scale": "* scale"},
@@ -254,7 +327,9 @@ CONTRIBUTION_MISTAKES = variants(logit_contributions, {
         {"tokens[:, 1:]": "tokens[:, :-1]"},
     "component and token are both shifted: the component at position j adds to the logit of token j + 1":
         {"component[:, :-1] / scale[:, :-1]": "(component / scale)[:, 1:]"},
-    "these are the logits of all tokens: keep only that of the token that came":
+    "these are log-probabilities: a component adds to a logit, so leave the softmax out":
+        "(component / scale @ W_U).log_softmax(dim=-1)[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]",
+    "these are the logits of all tokens: keep only that of the actual next token":
         ("component / scale @ W_U", "(component / scale @ W_U)[:, :-1]"),
     "the sum over d_model is missing: a logit is one number": "component[:, :-1] / scale[:, :-1] * directions",
 })
@@ -280,9 +355,9 @@ EXERCISES = [
         reference=mlp_patch_loop,
         check=compare_cases(sweep_cases, PATCH_MISTAKES, keeps_inputs=True),
         hints=(
-            "Run once with a cache of every layer's `mlp_out(layer)`. Then run again for each layer and each i, "
-            "with a hook.",
-            "The hook gets (activation, hook), sets activation[:, seq_len + 1 + i] to the cached [:, 1 + i] and "
+            "Run the model again for each layer and each i, with a hook. Nothing before the patch has changed, so both "
+            "outputs are in the activation that the hook gets.",
+            "The hook gets (activation, hook), sets activation[:, seq_len + 1 + i] to activation[:, 1 + i] and "
             "returns it.",
             "`model.run_with_hooks(tokens, fwd_hooks=[(mlp_out(layer), patch)])` gives patched logits; the entry "
             "is their `second_copy_loss` minus that of the clean logits.",
@@ -334,6 +409,24 @@ EXERCISES = [
         difficulty=3,
     ),
     Exercise(
+        id="03.estimate_on_path",
+        title="Your experiment: slopes along the path",
+        reference=estimate_on_path,
+        check=CompareThenState(
+            compare_cases(path_cases, PATH_MISTAKES, keeps_inputs=True, loose_scalars=True, rtol=0.03, atol=0.01),
+            one_point_is_few),
+        hints=(
+            "Let `way` go from 0 (the head's own z) to 1 (its mean). If you know the slope of the loss at many places "
+            "in between, how do you get the difference between the ends?",
+            "`way = torch.tensor(0.3, requires_grad=True)`; a hook that moves z by way * (new − old); "
+            "`torch.autograd.grad(loss, way)` is the slope there. The mean of the slopes is the whole change.",
+            "For i from 0 to points − 1 take way = (i + 0.5) / points and, on a clone of z, "
+            '`z[:, :, head] += way * (ablate(z[:, :, head], "mean") - z[:, :, head])`; return the mean of the slopes.',
+        ),
+        minutes=20,
+        difficulty=3,
+    ),
+    Exercise(
         id="03.logit_contributions",
         title="What a part adds to the right logit",
         reference=logit_contributions,
@@ -341,7 +434,7 @@ EXERCISES = [
         hints=(
             "A logit is the residual stream, divided by the norm's scale, times a column of W_U. Which column, "
             "for position j?",
-            "`W_U.T[tokens[:, 1:]]` has the direction of each token that came: [batch, pos - 1, d_model].",
+            "`W_U.T[tokens[:, 1:]]` has the direction of each actual next token: [batch, pos - 1, d_model].",
             "Divide the component by the scale, drop the last position, multiply by the directions, sum over d_model.",
         ),
         minutes=8,

@@ -10,16 +10,23 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils import circuits
 from course_utils.circuits import copying_score, fold_layer_norm
-from course_utils.exercises.checking import Case, Exercise, compare_cases
-from course_utils.exercises.checks.shared import drawn, grouped_query_model, planted_model, random_model
+from course_utils.exercises.checking import Case, Exercise, compare_cases, property_check, require
+from course_utils.exercises.checks.shared import (
+    drawn,
+    grouped_query_model,
+    own_norms_model,
+    planted_model,
+    random_model,
+)
 from course_utils.exercises.mistakes import seen, variants
 from course_utils.passes import head_weights, key_value_head
+from course_utils.planted import WHAT, WHERE, unnamed_heads_model
 
 # --- the course's answers, for models of GPT-2's shape; course_utils.circuits has them for every model ----------------
 
 
 def full_OV_circuit(model: TransformerBridge, layer: int, head: int) -> FactoredMatrix:
-    """W_E W_V W_O W_U: row = the token attended to, column = the token whose logit it raises. [vocab, vocab]"""
+    """What attending to each token (row) directly adds to the logit of each token (column). [vocab, vocab]"""
     weights = head_weights(model, layer, head)
     return FactoredMatrix(model.W_E @ weights["V"], weights["O"] @ model.W_U)
 
@@ -33,13 +40,6 @@ def top_k_accuracy(matrix: FactoredMatrix, k: int = 1, *, best: str = "key") -> 
     others = matrix.clone().fill_diagonal_(-torch.inf)
     rival = others.topk(k, dim=1).values[:, -1]                                     # the k-th best of them
     return (matrix.diagonal() > rival).float().mean().item()
-
-
-def full_QK_circuit(model: TransformerBridge, layer: int, head: int) -> FactoredMatrix:
-    """W_E W_Q (W_E W_K)^T: row = the query's token, column = the key's. Not divided by sqrt(d_head)."""
-    weights = head_weights(model, layer, head)
-    queries, keys = model.W_E @ weights["Q"], model.W_E @ weights["K"]              # each [vocab, d_head]
-    return FactoredMatrix(queries, keys.T)
 
 
 def positional_pattern(
@@ -61,9 +61,19 @@ def positional_pattern(
 
 
 def effective_embedding(model: TransformerBridge) -> Float[Tensor, "vocab d_model"]:
-    """W_E + MLP_0(norm(W_E)) for the whole vocabulary."""
-    block, residual = model.blocks[0], model.W_E[None]                              # [1, vocab, d_model]
+    """The embedding, plus what the first MLP (after its norm) makes of it, for the whole vocabulary."""
+    block, residual = model.blocks[0], model.W_E.detach()[None]                     # [1, vocab, d_model]
     return (residual + block.mlp(block.ln2(residual)))[0]
+
+
+def kind_of_head(model: TransformerBridge, layer: int, head: int) -> tuple[str, str]:
+    """(where it looks, what it does to the logit of the token there), read from the weights."""
+    one_back = circuits.positional_pattern(model, layer, head, 16).diagonal(-1).mean()
+    matched = circuits.top_k_accuracy(circuits.full_QK_circuit(model, layer, head))
+    score = circuits.copying_score(circuits.full_OV_circuit(model, layer, head))
+    where = "previous position" if one_back > 0.5 else "same token" if matched > 0.5 else "something else"
+    what = "copies" if score > 0.5 else "suppresses" if score < -0.5 else "neither"
+    return where, what
 
 
 # --- inputs --------------------------------------------------------------------------------------------------------
@@ -92,6 +102,7 @@ def head_cases() -> list[Case]:
         Case(planted_model(), 1, 0, label="the planted induction head"),
         Case(grouped_query_model(), 1, 4, label="head 1.4 of a grouped-query model: 6 heads, 2 key heads"),
         Case(grouped_query_model(), 0, 2, label="its head 0.2, where other wrong groups show"),
+        Case(own_norms_model(), 1, 0, label="head 1.0 of a model with value biases"),
     ]
 
 
@@ -105,6 +116,7 @@ def matrix_cases() -> list[Case]:
         Case(factored, 5, best="query", label="k = 5, best query"),
         Case(FactoredMatrix(drawn(300, 8), drawn(300, 8).T), 1, label="300 tokens, a circuit that copies"),
         Case(FactoredMatrix(torch.zeros(6, 2), torch.ones(2, 6)), 1, label="all entries equal: a tie is no hit"),
+        Case(FactoredMatrix(torch.zeros(6, 2), torch.ones(2, 6)), 3, label="the same, k = 3"),
     ]
 
 
@@ -112,6 +124,7 @@ def circuit_cases() -> list[Case]:
     same = drawn(20, 4)
     return [
         Case(FactoredMatrix(drawn(20, 4), drawn(4, 20, seed=1)), label="random factors"),
+        Case(FactoredMatrix(drawn(20, 7, seed=4), drawn(7, 20, seed=5)), label="others, of rank 7"),
         Case(FactoredMatrix(same, same.T), label="a circuit that copies: 1"),
         Case(FactoredMatrix(same, -same.T), label="one that does the opposite: −1"),
     ]
@@ -119,7 +132,7 @@ def circuit_cases() -> list[Case]:
 
 def position_cases() -> list[Case]:
     return [
-        Case(planted_model(), 0, 0, 8, label="the planted previous-token head"),
+        Case(unnamed_heads_model(1)[0], 0, 1, 8, label="a planted previous-token head"),
         Case(random_model(), 1, 0, 6, label="head 1.0 of a random model"),
     ]
 
@@ -128,6 +141,7 @@ def embedding_cases() -> list[Case]:
     return [
         Case(random_model(), label="a random model with LayerNorm"),
         Case(grouped_query_model(), label="one with RMSNorm and a gated MLP"),
+        Case(own_norms_model(), label="one whose norms all differ"),
     ]
 
 
@@ -165,6 +179,8 @@ WRONG_GROUPS = tuple(
     {WEIGHTS: f"{WEIGHTS}\nattn = model.blocks[layer].attn\nweights |= dict(K=attn.W_K[{own}], V=attn.W_V[{own}])"}
     for own in ("head % len(attn.W_K)", "min(head, len(attn.W_K) - 1)"))
 OV_MISTAKES = variants(full_OV_circuit, {
+    "the bias b_V is in it: a head adds it wherever it looks, so it says nothing about the token":
+        {'model.W_E @ weights["V"]': 'model.W_E @ weights["V"] + weights["b_V"]'},
     "transposed: rows are the token attended to, columns the token whose logit is raised":
         {"model.W_U)": "model.W_U).T"},
     "the key or value head is the wrong one under grouped-query attention: see `key_value_head`": WRONG_GROUPS,
@@ -176,18 +192,6 @@ OV_MISTAKES = variants(full_OV_circuit, {
 })
 
 
-QK_MISTAKES = variants(full_QK_circuit, {
-    "queries and keys are swapped: rows are the query's token": "FactoredMatrix(keys, queries.T)",
-    "the key or value head is the wrong one under grouped-query attention: see `key_value_head`": WRONG_GROUPS,
-    "divided by sqrt(d_head): the circuit is the bare product here, as in TransformerLens":
-        "FactoredMatrix(queries / model.cfg.d_head ** 0.5, keys.T)",
-    "both sides use W_Q": "FactoredMatrix(queries, queries.T)",
-    "both sides use W_K": "FactoredMatrix(keys, keys.T)",
-    "the biases are in it: a full QK circuit is the product of the weights alone":
-        "FactoredMatrix(queries + weights['b_Q'], (keys + weights['b_K']).T)",
-})
-
-
 ACCURACY_MISTAKES = variants(top_k_accuracy, {
     'key and query are swapped: best="key" asks each row for its largest entry': {'== "key"': '== "query"'},
     "`best` is ignored: for the best query look down the columns": {' if best == "key" else matrix.AB.T': ""},
@@ -195,6 +199,8 @@ ACCURACY_MISTAKES = variants(top_k_accuracy, {
     "a tie counts as a hit here: with all entries equal nothing is matched. The own entry must be larger than "
     "the k-th best of the others": seen(lambda got, expected: expected == 0 and got > 0),     # only where all are equal
     "one off: the own entry is among the k largest, so k − 1 others may be larger": {"topk(k,": "topk(k + 1,"},
+    "one off: its own entry counts itself, so up to k entries may be as large as it (≤ k, not < k)":
+        "((matrix >= matrix.diagonal()[:, None]).sum(dim=1) < k).float().mean().item()",
     "this is the number of hits: divide by the number of tokens": {"mean()": "sum()"},
     "this is in per cent: give the share, between 0 and 1":
         "100 * (matrix.diagonal() > rival).float().mean().item()",
@@ -202,6 +208,10 @@ ACCURACY_MISTAKES = variants(top_k_accuracy, {
 
 
 COPYING_MISTAKES = variants(copying_score, {
+    "the absolute value of the sum hides its sign: the imaginary parts cancel, so take `.real`":
+        "(eigenvalues.sum().abs() / eigenvalues.abs().sum()).item()",
+    "the complex eigenvalues are left out: they count, with their real parts above and their sizes below the line":
+        "(lambda real: (real.sum() / real.abs().sum()).item())(eigenvalues[eigenvalues.imag.abs() < 1e-9].real)",
     "divide by the sum of the eigenvalues' sizes, not of their real parts' sizes":
         {"eigenvalues.abs()": "eigenvalues.real.abs()"},
     "divide by the sum of the sizes, not by the size of the sum": {".abs().sum()": ".sum().abs()"},
@@ -235,6 +245,10 @@ POSITION_MISTAKES = variants(positional_pattern, {
 
 
 EMBEDDING_MISTAKES = variants(effective_embedding, {
+    "this is another norm: `ln2` stands before the MLP (`ln1` before attention, `ln_final` at the end)":
+        ({"ln2": "ln1"}, {"block.ln2": "model.ln_final"}),
+    "the norm is written out, but not every model's norm is that one (here are an RMSNorm, and one with weights): call "
+    "`block.ln2`": {"block.ln2(residual)": "torch.nn.functional.layer_norm(residual, residual.shape[-1:])"},
     "this is what the MLP adds: W_E itself is part of the residual stream": "block.mlp(block.ln2(residual))[0]",
     "the norm before the MLP is left out: the MLP reads ln2 of the residual stream":
         {"block.ln2(residual)": "residual"},
@@ -243,6 +257,42 @@ EMBEDDING_MISTAKES = variants(effective_embedding, {
     "this is W_E: add what the first MLP makes of it": "model.W_E",
     "the batch axis is still there: [vocab, d_model]": seen(lambda got, expected: got.ndim == 3),
 })
+
+
+WORDS = f"the answer is two words: (one of {', '.join(WHERE)}; one of {', '.join(WHAT)})"
+UNTRUE = {
+    "previous position":
+        "a head that looks one position back, whatever the tokens, is not recognised: what does the pattern from "
+        "positions alone say?",
+    "same token":
+        "a head that looks for its own token is not recognised: is a token's best key, in the QK circuit, itself?",
+    "something else":
+        "a head that does neither is taken for one of the two: a little attention one back, or a few tokens matched, "
+        "is not enough",
+    "copies":
+        "a head that copies is not recognised: a real circuit is noisy, and its copying score is not 1 (mind the "
+        "threshold)",
+    "suppresses":
+        "a head that lowers the logit of what it looks at is not recognised: most of its eigenvalues are negative, not "
+        "all (mind the threshold)",
+    "neither":
+        "a head that writes another token, or noise, is taken for one that copies or suppresses: a score near 0 "
+        "has a sign, too",
+}
+
+
+@property_check(mistakes=[WORDS, *UNTRUE.values()])
+def kinds_check(attempt):
+    """all six heads of the planted models with seeds 1, 2 and 3: each kind is among them"""
+    for seed in (1, 2, 3):
+        model, truth = unnamed_heads_model(seed)
+        for head, (where, what) in enumerate(truth):
+            answer = attempt(model, 0, head)
+            shown = {"input": f"head 0.{head} of unnamed_heads_model({seed})", "got": answer, "expected": (where, what)}
+            good = isinstance(answer, (tuple, list)) and len(answer) == 2 and answer[0] in WHERE and answer[1] in WHAT
+            require(good, WORDS, **shown)
+            require(answer[0] == where, UNTRUE[where], **shown)
+            require(answer[1] == what, UNTRUE[what], **shown)
 
 
 EXERCISES = [
@@ -278,7 +328,7 @@ EXERCISES = [
         reference=full_OV_circuit,
         check=compare_cases(head_cases, OV_MISTAKES, keeps_inputs=True),
         hints=(
-            "Follow a token that is attended to: embedding, W_V, W_O, unembedding.",
+            "Follow a token that is attended to: its embedding, its value, what the head writes, the logits.",
             "W_E W_V is [vocab, d_head] and W_O W_U is [d_head, vocab]: these are the two factors.",
             'With `weights = head_weights(model, layer, head)`: '
             '`FactoredMatrix(model.W_E @ weights["V"], weights["O"] @ model.W_U)`.',
@@ -315,20 +365,6 @@ EXERCISES = [
         difficulty=2,
     ),
     Exercise(
-        id="04.full_QK_circuit",
-        title="What does a head look for?",
-        reference=full_QK_circuit,
-        check=compare_cases(head_cases, QK_MISTAKES, keeps_inputs=True),
-        hints=(
-            "A score is query · key: both are the embedding times a matrix of the head.",
-            "Queries are W_E W_Q, keys W_E W_K, both [vocab, d_head]. Rows of the circuit are queries.",
-            '`FactoredMatrix(model.W_E @ weights["Q"], (model.W_E @ weights["K"]).T)`',
-        ),
-        minutes=6,
-        difficulty=1,
-        on_any_model=circuits.full_QK_circuit,
-    ),
-    Exercise(
         id="04.positional_pattern",
         title="Where would positions alone make it look?",
         reference=positional_pattern,
@@ -353,19 +389,34 @@ EXERCISES = [
         hints=(
             "Let the whole vocabulary go through `block.ln2` and `block.mlp` of block 0, as if it were one long "
             "sequence.",
-            "The modules want [batch, pos, d_model]: `model.W_E[None]`, and `[0]` afterwards.",
-            "`model.W_E + block.mlp(block.ln2(model.W_E[None]))[0]`",
+            "The modules want [batch, pos, d_model]: with E = model.W_E.detach(), `E[None]`, and `[0]` afterwards.",
+            "`E + block.mlp(block.ln2(E[None]))[0]`",
         ),
         minutes=5,
         difficulty=1,
         on_any_model=circuits.effective_embedding,
+    ),
+    Exercise(
+        id="04.kind_of_head",
+        title="Your experiment: what is this head?",
+        reference=kind_of_head,
+        check=kinds_check,
+        hints=(
+            "You have three measures: a pattern from positions alone, whether a token's best key is itself, and the "
+            "copying score. Print them for all heads of `example`, beside `truth`.",
+            "One back in `positional_pattern` means a previous-position head; `top_k_accuracy` of the QK circuit finds "
+            "the same token; the sign of a *large* copying score says the rest. Where do the groups separate?",
+            "They lie far apart: 0.5 will do everywhere. one_back = `positional_pattern(model, layer, head, 16)"
+            ".diagonal(-1).mean()`, matched = `top_k_accuracy(full_QK_circuit(…))`, score = `copying_score(…)`.",
+        ),
+        minutes=20,
+        difficulty=3,
     ),
 ]
 
 IN_THE_PACKAGE = {
     "04.full_OV_circuit": circuits.full_OV_circuit,
     "04.top_k_accuracy": circuits.top_k_accuracy,
-    "04.full_QK_circuit": circuits.full_QK_circuit,
     "04.positional_pattern": circuits.positional_pattern,
     "04.effective_embedding": circuits.effective_embedding,
 }

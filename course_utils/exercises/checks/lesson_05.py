@@ -6,16 +6,26 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformer_lens import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils import circuits, path_patching
+from course_utils.ablation import ablate
 from course_utils.circuits import composition_score
 from course_utils.exercises.checking import Case, Exercise, compare_cases, property_check, require
-from course_utils.exercises.checks.shared import drawn, grouped_query_model, planted_model, random_model
+from course_utils.exercises.checks.shared import (
+    drawn,
+    grouped_query_model,
+    own_norms_model,
+    planted_model,
+    random_model,
+    repeated_distinct,
+)
 from course_utils.exercises.mistakes import seen, variants
-from course_utils.passes import head_weights
-from course_utils.path_patching import head_reading
+from course_utils.passes import head_weights, hook_z
+from course_utils.path_patching import head_reading, put_reading
 
 # --- the course's answers: those of the package also take other models, and more options ------------------------------
 
@@ -24,10 +34,7 @@ def K_comp_full_circuit(
     model: TransformerBridge, prev_token_layer_index: int, ind_layer_index: int, prev_token_head_index: int,
     ind_head_index: int
 ) -> FactoredMatrix:
-    """(W_E W_Q)(W_E W_V W_O W_K)^T: rows are the query's token, columns the token before the key.
-
-    Q and K of the induction head, V and O of the previous-token head.
-    """
+    """The induction head's score of every query's token (row) with a key that says "after this token" (column)."""
     previous = head_weights(model, prev_token_layer_index, prev_token_head_index)
     induction = head_weights(model, ind_layer_index, ind_head_index)
     queries = model.W_E @ induction["Q"]                                            # [vocab, d_head]
@@ -47,9 +54,46 @@ def random_head_pairs(
     return random.Random(seed).sample(pairs, n_pairs)
 
 
-def share_of_effect(clean: float, path: float, total: float) -> float:
-    """How much of a sender's effect goes through one path, from the three losses: 0 none of it, 1 all of it."""
-    return (path - clean) / (total - clean)
+def patch_path(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], sender: tuple[int, int],
+    receivers: list[tuple[int, int]], into: str
+) -> Float[Tensor, "batch pos vocab"]:
+    """Logits when the sender is mean-ablated only where the receivers read it; all else is as in the clean pass."""
+    _, cache = model.run_with_cache(tokens)
+    z = cache[hook_z(sender[0])][:, :, sender[1]]                                   # [batch, pos, d_head]
+    change = (ablate(z, "mean") - z) @ head_weights(model, *sender)["O"]            # [batch, pos, d_model]
+    hooks = []
+    for layer, head in receivers:
+        for name in into:
+            reading = head_reading(model, layer, head, name, cache[f"blocks.{layer}.hook_resid_pre"] + change)
+            hooks.append(put_reading(model, layer, head, name, reading))
+    return model.run_with_hooks(tokens, fwd_hooks=hooks)
+
+
+def restore_path(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], sender: tuple[int, int],
+    receivers: list[tuple[int, int]], into: str
+) -> Float[Tensor, "batch pos vocab"]:
+    """Logits when the sender is mean-ablated everywhere, except where the receivers read it."""
+    z = model.run_with_cache(tokens)[1][hook_z(sender[0])][:, :, sender[1]]         # [batch, pos, d_head]
+    change = (z - ablate(z, "mean")) @ head_weights(model, *sender)["O"]            # what is put back
+    def remove(activation, hook):
+        activation = activation.clone()
+        activation[:, :, sender[1]] = ablate(z, "mean")
+        return activation
+    ablated = [(hook_z(sender[0]), remove)]
+    with model.hooks(fwd_hooks=ablated):
+        _, cache = model.run_with_cache(tokens)
+    hooks = []
+    for layer, head in receivers:
+        for name in into:
+            reading = head_reading(model, layer, head, name, cache[f"blocks.{layer}.hook_resid_pre"] + change)
+            hooks.append(put_reading(model, layer, head, name, reading))
+    return model.run_with_hooks(tokens, fwd_hooks=[*ablated, *hooks])
+
+
+def _restored(model, tokens, sender, receivers, into):
+    return path_patching.path_logits(model, tokens, sender, receivers, into, restore=True)
 
 
 # --- inputs --------------------------------------------------------------------------------------------------------
@@ -70,6 +114,7 @@ def circuit_cases() -> list[Case]:
         Case(planted_model(), 0, 1, 0, 0, label="the planted circuit"),
         Case(grouped_query_model(), 0, 1, 4, 1, label="heads 0.4 and 1.1 of a grouped-query model"),
         Case(grouped_query_model(), 0, 1, 2, 4, label="its heads 0.2 and 1.4: keys and values, each by its own group"),
+        Case(own_norms_model(), 0, 1, 1, 0, label="a model with value biases, heads 0.1 and 1.0"),
     ]
 
 
@@ -80,15 +125,18 @@ def reading_cases() -> list[Case]:
         Case(grouped_query_model(), 1, 4, "k", drawn(2, 3, 24, seed=2), label="keys of head 1.4, grouped queries"),
         Case(grouped_query_model(), 0, 1, "v", drawn(1, 2, 24, seed=3), label="values of head 0.1, grouped queries"),
         Case(grouped_query_model(), 1, 4, "q", drawn(1, 2, 24, seed=4), label="queries of its head 1.4: its own"),
+        Case(own_norms_model(), 1, 0, "k", drawn(1, 3, 16, seed=5), label="a model whose norms all differ"),
+        Case(own_norms_model(), 0, 1, "q", drawn(1, 3, 16, seed=6), label="its first layer"),
     ]
 
 
-def share_cases() -> list[Case]:
+def path_cases() -> list[Case]:
+    random_tokens, grouped = repeated_distinct(2, 5, vocab=40), repeated_distinct(2, 4, vocab=40, seed=1)
     return [
-        Case(1.0, 3.0, 5.0, label="half of the effect"),
-        Case(0.5, 0.5, 4.0, label="none of it"),
-        Case(2.0, 5.0, 4.0, label="more than the whole"),
-        Case(2.0, 1.5, 4.0, label="a path that helps: below 0"),
+        Case(random_model(), random_tokens, (0, 1), [(1, 0)], "k", label="0.1 into the keys of 1.0"),
+        Case(random_model(), random_tokens, (0, 0), [(2, 1), (1, 1)], "qv", label="0.0 into 2.1 and 1.1"),
+        Case(grouped_query_model(), grouped, (0, 4), [(1, 5)], "k", label="grouped queries: 0.4 into the keys of 1.5"),
+        Case(grouped_query_model(), grouped, (0, 2), [(1, 1), (1, 3)], "vq", label="0.2 into heads of two groups"),
     ]
 
 
@@ -134,11 +182,24 @@ CIRCUIT_MISTAKES = variants(K_comp_full_circuit, {
     "K is the previous-token head's: it is the induction head that reads the key": {'induction["K"]': 'previous["K"]'},
     "Q and K are swapped: the query's side is E W_Q":
         {'W_E @ induction["Q"]': 'W_E @ induction["K"]', '"O"] @ induction["K"]': '"O"] @ induction["Q"]'},
+    "the two heads are exchanged: the order of the arguments is layer, layer, head, head": {
+        "prev_token_layer_index, prev_token_head_index": "prev_token_layer_index, ind_head_index",
+        "ind_layer_index, ind_head_index": "ind_layer_index, prev_token_head_index"},
+    "divided by sqrt(d_head): the circuit is the bare product here":
+        "FactoredMatrix(queries / model.cfg.d_head ** 0.5, keys.T)",
+    "a bias is in it: the circuit is a product of weights alone": (
+        {'model.W_E @ induction["Q"]': 'model.W_E @ induction["Q"] + induction["b_Q"]'},
+        {'model.W_E @ previous["V"]': '(model.W_E @ previous["V"] + previous["b_V"])'}),
 })
 
 
 NORMED, BIAS = "model.blocks[layer].ln1(residual)", ' + weights[f"b_{name.upper()}"]'       # parts of the solution
 READING_MISTAKES = variants(head_reading, {
+    "this is another norm's reading: before the attention of a layer stands that layer's own ln1": (
+        {NORMED: "model.blocks[layer].ln2(residual)"}, {NORMED: "model.ln_final(residual)"},
+        {NORMED: "model.blocks[0].ln1(residual)"},
+        {NORMED: "model.blocks[min(layer + 1, model.cfg.n_layers - 1)].ln1(residual)"},
+        {NORMED: "model.blocks[layer - 1].ln1(residual)"}),
     "the queries are those of another head: only keys and values are shared, every head has its own queries":
         {"weights =": "if name == 'q': head //= model.cfg.n_heads // len(model.blocks[layer].attn.W_K)\nweights ="},
     "the norm is left out: a head reads ln1 of the residual stream": {NORMED: "residual"},
@@ -153,17 +214,48 @@ READING_MISTAKES = variants(head_reading, {
 })
 
 
-SHARE_MISTAKES = variants(share_of_effect, {
-    "this is path / total: subtract the clean loss from both, the effect is a difference": "path / total",
-    "this is what the path leaves out: (path − clean) / (total − clean)": "(total - path) / (total - clean)",
-    "upside down: divide the path's effect by the total effect":
-        "(total - clean) / (path - clean) if path != clean else 0.0",
-    "this is the path's effect in nats: divide by the total effect": "path - clean",
-    "a share above 1 is cut off, or one below 0: effects interact, so let it stand": (
-        "min(1.0, max(0.0, (path - clean) / (total - clean)))", "max(0.0, (path - clean) / (total - clean))",
-        "min(1.0, (path - clean) / (total - clean))"),
-    "the sign is lost: a path whose patch lowers the loss has a share below 0":
-        "abs(path - clean) / abs(total - clean)",
+STREAM = 'cache[f"blocks.{layer}.hook_resid_pre"] + change'
+REMOVED = '(ablate(z, "mean") - z)'
+LINE = "hooks.append(put_reading(model, layer, head, name, reading))"
+PATCH_MISTAKES = variants(patch_path, {
+    "these are the clean logits: are the new readings given to the model as hooks?": "model(tokens)",
+    "the sign is wrong: what the sender wrote is doubled, not removed": {REMOVED: '(z - ablate(z, "mean"))'},
+    "the sender's output is set to zero: `ablate(z, \"mean\")` is what stays": {REMOVED: "(-z)"},
+    "position 0 is changed too: BOS keeps its own activation (`ablate` takes care of that)":
+        {REMOVED: "(z[:, 1:].mean(dim=(0, 1)) - z)"},
+    "the receivers read what the sender's mean writes and nothing else: add the change to the clean stream":
+        {STREAM: "change"},
+    "the sender is ablated for the whole model: only what the receivers read may change":
+        {LINE: 'hooks.append((hook_z(sender[0]), lambda x, hook: x.index_copy(2, torch.tensor([sender[1]]), '
+               'ablate(z, "mean")[:, :, None])))'},
+    "only the keys change: `into` says which readings do": {"for name in into": 'for name in "k"'},
+    "only the first of the receivers gets new readings": {"in receivers": "in receivers[:1]"},
+    "only the last of the receivers gets new readings: a list of hooks that is begun anew in the loop?":
+        {"in receivers": "in receivers[-1:]"},
+    "only the first of the readings named in `into` changes": {"for name in into": "for name in into[:1]"},
+    "the receivers read the stream after their layer's attention or MLP: they read `hook_resid_pre`":
+        ({"hook_resid_pre": "hook_resid_post"}, {"hook_resid_pre": "hook_resid_mid"}),
+    "W_O is the receiver's: the sender's z is written by the sender's own W_O": {
+        "reading =": 'change = (ablate(z, "mean") - z) @ head_weights(model, layer, head)["O"]\nreading ='},
+})
+
+
+BACK = '(z - ablate(z, "mean"))'
+RESTORE_MISTAKES = variants(restore_path, {
+    "these are the logits without the sender: is its output put back, and are the new readings given to the model?":
+        ({STREAM: 'cache[f"blocks.{layer}.hook_resid_pre"]'}, {"[*ablated, *hooks]": "ablated"}),
+    "these are the clean logits": "model(tokens)",
+    "the sender is not ablated in the end: both hooks belong to the last run": {"[*ablated, *hooks]": "hooks"},
+    "this is the broken path again: here the sender is ablated everywhere else": patch_path,
+    "the sign is wrong: what ablation took away is put back": {BACK: '(ablate(z, "mean") - z)'},
+    "all of z is put back on top of its mean: put back the difference": {BACK: "z"},
+    "the readings come from the clean pass: what other parts (an MLP, say) made of the sender's absence is lost. Start "
+    "from the stream of the ablated pass": {"with model.hooks(fwd_hooks=ablated)": "with model.hooks(fwd_hooks=[])",
+                                            STREAM: 'cache[f"blocks.{layer}.hook_resid_pre"]'},
+    "the output is put back into the clean stream, where it is already: start from the stream of the ablated pass":
+        {"with model.hooks(fwd_hooks=ablated)": "with model.hooks(fwd_hooks=[])"},
+    "only the keys are restored: `into` says which readings are": {"for name in into": 'for name in "k"'},
+    "only the first of the receivers is restored": {"in receivers": "in receivers[:1]"},
 })
 
 
@@ -175,6 +267,7 @@ PAIRS_SAY = {
     "missing": "some pairs can never come: every pair of an earlier and a later head is possible, those that skip "
                "layers too",
     "uneven": "some pairs come more often than others: draw from the list of all pairs, not one head after the other",
+    "together": "the pairs of one draw belong together (they are neighbours in a list, say): draw every pair anew",
     "seed": "the same seed gave two different draws: use a generator of your own, made from `seed`",
     "fixed": "different seeds give the same pairs: the draw does not depend on `seed`",
     "number": "the number of pairs is not the one asked for",
@@ -184,7 +277,7 @@ PAIRS_SAY = {
 
 @property_check(mistakes=tuple(PAIRS_SAY.values()))
 def random_pairs_check(attempt):
-    """18 pairs of 4 layers × 3 heads, two heads excluded; seeds; 600 single draws, all pairs about as often"""
+    """18 pairs of 4 layers × 3 heads, two heads excluded; seeds; 600 draws of one pair and of two"""
     draw = _pairs_as_tuples(attempt)
     exclude = [(0, 2), (1, 1)]
     pairs = draw(4, 3, 18, exclude=exclude, seed=1)
@@ -199,6 +292,7 @@ def random_pairs_check(attempt):
     require(draw(4, 3, 18, exclude=exclude, seed=1) == pairs, PAIRS_SAY["seed"])
     require(draw(4, 3, 18, exclude=exclude, seed=2) != pairs, PAIRS_SAY["fixed"])
     require_all_alike(draw)
+    require_all_combinations(draw)
 
 
 def _pairs_as_tuples(attempt):
@@ -213,6 +307,13 @@ def require_all_alike(draw):
     rare, often = min(counts, key=lambda pair: counts[pair]), max(counts, key=lambda pair: counts[pair])
     require(unevenness < 60, PAIRS_SAY["uneven"], expected="each about 33 times in 600 draws",
             got=f"{rare}: {counts[rare]} times, {often}: {counts[often]} times")
+
+
+def require_all_combinations(draw):
+    """600 draws of two of 18 pairs: nearly all of the 153 combinations come."""
+    found = {frozenset(draw(4, 2, 2, exclude=[(3, 1)], seed=seed)) for seed in range(600)}
+    require(len(found) > 130, PAIRS_SAY["together"], expected="nearly all 153 combinations of 2 of 18 pairs",
+            got=f"{len(found)} different ones in 600 draws")
 
 
 EXERCISES = [
@@ -235,7 +336,8 @@ EXERCISES = [
         reference=K_comp_full_circuit,
         check=compare_cases(circuit_cases, CIRCUIT_MISTAKES, keeps_inputs=True),
         hints=(
-            "Two paths meet in one score. The query's: embedding, W_Q of the induction head. The key's: longer.",
+            "Two paths meet in one score. The query's: embedding, W_Q of the induction head. The key's is longer: the "
+            "token is copied by the previous-token head first.",
             "Key's side: embedding, W_V and W_O of the previous-token head, W_K of the induction head.",
             'With `previous` and `induction` from `head_weights`: `FactoredMatrix(E @ induction["Q"], '
             '(E @ previous["V"] @ previous["O"] @ induction["K"]).T)`, E = model.W_E.',
@@ -271,22 +373,45 @@ EXERCISES = [
         difficulty=2,
     ),
     Exercise(
-        id="05.share_of_effect",
-        title="How much goes through this path?",
-        reference=share_of_effect,
-        check=compare_cases(share_cases, SHARE_MISTAKES, loose_scalars=True),
+        id="05.patch_path",
+        title="Your experiment: break one path",
+        reference=patch_path,
+        check=compare_cases(path_cases, PATCH_MISTAKES, keeps_inputs=True),
         hints=(
-            "An effect is a loss minus the clean loss.",
-            "Divide the path's effect by the total effect.",
-            "`(path - clean) / (total - clean)`",
+            "Three steps: what does mean ablation change in what the sender writes? What do the receivers read from "
+            "the clean stream plus that change? Run the model with these readings put in.",
+            'change = (ablate(z, "mean") - z) @ head_weights(model, *sender)["O"], with z = the cached '
+            "`hook_z(layer)`[:, :, head]; a reading is `head_reading(model, layer, head, name, stream + change)`.",
+            "For every receiver and every name in `into` append `put_reading(model, layer, head, name, reading)` to a "
+            "list; the stream is the cached `blocks.{layer}.hook_resid_pre`. Then `model.run_with_hooks(tokens, "
+            "fwd_hooks=list)`.",
         ),
-        minutes=3,
-        difficulty=1,
+        minutes=15,
+        difficulty=3,
+        on_any_model=path_patching.path_logits,
+    ),
+    Exercise(
+        id="05.restore_path",
+        title="Your experiment: restore it alone",
+        reference=restore_path,
+        check=compare_cases(path_cases, RESTORE_MISTAKES, keeps_inputs=True),
+        hints=(
+            "Everything is turned around: now the receivers' streams come from the ablated pass, and the sender's own "
+            "output is what is added.",
+            "A hook at `hook_z` that ablates the sender; inside `with model.hooks(fwd_hooks=[…])` a run with a cache "
+            "gives the streams without it. Add (z − ablate(z)) @ W_O, with z from a clean run.",
+            "The last run has both: the hook that ablates the sender, and a `put_reading(…)` for every receiver and "
+            "name.",
+        ),
+        minutes=12,
+        difficulty=3,
+        on_any_model=_restored,
     ),
 ]
 
 IN_THE_PACKAGE = {
     "05.K_comp_full_circuit": circuits.K_comp_full_circuit,
     "05.random_head_pairs": circuits.random_head_pairs,
-    "05.share_of_effect": path_patching.share_of_effect,
+    "05.patch_path": path_patching.path_logits,
+    "05.restore_path": _restored,
 }

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from course_utils import latents, sae
-from course_utils.exercises.checking import Case, CompareCases, Exercise, compare_cases
+from course_utils.exercises.calling import call
+from course_utils.exercises.checking import Case, CompareCases, Exercise, compare_cases, property_check, require
 from course_utils.exercises.checks.shared import drawn
 from course_utils.exercises.mistakes import seen, variants
-from course_utils.latents import dead_latents, top_activations
+from course_utils.latents import auc as fast_auc
+from course_utils.latents import dead_latents, linear_direction, top_activations
 from course_utils.sae import SparseAutoencoder
 
 # --- the course's answers; `SparseAutoencoder` and `latents` have their own versions --------------------------
@@ -49,9 +55,17 @@ def top_k(pre: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]
     return torch.zeros_like(pre).scatter(-1, indices, values.relu())
 
 
-def jump_relu(pre: Float[Tensor, "... d_sae"], threshold: Float[Tensor, "d_sae"]) -> Float[Tensor, "... d_sae"]:
-    """pre where it exceeds the threshold of its latent, else 0. Thresholds are not negative."""
-    return pre * (pre > threshold)
+def topk_step(sae, optimizer, x: Float[Tensor, "tokens d_in"]) -> float:
+    """One step of training a TopK autoencoder. Returns the loss before the step."""
+    pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    x_hat = top_k(pre, sae.k) @ sae.W_dec + sae.b_dec
+    loss = (x_hat - x).pow(2).sum(dim=1).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+    return loss.item()
 
 
 def gated(
@@ -71,7 +85,38 @@ def auc(latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"]) -> Float[T
     return won.mean(dim=(0, 1))
 
 
+def luck(
+    latent: Float[Tensor, "n pos"], labels: Bool[Tensor, "n pos"], known: Bool[Tensor, "n pos"], draws: int,
+    rng: torch.Generator,
+) -> Float[Tensor, "draws"]:
+    """The AUC of a latent for the labels of other texts, in which nothing but the place in the text can help."""
+    found = []
+    for _ in range(draws):
+        order = torch.randperm(len(labels), generator=rng)              # whose labels each text gets
+        asked = known[order]
+        found.append(fast_auc(latent[asked][:, None], labels[order][asked]))
+    return torch.cat(found)
+
+
+def sparse_probe(latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"], k: int) -> Float[Tensor, "d_sae"]:
+    """A direction with at most k entries that are not 0, which tells labelled positions from the others."""
+    difference = latents[labels].mean(dim=0) - latents[~labels].mean(dim=0)
+    chosen = difference.abs().topk(k).indices
+    probe = torch.zeros_like(latents[0])
+    probe[chosen] = linear_direction(latents[:, chosen], labels)
+    return probe
+
+
 # --- inputs ---------------------------------------------------------------------------------------------------
+
+
+class KeepsDouble(CompareCases):
+    """float64 in, float64 out: the lesson trains in float64, and stops where the two are mixed."""
+
+    def _difference(self, got: Any, expected: Any) -> str | None:
+        if expected.dtype == torch.float64 and isinstance(got, Tensor) and got.dtype == torch.float32:
+            return "float64 came in and float32 goes out: leave the dtype as it is"
+        return super()._difference(got, expected)
 
 
 def encode_cases() -> list[Case]:
@@ -84,6 +129,7 @@ def encode_cases() -> list[Case]:
         *(Case(*values, label=f"4 tokens, 5 -> 8, a gradient for {name}") for name, values in each.items()),
         Case(drawn(2, 3, 4, seed=4), drawn(4, 6, seed=5), drawn(6, seed=6), drawn(4, seed=7),
              label="[2, 3, 4], 4 -> 6"),
+        Case(*(value.double() for value in (x, W_enc, b_enc, b_dec)), label="in float64, as in the training below"),
     ]
 
 
@@ -93,6 +139,7 @@ def loss_cases() -> list[Case]:
         Case(x, x_hat.clone().requires_grad_(), latents, 2.0, label="3 tokens, a gradient for x_hat"),
         Case(x, x_hat, latents.clone().requires_grad_(), 0.5, label="3 tokens, a gradient for the latents"),
         Case(drawn(7, 4, seed=3), drawn(7, 4, seed=4), drawn(7, 6, seed=5), 3.0, label="7 tokens, 4 -> 6"),
+        Case(x.double(), x_hat.double(), latents.double(), 1.5, label="3 tokens in float64"),
     ]
 
 
@@ -123,12 +170,24 @@ def top_k_cases() -> list[Case]:
     ]
 
 
-def jump_cases() -> list[Case]:
-    at_threshold, threshold = drawn(5, 4), torch.tensor([0.5, 0.25, 0.0, 1.5])
-    at_threshold[0] = threshold                                         # exactly there: 0
-    at_threshold[1], at_threshold[2] = 2 * threshold + 0.5, 0.5 * threshold
-    return [Case(at_threshold, threshold, label="[5, 4]; the first row is exactly at the thresholds"),
-            Case(drawn(2, 3, 6, seed=1), drawn(6, seed=2).abs() / 2, label="[2, 3, 6]")]
+def step_cases() -> list[Case]:
+    first, second = SparseAutoencoder(5, 12, "topk", k=3, seed=1), SparseAutoencoder(8, 10, "topk", k=2, seed=2)
+    for each in (first, second):
+        each.b_dec.data += drawn(each.d_in) / 2
+        each.b_enc.data += drawn(each.d_sae) / 5
+    return [Case(first, "Adam", drawn(3, 20, 5), label="three steps, 5 -> 12, k = 3"),
+            Case(second, "Adam", drawn(3, 9, 8, seed=3) + 1, label="three steps, 8 -> 10, k = 2")]
+
+
+class AfterSteps(CompareCases):
+    """Takes a step with each batch of a case, and compares the losses and the weights at the end."""
+
+    def _run(self, function: Callable, case: Case) -> Any:
+        sae = copy.deepcopy(case.args[0])
+        optimizer = torch.optim.Adam(sae.parameters(), lr=0.01)
+        losses = [call(function, (sae, optimizer, x.clone())) for x in case.args[2]]
+        weights = {name: value.detach().clone() for name, value in sae.named_parameters()}
+        return {"loss of each step": losses} | weights
 
 
 def gated_cases() -> list[Case]:
@@ -144,13 +203,13 @@ def dead_cases() -> list[Case]:
     mask[:, 0] = mask[2, 3] = False
     latents[..., 0] = drawn(3, 4).abs()                                 # active everywhere; latent 1 nowhere
     latents[1, 0, 2] = latents[2, 3, 2] = 5.0                           # only where the mask does not count
-    latents[1, 2, 3] = -2.0                                             # negative, but not 0
-    latents[0, 1, 4], latents[2, 2, 4] = 1.5, -1.5                      # their sum is 0
+    latents[1, 2, 3] = 2.0                                              # at one place
+    latents[..., 4] = 3.0                                               # the same everywhere: alive
     latents[1, 3, 5] = 4.0                                              # in one sequence only
-    latents[0, 2, 6] = 1e-4                                             # hardly
+    latents[0, 2, 6] = 1e-9                                             # hardly, but active
     latents[:, 1, 7] = 3.0                                              # once in every sequence
     sparse, some = drawn(4, 5, 9, seed=1), drawn(4, 5, seed=2) > 0
-    sparse = sparse * (sparse.abs() > 1.9)
+    sparse = sparse * (sparse > 1.9)
     return [Case(latents, mask, label="8 latents, each with its own story"),
             Case(sparse, some, label="[4, 5, 9], mask at random")]
 
@@ -160,9 +219,14 @@ def strongest_cases() -> list[Case]:
     few[[1, 4]] = 0                                                     # nowhere active in these
     clustered = drawn(8, 6, seed=2).relu()
     clustered[2] += 2                                                   # the largest of all are in one sequence
+    signed = drawn(7, 6, seed=4) - 0.5
+    signed[2] = -signed[2].abs() - 3                                    # below 0, and far from it
     return [Case(clustered, 3, label="8 sequences, k = 3, the largest all in one"),
             Case(few, 5, label="6 sequences, two of them without the latent, k = 5"),
-            Case(drawn(7, 6, seed=3).relu(), 2, label="7 sequences, k = 2")]
+            Case(drawn(7, 6, seed=3).relu(), 2, label="7 sequences, k = 2"),
+            Case(signed, 7, label="7 sequences, some values below 0"),
+            Case(drawn(3, 4, seed=5).relu() + 1, 9, label="3 sequences, k = 9"),
+            Case(torch.zeros(4, 5), 2, label="a latent that is active nowhere")]
 
 
 def auc_cases() -> list[Case]:
@@ -232,6 +296,8 @@ class AnyOfEqual(CompareCases):
         kept = expected[expected != 0]
         if first is None or got.shape != expected.shape or len(kept.unique()) == len(kept):
             return first
+        if got.dtype.is_complex or got.layout != expected.layout or got.device != expected.device:
+            return first
         return super()._difference(got.sort(dim=-1).values, expected.sort(dim=-1).values) and first
 
 
@@ -248,23 +314,32 @@ TOP_K_MISTAKES = variants(top_k, {
     "entries equal to the k-th largest are all kept: no more than k may stay": "pre.relu() * (pre >= values[..., -1:])",
     "the k-th largest itself is lost": "pre.relu() * (pre > values[..., -1:])",
     "these are the k smallest": {"dim=-1": "dim=-1, largest=False"},
-    "these are ones: keep the values": {"values.relu()": "(values > 0).float()"},
+    "these are ones: keep the values":
+        ({"values.relu()": "(values > 0).float()"}, {"values.relu()": "torch.ones_like(values)"}),
+    "one too many or too few: k entries stay in each row":
+        ({"pre.topk(k": "pre.topk(k + 1"}, {"pre.topk(k": "pre.topk(k - 1"}),
     "these are the k values alone: put each back in its place, with 0 elsewhere":
         seen(lambda got, expected: got.ndim == expected.ndim and got.shape[-1] < expected.shape[-1]),
 })
 
 
-JUMP_MISTAKES = variants(jump_relu, {
-    "the threshold is subtracted: what exceeds it keeps its whole value": "(pre - threshold).relu()",
-    "a value exactly at the threshold is kept: it has to exceed it": "pre * (pre >= threshold)",
-    "this is relu: the threshold is ignored": "pre.relu()",
-    "these are ones: keep the values": "(pre > threshold).float()",
-    "chosen by size, without the sign: a large negative value does not exceed its threshold":
-        "pre * (pre.abs() > threshold)",
-    "what lies below becomes the threshold itself: it must become 0": "torch.maximum(pre, threshold)",
-    "the wrong side is kept: what exceeds the threshold stays": "pre * (pre < threshold)",
-    "one threshold for all: each latent has its own":
-        ("pre * (pre > threshold.mean())", "pre * (pre > threshold[0])"),
+STEP_MISTAKES = variants(topk_step, {
+    "the rows of W_dec are not scaled back to norm 1 after the step":
+        {"sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)": "pass"},
+    "these are the columns: each row of W_dec is one latent's direction, and has norm 1": {"norm(dim=1": "norm(dim=0"},
+    "gradients of earlier steps are still there: `zero_grad()` clears them": {"optimizer.zero_grad()": "pass"},
+    "the weights do not move: first `zero_grad()`, then `backward()`, then `step()`":
+        ({"optimizer.step()": "pass"},
+         {"optimizer.zero_grad()": "pass", "loss.backward()": "loss.backward()\noptimizer.zero_grad()"}),
+    "this is relu: k says how many latents of a token are active": {"top_k(pre, sae.k)": "pre.relu()"},
+    "a penalty is added: TopK needs none":
+        {"loss = (x_hat - x).pow(2).sum(dim=1).mean()":
+         "loss = (x_hat - x).pow(2).sum(dim=1).mean() + top_k(pre, sae.k).sum(dim=1).mean()"},
+    "averaged over components too: sum over those, take the mean over tokens": {"sum(dim=1).mean()": "mean()"},
+    "b_dec is not subtracted from x before the encoder": {"(x - sae.b_dec)": "x"},
+    "b_dec is not added after the decoder": {"@ sae.W_dec + sae.b_dec": "@ sae.W_dec"},
+    "this is the loss after the step": "(top_k((x - sae.b_dec) @ sae.W_enc + sae.b_enc, sae.k) @ sae.W_dec + sae.b_dec "
+                                       "- x).pow(2).sum(dim=1).mean().item()",
 })
 
 
@@ -280,12 +355,13 @@ GATED_MISTAKES = variants(gated, {
     "the scale is left out: multiply pre by exp(r_mag)": {" * r_mag.exp()": ""},
     "relu is forgotten: a magnitude is not negative": {".relu()": ""},
     "this is the gate alone: multiply by the magnitude": "gate.float()",
+    "b_gate and b_mag are swapped": {"pre + b_gate": "pre + b_mag", "r_mag.exp() + b_mag": "r_mag.exp() + b_gate"},
+    "b_gate is subtracted: the gate is open where pre + b_gate > 0": {"pre + b_gate": "pre - b_gate"},
     "this is the magnitude without a bias: add b_mag": {"r_mag.exp() + b_mag": "r_mag.exp()"},
 })
 
 
 DEAD_MISTAKES = variants(dead_latents, {
-    "a latent below 0 is active too: only 0 is not": {"latents != 0": "latents > 0"},
     "positions that the mask leaves out are counted": {" & mask[..., None]": ""},
     "the mask is inverted: True marks the positions that count": {"& mask": "& ~mask"},
     "these are the latents that are alive: dead is the opposite": {"~(": "("},
@@ -295,15 +371,21 @@ DEAD_MISTAKES = variants(dead_latents, {
         "((latents == 0) | ~mask[..., None]).all(dim=1).any(dim=0)",
     "positions that the mask leaves out make every latent look alive":
         "((latents == 0) & mask[..., None]).all(dim=1).all(dim=0)",
-    "values above and below 0 cancel in a sum: ask at each position whether it is 0":
-        "(latents * mask[..., None]).sum(dim=(0, 1)) == 0",
     "this is an answer for each sequence: a latent is dead if it is 0 in all of them":
         seen(lambda got, expected: got.ndim == 2 and got.shape[-1] == expected.shape[-1]),
 })
 
 
 STRONGEST_MISTAKES = variants(top_activations, {
-    "several come from one sequence: at most one in each": """places = latent.flatten().topk(k).indices
+    "the k largest places are taken first, and then one in each sequence: take the largest of each sequence first":
+        """places = latent.flatten().topk(min(k, latent.numel())).indices.tolist()
+first = {}
+for place in places:
+    if latent.flatten()[place] > 0:
+        first.setdefault(place // latent.shape[1], place % latent.shape[1])
+return torch.tensor([*first.items()]).reshape(-1, 2)""",
+    "several come from one sequence: at most one in each":
+        """places = latent.flatten().topk(min(k, latent.numel())).indices
 places = places[latent.flatten()[places] > 0]
 return torch.stack([places // latent.shape[1], places % latent.shape[1]], dim=1)""",
     "the smallest come first": {"> 0]": "> 0].flip(0)"},
@@ -311,8 +393,10 @@ return torch.stack([places // latent.shape[1], places % latent.shape[1]], dim=1)
         {"descending=True, stable=True)[:k]": "stable=True)", "> 0]": "> 0][:k]"},
     "the columns are swapped: first the sequence, then the position":
         {"[sequences, positions[sequences]]": "[positions[sequences], sequences]"},
-    "places where the latent is not active are among them: leave them out":             # only where k is 5
-        seen(lambda got, expected: len(got) == 5 and torch.equal(got[:-1], expected)),
+    "places where the latent is not active are among them: leave them out":
+        {"sequences = sequences[largest[sequences] > 0]": "pass"},
+    "chosen by size, without the sign: a value below 0 is not active":
+        {"latent.max(dim=1)": "latent.abs().max(dim=1)"},
     "there are more than k": {"[:k]": ""},
     "these are in the order of the text: the largest value comes first": {"> 0]": "> 0].sort().values"},
     "sequences are ranked by their mean or sum: the largest value decides":
@@ -343,12 +427,82 @@ AUC_MISTAKES = variants(auc, {
 })
 
 
+# --- experiments: what must be true of their results ---------------------------------------------------------------
+
+NOT_SHUFFLED = "these are the latent's AUCs for its own text: give each text the labels of another one"
+BY_POSITION = ("shuffled position by position: labels hold for stretches and depend on the place in the text, which "
+               "luck may use, too. Shuffle whole texts")
+KNOWN_STAYS = "a text gets another one's labels, but not its `known`: the two belong together"
+SHAPE = "one AUC for each draw was expected: a tensor [draws]"
+FLIPPED = "an AUC below ½ is flipped: let it stand"
+NOT_FROM_RNG = "the draws do not come from `rng`: with `generator=rng` they can be drawn again"
+
+
+@property_check(mistakes=[NOT_SHUFFLED, BY_POSITION, KNOWN_STAYS, SHAPE, FLIPPED, NOT_FROM_RNG])
+def luck_states(attempt):
+    """a latent that knows the text, one that knows the place alone, and questions that have no answer at some places"""
+    n, pos, draws = 40, 30, 60
+    everywhere, place = torch.ones(n, pos, dtype=torch.bool), torch.arange(pos).expand(n, pos)
+    ends = 3 + torch.arange(n)[:, None] % 8                             # where the first sentence ends
+
+    def asked(latent, labels, known, seed=0):
+        got = attempt(latent.clone(), labels.clone(), known.clone(), draws, torch.Generator().manual_seed(seed))
+        require(isinstance(got, Tensor) and got.shape == (draws,), SHAPE, got=got, expected=f"shape [{draws}]")
+        return got.detach().double()
+
+    text = (drawn(n, seed=2) > 0)[:, None].expand(n, pos)               # holds in half of the texts, all through
+    got = asked(text + 0.1 * drawn(n, pos), text, everywhere)
+    case = "labels: True all through half of the texts; latent: the label and a little noise"
+    require((got < 0.9).all(), NOT_SHUFFLED, input=case, got=got, expected="values about 0.5")
+    require(got.min() < 0.47, FLIPPED, input=case, got=got, expected="values on both sides of 0.5")
+    require(got.std() > 0.04 and abs(got.mean() - 0.5) < 0.1, BY_POSITION, input=case, got=got,
+            expected="mean about 0.5, standard deviation about 0.1: there are only 40 texts")
+    again = asked(text + 0.1 * drawn(n, pos), text, everywhere, seed=1)
+    require(not torch.equal(got, again), NOT_FROM_RNG, input=case, got="the same for two generators")
+    got = asked((place < 6) + 0.1 * drawn(n, pos, seed=1), place < ends, everywhere)
+    case = "labels: True in the first 3 to 10 positions; latent: large in the first 6, whatever the text"
+    require(got.mean() > 0.8, BY_POSITION, input=case, got=got, expected="about 0.9: the place alone says as much")
+    known = place < ends + 4
+    got = asked(place.float(), (place >= 2) & known, known)
+    case = "known: the first 7 to 14 positions; labels: True from position 2 on, where known; latent: the position"
+    require((got > 0.999).all(), KNOWN_STAYS, input=case, got=got, expected="1 in every draw")
+
+
+TOO_MANY = "more than k latents are used"
+POOR = ("on new positions this tells less than k latents can: choose those whose means at labelled and other positions "
+        "differ most, upwards or downwards, and weigh them")
+
+
+@property_check(mistakes=[TOO_MANY, POOR])
+def probe_states(attempt):
+    """facts spread over several latents, some of them active where the fact does not hold; judged on new positions"""
+
+    def planted(seed):
+        labels = drawn(3000, seed=seed) > 0.5
+        chance = 0.02 + 0.3 * labels[:, None] * torch.ones(6)
+        chance[:, 4:] = 0.02 + 0.3 * ~labels[:, None]                   # two are active where the fact does not hold
+        strength = torch.tensor([1.0, 3, 1, 2, 1, 2])
+        uniform = torch.rand(3000, 6, generator=torch.Generator().manual_seed(seed))
+        dense = 10 + 4 * drawn(3000, 3, seed=seed + 1)                  # large, and know nothing
+        return torch.cat([(uniform < chance) * strength, dense, drawn(3000, 21, seed=seed + 2).relu()], dim=1), labels
+
+    (seen_latents, seen_labels), (new_latents, new_labels) = planted(1), planted(5)
+    for k in (6, 1, 3):
+        got = attempt(seen_latents.clone(), seen_labels.clone(), k)
+        used = int((torch.as_tensor(got) != 0).sum())
+        case = f"30 latents, 6 of which go with the fact; k = {k}"
+        require(used <= k, TOO_MANY, input=case, got=f"{used} entries that are not 0", expected=f"at most {k}")
+        scores = [float(fast_auc((new_latents @ probe.float())[:, None], new_labels))
+                  for probe in (got, sparse_probe(seen_latents, seen_labels, k))]
+        require(scores[0] > scores[1] - 0.02, POOR, input=case, got=f"AUC {scores[0]:.3f}", expected=f"{scores[1]:.3f}")
+
+
 EXERCISES = [
     Exercise(
         id="06.encode",
         title="Encode",
         reference=encode,
-        check=compare_cases(encode_cases, ENCODE_MISTAKES, keeps_inputs=True),
+        check=compare_cases(encode_cases, ENCODE_MISTAKES, keeps_inputs=True, kind=KeepsDouble),
         hints=(
             "Subtract b_dec, multiply by W_enc, add b_enc; what is negative becomes 0.",
             "`@` multiplies the last axis of x by W_enc, and biases are added along the last axis.",
@@ -361,7 +515,7 @@ EXERCISES = [
         id="06.sae_loss",
         title="What training asks for",
         reference=sae_loss,
-        check=compare_cases(loss_cases, LOSS_MISTAKES, keeps_inputs=True),
+        check=compare_cases(loss_cases, LOSS_MISTAKES, keeps_inputs=True, kind=KeepsDouble),
         hints=(
             "Find one number for each token: its squared error, summed over d_in, and sparsity times its Σ|f|.",
             "`.pow(2).sum(dim=1)` and `.abs().sum(dim=1)` are both [tokens]; the mean comes last.",
@@ -397,17 +551,20 @@ EXERCISES = [
         difficulty=2,
     ),
     Exercise(
-        id="06.jump_relu",
-        title="A threshold of its own",
-        reference=jump_relu,
-        check=compare_cases(jump_cases, JUMP_MISTAKES, keeps_inputs=True),
+        id="06.topk_step",
+        title="A training step",
+        reference=topk_step,
+        check=compare_cases(step_cases, STEP_MISTAKES, kind=AfterSteps, loose_scalars=True),
         hints=(
-            "Compare pre with the threshold; the threshold is not subtracted from what stays.",
-            "`pre > threshold` is True or False, which multiplies like 1 or 0.",
-            "`pre * (pre > threshold)`",
+            "Latents, reconstruction, loss; gradients, step; and one thing that the loop of section 2 does after "
+            "every step.",
+            "`pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc`, and `top_k(pre, sae.k)` are the latents. The loss is "
+            "`sae_loss` with sparsity 0.",
+            "After `zero_grad()`, `backward()` and `step()`: with `torch.no_grad()`, divide `sae.W_dec` by "
+            "`sae.W_dec.norm(dim=1, keepdim=True)`; return `loss.item()`.",
         ),
-        minutes=3,
-        difficulty=1,
+        minutes=10,
+        difficulty=2,
     ),
     Exercise(
         id="06.gated",
@@ -464,6 +621,36 @@ EXERCISES = [
         ),
         minutes=10,
         difficulty=3,
+    ),
+    Exercise(
+        id="06.luck",
+        title="How good is luck?",
+        reference=luck,
+        check=luck_states,
+        hints=(
+            "What must be shuffled so that the labels say nothing about the text any more, and all they say about the "
+            "place in a text stays?",
+            "Whole texts: `order = torch.randperm(n, generator=rng)`, and text i gets `labels[order[i]]`, together "
+            "with `known[order[i]]`.",
+            "In each draw: `asked = known[order]`, then `fast_auc(latent[asked][:, None], labels[order][asked])`, "
+            "which is [1].",
+        ),
+        minutes=10,
+        difficulty=2,
+    ),
+    Exercise(
+        id="06.sparse_probe",
+        title="A few latents together",
+        reference=sparse_probe,
+        check=probe_states,
+        hints=(
+            "Which k latents would you ask, if you could ask each of them separately? Either sign is of use.",
+            "The k whose means at labelled and at other positions differ most, by size. "
+            "`linear_direction(latents[:, chosen], labels)` weighs them.",
+            "Put these weights into `torch.zeros(d_sae)` at `chosen`.",
+        ),
+        minutes=10,
+        difficulty=2,
     ),
 ]
 

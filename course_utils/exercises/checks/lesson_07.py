@@ -50,15 +50,6 @@ def patched_logits(
     return model.run_with_hooks(tokens, fwd_hooks=[(hook_name, put)])
 
 
-def cross_entropy_by_position(
-    logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "pos-1"]:
-    """CE_j = −(1/N) Σ_i ln p(t_{i, j+1}), in nats: entry j is about the logits at position j."""
-    log_p = logits.log_softmax(dim=-1)
-    came = log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]         # of the tokens that came, [batch, pos-1]
-    return -came.mean(dim=0)
-
-
 def delta_cross_entropy(
     p_logits: Float[Tensor, "batch pos vocab"], q_logits: Float[Tensor, "batch pos vocab"],
     tokens: Int[Tensor, "batch pos"],
@@ -66,7 +57,7 @@ def delta_cross_entropy(
     """ln p(t) − ln q(t) at each position but the last, for the token t that came next, in nats."""
     log_p, log_q = p_logits.log_softmax(dim=-1), q_logits.log_softmax(dim=-1)
     change = (log_p - log_q)[:, :-1]                                    # of every token
-    return change.gather(2, tokens[:, 1:, None])[..., 0]                # of the one that came
+    return change.gather(2, tokens[:, 1:, None])[..., 0]                # of the actual next one
 
 
 def kl_divergence(
@@ -94,11 +85,34 @@ def bootstrap_interval(
     return means.quantile(0.025).item(), means.quantile(0.975).item()
 
 
+def paired_interval(
+    first: Float[Tensor, "n pos"], second: Float[Tensor, "n pos"], mask: Bool[Tensor, "n pos"],
+    draws: Int[Tensor, "resample n"],
+) -> tuple[float, float, float]:
+    """The pooled mean of first − second, and its 95 % interval over resampled sequences: (difference, low, high)."""
+    change = first - second                                             # what makes a text hard for both cancels here
+    return pooled_mean([change], [mask]), *bootstrap_interval(change, mask, draws)
+
+
 def explained_variance(x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "tokens d"]) -> float:
     """1 − E‖x̂ − x‖² / E‖x − E x‖², with all components and all tokens pooled."""
     error = (x_hat - x).pow(2).sum()
     variance = (x - x.mean(dim=0)).pow(2).sum()                         # as many terms: the two counts cancel
     return (1 - error / variance).item()
+
+
+def known_cases(x: Float[Tensor, "tokens d"]) -> dict[str, tuple[Float[Tensor, "tokens d"], float]]:
+    """{name: (a reconstruction of x, its explained variance)}, such that every wrong formula is caught."""
+    mean = x.mean(dim=0)
+    shift = (x - mean).pow(2).sum(dim=1).mean().sqrt()                  # as long as x is away from its mean
+    along_one_axis = torch.zeros_like(mean)
+    along_one_axis[0] = shift
+    return {
+        "perfect": (x, 1.0),
+        "the mean, always": (mean.expand_as(x), 0.0),
+        "half way to the mean": ((x + mean) / 2, 0.75),                 # half of the error, a quarter of its square
+        "perfect but for a shift": (x + along_one_axis, 0.0),           # its square is the variance
+    }
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------
@@ -119,7 +133,8 @@ class RandomAutoencoder:
 
 
 def patch_cases() -> list[Case]:
-    sae, other = RandomAutoencoder(16, 1), RandomAutoencoder(24, 5)
+    sae, other, bos_twice = RandomAutoencoder(16, 1), RandomAutoencoder(24, 5), random_tokens(2, 6, seed=3)
+    bos_twice[:, 3] = bos_twice[0, 0]
     return [
         Case(random_model(), random_tokens(3, 6), "blocks.1.hook_resid_pre", sae,
              label="3 rows, residual stream, layer 1"),
@@ -127,14 +142,7 @@ def patch_cases() -> list[Case]:
              label="what MLP 0 adds"),
         Case(grouped_query_model(), random_tokens(2, 5, seed=2), "blocks.0.hook_resid_pre", other,
              label="layer 0 of a grouped-query model"),
-    ]
-
-
-def entropy_cases() -> list[Case]:
-    return [
-        Case(random_logits(3, 6, 9), random_tokens(3, 6, 9), label="3 rows of 6 tokens"),
-        Case(random_logits(4, 5, 7, seed=1), random_tokens(4, 5, 7, seed=1), label="4 rows of 5"),
-        Case(random_logits(1, 4, 9, seed=2), random_tokens(1, 4, 9, seed=2), label="1 row"),
+        Case(random_model(), bos_twice, "blocks.1.hook_resid_pre", sae, label="a text with BOS in the middle, too"),
     ]
 
 
@@ -163,6 +171,8 @@ def score_cases() -> list[Case]:
         Case(3.0, 2.8, 9.0, label="better than clean: above 1"),
         Case(3.0, 3.25, 2.5, label="an ablation that helps"),
         Case(2.0, 2.004, 2.01, label="a small cost is a cost"),
+        Case(10.0, 10 + 2**-18, 10 + 2**-17, label="a cost of 8e-6"),                   # exact in float32, too
+        Case(2**-10, 2**-10 + 2**-20, 2**-10 + 2**-19, label="a cost of 2e-6"),
     ]
 
 
@@ -188,6 +198,17 @@ def bootstrap_cases() -> list[Case]:
         Case(*ragged(6, 9, 41, 0), label="6 sequences of different lengths, 41 resamples"),
         Case(*ragged(12, 5, 201, 1), label="12 sequences, 201 resamples"),
     ]
+
+
+def paired_cases() -> list[Case]:
+    def pairs(n, length, resamples, seed):
+        hard = 5 * drawn(n, 1, seed=seed).exp() * torch.linspace(4, 1, n)[:, None]      # for both
+        first, second = (hard + drawn(n, length, seed=seed + i) + i / 3 for i in (1, 2))
+        mask = torch.arange(length) < torch.linspace(2, length, n).long()[:, None]
+        draws = torch.randint(0, n, (resamples, n), generator=torch.Generator().manual_seed(seed))
+        return first, second, mask, draws
+    return [Case(*pairs(6, 9, 41, 0), label="6 sequences of different lengths, 41 resamples"),
+            Case(*pairs(12, 5, 201, 4), label="12 sequences, 201 resamples")]
 
 
 def variance_cases() -> list[Case]:
@@ -225,6 +246,8 @@ PATCH_MISTAKES = variants(patched_logits, {
     "the error is added with the wrong sign: x̂ is x + (x̂ − x)": {X_HAT: f"2 * activation[:, 1:] - {X_HAT}"},
     "only the first row of the batch is patched: positions are the second axis, `[:, 1:]`":
         {NEW: f"torch.cat([{NEW}[:1], activation[1:]])"},
+    "every token that equals BOS is spared: only position 0 is":
+        {NEW: "torch.where((tokens == tokens[0, 0])[..., None], activation, reconstruct(activation))"},
     "the first row is left alone instead of position 0: positions are the second axis, `[:, 1:]`":
         {NEW: "torch.cat([activation[:1], reconstruct(activation[1:])])"},
     "only the last position is patched: all but position 0 should be": {"[:, :1]": "[:, :-1]", "[:, 1:]": "[:, -1:]"},
@@ -248,39 +271,23 @@ UNSHIFTED = (                                           # the tokens that are th
     {"[:, :-1]": "", "[:, 1:, None]": "[:, :, None]"}, {"[:, 1:, None]": "[:, :-1, None]"}, {"[:, :-1]": "[:, 1:]"})
 BACKWARDS = {"[:, :-1]": "[:, 1:]", "[:, 1:, None]": "[:, :-1, None]"}
 
-ENTROPY_MISTAKES = variants(cross_entropy_by_position, {
-    "the sign is lost: a cross-entropy is minus the mean log-probability": "came.mean(dim=0)",
-    NOT_SHIFTED: UNSHIFTED,
-    TOO_LATE: BACKWARDS,
-    "this is a mean over positions, one number for each row: take the mean over the batch": "-came.mean(dim=1)",
-    "this is one number: keep the positions, take the mean over the batch only": "-came.mean()",
-    "no mean is taken: take the mean over the batch": "-came",
-    "summed over the batch: divide by the number of rows": "-came.sum(dim=0)",
-    IN_BITS: "-came.mean(dim=0) / math.log(2)",
-    "softmax is applied twice: cross_entropy and log_softmax take logits":
-        {"logits.log_softmax": "logits.softmax(dim=-1).log_softmax"},
-    "this is the logarithm of the mean probability: take logarithms first, then their mean":
-        "-came.exp().mean(dim=0).log()",
-    "these are logits, not log-probabilities: log_softmax is missing": {".log_softmax(dim=-1)": ""},
-})
-
 OF_FAVOURITE = "log_p.argmax(dim=-1, keepdim=True)"
 DELTA_MISTAKES = variants(delta_cross_entropy, {
     "the sign is flipped: it is ln p − ln q, so that harm is positive": {"log_p - log_q": "log_q - log_p"},
     NOT_SHIFTED: UNSHIFTED,
     TOO_LATE: BACKWARDS,
-    "this is about the model's favourite token: ask about the token that came":
+    "this is about the model's favourite token: ask about the actual next token":
         (f"(log_p - log_q).gather(2, {OF_FAVOURITE})[..., 0]", f"change.gather(2, {OF_FAVOURITE}[:, :-1])[..., 0]"),
     "this is a mean: keep rows and positions apart":
         ({"[..., 0]": "[..., 0].mean()"}, {"[..., 0]": "[..., 0].mean(dim=0)"}, {"[..., 0]": "[..., 0].mean(dim=1)"}),
-    "all tokens of the vocabulary are kept: keep only the one that came (`gather`)": ("log_p - log_q", "change"),
+    "all tokens of the vocabulary are kept: keep only the actual next one (`gather`)": ("log_p - log_q", "change"),
     "this is a difference of logits: log_softmax makes log-probabilities of them": {".log_softmax(dim=-1)": ""},
     "this is a difference of probabilities: take their logarithms first": {".log_softmax(": ".softmax("},
     "this is the ratio p / q: its logarithm is missing": {"(log_p - log_q)": "(log_p - log_q).exp()"},
     "this is the size alone: ΔCE may have either sign": {"(log_p - log_q)": "(log_p - log_q).abs()"},
-    "each difference is weighted by p: that belongs to the KL; here the token that came counts once":
+    "each difference is weighted by p: that belongs to the KL; here the actual next token counts once":
         {"(log_p - log_q)": "(log_p.exp() * (log_p - log_q))"},
-    "this is the KL: it asks about all tokens, ΔCE about the one that came":
+    "this is the KL: it asks about all tokens, ΔCE about the actual next one":
         ("(log_p.exp() * (log_p - log_q)).sum(dim=-1)", "(log_p.exp()[:, :-1] * change).sum(dim=-1)"),
     IN_BITS: {"[..., 0]": "[..., 0] / math.log(2)"},
 })
@@ -323,7 +330,10 @@ SCORE_MISTAKES = variants(reconstruction_score, {
          "1 - (patched - clean) / ablated"),
     "the sign is flipped: both differences start from L_ablated": "(patched - ablated) / cost",
     "clipped: below 0 is worse than the ablation and above 1 is better than clean, and both happen":
-        "min(1.0, max(0.0, (ablated - patched) / cost))",
+        ("min(1.0, max(0.0, (ablated - patched) / cost))", "max(0.0, (ablated - patched) / cost)",
+         "min(1.0, (ablated - patched) / cost)"),
+    "NaN too early: the score is undefined only where the cost is below 1e-6 nats, whatever the losses":
+        seen(lambda got, expected: math.isnan(got) and expected <= 1),
     "the size of a difference is taken: its sign counts":
         ("abs((ablated - patched) / cost)", "(ablated - patched) / abs(cost)", "1 - abs(patched - clean) / abs(cost)"),
     "this is NaN where the ablation helps: the score is undefined only where the cost is near 0":
@@ -368,6 +378,8 @@ BOOTSTRAP_MISTAKES = variants(bootstrap_interval, {
         two_sided("values[mask].mean()", "(sums / counts).std() / len(values) ** 0.5")),
     "these are the 5 % and 95 % quantiles: the middle 95 % leaves 2.5 % at each end":
         "means.quantile(0.05).item(), means.quantile(0.95).item()",
+    "`quantile` takes shares, 0.025 and 0.975; `percentile` takes 2.5 and 97.5":
+        "means.quantile(0.00025).item(), means.quantile(0.00975).item()",
     "these are the smallest and the largest resampled mean: leave out 2.5 % at each end":
         "means.min().item(), means.max().item()",
     "low and high are swapped": "means.quantile(0.975).item(), means.quantile(0.025).item()",
@@ -377,6 +389,26 @@ BOOTSTRAP_MISTAKES = variants(bootstrap_interval, {
     "these are sums: divide each by the number of counted positions in its resample":
         {MEANS: "sums[draws].sum(dim=1)"},
     "these are the quantiles of the tokens: take those of the resampled means": {MEANS: "values[mask]"},
+})
+
+
+TWO_INTERVALS = "one, two = bootstrap_interval(first, mask, draws), bootstrap_interval(second, mask, draws)\n"
+PAIRED_MISTAKES = variants(paired_interval, {
+    "these are two separate intervals, one subtracted from the other: take the difference first, token by token": (
+        TWO_INTERVALS + "return pooled_mean([change], [mask]), one[0] - two[1], one[1] - two[0]",
+        TWO_INTERVALS + "return pooled_mean([change], [mask]), one[0] - two[0], one[1] - two[1]"),
+    "the two are resampled separately: a resample draws the same sequences for both":
+        """sums, others, counts = ((each * mask).sum(dim=1) for each in (first, second, torch.ones_like(first)))
+means = (sums[draws].sum(dim=1) / counts[draws].sum(dim=1)
+         - others[draws.flip(0)].sum(dim=1) / counts[draws.flip(0)].sum(dim=1))
+return pooled_mean([change], [mask]), means.quantile(0.025).item(), means.quantile(0.975).item()""",
+    "the sign is flipped: it is first − second": {"first - second": "second - first"},
+    "the size of each difference is taken: its sign counts": {"first - second": "(first - second).abs()"},
+    "the mask is not used: only positions whose mask is True count":
+        {"[mask]": "[mask | True]", "mask, draws": "mask | True, draws"},
+    "the first number is the difference over all sequences, not the middle of the interval":
+        "sum(bootstrap_interval(change, mask, draws)) / 2, *bootstrap_interval(change, mask, draws)",
+    "low and high are swapped": "pooled_mean([change], [mask]), *bootstrap_interval(change, mask, draws)[::-1]",
 })
 
 
@@ -405,6 +437,7 @@ VARIANCE_MISTAKES = variants(explained_variance, {
     "`var` divides by n − 1: for means over tokens `var(dim=0, unbiased=False)`":
         "(1 - error / len(x) / x.var(dim=0).sum()).item()",
     "these are lengths: take their squares": {".pow(2).sum()": ".norm(dim=1).sum()"},
+    "clipped: below 0 it is worse than the mean, and that happens": "max(0.0, (1 - error / variance).item())",
     "x and x̂ are swapped: the variance is that of x": {VARIANCE: "(x_hat - x_hat.mean(dim=0)).pow(2).sum()"},
     "this is the variance of x̂ over that of x: compare x̂ with x, token by token":
         "(x_hat.var(dim=0).sum() / x.var(dim=0).sum()).item()",
@@ -414,19 +447,23 @@ VARIANCE_MISTAKES = variants(explained_variance, {
 # --- what a comparison cannot state: NaN, exceptions, and inputs on which a usual answer breaks ---------------
 
 
+INFINITE = ("a token that q alone rules out (logit −inf) makes the KL infinite: leave out the terms where p is 0, and "
+            "no others")
 RULED_OUT = ("a token that both rule out (logit −inf) must add 0, and 0 · (−inf + inf) is NaN: leave out the "
              "terms where p is 0 (`torch.where`)")
 
 
-@property_check(mistakes=[FAR_APART, RULED_OUT])
+@property_check(mistakes=[FAR_APART, RULED_OUT, INFINITE])
 def kl_extremes(attempt):
-    """logits hundreds and thousands apart; a token that both rule out; one position alone"""
+    """logits hundreds and thousands apart; a token that both rule out, or q alone; one position alone"""
     p = torch.tensor([[0.0, 300.0, -200.0], [0.0, 2000.0, 1.0], [0.5, -0.2, 0.1], [0.0, 200.0, 0.0]])
     q = torch.tensor([[250.0, 0.0, 0.0], [0.0, 1.0, 3000.0], [0.1, 0.4, -1.0], [0.0, 0.0, 0.0]])
     _agrees(attempt, p, q, FAR_APART)
     p, q = random_logits(1, 3, 5)[0], random_logits(1, 3, 5, seed=1)[0]
     p[:, 2] = q[:, 2] = -torch.inf
     _agrees(attempt, p, q, RULED_OUT)
+    q[1, 0] = -torch.inf
+    _agrees(attempt, p, q, INFINITE)
     p, q = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 3.0])
     _agrees(attempt, p, q, "this breaks where the logits are those of one position, [vocab]: use the last axis")
 
@@ -436,6 +473,16 @@ def _agrees(attempt, p, q, message):
     same = torch.allclose(torch.as_tensor(got).to(expected), expected, atol=1e-4, rtol=1e-3)
     inputs = f"p_logits = {describe(p)}\nq_logits = {describe(q)}"
     require(same, message, input=inputs, got=got, expected=expected)
+
+
+@property_check(mistakes=[FAR_APART])
+def delta_far_apart(attempt):
+    """logits hundreds apart"""
+    p, q = torch.tensor([[[0.0, 200.0], [0.0, 0.0]]]), torch.tensor([[[0.0, 150.0], [0.0, 0.0]]])
+    got = attempt(p.clone(), q.clone(), torch.tensor([[1, 0]]))
+    case = f"p_logits = {describe(p)}\nq_logits = {describe(q)}\ntokens = [[1, 0]]"
+    require(torch.as_tensor(got).shape == (1, 1) and abs(float(got) + 50) < 1e-3, FAR_APART, input=case, got=got,
+            expected="-50, at one position")
 
 
 UNDEFINED = "where the ablation costs nothing the score is not defined: NaN, not infinity, 0, 1, None or an error"
@@ -473,6 +520,38 @@ def pool_extremes(attempt):
     require(isinstance(got, ValueError), EMPTY, input=case, got=shown(got), expected="ValueError")
 
 
+NOT_SO = "the explained variance of one of your reconstructions is not what you say"
+MISSED = "a wrong formula agrees with you on all your reconstructions: add one on which it does not"
+
+
+@property_check(mistakes=[NOT_SO, MISSED])
+def cases_catch(attempt):
+    """explained variances as stated, on two sets of activations; and each of five wrong formulas caught"""
+    for seed in (0, 3):
+        x = drawn(60, 8, seed=seed) * torch.linspace(0.5, 3, 8) + 2 * drawn(8, seed=seed + 1)
+        found = attempt(x.clone())
+        for name, (x_hat, stated) in found.items():
+            right = explained_variance(x, x_hat)
+            require(abs(right - float(stated)) < 1e-3, NOT_SO, input=name, got=f"{float(stated):.4f} stated",
+                    expected=f"{right:.4f}")
+        for formula, wrong in WRONG_FORMULAS.items():
+            caught = any(not abs(float(wrong(x, x_hat)) - float(stated)) < 1e-2 for x_hat, stated in found.values())
+            require(caught, MISSED, input=f"x = {describe(x)}", got=f"not caught: {formula}",
+                    expected="a difference of at least 0.01 somewhere")
+
+
+WRONG_FORMULAS = {
+    "about zero": lambda x, x_hat: 1 - (x_hat - x).pow(2).sum() / x.pow(2).sum(),
+    "mean of the tokens' ratios":
+        lambda x, x_hat: (1 - (x_hat - x).pow(2).sum(dim=1) / (x - x.mean(dim=0)).pow(2).sum(dim=1)).mean(),
+    "lengths, not squares":
+        lambda x, x_hat: 1 - (x_hat - x).norm(dim=1).mean() / (x - x.mean(dim=0)).norm(dim=1).mean(),
+    "forgives a shift": lambda x, x_hat: 1 - (x_hat - x).var(dim=0).sum() / x.var(dim=0).sum(),
+    "SAEBench's": lambda x, x_hat: 1 - (x_hat - x).pow(2).sum(dim=1).mean() / (
+        x.pow(2).sum(dim=1).mean() - x.pow(2).mean() ** 2),
+}
+
+
 EXERCISES = [
     Exercise(
         id="07.patched_logits",
@@ -490,29 +569,16 @@ EXERCISES = [
         difficulty=2,
     ),
     Exercise(
-        id="07.cross_entropy_by_position",
-        title="Cross-entropy, by position",
-        reference=cross_entropy_by_position,
-        check=compare_cases(entropy_cases, ENTROPY_MISTAKES, keeps_inputs=True),
-        hints=(
-            "`logits.log_softmax(-1)` gives ln p of every token. Which one came after position j?",
-            "That is tokens[:, 1:]; take its entries of the log-probabilities at [:, :-1] with `gather`.",
-            "`-log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0].mean(dim=0)`",
-        ),
-        minutes=6,
-        difficulty=1,
-    ),
-    Exercise(
         id="07.delta_cross_entropy",
         title="ΔCE, token by token",
         reference=delta_cross_entropy,
-        check=compare_cases(delta_cases, DELTA_MISTAKES, keeps_inputs=True),
+        check=CompareThenState(compare_cases(delta_cases, DELTA_MISTAKES, keeps_inputs=True), delta_far_apart),
         hints=(
-            "Take log-probabilities of both models, and from each the entry of the token that came.",
+            "Take log-probabilities of both models, and from each the entry of the actual next token, tokens[:, 1:].",
             "`log_p[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]` is ln p(t), [batch, pos-1]. No mean.",
             "The same with q_logits gives ln q(t); return ln p(t) minus ln q(t).",
         ),
-        minutes=5,
+        minutes=7,
         difficulty=1,
     ),
     Exercise(
@@ -573,6 +639,21 @@ EXERCISES = [
         difficulty=2,
     ),
     Exercise(
+        id="07.paired_interval",
+        title="Which of two is better?",
+        reference=paired_interval,
+        check=compare_cases(paired_cases, PAIRED_MISTAKES, keeps_inputs=True, loose_scalars=True),
+        hints=(
+            "A text that is hard for one autoencoder is hard for the other. In which quantity does that cancel?",
+            "In first − second, token by token. Of that you want a mean and an interval, and you have functions for "
+            "both.",
+            "`change = first - second`; then `pooled_mean([change], [mask])` and `bootstrap_interval(change, mask, "
+            "draws)`.",
+        ),
+        minutes=6,
+        difficulty=1,
+    ),
+    Exercise(
         id="07.explained_variance",
         title="Explained variance",
         reference=explained_variance,
@@ -584,6 +665,22 @@ EXERCISES = [
         ),
         minutes=5,
         difficulty=1,
+    ),
+    Exercise(
+        id="07.known_cases",
+        title="Catch the wrong ones",
+        reference=known_cases,
+        check=cases_catch,
+        hints=(
+            "For which reconstructions do you know E‖x̂ − x‖² as a share of E‖x − E x‖² without computing it? The "
+            "mean gives 1. What gives 0, and what ¼?",
+            "The mean catches what is measured about zero; half way between x and the mean, what forgets the square. "
+            "For the other two let every token have the *same* error, with a length that you choose.",
+            "With `m = x.mean(0)`: `(m.expand_as(x), 0.0)`, `((x + m) / 2, 0.75)`, and `(x + v, 0.0)` for a vector v "
+            "whose squared length is `(x - m).pow(2).sum(1).mean()`.",
+        ),
+        minutes=12,
+        difficulty=3,
     ),
 ]
 
@@ -598,7 +695,6 @@ def _patched_by_the_package(
 
 IN_THE_PACKAGE = {
     "07.patched_logits": _patched_by_the_package,
-    "07.cross_entropy_by_position": metrics.cross_entropy_by_position,
     "07.delta_cross_entropy": metrics.delta_cross_entropy,
     "07.kl_divergence": metrics.kl_divergence,
     "07.reconstruction_score": metrics.reconstruction_score,

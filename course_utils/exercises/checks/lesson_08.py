@@ -21,10 +21,9 @@ from course_utils.exercises.checking import (
     property_check,
     require,
 )
-from course_utils.exercises.checks.shared import FAR_APART, drawn, random_logits, random_tokens, shown
+from course_utils.exercises.checks.shared import FAR_APART, drawn, random_logits, shown
 from course_utils.exercises.comparing import describe, first_difference
 from course_utils.exercises.mistakes import seen, variants
-from course_utils.metrics import confidently_wrong
 
 # --- the course's answers, where they are plainer than the package's functions -----------------------------------
 
@@ -54,6 +53,12 @@ def tokens_needed(
     kl = (p * r).sum(dim=-1)                                            # its mean and its variance at each position
     variance = (p * (r - kl[:, None]) ** 2).sum(dim=-1)
     return (variance.mean() / (precision * kl.mean()) ** 2).item()
+
+
+def texts_needed(a: Float[Tensor, "n"], b: Float[Tensor, "n"], smallest: float) -> float:
+    """How many texts until two standard errors of the mean paired difference are `smallest`."""
+    difference = a - b                                                  # of the same text: what both share cancels
+    return (2 * difference.std() / smallest).item() ** 2
 
 
 def score_interval(
@@ -103,17 +108,13 @@ def interval_cases() -> list[Case]:
     ]
 
 
-def confident_cases() -> list[Case]:
-    def told(batch, length, vocab, seed):
-        """Logits and a text in which about half of the favourites come."""
-        logits, tokens = random_logits(batch, length, vocab, seed), random_tokens(batch, length, vocab, seed)
-        came = drawn(batch, length - 1, seed=seed + 1) > 0
-        tokens[:, 1:] = torch.where(came, logits[:, :-1].argmax(-1), tokens[:, 1:])
-        return logits, tokens
+def texts_cases() -> list[Case]:
+    def pilot(n, seed):
+        hard = 0.02 * drawn(n, seed=seed).abs()                                         # shared by both
+        return hard + 0.004 * drawn(n, seed=seed + 1) + 0.01, 1.4 * hard + 0.003 * drawn(n, seed=seed + 2)
     return [
-        Case(*told(4, 9, 6, 0), label="4 rows of 9 tokens"),
-        Case(*told(3, 12, 5, 3), 0.8, label="confident means above 0.8"),
-        Case(*told(2, 10, 7, 2), confidence=0.6, label="above 0.6"),
+        Case(*pilot(12, 0), 0.005, label="a pilot of 12 texts"),
+        Case(*pilot(30, 3), smallest=0.001, label="of 30, a smaller difference"),
     ]
 
 
@@ -247,6 +248,8 @@ INTERVAL_MISTAKES = variants(score_interval, {
         "score.quantile(0.05).item(), score.quantile(0.95).item()",
     "these are the smallest and the largest resampled score: leave out 2.5 % at each end":
         "score.min().item(), score.max().item()",
+    "these are the 0.025 % and 0.975 % quantiles: percentiles are counted in percent, 2.5 and 97.5":
+        "score.quantile(0.00025).item(), score.quantile(0.00975).item()",
     "low and high are swapped": "score.quantile(0.975).item(), score.quantile(0.025).item()",
     "this is a mean ± 1.96 standard errors: take quantiles of the resampled scores": (
         two_sided("score.mean()", "score.std()"),
@@ -269,35 +272,37 @@ INTERVAL_MISTAKES = variants(score_interval, {
 })
 
 
-CAME = "p_logits[:, :-1].softmax(dim=-1).gather(2, tokens[:, 1:, None])[..., 0]"        # its probability
-CONFIDENT_MISTAKES = variants(confidently_wrong, {
-    "these are about the tokens that are there: the logits at position j are about token j + 1":
-        ({"[:, :-1]": "", "[:, 1:]": ""}, {"[:, 1:]": "[:, :-1]"}, {"[:, :-1]": "[:, 1:]"}),
-    "shifted the wrong way: the logits at position j are about token j + 1, not j − 1":
-        {"p_logits[:, :-1]": "p_logits[:, 1:]", "tokens[:, 1:]": "tokens[:, :-1]"},
-    "this is where the model was wrong: it must also give its favourite more than `confidence`":
-        "favourite != tokens[:, 1:]",
-    "this is where the model was confident: another token must also have come": "probability > confidence",
-    "these are confident and right: the favourite must not be the token that came (`!=`)": {"!=": "=="},
-    "this is wrong without confidence: the favourite's probability must be above, not below":
-        {"probability >": "probability <"},
-    "this is inverted: it must be True where the model is confidently wrong":
-        "~((probability > confidence) & (favourite != tokens[:, 1:]))",
-    "here one of the two is enough: both must hold (`&`)": {"&": "|"},
-    "this asks about the token that came: ask whether the model's favourite has more than `confidence`":
-        (f"{CAME} < confidence", f"{CAME} < 1 - confidence"),
-    "logits are compared with `confidence`: softmax makes probabilities of them": {".softmax(dim=-1)": ""},
-    "no token is ever above `confidence` here: take probabilities, not their logarithms":
-        seen(lambda got, expected: got.shape == expected.shape and not got.any()),
-    "confidence is fixed at 0.5: use the argument": {"> confidence": "> 0.5"},
-    "the last position is kept: no token comes after it, so leave it out":
-        seen(lambda got, expected: got.shape == (expected.shape[0], expected.shape[1] + 1)),
+TEXTS_MISTAKES = variants(texts_needed, {
+    "the two are taken for independent samples: they are about the same texts, so take the spread of a − b": (
+        "(4 * (a.var() + b.var()) / smallest ** 2).item()", "(2 * (a.std() + b.std()) / smallest).item() ** 2",
+        "(2 * (a.var() + b.var()).sqrt() / smallest).item()"),
+    "this is the difference of two spreads: take the spread of the differences": (
+        "(2 * (a.std() - b.std()) / smallest).item() ** 2", "(4 * (a.var() - b.var()) / smallest ** 2).item()"),
+    "this is about one of the two alone: take the spread of a − b":
+        ({"a - b": "a"}, {"a - b": "b"}),
+    "this has the standard error of the pilot: the spread of single texts is needed, `(a - b).std()`":
+        {"difference.std()": "difference.std() / len(a) ** 0.5"},
+    "two standard errors must be `smallest`, not one: n = (2 · spread / smallest)²":
+        {"2 * difference": "difference"},
+    "only a part is squared: the standard error falls with √n, so n = (2 · spread / smallest)²": (
+        "(2 * difference.std() / smallest).item()", "(2 * difference.std() ** 2 / smallest).item()",
+        "(2 * difference.std() / smallest ** 2).item()", "(2 * difference.var() / smallest ** 2).item()"),
+    "the variance stands where the standard deviation belongs: n = (2 · spread / smallest)²":
+        {"difference.std()": "difference.var()"},
+    "this divides by n in the variance: a sample's spread divides by n − 1, as `std()` does":
+        {"difference.std()": "difference.std(unbiased=False)"},
+    "this divides by the difference that the pilot happened to find: plan for `smallest`":
+        {"smallest)": "difference.mean())"},
+    "rounded: return the number as it is":
+        seen(lambda got, expected: abs(got - expected) <= 1 and float(got) == int(got)),
 })
 
 
 NORM = "norm(dim=-1, keepdim=True)"
 EPSILON_MISTAKES = variants(epsilon_random, {
     "the noise keeps its own length: divide it by `noise.norm(dim=-1, keepdim=True)`": "x + distance * noise",
+    "the noise is taken to be √d long: it may have any length, divide by `noise.norm(dim=-1, keepdim=True)`":
+        "x + distance * noise / noise.shape[-1] ** 0.5",
     "this adds the noise as it is: give it the length ‖x̂ − x‖": "x + noise",
     "every point is at distance 1: multiply the direction by ‖x̂ − x‖": f"x + noise / noise.{NORM}",
     "this is the squared distance: take its root": {"x + distance": "x + distance ** 2"},
@@ -341,7 +346,9 @@ THETA_MISTAKES = variants(theta_random, {
         ("along + length * across", "along + across"),
     "divided by the length of all the noise: subtract its part along x first, then divide by the length of the rest":
         {"across.norm": "noise.norm"},
-    "x is not of length 1: the part of v along x is (v · x) x / ‖x‖²": ({"* unit)": "* x)"}, {f"x / x.{NORM}": "x"}),
+    "x is not of length 1: the part of v along x is (v · x) x / ‖x‖²":
+        ({"* unit)": "* x)"}, {f"x / x.{NORM}": "x"}, {"(x_hat * unit)": "(x_hat * x)"},
+         {"(noise * unit)": "(noise * x)"}),
     "the whole tensor is treated as one vector: each position has its own, sum over the last axis":
         {"dim=-1, keepdim=True": ""},
     "this is x_hat itself: its part across x gets the direction of the noise": "x_hat",
@@ -383,12 +390,23 @@ ROOT_MISTAKES = variants(covariance_root, {
 })
 
 
+class ComparePairs(CompareCases):
+    """Two numbers may also come as one tensor."""
+
+    def _difference(self, got, expected):
+        if isinstance(got, Tensor | np.ndarray) and got.shape == (2,):
+            got = tuple(got.tolist())
+        return first_difference(got, expected, **self.options)
+
+
 class CompareProducts(CompareCases):
     """Compares R.T @ R: a covariance has many roots, and each of them is right."""
 
     def _difference(self, got, expected):
         if not isinstance(got, Tensor) or got.shape != expected.shape or not got.is_floating_point():
             return first_difference(got, expected, **self.options)
+        if torch.finfo(got.dtype).bits < torch.finfo(expected.dtype).bits:
+            return f"R is {got.dtype} and the covariance {expected.dtype}: noise of that dtype @ R would not work"
         return first_difference(_product(got), _product(expected), where="(R.T @ R)", **self.options)
 
 
@@ -417,6 +435,7 @@ def _agrees(attempt, truth, p, q, message):
     require(same, message, input=inputs, got=got, expected=expected)
 
 
+CONTAINERS = "return three lists of numbers, (P, p, q): a set or a dictionary has no order"
 THREE = "return three distributions, in this order: (P, p, q)"
 SAME_TOKENS = "P, p and q must be over the same tokens: three lists of the same length, 2 or more"
 ABOVE_0 = "all probabilities must be above 0 (are these logarithms?)"
@@ -431,10 +450,12 @@ TOO_LITTLE = ("q is nearer to P than p is, but not by enough: E[ΔCE] must be be
               "p further away from it")
 
 
-@property_check(mistakes=[THREE, SAME_TOKENS, ABOVE_0, SUM_1, UNCHANGED, OWN_TEXT, NO_NEARER, TOO_LITTLE])
+@property_check(mistakes=[CONTAINERS, THREE, SAME_TOKENS, ABOVE_0, SUM_1, UNCHANGED, OWN_TEXT, NO_NEARER, TOO_LITTLE])
 def is_counter_example(attempt):
     """three distributions over the same tokens, each above 0 with sum 1, and E[ΔCE] below −0.01 nats"""
     answer = attempt()
+    parts = [answer, *answer] if isinstance(answer, (list, tuple)) else [answer]
+    require(not any(isinstance(part, (set, frozenset, dict)) for part in parts), CONTAINERS, got=answer)
     require(hasattr(answer, "__len__") and len(answer) == 3, THREE, got=answer)
     P, p, q = found = [torch.as_tensor(each, dtype=torch.float64).detach() for each in answer]
     card = {"got": f"P = {describe(P)}\np = {describe(p)}\nq = {describe(q)}"}
@@ -515,10 +536,25 @@ EXERCISES = [
         difficulty=2,
     ),
     Exercise(
+        id="08.texts_needed",
+        title="Plan the comparison",
+        reference=texts_needed,
+        check=compare_cases(texts_cases, TEXTS_MISTAKES, keeps_inputs=True, loose_scalars=True, rtol=1e-3),
+        hints=(
+            "Both autoencoders read the same texts. What differs between texts is hard for both, and cancels in a − b.",
+            "A mean of n differences has the standard error s / √n, with s the standard deviation of the pilot's "
+            "differences. Set two of them to `smallest`, and solve for n.",
+            "`(2 * (a - b).std() / smallest).item() ** 2`",
+        ),
+        minutes=6,
+        difficulty=2,
+    ),
+    Exercise(
         id="08.score_interval",
         title="One draw for all three",
         reference=score_interval,
-        check=compare_cases(interval_cases, INTERVAL_MISTAKES, keeps_inputs=True, loose_scalars=True),
+        check=compare_cases(interval_cases, INTERVAL_MISTAKES, keeps_inputs=True, loose_scalars=True,
+                            kind=ComparePairs),
         hints=(
             "`ce_clean[draws]` is [resample, n]: the losses of the sequences of each resample. Do the same with the "
             "other two.",
@@ -528,19 +564,6 @@ EXERCISES = [
         ),
         minutes=6,
         difficulty=2,
-    ),
-    Exercise(
-        id="08.confidently_wrong",
-        title="Sure, and wrong",
-        reference=confidently_wrong,
-        check=compare_cases(confident_cases, CONFIDENT_MISTAKES, keeps_inputs=True),
-        hints=(
-            "What is the model's favourite at each position, and with what probability? `softmax`, then `max`.",
-            "`probability, favourite = p_logits[:, :-1].softmax(-1).max(-1)`; what came is tokens[:, 1:].",
-            "`(probability > confidence) & (favourite != tokens[:, 1:])`",
-        ),
-        minutes=5,
-        difficulty=1,
     ),
     Exercise(
         id="08.epsilon_random",

@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from course_utils import splicing
-from course_utils.exercises.checking import Case, Exercise, compare_cases
-from course_utils.exercises.checks.shared import drawn
+from course_utils.exercises.checking import (
+    Case,
+    CompareThenState,
+    Exercise,
+    compare_cases,
+    or_raised,
+    property_check,
+    require,
+)
+from course_utils.exercises.checks.shared import drawn, random_model, random_tokens, shown
+from course_utils.exercises.comparing import describe
 from course_utils.exercises.mistakes import seen, variants
 from course_utils.latents import auc
-from course_utils.splicing import after_token, remove_latents
+from course_utils.metrics import kl_divergence
 
-# --- the course's answers; `splicing` has its own versions -----------------------------------------------------
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+# --- the course's answers; `splicing` has its own versions of two ------------------------------------------------
 
 
 def circuit_score(
     clean: Float[Tensor, "batch 2*seq_len"], changed: Float[Tensor, "batch 2*seq_len"]
 ) -> float:
-    """Which share of the clean model's gain on the second copy is left in the changed one.
+    """What share of the clean model's gain on the second copy is left in the changed one.
 
-    The gain: the mean over the second copy, without its first token, which nobody can foresee, minus the mean over
+    The gain: the mean over the second copy, without its first token, which can only be guessed, minus the mean over
     the first copy. Both means are over all sequences together.
     """
     n = clean.shape[1] // 2
     clean_gain = clean[:, n + 1:].mean() - clean[:, :n].mean()
     changed_gain = changed[:, n + 1:].mean() - changed[:, :n].mean()
     return (changed_gain / clean_gain).item()
+
+
+def mixed_activations(
+    stories: Float[Tensor, "n d"], repeats: Float[Tensor, "m d"], number: int
+) -> Float[Tensor, "number d"]:
+    """As many rows of one kind as of the other, drawn without repetition."""
+    rng, half = torch.Generator().manual_seed(0), number // 2
+    drawn_of_each = [kind[torch.randperm(len(kind), generator=rng)[:size]]
+                     for kind, size in ((stories, number - half), (repeats, half))]
+    return torch.cat(drawn_of_each)
 
 
 def same_token_auc(
@@ -42,7 +67,36 @@ def same_token_auc(
         if pairs:
             total += pairs * auc(latents[here], labels[here])
             all_pairs += pairs
+    if not all_pairs:
+        raise ValueError("no token stands both at a labelled and at another position")
     return total / all_pairs
+
+
+def control(
+    x: Float[Tensor, "n pos d"], latent: Float[Tensor, "n pos"], direction: Float[Tensor, "d"]
+) -> Float[Tensor, "n pos d"]:
+    """The stream without latent · u, where u is as long as the latent's direction and at right angles to it."""
+    noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(direction)
+    across = noise - (noise @ direction) / (direction @ direction) * direction
+    return x - latent[..., None] * across * direction.norm() / across.norm()
+
+
+def effect_of(
+    model: TransformerBridge, hook_name: str, change: Callable[[Tensor], Tensor], tokens: Int[Tensor, "n pos"],
+    p_logits: Float[Tensor, "n pos vocab"],
+) -> tuple[Float[Tensor, "n query key"], Float[Tensor, "n pos"]]:
+    """With `change(x)` for the stream x, but at BOS: the layer's attention, all heads together; KL(clean‖changed)."""
+    layer, patterns = int(hook_name.split(".")[1]), []
+
+    def put(x, hook):
+        return torch.cat([x[:, :1], change(x)[:, 1:]], dim=1)               # BOS keeps its own
+
+    def read(pattern, hook):
+        patterns.append(pattern.sum(dim=1))                                 # over the heads: [n, query, key]
+
+    q_logits = model.run_with_hooks(
+        tokens, fwd_hooks=[(hook_name, put), (f"blocks.{layer}.attn.hook_pattern", read)])
+    return patterns[0], kl_divergence(p_logits, q_logits)
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------
@@ -64,16 +118,6 @@ def score_cases() -> list[Case]:
     ]
 
 
-def after_cases() -> list[Case]:
-    tokens = torch.tensor([[0, 3, 2, 2, 1, 3, 2, 1, 2], [0, 2, 1, 1, 2, 3, 1, 3, 3], [0, 1, 3, 1, 2, 2, 2, 3, 2]])
-    return [
-        Case(tokens, 2, label="3 rows of 9 tokens"),
-        Case(tokens[1:], 0, label="after token 0, which is BOS here"),
-        Case(torch.tensor([[0, 5, 4, 5, 7]]), 7, label="a token that comes last"),
-        Case(tokens, 9, label="a token that never comes"),
-    ]
-
-
 def auc_cases() -> list[Case]:
     def some(counts: list[tuple[int, int]], d_sae: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Token t stands at counts[t][0] labelled positions and at counts[t][1] others; all in a random order."""
@@ -91,22 +135,32 @@ def auc_cases() -> list[Case]:
     ]
 
 
-def remove_cases() -> list[Case]:
-    def three(*shape: int, d: int, d_sae: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        latents, W_dec = drawn(*shape, d_sae, seed=seed).relu(), drawn(d_sae, d, seed=seed + 1)
-        return latents @ W_dec + drawn(*shape, d, seed=seed + 2), latents, W_dec        # with an error of its own
+def effect_cases() -> list[Case]:
+    direction = drawn(16, seed=5)
+
+    def halved(x: Tensor) -> Tensor:
+        return 0.5 * x
+
+    def moved(x: Tensor) -> Tensor:
+        return x - (x @ direction).relu()[..., None] * direction / 4
+
+    def case(layer: int, change: Callable, n: int, length: int, label: str) -> Case:
+        tokens = random_tokens(n, length, seed=layer)
+        return Case(random_model(), f"blocks.{layer}.hook_resid_pre", change, tokens, random_model()(tokens).detach(),
+                    label=label)
     return [
-        Case(*three(2, 6, d=5, d_sae=8, seed=0), [6], label="one latent, 2 × 6 positions"),
-        Case(*three(7, d=4, d_sae=6, seed=3), [4, 1, 5], label="three latents, 7 positions"),
-        Case(*three(2, 2, 3, d=3, d_sae=9, seed=6), [0, 7], label="two latents, 2 × 2 × 3 positions"),
+        case(1, halved, 3, 8, "3 texts of 8 tokens, layer 1, the stream halved"),
+        case(2, moved, 2, 11, "2 of 11, layer 2, a part along one direction taken out"),
     ]
 
 
 # --- known mistakes --------------------------------------------------------------------------------------------
 
 SCORE_MISTAKES = variants(circuit_score, {
-    "the second copy's first token is counted, which nobody can foresee: the second copy begins at column n + 1":
-        {"n + 1:": "n:"},
+    "the second copy's first token, column n, is counted, or the whole row: the first can only be guessed, so start at "
+    "column n + 1": ({"n + 1:": "n:"}, {"[:, n + 1:]": ""}),
+    "the first copy has a column too many or too few: it is columns 0 to n − 1, `[:, :n]`":
+        ({"[:, :n]": "[:, :n + 1]"}, {"[:, :n]": "[:, :n - 1]"}),
     "this compares the second copies alone: a gain is the second copy's mean minus the first copy's": (
         "(changed[:, n:].mean() / clean[:, n:].mean()).item()",
         "(changed[:, n + 1:].mean() / clean[:, n + 1:].mean()).item()"),
@@ -135,25 +189,6 @@ SCORE_MISTAKES = variants(circuit_score, {
 })
 
 
-AFTER_MISTAKES = variants(after_token, {
-    "this is True at the token itself: ask for the one before, `tokens[:, :-1]` for the positions 1 and later":
-        "tokens == token",
-    "this asks for the next token: the previous one stands at position j − 1":
-        ({"[:, 1:] = tokens[:, :-1]": "[:, :-1] = tokens[:, 1:]"}, "tokens.roll(-1, dims=1) == token"),
-    "`roll` wraps around: the first position has no previous token and is always False, whatever comes last":
-        ("tokens.roll(1, dims=1) == token", "tokens.roll(1) == token"),
-    "this looks at the row above: the previous token is in the same row, along dim=1":
-        ({"[:, 1:] = tokens[:, :-1]": "[1:] = tokens[:-1]"}, "tokens.roll(1, dims=0) == token"),
-    "the first position was given the id 0 for its previous token, and 0 is a token too: it must be False":
-        "F.pad(tokens, (1, 0))[:, :-1] == token",
-    "this is True at all later positions: only the one just after the token is asked for":
-        {"tokens[:, :-1] == token": "(tokens[:, :-1] == token).cumsum(dim=1) > 0"},
-    "this is inverted: it should be True where the previous token is `token`": "~before",
-    "the first position is missing: keep it, with False, so that the shape is that of the tokens":
-        seen(lambda got, expected: got.shape == (len(expected), expected.shape[1] - 1)),
-})
-
-
 WON = "(latents[here & labels][:, None] {} latents[here & ~labels]).float().mean(dim=(0, 1))"
 AUC_MISTAKES = variants(same_token_auc, {
     "this is the plain AUC: positions with different present tokens are compared. Take one token at a time":
@@ -161,9 +196,9 @@ AUC_MISTAKES = variants(same_token_auc, {
     "positions with different present tokens are compared: one AUC for each token, among its own positions":
         """both = torch.isin(present, present[labels]) & torch.isin(present, present[~labels])
 return auc(latents[both], labels[both])""",
-    "every token counts alike: weigh its AUC by its number of pairs, labelled × others":
+    "every token counts alike: weight its AUC by its number of pairs, labelled × others":
         {"if pairs:": "if pairs:\n    pairs = 1"},
-    "weighed by a number of positions: weigh each token's AUC by its pairs, labelled × others": tuple(
+    "weighted by a number of positions: weight each token's AUC by its pairs, labelled × others": tuple(
         {"if pairs:": f"if pairs:\n    pairs = {number}"}
         for number in ("labelled + others", "labelled", "others", "min(labelled, others)")),
     "tokens with few pairs are left out: they count too, with their few pairs": tuple(
@@ -179,26 +214,104 @@ return auc(latents[both], labels[both])""",
 })
 
 
-REMOVE_MISTAKES = variants(remove_latents, {
-    "this keeps only these latents and takes the others out: it is the other way round":
-        "x - (latents @ W_dec - latents[..., which] @ W_dec[which])",
-    "all latents are taken out: only those in `which`": "x - latents @ W_dec",
-    "the parts are added a second time: subtract them": {"x - latents": "x + latents"},
-    "this is what the latents add: subtract it from x": {"x - latents": "latents"},
-    "this decodes the other latents, so the reconstruction's error is lost: start from x and subtract":
-        {"x - latents": "latents @ W_dec - latents"},
-    "the directions are subtracted as they are: multiply each by its latent's activation":
-        "x - W_dec[which].sum(dim=0)",
-    "this takes out all of x along these directions: only what the latents add, activation × direction":
-        """for direction in W_dec[which]:
-    x = x - (x @ direction)[..., None] * direction / direction.norm() ** 2
-return x""",
-    "only one of the latents is taken out: `which` may name several":
-        ({"which]": "which[:1]]"}, {"which]": "which[-1:]]"}),
-    "this is the mean of their parts: take the sum": "x - latents[..., which] @ W_dec[which] / len(which)",
-    "each latent is multiplied by the sum of all directions: each has its own, `W_dec[i]`":
-        "x - latents[..., which].sum(dim=-1, keepdim=True) * W_dec[which].sum(dim=0)",
+BOS_KEPT = "torch.cat([x[:, :1], change(x)[:, 1:]], dim=1)"
+EFFECT_MISTAKES = variants(effect_of, {
+    "BOS is changed, too: at position 0 the stream keeps its own value": {BOS_KEPT: "change(x)"},
+    "the stream is not changed, so the KL is 0: a hook must return what is to be put in the place of its value":
+        {f"return {BOS_KEPT}": "change(x)"},
+    "this is the mean over the heads: take the sum": {"pattern.sum(dim=1)": "pattern.mean(dim=1)"},
+    "this is one head's attention: take the sum over the layer's heads":
+        ({"pattern.sum(dim=1)": "pattern[:, 0]"}, {"pattern.sum(dim=1)": "pattern.amax(dim=1)"}),
+    "the heads are kept apart: take the sum over the layer's heads": {"pattern.sum(dim=1)": "pattern"},
+    "these are the clean model's patterns: read them in the pass with the changed stream":
+        {"patterns[0]": "model.run_with_cache(tokens)[1][f'blocks.{layer}.attn.hook_pattern'].sum(dim=1)"},
+    "this is another layer's pattern: read that of the layer whose stream is changed":
+        ({"blocks.{layer}.attn": "blocks.0.attn"}, {"blocks.{layer}.attn": "blocks.{model.cfg.n_layers - 1}.attn"},
+         {"blocks.{layer}.attn": "blocks.{layer - 1}.attn"}),
+    "the KL has its arguments reversed: KL(clean‖changed), the clean prediction first":
+        {"kl_divergence(p_logits, q_logits)": "kl_divergence(q_logits, p_logits)"},
+    "this is a mean over positions: keep a KL for each, [n, pos]": (
+        "patterns[0], kl_divergence(p_logits, q_logits).mean(dim=1)",
+        "patterns[0], kl_divergence(p_logits, q_logits).mean()"),
+    "the two are swapped: (attention, KL)": "kl_divergence(p_logits, q_logits), patterns[0]",
 })
+
+
+# --- what a comparison cannot state ----------------------------------------------------------------------------
+
+NO_PAIRS = "with no pairs at all there is nothing to compare: raise a ValueError, not 0 / 0"
+
+
+@property_check(mistakes=[NO_PAIRS])
+def refuses_no_pairs(attempt):
+    """a ValueError where no token stands both at a labelled and at another position"""
+    latents, labels = drawn(3, 2), torch.tensor([True, False, False])
+    for present in (torch.tensor([1, 2, 3]), torch.tensor([7, 2, 2])):
+        answer = or_raised(attempt, (ValueError, ZeroDivisionError), latents.clone(), labels.clone(), present)
+        inputs = f"labels = {describe(labels)}\npresent = {describe(present)}"
+        require(type(answer) is ValueError, NO_PAIRS, input=inputs, got=shown(answer), expected="a ValueError")
+
+
+MIX_SAYS = {
+    "number": "return `number` rows, each one activation: [number, d]",
+    "own": "rows are changed or made up: take activations as they are",
+    "one kind": "there are hardly any of one kind: each of the two makes at least a quarter",
+    "twice": "some rows are there twice: draw without repetition, `torch.randperm(len(x))[:n]`",
+    "first": "these are the first rows, from the first texts: draw them from all over, `torch.randperm`",
+    "input": "it changes its input: work on a copy (`.clone()`)",
+}
+
+
+@property_check(mistakes=tuple(MIX_SAYS.values()))
+def is_a_mixture(attempt):
+    """200 of 1,000 and 600 activations, and 301 of 400 and 900: rows of both, from all over, none twice"""
+    for n, m, number in ((1000, 600, 200), (400, 900, 301)):
+        stories, repeats = drawn(n, 3), drawn(m, 3, seed=1)
+        given = stories.clone(), repeats.clone()
+        got = torch.as_tensor(attempt(stories, repeats, number)).cpu()
+        inputs = {"input": f"stories {[n, 3]}, repeats {[m, 3]}, number {number}"}
+        require(torch.equal(stories, given[0]) and torch.equal(repeats, given[1]), MIX_SAYS["input"], **inputs)
+        require(got.shape == (number, 3), MIX_SAYS["number"], got=f"shape {list(got.shape)}", **inputs)
+        distance, where = torch.cdist(got.double(), torch.cat(given).double()).min(dim=1)       # the row it comes from
+        require(distance.max() < 1e-5, MIX_SAYS["own"], got=got, **inputs)
+        of_stories = int((where < n).sum())
+        count = {"got": f"{of_stories} of stories, {number - of_stories} of repeats"}
+        require(min(of_stories, number - of_stories) >= number // 4, MIX_SAYS["one kind"], **count, **inputs)
+        require(len(where.unique()) == number, MIX_SAYS["twice"], got=f"{len(where.unique())} different rows", **inputs)
+        late = [(of >= 0.75 * size).float().mean() for of, size in ((where[where < n], n), (where[where >= n] - n, m))]
+        require(min(late) > 0.05, MIX_SAYS["first"], **inputs)
+
+
+CONTROL_SAYS = {
+    "shape": "return the changed stream, as large as x: [n, pos, d]",
+    "nothing": "nothing is changed: a control that does nothing cannot show what a change of this size does",
+    "where": "positions are changed where the latent is not active: change the same ones as taking it out does",
+    "same": "this is along the latent's own direction, so it changes what the latent says: go in another direction",
+    "length": "the change is not as large: at each position ‖change‖ must be latent · ‖direction‖",
+    "input": MIX_SAYS["input"],
+}
+
+
+@property_check(mistakes=tuple(CONTROL_SAYS.values()))
+def is_a_control(attempt):
+    """the same positions, changes of the same size, in another direction"""
+    for n, length, d, seed in ((3, 9, 64, 0), (2, 20, 256, 1)):
+        x, latent = 5 * drawn(n, length, d, seed=seed) + 1, 3 * drawn(n, length, seed=seed + 1).relu()
+        direction = drawn(d, seed=seed + 2)
+        direction = 1.7 * direction / direction.norm()
+        given = x.clone(), latent.clone(), direction.clone()
+        got = torch.as_tensor(attempt(x, latent, direction))
+        inputs = {"input": f"x {list(x.shape)}, latent {list(latent.shape)}, direction of length 1.7"}
+        require(all(torch.equal(*each) for each in zip((x, latent, direction), given)), CONTROL_SAYS["input"], **inputs)
+        require(got.shape == x.shape, CONTROL_SAYS["shape"], got=f"shape {list(got.shape)}", **inputs)
+        change = (got - x).double()
+        size, wanted = change.norm(dim=-1), 1.7 * latent.double()
+        require(size.max() > 1e-3, CONTROL_SAYS["nothing"], **inputs)
+        require(size[latent == 0].max() < 1e-3, CONTROL_SAYS["where"], got=size[latent == 0], **inputs)
+        along = torch.cosine_similarity(change, direction.double(), dim=-1)[(latent > 0) & (size > 0)].abs()
+        require(along.max() < 0.6, CONTROL_SAYS["same"], got=f"cosines up to {along.max():.2f}", **inputs)
+        require(((size - wanted).abs() <= 0.02 * wanted + 1e-3).all(), CONTROL_SAYS["length"],
+                got=size[0], expected=wanted[0], **inputs)
 
 
 EXERCISES = [
@@ -217,44 +330,65 @@ EXERCISES = [
         difficulty=1,
     ),
     Exercise(
-        id="09.after_token",
-        title="The word before was X",
-        reference=after_token,
-        check=compare_cases(after_cases, AFTER_MISTAKES, keeps_inputs=True),
+        id="09.mixed_activations",
+        title="What to train it on",
+        reference=mixed_activations,
+        check=is_a_mixture,
         hints=(
-            "Where is `tokens == token`? The answer is one position further on.",
-            "Begin with all False, `torch.zeros_like(tokens, dtype=torch.bool)`, and fill in the positions from 1 on.",
-            "`before[:, 1:] = tokens[:, :-1] == token`",
+            "An autoencoder learns what it sees often. Which share of repeats would you show it?",
+            "`torch.randperm(len(stories))` has the numbers of all rows in a random order: take as many as you need.",
+            "`torch.cat([stories[torch.randperm(len(stories))[: number - half]], repeats[torch.randperm(len(repeats))"
+            "[:half]]])`, with `half = number // 2`.",
         ),
-        minutes=3,
+        minutes=5,
         difficulty=1,
     ),
     Exercise(
         id="09.same_token_auc",
         title="Compare like with like",
         reference=same_token_auc,
-        check=compare_cases(auc_cases, AUC_MISTAKES, keeps_inputs=True),
+        check=CompareThenState(compare_cases(auc_cases, AUC_MISTAKES, keeps_inputs=True), refuses_no_pairs),
         hints=(
             "Take one present token at a time: `here = present == token`. Among its positions `auc` does the work.",
             "A token has labelled × others pairs. With none, leave it out (`auc` would raise ValueError); else add "
             "`pairs * auc(latents[here], labels[here])` to a sum.",
-            "Divide that sum by the number of all pairs: `total / pairs`, both summed over `present.unique()`.",
+            "Divide that sum by the number of all pairs: `total / pairs`, both summed over `present.unique()`. "
+            "`if not pairs: raise ValueError(\"no pairs\")` before that.",
         ),
         minutes=8,
         difficulty=2,
     ),
     Exercise(
-        id="09.remove_latents",
-        title="Take one message out",
-        reference=remove_latents,
-        check=compare_cases(remove_cases, REMOVE_MISTAKES, keeps_inputs=True),
+        id="09.control",
+        title="A control of your own",
+        reference=control,
+        check=is_a_control,
         hints=(
-            "A latent adds its activation times its direction, a row of W_dec. Subtract that from x.",
-            "`latents[..., which]` has these latents' activations, and `W_dec[which]` their directions.",
-            "`x - latents[..., which] @ W_dec[which]`",
+            "Taking the latent out changes x by `latent[..., None] * direction`. What should a control share with that "
+            "change, and in what must it differ?",
+            "The same positions, the same size, another direction: any vector as long as `direction` that does not "
+            "point along it. One at random will do.",
+            "`noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0))`, then "
+            "`x - latent[..., None] * noise * direction.norm() / noise.norm()`.",
         ),
-        minutes=4,
-        difficulty=1,
+        minutes=8,
+        difficulty=2,
+    ),
+    Exercise(
+        id="09.effect_of",
+        title="The ablation",
+        reference=effect_of,
+        check=compare_cases(effect_cases, EFFECT_MISTAKES, keeps_inputs=True, atol=1e-4),
+        hints=(
+            "One pass with two hooks: at `hook_name` the stream is replaced, at `blocks.{layer}.attn.hook_pattern` the "
+            "pattern is noted. The layer is in the name: `hook_name.split(\".\")[1]`.",
+            "A hook gets (value, hook); what it returns replaces the value. "
+            "`model.run_with_hooks(tokens, fwd_hooks=[(hook_name, put), (pattern_name, read)])` gives the logits.",
+            "`put` returns `torch.cat([x[:, :1], change(x)[:, 1:]], dim=1)`; `read` appends `pattern.sum(1)` to a "
+            "list. Then return `patterns[0], kl_divergence(p_logits, q_logits)`.",
+        ),
+        minutes=12,
+        difficulty=3,
     ),
 ]
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
+from course_utils.exercises.leftovers import made_once
 from course_utils.models import as_bridge, word_tokenizer
 from course_utils.planted import planted_induction_model
 
-FAR_APART = ("this breaks where logits are far apart: softmax rounds a small probability to 0 and its "
-             "logarithm is lost; log_softmax keeps it")
+FAR_APART = ("this breaks where logits are far apart: softmax rounds a small probability to 0, and a clamp or an added "
+             "number hides what is left of its logarithm; log_softmax alone keeps it")
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -24,7 +23,7 @@ def shown(answer: object) -> object:
     return f"{type(answer).__name__}: {answer}" if isinstance(answer, Exception) else answer
 
 
-@lru_cache
+@made_once
 def random_model():
     """A random GPT-2 with 3 layers of 2 heads and 40 tokens: nothing in it is what a learner's numbers are."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -41,7 +40,40 @@ def random_model():
     return _of_forty_words(model, "random")
 
 
-@lru_cache
+@made_once
+def spaced_model():
+    """A random GPT-2 with 1 layer, 40 tokens and a byte-level tokenizer, like a real one: the token Ġba reads " ba"."""
+    from tokenizers import decoders, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2,
+                                           bos_token_id=0, eos_token_id=0, initializer_range=0.6))
+    tokenizer = word_tokenizer(["<bos>", *(f"Ġ{a}{b}" for a in "bdfgklmnprstz" for b in "aeo")], "<bos>")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    return as_bridge(model, tokenizer, name="spaced", device="cpu")
+
+
+LATE_BOS = 7
+
+
+@made_once
+def late_bos_model():
+    """A random GPT-2 with 1 layer and 40 tokens, of which the one with the id LATE_BOS is BOS."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=32, n_embd=8, n_layer=1, n_head=2,
+                                           bos_token_id=LATE_BOS, eos_token_id=LATE_BOS))
+    words = [f"w{i}" for i in range(40)]
+    words[LATE_BOS] = "<bos>"
+    return as_bridge(model, word_tokenizer(words, "<bos>"), name="late-bos", device="cpu")
+
+
+@made_once
 def grouped_query_model():
     """A random Llama with 2 layers, 6 query heads on 2 key and value heads, rotary positions and 40 tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -55,22 +87,36 @@ def grouped_query_model():
     return _of_forty_words(model, "grouped-query")
 
 
-@lru_cache
+@made_once
 def planted_model():
     """The planted circuit of `course_utils.planted`: head 0.0 and head 1.0 are known exactly."""
-    return _used_once(planted_induction_model(n_tokens=20, n_ctx=32))
+    return planted_induction_model(n_tokens=20, n_ctx=32)
+
+
+@made_once
+def own_norms_model():
+    """A random GPT-2 with 2 layers of 2 heads, value biases and norms that were not folded, no two alike."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        config = GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0,
+                            eos_token_id=0, initializer_range=0.6)
+        model = GPT2LMHeadModel(config)
+    words = ["<bos>", *(f"w{i}" for i in range(1, 20))]
+    model = as_bridge(model, word_tokenizer(words, "<bos>"), name="own norms", device="cpu")
+    norms = [norm for block in model.blocks for norm in (block.ln1, block.ln2)] + [model.ln_final]
+    for i, norm in enumerate(norms):
+        norm.original_component.weight.data = drawn(16, seed=10 + i)
+    for block in model.blocks:
+        block.attn.v.original_component.bias.data = drawn(16, seed=20)
+    return model
 
 
 def _of_forty_words(model, name: str):
-    """A Hugging Face model with 40 made-up words, wrapped and used once."""
+    """A Hugging Face model with 40 made-up words, wrapped."""
     words = ["<bos>", *(f"w{i}" for i in range(1, 40))]
-    return _used_once(as_bridge(model, word_tokenizer(words, "<bos>"), name=name, device="cpu"))
-
-
-def _used_once(model):
-    """The model after one run: the libraries put hooks of their own on it then, which are not the learner's."""
-    model.run_with_cache(torch.zeros(1, 2, dtype=torch.long))
-    return model
+    return as_bridge(model, word_tokenizer(words, "<bos>"), name=name, device="cpu")
 
 
 def random_tokens(batch: int, length: int, vocab: int = 40, seed: int = 0) -> torch.Tensor:
