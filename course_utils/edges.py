@@ -1,6 +1,6 @@
 """Edges: what one part of a model reads of another, changed, scored, and put together to a circuit.
 
-A part's input is the sum of what all parts before it wrote (Elhage et al., 2021). An *edge* is one term of one such sum:
+A part's input is the sum of what all parts before it wrote (Elhage et al., 2021). An *edge* is one term of such a sum:
 what the receiver reads of the sender. Two texts that differ in one fact, run side by side, give every edge two values,
 clean and corrupted, and an edge matters if giving it the other text's value changes the answer.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,8 +69,8 @@ def graph_of(model: TransformerBridge) -> Graph:
     """
     traits = require(model, "a graph of edges", "logits", "parts", "reads", "writes")
     if not traits.plain or not all(hasattr(block, "ln2") for block in model.blocks):
-        raise NotForThisModel(f"a graph of edges is not for this model ({model.cfg.model_name}): it needs blocks that add "
-                              "what heads and MLP write as it is, each read through a norm of its own")
+        raise NotForThisModel(f"a graph of edges is not for this model ({model.cfg.model_name}): it needs blocks that "
+                              "add what heads and MLP write as it is, each read through a norm of its own")
     senders, receivers = ["embed"], []
     for layer, block in enumerate(model.blocks):
         before = len(senders)
@@ -98,13 +99,14 @@ def run_edges(
         added: what is added to a receiver's input; None: nothing.
         embedded: what takes the embedding's place, positions included.
     """
-    graph, outputs = graph_of(model), []
-    hooks = [("blocks.0.hook_resid_pre", lambda x, hook: _noted(outputs, x if embedded is None else embedded))]
+    graph = graph_of(model)
+    outputs: list[Tensor] = []
+    hooks: list[tuple[str, Callable]] = [("blocks.0.hook_resid_pre", lambda x, hook: _noted(outputs, x if embedded is None else embedded))]
     for layer in range(model.cfg.n_layers):
         hooks += _layer_hooks(model, layer, outputs)
     if added:
         for receiver in graph.receivers:
-            hooks += _reading_hooks(model, receiver, lambda receiver=receiver: added(receiver, outputs))
+            hooks += _reading_hooks(model, receiver, partial(added, receiver, outputs))
     logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
     return logits, torch.stack(outputs)
 
@@ -149,7 +151,7 @@ def _reading_hooks(model: TransformerBridge, receiver: Receiver, added: Callable
 def exact_scores(
     model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"], metric: Metric,
 ) -> Float[Tensor, "receiver sender batch"]:
-    """How much the metric changes when one edge alone carries what it carries on the corrupted text; 0 where is no edge.
+    """How much the metric changes when one edge alone carries what it carries on the corrupted text; 0 where none is.
 
     All senders of a receiver are tried in one pass, continued from the receiver's layer.
 
@@ -190,11 +192,11 @@ def attribution_scores(
     model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"], metric: Metric, *,
     steps: int = 1,
 ) -> Float[Tensor, "receiver sender batch"]:
-    """`exact_scores` estimated by gradients: what the sender's output changes by, times the slope at the receiver's input.
+    """`exact_scores` estimated: what the sender's output changes by, times the metric's slope at the receiver's input.
 
     With one step the slope is that of the clean pass: edge attribution patching (Syed et al., 2023, arXiv 2310.10348).
-    With more it is the mean over passes between the two texts, whose embeddings are mixed at the middles of `steps` equal
-    pieces of the way: with integrated gradients (Hanna et al., 2024, arXiv 2403.17806, who take the pieces' ends).
+    With more it is the mean over passes between the two texts, whose embeddings are mixed at the middles of `steps`
+    equal pieces of the way: with integrated gradients (Hanna et al., 2024, arXiv 2403.17806, who take the pieces' ends).
 
     Raises:
         ValueError: if the two batches differ in shape, or there is no step.
@@ -235,7 +237,7 @@ def run_circuit(
     model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"],
     circuit: Bool[Tensor, "receiver sender"],
 ) -> Float[Tensor, "batch pos vocab"]:
-    """Logits of a clean pass in which only the circuit's edges are clean: all others carry what the corrupted pass wrote.
+    """Logits of a clean pass in which only the circuit's edges are clean; the others carry what the corrupted pass wrote.
 
     An edge of the circuit carries what its sender writes in *this* pass, which may read corrupted edges itself.
 
@@ -246,7 +248,8 @@ def run_circuit(
     check_pairs(clean, corrupted)
     edges = graph_of(model).edges
     if circuit.shape != edges.shape or (circuit.cpu() & ~edges).any():
-        raise ValueError(f"a circuit is a mask of the model's edges, bool {list(edges.shape)}: see graph_of(model).edges")
+        raise ValueError("a circuit is a mask of the model's edges, "
+                         f"bool {list(edges.shape)}: see graph_of(model).edges")
     other = run_edges(model, corrupted)[1]
     outside = dict(zip(graph_of(model).receivers, ~circuit))
 
@@ -275,5 +278,5 @@ def best_edges(scores: Float[Tensor, "receiver sender"], k: int, edges: Bool[Ten
 def check_pairs(clean: Tensor, corrupted: Tensor) -> None:
     """Raise ValueError unless the two batches have one shape: text i of one belongs to text i of the other."""
     if clean.shape != corrupted.shape or clean.dim() != 2:
-        raise ValueError(f"clean is {list(clean.shape)} and corrupted {list(corrupted.shape)}; both must be [batch, pos], "
-                         "text i of one the partner of text i of the other, position by position")
+        raise ValueError(f"clean is {list(clean.shape)} and corrupted {list(corrupted.shape)}; both must be "
+                         "[batch, pos], text i of one the partner of text i of the other, position by position")
