@@ -101,7 +101,8 @@ def run_edges(
     """
     graph = graph_of(model)
     outputs: list[Tensor] = []
-    hooks: list[tuple[str, Callable]] = [("blocks.0.hook_resid_pre", lambda x, hook: _noted(outputs, x if embedded is None else embedded))]
+    hooks: list[tuple[str, Callable]] = [
+        ("blocks.0.hook_resid_pre", lambda x, hook: _noted(outputs, x if embedded is None else embedded))]
     for layer in range(model.cfg.n_layers):
         hooks += _layer_hooks(model, layer, outputs)
     if added:
@@ -196,7 +197,7 @@ def attribution_scores(
 
     With one step the slope is that of the clean pass: edge attribution patching (Syed et al., 2023, arXiv 2310.10348).
     With more it is the mean over passes between the two texts, whose embeddings are mixed at the middles of `steps`
-    equal pieces of the way: with integrated gradients (Hanna et al., 2024, arXiv 2403.17806, who take the pieces' ends).
+    equal pieces of the way: integrated gradients (Hanna et al., 2024, arXiv 2403.17806, who take the pieces' ends).
 
     Raises:
         ValueError: if the two batches differ in shape, or there is no step.
@@ -237,7 +238,7 @@ def run_circuit(
     model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"],
     circuit: Bool[Tensor, "receiver sender"],
 ) -> Float[Tensor, "batch pos vocab"]:
-    """Logits of a clean pass in which only the circuit's edges are clean; the others carry what the corrupted pass wrote.
+    """Logits of a clean pass in which only the circuit's edges are clean: the others carry what the corrupted one wrote.
 
     An edge of the circuit carries what its sender writes in *this* pass, which may read corrupted edges itself.
 
