@@ -23,6 +23,7 @@ from course_utils import (
     baselines,
     circuits,
     claims,
+    edges,
     faithfulness,
     heads,
     language,
@@ -301,6 +302,16 @@ CASES = {
     "padding.followed": lambda i: padding.followed(i.model, padded(i), padding.without_padding(i.model, padded(i))),
     "padding.counted_positions": lambda i: padding.counted_positions(i.mask, i.mask),
     "padding.special_tokens": lambda i: padding.special_tokens(i.model)[:2],
+    "edges.graph_of": lambda i: edges.graph_of(i.model).edges,
+    "edges.run_edges": lambda i: edges.run_edges(i.model, i.text[:2])[1],
+    "edges.exact_scores": lambda i: edges.exact_scores(i.model, i.text[:1], i.text[1:2], lambda x: x[:, -1, 3]),
+    "edges.attribution_scores": lambda i: edges.attribution_scores(
+        i.model, i.text[:1], i.text[1:2], lambda x: x[:, -1, 3], steps=2),
+    "edges.run_circuit": lambda i: edges.run_circuit(
+        i.model, i.text[:1], i.text[1:2], edges.graph_of(i.model).edges & (torch.arange(21) % 2 == 0)),
+    "edges.best_edges": lambda i: edges.best_edges(
+        i.logits[0, :3, :4], 5, torch.ones(3, 4, dtype=torch.bool)),
+    "edges.check_pairs": lambda i: edges.check_pairs(i.text, i.text),
     "path_patching.attention_output": lambda i: path_patching.attention_output(i.clean, 1),
     "path_patching.path_patching": lambda i: path_patching.path_patching(
         i.model, i.tokens, N, (0, 1), [(1, 2)], into="qkv"),

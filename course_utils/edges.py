@@ -1,0 +1,283 @@
+"""Edges: what one part of a model reads of another, changed, scored, and put together to a circuit.
+
+A part's input is the sum of what all parts before it wrote (Elhage et al., 2021). An *edge* is one term of such a sum:
+what the receiver reads of the sender. Two texts that differ in one fact, run side by side, give every edge two values,
+clean and corrupted, and an edge matters if giving it the other text's value changes the answer.
+
+Senders: the embedding, each head, each MLP. Receivers: the queries, keys and values of each head (keys and values that
+several heads share are one receiver), each MLP, the logits. Inside the model nothing else changes: what comes after the
+receiver is computed anew from what it now reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from course_utils.house import NotForThisModel, bars_are_off
+from course_utils.passes import CleanRun, require
+from course_utils.path_patching import head_reading
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Metric = Callable[[Float[Tensor, "batch pos vocab"]], Float[Tensor, "batch"]]
+Added = Callable[["Receiver", list[Tensor]], Float[Tensor, "batch pos d_model"]]    # (receiver, outputs so far)
+LOGITS_AT_ONCE = 2**26      # numbers in the logits of the passes that run together
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """One input: of a head's queries, keys or values (`part` "q", "k", "v"), of an MLP ("mlp") or of the logits."""
+
+    part: str
+    layer: int
+    head: int = 0
+    senders: int = 0        # it reads the first so many
+
+    def __str__(self) -> str:
+        names = {"mlp": f"mlp {self.layer}", "logits": "logits"}
+        return names.get(self.part, f"{self.layer}.{self.head}.{self.part}")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The parts of a model in the order in which they are computed, and who can read whom."""
+
+    senders: tuple[str, ...]
+    receivers: tuple[Receiver, ...]
+
+    @property
+    def edges(self) -> Bool[Tensor, "receiver sender"]:
+        """Where there is an edge: the sender is computed before the receiver."""
+        order = torch.arange(len(self.senders))
+        return torch.stack([order < receiver.senders for receiver in self.receivers])
+
+
+def graph_of(model: TransformerBridge) -> Graph:
+    """The graph of a model whose blocks add what their heads and their MLP write, each read through a norm of its own.
+
+    Raises:
+        NotForThisModel: for other blocks: one norm for both, or outputs that are normed before they are added.
+    """
+    traits = require(model, "a graph of edges", "logits", "parts", "reads", "writes")
+    if not traits.plain or not all(hasattr(block, "ln2") for block in model.blocks):
+        raise NotForThisModel(f"a graph of edges is not for this model ({model.cfg.model_name}): it needs blocks that "
+                              "add what heads and MLP write as it is, each read through a norm of its own")
+    senders, receivers = ["embed"], []
+    for layer, block in enumerate(model.blocks):
+        before = len(senders)
+        for part in "qkv":
+            heads = len(getattr(block.attn, f"W_{part.upper()}"))
+            receivers += [Receiver(part, layer, head, before) for head in range(heads)]
+        senders += [f"{layer}.{head}" for head in range(model.cfg.n_heads)]
+        receivers.append(Receiver("mlp", layer, senders=before if model.cfg.parallel_attn_mlp else len(senders)))
+        senders.append(f"mlp {layer}")
+    receivers.append(Receiver("logits", model.cfg.n_layers, senders=len(senders)))
+    return Graph(tuple(senders), tuple(receivers))
+
+
+# --- one pass in which every part reads its own input -----------------------------------------------------------------
+
+
+def run_edges(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], added: Added | None = None,
+    embedded: Float[Tensor, "batch pos d_model"] | None = None,
+) -> tuple[Float[Tensor, "batch pos vocab"], Float[Tensor, "sender batch pos d_model"]]:
+    """Logits, and what each sender wrote, of a pass in which `added(receiver, outputs so far)` changes what is read.
+
+    Only that receiver reads it: the residual stream stays as it is.
+
+    Args:
+        added: what is added to a receiver's input; None: nothing.
+        embedded: what takes the embedding's place, positions included.
+    """
+    graph = graph_of(model)
+    outputs: list[Tensor] = []
+    hooks: list[tuple[str, Callable]] = [
+        ("blocks.0.hook_resid_pre", lambda x, hook: _noted(outputs, x if embedded is None else embedded))]
+    for layer in range(model.cfg.n_layers):
+        hooks += _layer_hooks(model, layer, outputs)
+    if added:
+        for receiver in graph.receivers:
+            hooks += _reading_hooks(model, receiver, partial(added, receiver, outputs))
+    logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    return logits, torch.stack(outputs)
+
+
+def _noted(outputs: list[Tensor], value: Tensor) -> Tensor:
+    outputs.append(value)
+    return value
+
+
+def _layer_hooks(model: TransformerBridge, layer: int, outputs: list[Tensor]) -> list[tuple[str, Callable]]:
+    """Hooks that note what each head of a layer and its MLP write."""
+    W_O = model.blocks[layer].attn.W_O                                          # [head, d_head, d_model]
+
+    def note_heads(z, hook):
+        outputs.extend(torch.einsum("bphe,hed->hbpd", z, W_O))
+
+    return [(f"blocks.{layer}.attn.hook_z", note_heads),
+            (f"blocks.{layer}.hook_mlp_out", lambda out, hook: _noted(outputs, out))]
+
+
+def _reading_hooks(model: TransformerBridge, receiver: Receiver, added: Callable[[], Tensor]) -> list:
+    """Hooks that let one receiver read its input with something added."""
+    if receiver.part in ("mlp", "logits"):
+        norm = "ln_final" if receiver.part == "logits" else f"blocks.{receiver.layer}.ln2"
+        return [(f"{norm}.hook_in", lambda x, hook: x + added())]
+    stream: list[Tensor] = []
+    sharing = model.cfg.n_heads // len(getattr(model.blocks[receiver.layer].attn, f"W_{receiver.part.upper()}"))
+
+    def read(values, hook):                                                     # [batch, pos, head, d_head]
+        first = receiver.head * sharing                                         # of the query heads that share this one
+        own = head_reading(model, receiver.layer, first, receiver.part, stream.pop() + added())
+        return torch.cat([values[:, :, :receiver.head], own[:, :, None], values[:, :, receiver.head + 1:]], dim=2)
+
+    return [(f"blocks.{receiver.layer}.hook_resid_pre", lambda x, hook: stream.append(x)),
+            (f"blocks.{receiver.layer}.attn.hook_{receiver.part}", read)]
+
+
+# --- scores of single edges -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def exact_scores(
+    model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"], metric: Metric,
+) -> Float[Tensor, "receiver sender batch"]:
+    """How much the metric changes when one edge alone carries what it carries on the corrupted text; 0 where none is.
+
+    All senders of a receiver are tried in one pass, continued from the receiver's layer.
+
+    Args:
+        metric: logits -> one number for each text, such as a difference of two logits at the last position.
+
+    Raises:
+        ValueError: if the two batches differ in shape.
+        NotForThisModel: see `graph_of`.
+    """
+    check_pairs(clean, corrupted)
+    graph, run = graph_of(model), CleanRun(model, clean)
+    before = metric(run.logits(run.residuals[-1]))                              # [batch]
+    change = run_edges(model, corrupted)[1] - run_edges(model, clean)[1]        # [sender, batch, pos, d_model]
+    scores = before.new_zeros(len(graph.receivers), len(graph.senders), len(before))
+    at_once = max(1, LOGITS_AT_ONCE // (clean.numel() * model.cfg.d_vocab))
+    for row, receiver in zip(scores, tqdm(graph.receivers, "receivers", disable=bars_are_off(), leave=False)):
+        for begin in range(0, receiver.senders, at_once):
+            some = change[begin : min(begin + at_once, receiver.senders)]
+            logits = _logits_reading(run, receiver, some.flatten(0, 1)).unflatten(0, (len(some), -1))
+            row[begin : begin + len(some)] = torch.stack([metric(each) for each in logits]) - before
+    return scores
+
+
+def _logits_reading(
+    run: CleanRun, receiver: Receiver, added: Float[Tensor, "rows pos d_model"]
+) -> Float[Tensor, "rows pos vocab"]:
+    """Logits of the clean pass, row by row, in which a receiver reads something more."""
+    residual = run.residuals[receiver.layer].repeat(len(added) // len(run.tokens), 1, 1)
+    if receiver.part == "logits":
+        return run.logits(residual + added)
+    hooks = _reading_hooks(run.model, receiver, lambda: added)
+    with run.model.hooks(fwd_hooks=hooks):
+        return run.logits(run.continue_from(receiver.layer, residual))
+
+
+def attribution_scores(
+    model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"], metric: Metric, *,
+    steps: int = 1,
+) -> Float[Tensor, "receiver sender batch"]:
+    """`exact_scores` estimated: what the sender's output changes by, times the metric's slope at the receiver's input.
+
+    With one step the slope is that of the clean pass: edge attribution patching (Syed et al., 2023, arXiv 2310.10348).
+    With more it is the mean over passes between the two texts, whose embeddings are mixed at the middles of `steps`
+    equal pieces of the way: integrated gradients (Hanna et al., 2024, arXiv 2403.17806, who take the pieces' ends).
+
+    Raises:
+        ValueError: if the two batches differ in shape, or there is no step.
+        NotForThisModel: see `graph_of`.
+    """
+    check_pairs(clean, corrupted)
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; one gives edge attribution patching, more integrated gradients")
+    graph = graph_of(model)
+    with torch.no_grad():
+        own, other = (run_edges(model, tokens)[1] for tokens in (clean, corrupted))
+    slopes = own.new_zeros(len(graph.receivers), *own.shape[1:])                # [receiver, batch, pos, d_model]
+    for step in tqdm(range(steps), "steps", disable=bars_are_off() or steps == 1, leave=False):
+        way = (step + 0.5) / steps if steps > 1 else 0.0
+        slopes += _slopes(model, clean, own[0] + way * (other[0] - own[0]), metric, len(graph.receivers)) / steps
+    scores = torch.einsum("rbpd,sbpd->rsb", slopes, other - own)
+    return scores * graph.edges.to(scores)[:, :, None]
+
+
+@torch.enable_grad()
+def _slopes(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], embedded: Float[Tensor, "batch pos d_model"],
+    metric: Metric, n_receivers: int,
+) -> Float[Tensor, "receiver batch pos d_model"]:
+    """The metric's gradient with respect to what each receiver reads."""
+    nothing = [embedded.new_zeros(embedded.shape, requires_grad=True) for _ in range(n_receivers)]
+    order = iter(nothing)
+    where = {receiver: next(order) for receiver in graph_of(model).receivers}
+    logits, _ = run_edges(model, tokens, lambda receiver, outputs: where[receiver], embedded)
+    return torch.stack(torch.autograd.grad(metric(logits).sum(), nothing))
+
+
+# --- circuits of many edges -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def run_circuit(
+    model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"],
+    circuit: Bool[Tensor, "receiver sender"],
+) -> Float[Tensor, "batch pos vocab"]:
+    """Logits of a clean pass in which only the circuit's edges are clean: the others carry what the corrupted wrote.
+
+    An edge of the circuit carries what its sender writes in *this* pass, which may read corrupted edges itself.
+
+    Raises:
+        ValueError: if the circuit has an edge that the model has not, or another shape.
+        NotForThisModel: see `graph_of`.
+    """
+    check_pairs(clean, corrupted)
+    edges = graph_of(model).edges
+    if circuit.shape != edges.shape or (circuit.cpu() & ~edges).any():
+        raise ValueError("a circuit is a mask of the model's edges, "
+                         f"bool {list(edges.shape)}: see graph_of(model).edges")
+    other = run_edges(model, corrupted)[1]
+    outside = dict(zip(graph_of(model).receivers, ~circuit))
+
+    def corrupt(receiver: Receiver, outputs: list[Tensor]) -> Float[Tensor, "batch pos d_model"]:
+        changes = [other[i] - outputs[i] for i in range(receiver.senders) if outside[receiver][i]]
+        return torch.stack(changes).sum(0) if changes else torch.zeros_like(outputs[0])
+
+    return run_edges(model, clean, corrupt)[0]
+
+
+def best_edges(scores: Float[Tensor, "receiver sender"], k: int, edges: Bool[Tensor, "receiver sender"]) -> Bool[
+        Tensor, "receiver sender"]:
+    """The circuit of the k edges whose scores are largest in size.
+
+    Raises:
+        ValueError: if there are fewer than k edges.
+    """
+    if not 0 <= k <= int(edges.sum()):
+        raise ValueError(f"k is {k}; this model has {int(edges.sum())} edges")
+    sizes = torch.where(edges.to(scores.device), scores.abs(), -1.0).flatten()
+    circuit = torch.zeros_like(sizes, dtype=torch.bool)
+    circuit[sizes.topk(k).indices] = True
+    return circuit.reshape(edges.shape)
+
+
+def check_pairs(clean: Tensor, corrupted: Tensor) -> None:
+    """Raise ValueError unless the two batches have one shape: text i of one belongs to text i of the other."""
+    if clean.shape != corrupted.shape or clean.dim() != 2:
+        raise ValueError(f"clean is {list(clean.shape)} and corrupted {list(corrupted.shape)}; both must be "
+                         "[batch, pos], text i of one the partner of text i of the other, position by position")

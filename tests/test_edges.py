@@ -1,0 +1,201 @@
+"""Edges: single ones against full passes with plain hooks, gradients against theory, circuits at both ends."""
+
+import pytest
+import small_models
+import torch
+from small_models import random_tokens
+
+from course_utils.edges import attribution_scores, best_edges, exact_scores, graph_of, run_circuit, run_edges
+from course_utils.house import NotForThisModel
+
+
+@pytest.fixture(params=["multi_head", "grouped_query", "grouped_query_biased"])
+def model(request):
+    return small_models.ALL[request.param]()
+
+
+def pair(at: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three texts, and the same with another token at one place."""
+    clean = random_tokens(3, 7)
+    corrupted = clean.clone()
+    corrupted[:, at] = (clean[:, at] + torch.tensor([1, 5, 11])) % 29 + 1
+    return clean, corrupted
+
+
+def difference(logits):
+    """A difference of two logits at the last position, for each text."""
+    return logits[:, -1, 4] - logits[:, -1, 9]
+
+
+def noted(model, tokens, name, *changes):
+    """One activation of a full pass."""
+    seen = []
+    with torch.no_grad():
+        model.run_with_hooks(tokens, fwd_hooks=[*changes, (name, lambda value, hook: seen.append(value.clone()))])
+    return seen[0]
+
+
+def written(model, tokens, sender):
+    """What a sender adds to the stream: what is missing in its layer's output when it alone is zero."""
+    if sender == "embed":
+        return noted(model, tokens, "blocks.0.hook_resid_pre")
+    if sender.startswith("mlp"):
+        return noted(model, tokens, f"blocks.{sender[4:]}.hook_mlp_out")
+    layer, head = map(int, sender.split("."))
+
+    def silence(z, hook):
+        z = z.clone()
+        z[:, :, head] = 0
+        return z
+
+    out = f"blocks.{layer}.hook_attn_out"
+    return noted(model, tokens, out) - noted(model, tokens, out, (f"blocks.{layer}.attn.hook_z", silence))
+
+
+def patched_by_hand(model, clean, change, receiver):
+    """Logits of a full clean pass in which one receiver reads `change` more: what it makes of it is noted before."""
+    def add(x, hook):
+        return x + change
+
+    layer, head, part = receiver.layer, receiver.head, receiver.part
+    if part == "logits":
+        return model.run_with_hooks(clean, fwd_hooks=[(f"blocks.{layer - 1}.hook_resid_post", add)])
+    if part == "mlp":
+        name = f"blocks.{layer}.hook_mlp_out"
+        beside = "hook_resid_pre" if model.cfg.parallel_attn_mlp else "hook_attn_out"   # what the MLP's input ends with
+        new = noted(model, clean, name, (f"blocks.{layer}.{beside}", add))
+        return model.run_with_hooks(clean, fwd_hooks=[(name, lambda out, hook: new)])
+    name = f"blocks.{layer}.attn.hook_{part}"
+    new = noted(model, clean, name, (f"blocks.{layer}.hook_resid_pre", add))
+
+    def put(values, hook):
+        values = values.clone()
+        values[:, :, head] = new[:, :, head]
+        return values
+
+    return model.run_with_hooks(clean, fwd_hooks=[(name, put)])
+
+
+def test_every_edge_is_what_full_passes_with_plain_hooks_give(model):
+    check_edges(model)
+
+
+@torch.no_grad()
+def check_edges(model, every: int = 3, at_least: float = 0.1):
+    """Every third edge (or so) by hand: all kinds are among them."""
+    clean, corrupted = pair()
+    graph, scores = graph_of(model), exact_scores(model, clean, corrupted, difference)
+    before, biggest = difference(model(clean)), 0.0
+    for s, sender in enumerate(graph.senders):
+        change = written(model, corrupted, sender) - written(model, clean, sender)
+        for r, receiver in enumerate(graph.receivers):
+            if not graph.edges[r, s]:
+                assert not scores[r, s].any()
+            elif (r + 2 * s) % every == 0:
+                by_hand = difference(patched_by_hand(model, clean, change, receiver)) - before
+                assert scores[r, s] == pytest.approx(by_hand, abs=1e-5), (sender, receiver)
+                biggest = max(biggest, by_hand.abs().max().item())
+    assert biggest > at_least
+
+
+def test_the_graph_has_an_edge_where_the_sender_is_computed_before_the_receiver():
+    graph = graph_of(small_models.grouped_query())                          # 2 layers, 6 heads on 2 key-value heads
+    names = [str(receiver) for receiver in graph.receivers]
+    assert graph.senders == ("embed", *(f"0.{h}" for h in range(6)), "mlp 0", *(f"1.{h}" for h in range(6)), "mlp 1")
+    assert names[:11] == [*(f"0.{h}.q" for h in range(6)), "0.0.k", "0.1.k", "0.0.v", "0.1.v", "mlp 0"]
+    edges = {name: row.int().sum().item() for name, row in zip(names, graph.edges)}
+    assert edges["0.5.q"] == 1 and edges["mlp 0"] == 7 and edges["1.1.v"] == 8 and edges["logits"] == 15
+
+
+@torch.no_grad()
+def test_a_circuit_of_all_edges_is_the_model_and_one_of_none_the_corrupted_pass(model):
+    clean, corrupted = pair()
+    edges = graph_of(model).edges
+    assert run_circuit(model, clean, corrupted, edges) == pytest.approx(model(clean), abs=1e-5)
+    assert run_circuit(model, clean, corrupted, edges & False) == pytest.approx(model(corrupted), abs=1e-5)
+    assert (model(clean) - model(corrupted))[:, -1].abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_one_edge_outside_the_circuit_is_that_edge_patched(model):
+    clean, corrupted = pair()
+    graph, scores = graph_of(model), exact_scores(model, clean, corrupted, difference)
+    best = scores.abs().mean(-1).flatten().topk(3).indices.tolist()
+    for r, s in [(0, 0), *(divmod(each, len(graph.senders)) for each in best)]:
+        circuit = graph.edges.clone()
+        circuit[r, s] = False
+        change = difference(run_circuit(model, clean, corrupted, circuit)) - difference(model(clean))
+        assert change == pytest.approx(scores[r, s], abs=1e-5)
+
+
+@torch.no_grad()
+def test_integrated_gradients_are_complete(model):
+    """The embedding's edges share what the whole change of the text does, up to the steps' error."""
+    clean, corrupted = pair()
+    whole = difference(model(corrupted)) - difference(model(clean))
+    error = [(attribution_scores(model, clean, corrupted, difference, steps=n)[:, 0].sum(0) - whole).abs().max().item()
+             for n in (1, 50, 200)]
+    assert error[2] < 0.01 * whole.abs().max() and error[2] < error[0]
+
+
+@torch.no_grad()
+def test_one_step_is_the_slope_of_a_small_change(model):
+    """Along an edge the exact score of a change that is ε times as large is ε times its attribution."""
+    clean, corrupted = pair()
+    graph, scores = graph_of(model), attribution_scores(model, clean, corrupted, difference)
+    own, other = run_edges(model, clean)[1], run_edges(model, corrupted)[1]
+    best = scores.abs().mean(-1).flatten().topk(12).indices.tolist()
+    for r, s in (divmod(each, len(graph.senders)) for each in best):
+        change = 0.001 * (other[s] - own[s])
+        up, down = (difference(patched_by_hand(model, clean, sign * change, graph.receivers[r])) for sign in (1, -1))
+        assert (up - down) / 0.002 == pytest.approx(scores[r, s], rel=0.02, abs=0.02)
+
+
+def test_the_best_edges():
+    scores = torch.tensor([[0.5, 9.0, 9.0], [-2.0, 0.1, 9.0]])
+    edges = torch.tensor([[True, False, False], [True, True, False]])
+    assert best_edges(scores, 2, edges).tolist() == [[True, False, False], [True, False, False]]
+    with pytest.raises(ValueError, match="this model has 3 edges"):
+        best_edges(scores, 4, edges)
+
+
+def test_bad_input_is_refused_before_any_pass():
+    model, (clean, corrupted) = small_models.multi_head(), pair()
+    edges = graph_of(model).edges
+    with small_models.forbidden_forward(model):
+        for wrong, message in [
+            (lambda: exact_scores(model, clean, corrupted[:2], difference), "both must be"),
+            (lambda: attribution_scores(model, clean, corrupted, difference, steps=0), "steps is 0"),
+            (lambda: run_circuit(model, clean, corrupted, edges[1:]), "mask of the model's edges"),
+            (lambda: run_circuit(model, clean, corrupted, ~edges), "mask of the model's edges"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                wrong()
+
+
+def test_no_hook_is_left(model):
+    clean, corrupted = pair()
+    before = small_models.hook_count(model)
+    exact_scores(model, clean, corrupted, difference)
+    attribution_scores(model, clean, corrupted, difference)
+    run_circuit(model, clean, corrupted, graph_of(model).edges)
+    assert small_models.hook_count(model) == before
+
+
+def from_hub(folder, monkeypatch, kind):
+    from course_utils.models import load_model
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    return load_model(small_models.hub_cache(folder, (kind,))[kind])
+
+
+def test_blocks_whose_mlp_runs_beside_the_attention(tmp_path, monkeypatch):
+    model = from_hub(tmp_path, monkeypatch, "pythia")
+    graph = graph_of(model)
+    assert [graph.edges[list(map(str, graph.receivers)).index(f"mlp {layer}")].sum() for layer in (0, 1)] == [1, 6]
+    check_edges(model, every=29, at_least=1e-3)
+
+
+def test_other_blocks_are_refused_in_words(tmp_path, monkeypatch):
+    with pytest.raises(NotForThisModel, match="a graph of edges is not for this model"):
+        graph_of(from_hub(tmp_path, monkeypatch, "gemma2"))
