@@ -238,7 +238,7 @@ def run_circuit(
     model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"],
     circuit: Bool[Tensor, "receiver sender"],
 ) -> Float[Tensor, "batch pos vocab"]:
-    """Logits of a clean pass in which only the circuit's edges are clean: the others carry what the corrupted wrote.
+    """Logits of a clean pass in which only the circuit's edges are clean; others carry the corrupted pass's.
 
     An edge of the circuit carries what its sender writes in *this* pass, which may read corrupted edges itself.
 
