@@ -249,7 +249,7 @@ def refuses_no_pairs(attempt):
     for present in (torch.tensor([1, 2, 3]), torch.tensor([7, 2, 2])):
         answer = or_raised(attempt, (ValueError, ZeroDivisionError), latents.clone(), labels.clone(), present)
         inputs = f"labels = {describe(labels)}\npresent = {describe(present)}"
-        require(type(answer) is ValueError, NO_PAIRS, input=inputs, got=shown(answer), expected="a ValueError")
+        require(isinstance(answer, ValueError), NO_PAIRS, input=inputs, got=shown(answer), expected="a ValueError")
 
 
 MIX_SAYS = {
