@@ -122,9 +122,10 @@ def plot_by_position(
         if line.shape != at.shape:
             raise ValueError(f"{label!r} has shape {line.shape}; the positions have shape {at.shape}")
         colour, style = OKABE_ITO[i % len(OKABE_ITO)], LINE_STYLES[i % len(LINE_STYLES)]
-        bars = None if errors is None or label not in errors else as_array(errors[label])
-        ax.errorbar(at, line, bars, label=label, linewidth=1.6, marker="o" if markers else None, markersize=4,
-                    capsize=2, color=colour, linestyle=style)
+        ax.plot(at, line, label=label, linewidth=1.6, marker="o" if markers else None, markersize=4,
+                color=colour, linestyle=style)
+        if errors and label in errors:
+            ax.errorbar(at, line, as_array(errors[label]), fmt="none", ecolor=colour, capsize=2)
     if boundary is not None:
         ax.axvline(boundary, color="0.4", linestyle=":", linewidth=1.2, label="second copy starts")
     ax.set(xlabel=xlabel, ylabel=ylabel)
