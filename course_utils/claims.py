@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
+
+from course_utils.measured import note
 
 
 class Estimate(NamedTuple):
@@ -110,12 +111,8 @@ def claim(
     print(f"{'holds' if holds else 'does not hold here'}: {sentence}\n"
           f"    {a} {relation} {b}{unit_of_both}; {paired}difference {between}"
           + (f", within ±{within:g}" if within is not None else ""))
-    path = os.environ.get("COURSE_REPORT")
-    if path:
-        row = {"claim": sentence, "value": a, "relation": relation, "control": b, "difference": between,
-               "unit": unit, "holds": holds}
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    note({"claim": sentence, "value": a, "relation": relation, "control": b, "difference": between, "unit": unit,
+          "holds": holds})
     return holds
 
 

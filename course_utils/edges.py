@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from course_utils.ablation import replace_head
 from course_utils.house import NotForThisModel, bars_are_off
 from course_utils.passes import CleanRun, require
 from course_utils.path_patching import head_reading
@@ -139,7 +140,7 @@ def _reading_hooks(model: TransformerBridge, receiver: Receiver, added: Callable
     def read(values, hook):                                                     # [batch, pos, head, d_head]
         first = receiver.head * sharing                                         # of the query heads that share this one
         own = head_reading(model, receiver.layer, first, receiver.part, stream.pop() + added())
-        return torch.cat([values[:, :, :receiver.head], own[:, :, None], values[:, :, receiver.head + 1:]], dim=2)
+        return replace_head(receiver.head, own)(values, hook)
 
     return [(f"blocks.{receiver.layer}.hook_resid_pre", lambda x, hook: stream.append(x)),
             (f"blocks.{receiver.layer}.attn.hook_{receiver.part}", read)]
@@ -212,7 +213,7 @@ def attribution_scores(
     slopes = own.new_zeros(len(graph.receivers), *own.shape[1:])                # [receiver, batch, pos, d_model]
     for step in tqdm(range(steps), "steps", disable=bars_are_off() or steps == 1, leave=False):
         way = (step + 0.5) / steps if steps > 1 else 0.0
-        slopes += _slopes(model, clean, own[0] + way * (other[0] - own[0]), metric, len(graph.receivers)) / steps
+        slopes += _slopes(model, clean, own[0] + way * (other[0] - own[0]), metric) / steps
     scores = torch.einsum("rbpd,sbpd->rsb", slopes, other - own)
     return scores * graph.edges.to(scores)[:, :, None]
 
@@ -220,14 +221,12 @@ def attribution_scores(
 @torch.enable_grad()
 def _slopes(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], embedded: Float[Tensor, "batch pos d_model"],
-    metric: Metric, n_receivers: int,
+    metric: Metric,
 ) -> Float[Tensor, "receiver batch pos d_model"]:
     """The metric's gradient with respect to what each receiver reads."""
-    nothing = [embedded.new_zeros(embedded.shape, requires_grad=True) for _ in range(n_receivers)]
-    order = iter(nothing)
-    where = {receiver: next(order) for receiver in graph_of(model).receivers}
-    logits, _ = run_edges(model, tokens, lambda receiver, outputs: where[receiver], embedded)
-    return torch.stack(torch.autograd.grad(metric(logits).sum(), nothing))
+    nothing = {each: embedded.new_zeros(embedded.shape, requires_grad=True) for each in graph_of(model).receivers}
+    logits, _ = run_edges(model, tokens, lambda receiver, outputs: nothing[receiver], embedded)
+    return torch.stack(torch.autograd.grad(metric(logits).sum(), list(nothing.values())))
 
 
 # --- circuits of many edges -------------------------------------------------------------------------------------------
@@ -247,12 +246,13 @@ def run_circuit(
         NotForThisModel: see `graph_of`.
     """
     check_pairs(clean, corrupted)
-    edges = graph_of(model).edges
+    graph = graph_of(model)
+    edges = graph.edges
     if circuit.shape != edges.shape or (circuit.cpu() & ~edges).any():
         raise ValueError("a circuit is a mask of the model's edges, "
                          f"bool {list(edges.shape)}: see graph_of(model).edges")
     other = run_edges(model, corrupted)[1]
-    outside = dict(zip(graph_of(model).receivers, ~circuit))
+    outside = dict(zip(graph.receivers, ~circuit))
 
     def corrupt(receiver: Receiver, outputs: list[Tensor]) -> Float[Tensor, "batch pos d_model"]:
         changes = [other[i] - outputs[i] for i in range(receiver.senders) if outside[receiver][i]]

@@ -37,19 +37,15 @@ def random_model():
             block.attn.c_proj.bias.data.normal_(std=0.5)
         for block in model.transformer.h:
             block.attn.c_attn.bias.data.normal_(std=0.5)
-    return _of_forty_words(model, "random")
+    return _of_made_up_words(model, "random")
 
 
 @made_once
 def spaced_model():
     """A random GPT-2 with 1 layer, 40 tokens and a byte-level tokenizer, like a real one: the token Ġba reads " ba"."""
     from tokenizers import decoders, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2,
-                                           bos_token_id=0, eos_token_id=0, initializer_range=0.6))
+    model = _random_gpt2(4, vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2, initializer_range=0.6)
     tokenizer = word_tokenizer(["<bos>", *(f"Ġ{a}{b}" for a in "bdfgklmnprstz" for b in "aeo")], "<bos>")
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
@@ -62,12 +58,7 @@ LATE_BOS = 7
 @made_once
 def late_bos_model():
     """A random GPT-2 with 1 layer and 40 tokens, of which the one with the id LATE_BOS is BOS."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=32, n_embd=8, n_layer=1, n_head=2,
-                                           bos_token_id=LATE_BOS, eos_token_id=LATE_BOS))
+    model = _random_gpt2(3, bos=LATE_BOS, vocab_size=40, n_positions=32, n_embd=8, n_layer=1, n_head=2)
     words = [f"w{i}" for i in range(40)]
     words[LATE_BOS] = "<bos>"
     return as_bridge(model, word_tokenizer(words, "<bos>"), name="late-bos", device="cpu")
@@ -84,7 +75,7 @@ def grouped_query_model():
                              num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=32,
                              initializer_range=0.6, bos_token_id=0, eos_token_id=0)
         model = LlamaForCausalLM(config)
-    return _of_forty_words(model, "grouped-query")
+    return _of_made_up_words(model, "grouped-query")
 
 
 @made_once
@@ -96,15 +87,8 @@ def planted_model():
 @made_once
 def own_norms_model():
     """A random GPT-2 with 2 layers of 2 heads, value biases and norms that were not folded, no two alike."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        config = GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0,
-                            eos_token_id=0, initializer_range=0.6)
-        model = GPT2LMHeadModel(config)
-    words = ["<bos>", *(f"w{i}" for i in range(1, 20))]
-    model = as_bridge(model, word_tokenizer(words, "<bos>"), name="own norms", device="cpu")
+    model = _of_made_up_words(_random_gpt2(3, vocab_size=20, n_positions=16, n_embd=16, n_layer=2, n_head=2,
+                                           initializer_range=0.6), "own norms")
     norms = [norm for block in model.blocks for norm in (block.ln1, block.ln2)] + [model.ln_final]
     for i, norm in enumerate(norms):
         norm.original_component.weight.data = drawn(16, seed=10 + i)
@@ -113,9 +97,18 @@ def own_norms_model():
     return model
 
 
-def _of_forty_words(model, name: str):
-    """A Hugging Face model with 40 made-up words, wrapped."""
-    words = ["<bos>", *(f"w{i}" for i in range(1, 40))]
+def _random_gpt2(seed: int, *, bos: int = 0, **settings):
+    """A Hugging Face GPT-2 with random weights, the same whenever the seed is."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(GPT2Config(bos_token_id=bos, eos_token_id=bos, **settings))
+
+
+def _of_made_up_words(model, name: str):
+    """A Hugging Face model, wrapped, with a made-up word for each of its tokens."""
+    words = ["<bos>", *(f"w{i}" for i in range(1, model.config.vocab_size))]
     return as_bridge(model, word_tokenizer(words, "<bos>"), name=name, device="cpu")
 
 

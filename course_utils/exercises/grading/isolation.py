@@ -36,9 +36,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from course_utils.exercises.calling import hooks_on, remove_new_hooks
 from course_utils.exercises.grading.allowance import Allowance
 from course_utils.exercises.grading.submissions import Attempt
+from course_utils.exercises.leftovers import hooks_on, remove_new_hooks
 
 ANSWER_BYTES = 100_000_000  # a larger answer is not read
 ANSWER_SECONDS = 30.0  # of processor time to copy an answer and send it: none of the attempt's own
