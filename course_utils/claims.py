@@ -83,8 +83,8 @@ def difference(first: Side, second: Side) -> Estimate:
 
 def claim(
     sentence: str, value: Side, relation: str, control: Side, *, unit: str = "", within: float | None = None,
-) -> bool:
-    """Print whether a conclusion holds here, and what it rests on.
+) -> None:
+    """Print whether a conclusion holds here, and what it rests on. Not a number on either side: it does not.
 
     Args:
         sentence: the conclusion, in words.
@@ -92,9 +92,6 @@ def claim(
         relation: ">", "<" or "≈": the 95 % interval of value − control lies above 0, below 0, or within ± `within`.
         unit: of both ("nats").
         within: for "≈": the largest difference that would still count as none.
-
-    Returns:
-        whether it holds. Not a number on either side: it does not.
 
     Raises:
         ValueError: for another relation, "≈" without `within`, `within` without "≈", or what `estimate` refuses.
@@ -113,7 +110,6 @@ def claim(
           + (f", within ±{within:g}" if within is not None else ""))
     note({"claim": sentence, "value": a, "relation": relation, "control": b, "difference": between, "unit": unit,
           "holds": holds})
-    return holds
 
 
 def read(path: str | Path) -> list[dict]:

@@ -339,7 +339,7 @@ def by_text(sae):
 my_topk = train_topk(k=max(1, round(mine.l0)), steps=STEPS)         # as many latents as yours, and as many steps
 (bias, error), (bias_topk, error_topk) = by_text(my_sae), by_text(my_topk)
 claim("the L1 penalty shrinks, and TopK does not", bias, "<", bias_topk)
-_ = claim("with as many latents and steps TopK errs less", error_topk, "<", error, unit="of ‖x‖²")
+claim("with as many latents and steps TopK errs less", error_topk, "<", error, unit="of ‖x‖²")
 
 # %% [markdown]
 # There is the control for section 3: the same data, the same start, the same number of latents and steps, no L1.
@@ -510,8 +510,8 @@ def silence(latent):
 effect = silence(some)
 reveal("06.silenced", -effect["own"].mean())
 print(f"latent {some} promotes {effect['token']!r}. KL where it is on, own direction: {effect['KL, own'].mean():.1g} nats")
-_ = claim(f"without latent {some} the token it promotes becomes less likely than without a random direction as long",
-          effect["own"], "<", effect["random"], unit="nats")
+claim(f"without latent {some} the token it promotes becomes less likely than without a random direction as long",
+      effect["own"], "<", effect["random"], unit="nats")
 
 # %% [markdown]
 # So in `tiny` the latent is a cause: the token becomes less likely, far more than with a random direction. But is it an
@@ -710,8 +710,8 @@ latent_dashboard(model, sae, latents, test_tokens, own_latent, note=f"best laten
 strong = silence(own_latent)
 print(f"latent {own_latent} promotes {strong['token']!r}. KL where it is on: {strong['KL, own'].mean():.2g} nats; "
       f"for latent {some} it was {effect['KL, own'].mean():.1g}")
-_ = claim(f"silencing latent {own_latent} changes predictions more than a random direction as long does", strong["KL, own"],
-          ">", strong["KL, random"], unit="nats")
+claim(f"silencing latent {own_latent} changes predictions more than a random direction as long does", strong["KL, own"],
+      ">", strong["KL, random"], unit="nats")
 
 # %% [markdown]
 # In `tiny` its strongest places are all "She", and its AUC for that is 1. But at its middle and weaker places stands

@@ -314,7 +314,7 @@ def kl_of(reconstruct, hook_name=HOOK):
 kl = kl_of(sae)
 kl_pca, kl_twice = (kl_of(suspects[name]) for name in (f"PCA, {K} components", "twice as long"))
 claim(f"{K} latents are more faithful than {K} principal components", kl.mean(dim=1), "<", kl_pca.mean(dim=1), unit="nats")
-_ = claim("twice as long costs more, whatever its score says", kl_twice.mean(dim=1), ">", kl.mean(dim=1), unit="nats")
+claim("twice as long costs more, whatever its score says", kl_twice.mean(dim=1), ">", kl.mean(dim=1), unit="nats")
 
 # %% [markdown]
 # ## 6 · The wrong layer
@@ -340,8 +340,8 @@ table(elsewhere, ["reconstruction_score", "kl", "explained_variance", "cosine", 
 # In `tiny`, too, a wrong layer can keep a score that looks good, one layer up: with many times the KL.
 
 # %%
-_ = claim("one layer too high costs more", kl_of(sae, f"blocks.{LAYER + 1}.hook_resid_pre").mean(dim=1), ">",
-          kl.mean(dim=1), unit="nats")
+claim("one layer too high costs more", kl_of(sae, f"blocks.{LAYER + 1}.hook_resid_pre").mean(dim=1), ">",
+      kl.mean(dim=1), unit="nats")
 
 # %% [markdown]
 # ## 7 · One mean
