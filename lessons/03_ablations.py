@@ -108,7 +108,7 @@ claim("without the shift, the second copy looks harder than the first",
 # For each layer and each position of the second copy, replace the MLP's output by its output *at the same token's
 # first occurrence*, and note how much the loss of the second copy rises (one pass of the model for each).
 #
-# `mlp_out(layer)` is the hook's name. A hook may change the activation in place and return it.
+# `mlp_out(layer)` is the hook's name. A hook function may change its activation, and returns it.
 
 # %%
 @exercise("03.mlp_patch_loop")
