@@ -12,8 +12,7 @@
 # **The question.** What can you read off, and change inside, a language model while it runs?
 #
 # The course is built from four moves: ask a trained model for its predictions, look at what an attention head attends
-# to, silence that head, and measure how far the model is from a *known* truth. They take about three quarters of an
-# hour.
+# to, silence that head, and measure how far the model is from a *known* truth. This lesson takes about 45 minutes.
 #
 # **You need:** Python, PyTorch, and a rough idea of a transformer (tokens, attention, residual stream). No GPU, no
 # network.
@@ -138,8 +137,8 @@ attention_bytes = 2 * 12 * 12 * 1024**2 * 4         # scores and pattern, 12 lay
 print(f"GPT-2 small, one text of 1024 tokens: {attention_bytes / 1e9:.1f} GB for attention alone")
 
 # %% [markdown]
-# Attention grows with the *square* of the length, and with the batch, so this is the only run without a filter.
-# `names_filter` (a name, a list, or a function of the name) keeps only what you ask for. Make it a habit.
+# Attention grows with the batch and with the *square* of the length. `names_filter` (a name, a list, or a function of
+# the name) keeps only what you ask for. Make it a habit.
 
 # %%
 @exercise("00.head_pattern")
@@ -155,8 +154,8 @@ words = [model.tokenizer.decode([token]) for token in tokens[0].tolist()]
 plot_attention(head_pattern(model, tokens, layer=0, head=0), words, "head 0.0: layer 0, head 0")
 
 # %% [markdown]
-# All heads of the layer, as an interactive picture that appears when you run the cell: move over a token to see what
-# it looks at, click on a head to keep it.
+# All heads of the layer, in an interactive picture (run the cell): move over a token to see what it looks at, click
+# on a head to keep it.
 
 # %%
 patterns = [head_pattern(model, tokens, layer=0, head=head) for head in range(cfg.n_heads)]
@@ -195,7 +194,7 @@ def without_head(
 
 # %% [markdown]
 # **Predict before you run.** We silence each head of layer 0 in turn. What is the largest change in the probability
-# of any next word after the prompt? (Between 0 and 1.)
+# of any next word after the prompt?
 
 # %%
 predict("00.largest_change", None, unit="(a change in probability)")
@@ -256,7 +255,7 @@ def kl_from_truth(
 
 # %% [markdown]
 # **Predict:** no model can have a loss below the entropy of the truth. By how many nats per token is `tiny` above it,
-# on stories that it has never seen?
+# on unseen stories?
 
 # %%
 predict("00.kl", None, unit="nats per token")
@@ -290,7 +289,7 @@ claim("the last position, for which training had no target, is worse than the ot
 # ## 6 · Without a known truth
 #
 # Your own model has no known truth. The best substitute is the *unchanged model*: how far do the predictions move
-# when a head is silenced? You have both parts. **Write the experiment.**
+# when a head is silenced? **Write the experiment.**
 
 # %%
 @exercise("00.damage")
@@ -326,23 +325,23 @@ print(f"head 1.3, last position: KL to the unchanged model "
 
 # %% [markdown]
 # Head 0.0, which moved no probability by more than 0.006 after the prompt, costs over two nats a token in stories. If
-# you predicted little, you generalised from one prompt, whose next word is drawn at random anyway: there was hardly
-# anything to lose.
+# you predicted little, you generalised from one prompt, whose next word is drawn at random: there was hardly anything
+# to lose.
 #
 # Three substitutes for the truth, and when each misleads:
 #
 # - **KL to the unchanged model** needs no labels and uses the whole distribution. But it is never negative: even a
 #   change that repairs an error counts as damage, as in the last line above.
-# - **The loss on the actual next token** can go down as well as up. But that token is one draw from the distribution,
-#   so the loss is noisier and asks only about the tokens that happened to come.
+# - **The loss on the actual next token** can go down as well as up. But that token is one draw, so the loss is
+#   noisier and asks only about the tokens that happened to come.
 # - **A logit difference** between a right and a wrong word asks one sharp question. It misses everything else: both
 #   words may have become impossible.
 #
 # ## 7 · Does it hold in a real language model?
 #
-# Sections with this title repeat the lesson's main point on SmolLM2-135M, which others trained on real text (the
-# instruction-tuned version, with weights rounded to 4 bits). You download it once, with `python -m course_utils fetch
-# smollm2-135m`. Without it, these cells say so and do nothing.
+# Sections with this title repeat the lesson's main point on SmolLM2-135M, which others trained on real text
+# (instruction-tuned, its weights rounded to 4 bits). `python -m course_utils fetch smollm2-135m` downloads it once.
+# Without it, these cells say so and do nothing.
 
 # %%
 real_model = load_real_model()
@@ -400,7 +399,7 @@ claim("the first MLP of tiny matters more than the last", first, ">", last, unit
 #   Elsewhere the unchanged model takes the truth's place.
 # - One prompt is one prompt.
 #
-# Next: **01 · Repeated tokens**, where a model does something that no bigram table can do.
+# Next: **01 · Repeated tokens**, which no bigram table can predict.
 
 # %% tags=["exercise-only"]
 progress("00")

@@ -13,8 +13,7 @@
 # only guess. On the second, a model that has learned to look back knows what comes next. How large is the difference,
 # and how do you measure it without fooling yourself?
 #
-# The next four lessons take this behaviour apart. Here we measure it, with an eye on which positions count, what
-# chance is, and what else would give the same numbers.
+# The next four lessons take this behaviour apart. Here we only measure it, carefully.
 #
 # **You need:** lesson 00 (logits, `exercise`, `predict`).
 
@@ -116,8 +115,7 @@ def correct_token_log_probs(
 
 
 # %% [markdown]
-# With a vocabulary of fifty thousand, logits are large. So we run a few sequences at a time, and keep only what we
-# need.
+# Large vocabularies make large logits, so we run a few sequences at a time.
 
 # %%
 log_probs, bets, guesses = [], [], []
@@ -136,9 +134,8 @@ plot_by_position(
 
 # %% [markdown]
 # The dotted line marks the first token of the second copy. Nothing announces the repeat: only once this token has
-# been seen can a model know where it is. Before, it can only *hedge*, and at every position of the first copy put
-# some probability on "it begins again here", on the first token. Does it? Here is that probability, beside that of
-# the second token:
+# been seen can a model know where it is. Before, it can only *hedge*, and at every position put some probability on
+# "it begins again here", on the first token. Does it? Here is that probability, beside that of the second token:
 
 # %%
 again, other = bets.unbind(dim=-1)                  # [batch, seq_len]; entry j − 1: after j tokens of the first copy
@@ -258,7 +255,7 @@ print(f"'it begins again' is the best guess at {begins_again.mean():.2f} of the 
 # %% [markdown]
 # Mind the boundary here too. A model that does not hedge misses it, so its accuracy cannot pass 49/50 = 0.98. For one
 # that does, "it begins again" is the best guess nearly everywhere in the first copy (any other token is one in a
-# thousand), and it comes true exactly once. So a second-half accuracy above 0.98 is not a bug.
+# thousand) and comes true once, so accuracy above 0.98 is not a bug.
 #
 # From here on we call the library's `repeated_token_report`. It must agree with your numbers:
 
@@ -348,15 +345,15 @@ if real_model is not None:
         title="SmolLM2-135M on repeated random tokens"))
 
 # %% [markdown]
-# The rise is there, in a model that nobody trained on repeated noise: it comes from reading text. It is not a jump:
-# some ten tokens pass before the model makes much use of the repeat. The interval is two standard errors on each
-# side. With four sequences it leaves even the first digit open, and to halve it you need four times as many.
+# The rise is there, in a model that nobody trained on repeated noise: it comes from reading text. It takes some ten
+# tokens before the model makes much use of the repeat. With four sequences, the interval (two standard errors on each
+# side) leaves even the first digit open. To halve it you need four times as many.
 #
 # ## On your own
 #
 # Is the second copy harder where a copy contains a token twice, since two different tokens have followed it? Hand in
-# a claim, a number with an interval, a control, what would have refuted you, and what it does not show. (Four lines
-# of code will do, with `report.tokens` and `report.log_probs`.)
+# a claim, a number with an interval, a control, what would have refuted you, and what it does not show.
+# (`report.tokens` and `report.log_probs` have what you need.)
 
 # %% tags=["solution-only"]
 many = repeated_token_report(model, 50, batch=200 if MODEL == "tiny" else 20, seed=3)
@@ -369,9 +366,9 @@ claim("what follows a token that occurs twice is harder", after[ambiguous[:, :-1
 
 # %% [markdown] tags=["solution-only"]
 # A model answer. After a token that occurs twice in its copy `tiny` loses a little, after any other next to nothing.
-# The control is all the other places of the same sequences; equal means would have refuted me. The places are treated
-# as independent, though two lie in one sequence, so the interval is a little too narrow. It does not show whether the
-# model is torn between the two continuations or looks at the token before as well.
+# The control is all other places of the same sequences; equal means would have refuted me. The interval is a little
+# too narrow, since it takes places of one sequence as independent. It does not show whether the model is torn between
+# the two continuations or looks at the token before as well.
 
 # %% [markdown]
 # ## What this does not show

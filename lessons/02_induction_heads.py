@@ -49,12 +49,12 @@ print(f"{MODEL}: {model.cfg.n_layers} layers of {model.cfg.n_heads} heads; token
 # %% [markdown]
 # ## 1 · Where should they look?
 #
-# Take `[BOS, A, B, C, A, B, C]`, with positions 0 to 6, and the second A, at position 4. Three kinds of head differ
-# in the one position that they look at from there:
+# Take `[BOS, A, B, C, A, B, C]`, with positions 0 to 6, and the second A, at position 4. From there, three kinds of
+# head look at different positions:
 #
 # - a *previous-token* head looks at the token just before;
 # - a *duplicate-token* head looks at the earlier A;
-# - an *induction* head looks at the token **after** the earlier A: the B, which is what comes next.
+# - an *induction* head looks at the token **after** the earlier A: the B that comes next.
 #
 # (Our article's words describe a duplicate-token head and call it induction; its code measures the right thing.)
 
@@ -77,9 +77,8 @@ print("from position 4 of [BOS, A, B, C, A, B, C]:", where_heads_look(query=4, s
 # Every score of this lesson has the same form: run the model, take some entries of every head's attention pattern,
 # and average them. Build that once, for any entries: it is the tool to carry home.
 #
-# You need three things beyond lesson 00. `hook.layer()` is the number of the hook's layer. A *function* of a hook's
-# name may replace the name (`is_pattern(name)` is True for every layer's attention pattern). `return_type=None`
-# spares the logits.
+# New since lesson 00: `hook.layer()` is the number of the hook's layer, a *function* of a hook's name may replace the
+# name (`is_pattern(name)` is True for every layer's attention pattern), and `return_type=None` spares the logits.
 
 # %%
 @exercise("02.head_scores")
@@ -128,11 +127,11 @@ def named(scores, k=5):
 
 
 # %% [markdown]
-# To know that a measure is right, try it where the answer is known. `planted_induction_model` is a transformer whose
-# weights we set by hand: head 0.0 (layer 0, head 0) always looks at the previous token, head 1.0 is an induction
-# head, and the other two do nothing. A measure must also stay low where its target is *not*. So a second model
-# differs in one matrix: its head 1.0 looks for its own token, like a duplicate-token head. (It cannot tell the
-# earlier one from itself, so each gets half its attention.)
+# Try a measure where the answer is known. We set the weights of `planted_induction_model` by hand: head 0.0 (layer 0,
+# head 0) always looks at the previous token, head 1.0 is an induction head, and the other two do nothing. A measure
+# must also stay low where its target is *not*, so a second model differs in one matrix: its head 1.0 looks for its
+# own token, like a duplicate-token head. (It cannot tell the earlier one from itself, so each gets half its
+# attention.)
 
 # %%
 rng = torch.Generator().manual_seed(0)
@@ -179,7 +178,7 @@ display(plot_head_scores(duplicate, f"{MODEL}: duplicate-token scores"))
 # .529, 6.8 .499; duplicate-token heads 0.5 .703, 3.0 .678. There, too, the strong previous-token head lies below
 # several induction heads. And if you confuse two offsets, you report the wrong heads, with scores up to 0.7.
 #
-# The best of many heads is high partly because it is the best, so a score is not yet a finding. Compare it.
+# The best of many heads is high partly because it is the best. Compare it.
 
 # %%
 bound = MODEL == "tiny"                     # the course promises these bounds for its own model only
@@ -228,7 +227,7 @@ attention_patterns(words, cache[f"blocks.{layer}.attn.hook_pattern"][0])
 #
 # ## 6 · Induction in any text
 #
-# Stripes need a known period. For ordinary text the same idea is a *mask*: entry (query, key) counts if the token
+# In ordinary text there is no known period, and the stripe becomes a *mask*: entry (query, key) counts if the token
 # before the key is the query's token. On two copies of different tokens it marks the same stripe.
 
 # %%
@@ -355,8 +354,8 @@ measured("best induction score before training", induction_max[0], at_most=0.1)
 # pairs of tokens that come back in random order, where only the token just before helps. The two coincide; that one
 # causes the other is a guess.
 #
-# The previous-token curve is a surprise: no single head scores high when induction is already there. Here is the
-# future previous-token head, before and after:
+# The previous-token curve is a surprise: no head scores high when induction is already there. The future
+# previous-token head, before and after:
 
 # %%
 layer, head = best_head(scores_of(story_model, repeats, "previous"))
@@ -368,8 +367,8 @@ for step in (1100, 2400, steps[-1]):
 
 # %% [markdown]
 # At step 1100 it looks at a *blur*: a quarter of its attention on its own position, nearly as much on the one before,
-# and less and less further back. Induction is there already, so for repeated sequences a blur seems to be enough.
-# Later the head sharpens, as the pairs demand. A circuit's parts need not be as clean as their names.
+# and less and less further back. For repeated sequences that seems to be enough. Later the head sharpens, as the
+# pairs demand. A circuit's parts need not be as clean as their names.
 #
 # ## 8 · Does it hold in a real language model?
 
@@ -397,7 +396,7 @@ if real_model is not None:
 #
 # ## On your own
 #
-# Does a head's score depend on the *length* of the repeat? Choose a head and a control, and hand in one claim, two
+# Does a head's score depend on the *length* of the repeat? Choose a head and a control, and hand in a claim, two
 # numbers with intervals, the control, what would have refuted you, and what it does not show. Then name two ways in
 # which a head with a score of 0.97 may be irrelevant to what the model says.
 
@@ -443,7 +442,7 @@ print(f"uniform attention: {uniform_score(induction_targets(lengths[5])):.3f} fo
 # GPT2-Small" (2024) for the scores' definition and the quoted heads; the outputs stored in TransformerLens's
 # Exploratory_Analysis_Demo.
 #
-# Next: **03 · Ablations**, where we take heads and MLPs away.
+# Next: **03 · Ablations**.
 
 # %% tags=["exercise-only"]
 progress("02")

@@ -150,14 +150,14 @@ plot_head_scores(sweep, f"{MODEL}: MLP output from the first copy, one position 
                  unit="change of the loss (nats)", diverging=True, columns="patched position, from the boundary")
 
 # %% [markdown]
-# Most entries are next to nothing, as the article found in GPT-2 small. Before we conclude anything about MLPs, three
+# Most entries are next to nothing, as the article found in GPT-2 small. Before any conclusion about MLPs, three
 # questions.
 #
 # ### How much of a change is the patch?
 #
-# The same token stood there before, so the MLP may have put out nearly the same vector: then we replaced a thing by
-# itself. The yardstick is its output at the same position for *another* token. (Vectors that share a large mean have
-# a cosine near 1 whatever else they say, so the mean is subtracted first.)
+# For the same token the MLP may have put out nearly the same vector: then we replaced a thing by itself. The
+# yardstick is its output at the same position for *another* token. (Vectors that share a large mean have a cosine
+# near 1 whatever else they say, so the mean is subtracted first.)
 
 # %%
 def unlikeness(outputs):
@@ -181,9 +181,9 @@ claim(f"MLP {LAYERS[-1]}: the first copy's output is at least as foreign here as
       found["first copy"][0], ">", found["another token"][0], unit="of the vector's length")
 
 # %% [markdown]
-# Where the patch changes far less than another token's output would, it is nearly a no-op, and a small change of the
-# loss says nothing about the MLP. (Section 8 shows the worst case, the first layer of SmolLM2.) In `tiny` the copies
-# differ more from each other than two tokens do, so the patch does change the output.
+# Where the patch changes far less than another token's output would, a small change of the loss says nothing about
+# the MLP. (Section 8 shows the worst case, the first layer of SmolLM2.) In `tiny` the copies differ more from each
+# other than two tokens do, so the patch does change the output.
 #
 # ### How many tokens can one patch hurt?
 #
@@ -226,15 +226,15 @@ assert torch.allclose(published[:, 1:], sweep[:, :-1], atol=1e-5)
 # other and often several times as long, at the first copy's last token. From there on both ranges agree, shifted by
 # one.
 #
-# The experiment is right as an experiment, and "MLPs do not matter" does not follow from it.
+# So "MLPs do not matter" does not follow from this experiment.
 #
 # ## 3 · Something else to put there
 #
 # To ask what a part contributes, put something *uninformative* in its place, at every position:
 #
 # - **zero**: nothing. Simple, but zero may be a value that the rest of the model never sees.
-# - **mean**: the part's average output. What is lost is all that depends on the input.
-# - **resample**: its output in another sequence. Every single value is natural, but wrong here.
+# - **mean**: the part's average output. All that depends on the input is lost.
+# - **resample**: its output in another sequence. Each value is natural, but wrong here.
 #
 # BOS keeps its own activation in this course: many models park attention there and make its activations huge, so
 # breaking it breaks everything. (A head that is set to zero keeps its value bias, which `load_model` has moved into
@@ -464,8 +464,8 @@ claim("ten slopes along the path miss less than one at its start (largest error)
       max(errors["start"]), unit="nats")
 
 # %% [markdown]
-# Ten gradients come within a few per cent, at ten times the price. (Averaged over the path, the slopes add up to the
-# whole change: the fundamental theorem of calculus. The method is called *integrated gradients*.) One gradient is for
+# Ten gradients come within a few per cent, at ten times the price. (The method, *integrated gradients*, rests on the
+# fundamental theorem of calculus: averaged over the path, the slopes give the whole change.) One gradient is for
 # *ranking candidates* among thousands. Distrust it most for parts that act through another head's attention, and
 # confirm what matters by points on the path or by the exact patch, for it misses silently. In section 8 it both ranks
 # and misses.
@@ -473,8 +473,8 @@ claim("ten slopes along the path miss less than one at its start (largest error)
 # ## 6 · What does a part say directly?
 #
 # The logits are a linear function of the last residual stream once its norm's scale is fixed, and the residual stream
-# is a sum over the parts. So each logit is a sum too, and **direct logit attribution** asks how much each part adds
-# to the logit of the actual next token.
+# is a sum over the parts. **Direct logit attribution** asks how much each part adds to the logit of the actual next
+# token.
 
 # %%
 @exercise("03.logit_contributions")
@@ -504,8 +504,8 @@ claim(f"the previous-token head {name(previous)} says less to the output than th
 
 # %% [markdown]
 # In `tiny` the induction heads and the last MLP say the right token aloud. The previous-token head, without which
-# nothing works, says nothing: it talks to other heads, not to the output. And each induction head adds some three
-# units to the right logit, though each can go almost without a loss. Either later parts *notice* and step in
+# nothing works, says nothing: it talks to other heads, not to the output. Each induction head adds some three units
+# to the right logit, though each can go almost without a loss. Either later parts *notice* and step in
 # (**self-repair**), or the other heads already say enough (**redundancy**), or the head said nothing of use. Remove
 # the best induction head and see who speaks louder.
 
@@ -576,8 +576,8 @@ if real_model is not None:
 # %% [markdown]
 # Here the patch fails most clearly. The first MLP of SmolLM2 puts out nearly the same vector for the same token in
 # both copies (a tenth of its length differs, where another token changes all of it), so patching one with the other
-# does next to nothing. Put the mean in its place, and the loss rises by more than ten nats. But on ordinary text, the
-# control, the whole model breaks as well: this MLP is a part not of *this task's* circuit but of everything.
+# does next to nothing. With the mean in its place the loss rises by more than ten nats. But in the control, ordinary
+# text, the whole model breaks: this MLP is part not of *this task's* circuit but of everything.
 
 # %%
 if real_model is not None:
@@ -604,8 +604,8 @@ if real_model is not None:
 # ## On your own
 #
 # Section 3 called the first MLP of `tiny` dispensable *for repeated tokens*. Is it dispensable for the text that the
-# model was trained on (`sample_text(model, 10, 101)`)? Hand in a claim in one sentence, a number with its interval
-# over sequences, the control, the result that would have refuted you, and what the experiment does not show.
+# model was trained on (`sample_text(model, 10, 101)`)? Hand in a claim, a number with its interval, the control, what
+# would have refuted you, and what it does not show.
 
 # %% tags=["solution-only"]
 stories = sample_text(model, 10, 2 * SEQ_LEN + 1)
@@ -655,7 +655,7 @@ claim("mean ablation of MLP 0 costs more on ordinary text than on repeated token
 # nostalgebraist, "interpreting GPT: the logit lens" (2020), for reading the residual stream through the unembedding;
 # the ablation of all heads instead of one: SAELens [pull request 163](https://github.com/jbloomAus/SAELens/pull/163).
 #
-# Next: **04 · Reading weights**, where we read from a head's matrices what it looks for and what it copies.
+# Next: **04 · Reading weights**.
 
 # %% tags=["exercise-only"]
 progress("03")

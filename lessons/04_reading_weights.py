@@ -13,8 +13,8 @@
 # and a few biases. Can you read from them, without running anything, *what it looks for* and *what it copies*?
 #
 # For the parts of the induction circuit the answer is a surprising yes, given some care: which norm is folded where,
-# which keys belong to which head, which vector stands for a token. In the end you will be given a layer of heads
-# without names, and tell what each of them does.
+# which keys belong to which head, which vector stands for a token. In the end you will say what each head of an
+# unlabelled layer does.
 #
 # **You need:** lessons 00 to 03, and matrix products.
 
@@ -60,8 +60,8 @@ print(f"{MODEL}: best previous-token head {previous[0]}.{previous[1]}, "
 # each value is gathered, and W_O writes the result back.
 #
 # In many models several heads share keys and values: *grouped-query attention*. SmolLM2 has 9 query heads and 3 key
-# heads in each layer; heads 0, 1, 2 use key head 0, heads 3, 4, 5 use key head 1, and so on. Code that ignores this
-# fails at best, and at worst silently reads the wrong head. (TransformerLens has had both.)
+# heads in each layer; heads 0 to 2 use key head 0, heads 3 to 5 key head 1, and so on. Code that ignores this fails
+# at best, and at worst silently reads the wrong head. (TransformerLens has had both.)
 
 # %%
 @exercise("04.key_value_head")
@@ -85,11 +85,11 @@ print({name: tuple(weight.shape) for name, weight in weights.items()})
 #
 # Before each attention layer a LayerNorm centres the vector, divides it by its standard deviation, multiplies by a
 # gain and adds a shift. The last two steps are affine, so they can be multiplied into the matrices that read the
-# result. `load_model` has done that ("compatibility mode"), which is why we may read a matrix as *the* thing that
-# acts on the residual stream, up to one division by a number.
+# result. `load_model` has done that ("compatibility mode"), so we may read a matrix as acting on the residual stream
+# itself, up to one division by a number.
 #
-# Write the folding. The entries of the vector $\hat x$ that arrives sum to 0, so adding one number to all entries of
-# a column of the matrix changes nothing. By convention each column is centred.
+# Write the folding. The entries of the vector $\hat x$ that arrives sum to 0, so adding one number to a whole column
+# of the matrix changes nothing, and by convention each column is centred.
 
 # %%
 @exercise("04.fold_layer_norm")
@@ -119,15 +119,15 @@ print(f"gains of that norm: from {raw.ln_1.weight.min():.2f} to {raw.ln_1.weight
 
 # %% [markdown]
 # If you read an *unfolded* matrix, you compare numbers that the gain has yet to rescale, differently for each
-# direction. (Here the gains are close to 1, and little would change. Nothing promises that.) Folding cannot remove
-# the division by the standard deviation. It differs from position to position, and a circuit of weights alone leaves
-# it out until lesson 05 switches it on.
+# direction. (Here the gains are close to 1. Nothing promises that.) Folding cannot remove the division by the
+# standard deviation, which differs from position to position. A circuit of weights alone leaves it out, until
+# lesson 05.
 #
 # ## 3 · What does a head copy?
 #
 # If the head looks at token A, which token's logit does that raise? Follow the vector from A's embedding to the
-# logits, as if nothing else were in the way. For all tokens at once this is a matrix over the vocabulary, the **full
-# OV circuit**: row = token attended to, column = token whose logit is raised.
+# logits, as if nothing else were in the way. For all tokens this gives a matrix, the **full OV circuit**: row = token
+# attended to, column = token whose logit is raised.
 #
 # With 50,000 tokens it would have 2.5 billion entries, but at most d_head = 64 independent rows.
 # `FactoredMatrix(left, right)` keeps the two thin factors and never forms the product unless you ask (`.AB`).
@@ -202,8 +202,8 @@ measured("induction head's OV circuit: own token on top", copied, unit="share",
 # %% [markdown]
 # Copying can also be seen in directions instead of tokens. An **eigenvector** of the circuit is a mixture of tokens
 # that comes out as a multiple of itself: a positive eigenvalue raises its own logits, a negative one lowers them. The
-# *copying score* is the sum of all eigenvalues divided by the sum of their sizes: 1 if every direction copies, −1 if
-# every direction does the opposite. (Eigenvalues can be complex; in the sum the imaginary parts cancel.)
+# *copying score* is the sum of all eigenvalues divided by the sum of their sizes. (They can be complex; in the sum
+# the imaginary parts cancel.)
 
 # %%
 @exercise("04.copying_score")
@@ -227,7 +227,7 @@ plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", 
 # Many heads copy, and most of them are not induction heads. In `tiny` some heads of the last layers have a score near
 # −1: they would *lower* the logit of whatever they look at. So would the previous-token head 0.2 (−0.72), but lesson
 # 03 measured that it says next to nothing to the output. A circuit says in which direction a head would push, not how
-# hard, or whether the output is its audience. And copying is half of a description. The other half is where a head
+# hard, or whether the output is its audience. And copying is half of a description; the other half is where a head
 # looks.
 #
 # ## 4 · What does a head look for?
@@ -264,9 +264,8 @@ lengths = {"embeddings": token_vectors(model)[tokens], "what the head writes": w
 print("mean length:", ", ".join(f"{name} {x[:, 1:].norm(dim=-1).mean():.1f}" for name, x in lengths.items()))
 
 # %% [markdown]
-# It looks at itself and copies what is there, which the residual stream has already. But in `tiny` embeddings are
-# short vectors, and what this head writes is five times as long. It *amplifies* the token, and lesson 05 will show
-# who listens.
+# It copies what the residual stream already has. But in `tiny` embeddings are short vectors, and what this head
+# writes is five times as long. It *amplifies* the token, and lesson 05 will show who listens.
 #
 # And the best induction head? By the picture above its QK circuit matches nothing, so it does not look for its own
 # token in the key's *embedding*. What it looks for was put there by another head.
@@ -310,7 +309,7 @@ if has_positions:
     display(plot_attention(first, [str(p) for p in range(20)], "what the position embeddings ask for"))
 
 # %% [markdown]
-# Nothing was run, and the pattern is there. For a head in a later layer (GPT-2 small's is 4.11) the position
+# The pattern is there, and nothing was run. For a head in a later layer (GPT-2 small's is 4.11) the position
 # embeddings pass through other layers first, and the picture is an approximation to hold against the real pattern.
 #
 # ## 6 · Which vector stands for a token?
@@ -319,9 +318,9 @@ if has_positions:
 # have made of the token. For GPT-2 small it is common to use the **effective embedding**: W_E plus what the first MLP
 # makes of it. (GPT-2's embedding is also its unembedding, and the first MLP does the rest of an embedding's work.)
 #
-# In TransformerLens the first MLP is `model.blocks[0].mlp`, the norm before it `model.blocks[0].ln2` (ln1 is that
-# before attention). Both want [batch, pos, d_model]. Give them a plain tensor, `model.W_E.detach()`: a module keeps
-# what it is given, and would take a *parameter* for one of its own.
+# In TransformerLens the first MLP is `model.blocks[0].mlp`, the norm before it `model.blocks[0].ln2` (ln1 is before
+# attention). Both want [batch, pos, d_model]. Give them a plain tensor, `model.W_E.detach()`: a module would keep a
+# *parameter* as one of its own.
 
 # %%
 @exercise("04.effective_embedding")
@@ -361,10 +360,9 @@ for name in list(candidates)[1:]:
           likenesses[name], ">" if name == "W_E and head 0.3" else "<", likenesses["W_E"])
 
 # %% [markdown]
-# In `tiny` the recipe makes it worse. The first MLP reads embeddings *after* attention has added much longer vectors,
-# and fed with bare embeddings it does something that it never does in the model. W_E plus what the amplifying head
-# 0.3 writes is better. So the recipe is not bad (section 8 shows where it is good), but a hypothesis about *this*
-# model, and a few lines of code check it.
+# In `tiny` the recipe makes it worse. The first MLP never sees bare embeddings: it reads them *after* attention has
+# added much longer vectors. W_E plus what the amplifying head 0.3 writes is better. The recipe is not bad (section 8
+# shows where it is good), but a hypothesis about *this* model, which a few lines of code check.
 #
 # ## 7 · What is this head?
 #
@@ -390,8 +388,8 @@ def kind_of_head(model: TransformerBridge, layer: int, head: int) -> tuple[str, 
 
 
 # %% [markdown]
-# A reading of weights is a prediction. Apply yours to the first layer of this lesson's model, and hold it against
-# what its heads do when it runs. ("Same token" may be its own position.)
+# A reading of weights is a prediction. Hold yours of this model's first layer against what its heads do when it runs.
+# ("Same token" may be its own position.)
 
 # %%
 if has_positions:
@@ -413,11 +411,11 @@ if has_positions:
 # %% [markdown]
 # ## 8 · Does it hold in a real language model?
 #
-# SmolLM2 has **rotary positions**: no position is ever added to the residual stream. Instead each query and key is
-# *rotated* by an angle that grows with its position, so that their product depends on the distance between them. A QK
-# circuit without that rotation is the score of a query and a key *at the same position*: a fiction, but a useful one
-# for heads that care about tokens. For a head that cares about distance, take the mean query and the mean key, which
-# know nothing of tokens any more, and rotate the query by 0, 1, 2, … positions:
+# SmolLM2 has **rotary positions**: no position is added to the residual stream, but each query and key is *rotated*
+# by an angle that grows with its position, so their product depends on their distance. A QK circuit without that
+# rotation is the score of a query and a key *at the same position*, a fiction, but a useful one for heads that care
+# about tokens. For a head that cares about distance, take the mean query and the mean key, which know nothing of
+# tokens, and rotate the query by 0, 1, 2, … positions:
 
 # %%
 real_model = load_real_model()
@@ -455,15 +453,15 @@ if real_model is not None:
 # %% [markdown]
 # In SmolLM2 the first MLP *is* part of the embedding, as is said of GPT-2. Its best induction head has a clearly
 # positive copying score, yet its OV circuit from W_E to W_U puts the own token on top for fewer than one token in a
-# thousand: more than chance, but no description of the head. It sits in layer 18 of 0 to 29: what it reads is not a
-# bare embedding, and eleven more layers work on what it writes. A circuit of weights is a claim about a direct path;
-# the longer the real path, the weaker the claim.
+# thousand: more than chance, but not a description of the head. In layer 18 of 0 to 29 it does not read a bare
+# embedding, and eleven more layers work on what it writes. A circuit of weights is a claim about a direct path; the
+# longer the real path, the weaker the claim.
 #
 # ## On your own
 #
 # Does the head with the most negative copying score, when the model runs, lower the logit of the token that it looks
 # at (BOS aside), and more than the previous-token head does? Hand in a claim, a number with its interval, the
-# control, what would have refuted you, and what the experiment does not show.
+# control, what would have refuted you, and what this does not show.
 
 # %% tags=["solution-only"]
 def pushed(layer, head):
@@ -487,16 +485,16 @@ claim(f"head {layers[row]}.{head} lowers the logit of the token it looks at less
 # %% [markdown] tags=["solution-only"]
 # *A model answer.* In `tiny` the head with the most negative score hardly touches that logit, while the
 # previous-token head, whose score is less extreme, lowers it clearly. The control inside each number is the token
-# that the head looks at in *another* sequence; the other order of the two heads would have refuted me. So a score
-# tells the direction of the eigenvectors, not how far a head pushes. It does not show why (this head looks mostly at
-# BOS, and reads no bare embeddings), nor what it does on stories.
+# looked at in *another* sequence; the reverse order of the two heads would have refuted me. So a score tells the
+# direction of the eigenvectors, not how far a head pushes. It does not show why (this head looks mostly at BOS, and
+# reads no bare embeddings), nor what it does on stories.
 
 # %% [markdown]
 # ## What this does not show
 #
-# - A weight circuit says what a head *would* do with bare token vectors. It has not been run on anything.
+# - A weight circuit says what a head *would* do with bare token vectors. Nothing was run.
 # - Norm scales, biases and positions are left out of the plain circuits. Lesson 05 puts them back one by one.
-# - A copying score near 1 does not make an induction head: most copying heads are something else.
+# - A copying score near 1 does not make an induction head.
 # - Averages over the vocabulary hide exceptions, and count tokens that the model never saw in training.
 #
 # ## Summary
@@ -504,8 +502,8 @@ claim(f"head {layers[row]}.{head} lowers the logit of the token it looks at less
 # - Four matrices per head: QK says where it looks, OV what it writes. Under grouped-query attention mind the groups.
 # - A folded matrix acts on the centred residual stream; only a division by the norm's scale is left.
 # - Keep circuits factored. Ask for the diagonal along rows *and* columns.
-# - Copying scores (eigenvalues) and positional patterns (position embeddings) need no run of the model. What they say
-#   is a prediction: run the model and see.
+# - Copying scores (eigenvalues) and positional patterns (position embeddings) need no run. They are predictions: run
+#   the model and see.
 # - The vector that stands for a token is a hypothesis. Test it against the residual stream.
 #
 # Sources: Elhage et al., [A Mathematical Framework for Transformer
