@@ -18,9 +18,9 @@
 # network.
 #
 # **How the exercises work.** A cell that starts with `@exercise(...)` is yours to fill in. Running it checks your
-# function and shows a card: *passed*, *wrong* (naming the mistake if it is a known one) or *not yet*.
-# `hint("00.next_token_probs")` gives a hint, more explicit each time, and `solution("00.next_token_probs")` the
-# course's answer. If you leave an exercise open, the notebook continues with the course's own function.
+# function and shows a card: *passed*, *wrong* (naming known mistakes) or *not yet*. `hint("00.next_token_probs")`
+# gives a hint, more explicit each time, and `solution("00.next_token_probs")` the course's answer. If you leave an
+# exercise open, the notebook continues with the course's own function.
 #
 # **How conclusions are shown.** `claim(…)` prints whether a conclusion *holds* on the model at hand: the number, what
 # it is held against, and the 95 % interval of their difference.
@@ -51,10 +51,9 @@ MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here; prin
 # on short stories in a little language of our own, on random tokens that repeat, and later on random pairs of tokens
 # (`training/train_tiny.py`).
 #
-# `load_model("gpt2-small")`, or any other name that TransformerLens knows, loads a model of yours in the same way: in
-# TransformerLens's `TransformerBridge`, which names every activation, in float32 and evaluation mode, and without
-# gradients for the weights (hence no `torch.no_grad()` here). The weights are simplified in ways that change no
-# probability (lesson 04).
+# `load_model("gpt2-small")`, or any other name that TransformerLens knows, loads a model of yours in the same way: as
+# a `TransformerBridge`, which names every activation, in float32, in evaluation mode and without gradients (hence no
+# `torch.no_grad()` here). The weights are simplified in ways that change no probability (lesson 04).
 
 # %%
 model = load_model(MODEL)
@@ -165,7 +164,7 @@ attention_patterns(words, torch.stack(patterns))
 # ## 4 · Reaching inside
 #
 # To know whether a head matters, remove it. A *hook* is a function `f(activation, hook)`: TransformerLens calls it
-# while the model runs, and continues with what it returns, or with the activation as it was if it returns nothing.
+# while the model runs, and continues with what it returns, or, if that is nothing, with the activation as it was.
 # (`hook.name` says where you are; the argument must be there even if you ignore it.) `model.run_with_hooks(tokens,
 # fwd_hooks=[(name, function)])` puts hooks in place for one run only. Here is one that only reads:
 
@@ -224,7 +223,7 @@ print(textwrap.fill(language.decode(sample.tokens[STORY, 1:60]) + " …", 80))
 
 # %% [markdown]
 # Names come back, a thing belongs to the one who picked it up, `he` is the person who acts, and `were` follows the
-# *tigers*, not the nearer *kitten*. At one place in that story, compare what can truly come next with what the model
+# *tigers*, not the nearer *kitten*. Compare, at one place in that story, what can come next with what the model
 # expects. (Only `tiny` speaks this language, so this section always uses it.)
 
 # %%
@@ -385,8 +384,8 @@ claim("the first MLP of tiny matters more than the last", first, ">", last, unit
 # %% [markdown]
 # ## What this does not show
 #
-# - Silencing a head says that the model *uses* it here, not what it does. A small change may also mean that another
-#   head stepped in (lesson 03).
+# - Silencing a head says that the model *uses* it here, not what it does; a small change may mean that another head
+#   stepped in (lesson 03).
 # - An attention pattern says where a head looks, not what it carries away (lesson 04).
 # - A small mean KL can hide a large one at a few positions.
 #

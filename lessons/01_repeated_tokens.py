@@ -133,9 +133,9 @@ plot_by_position(
     title=f"{MODEL} on repeated random tokens")
 
 # %% [markdown]
-# The dotted line marks the first token of the second copy. Nothing announces the repeat: only once this token has
-# been seen can a model know where it is. Before, it can only *hedge*, and at every position put some probability on
-# "it begins again here", on the first token. Does it? Here is that probability, beside that of the second token:
+# The dotted line marks the first token of the second copy. Only once this token has been seen can a model know that a
+# repeat has begun. Before, it can only *hedge*: at every position put some probability on "it begins again here", on
+# the first token. Does it? Here is that probability, beside the second token's:
 
 # %%
 again, other = bets.unbind(dim=-1)                  # [batch, seq_len]; entry j − 1: after j tokens of the first copy
@@ -159,7 +159,7 @@ if MODEL == "tiny":
 # short ones). After $j$ tokens without a repeat $64 - j$ periods are left, so an honest bet is $1/(64 - j)$: at $j =
 # 50$ one in 14. But its training counted the tokens of a repeat ten times as much as noise. A bet that comes true
 # counts 10, against $63 - j$ tokens of noise that count 1 each, so the best bet is $10/(10 + 63 - j)$: at $j = 50$,
-# $10/23$, or −0.83 nats in place of −2.64. (Both facts are in `training/train_tiny.py`; a model that never saw such
+# $10/23$, or −0.83 nats in place of −2.64. (Both facts are from `training/train_tiny.py`; a model that never saw such
 # repeats has no reason to hedge.) If you expected 1/14, you asked what is *true*. Training asks what is *paid for*.
 #
 # The second token's spike at $j = 28$ comes from two of the 30 sequences, in which the first token happens to come
@@ -302,9 +302,9 @@ plot_by_position(
 # %% [markdown]
 # ## 7 · Beside the published numbers
 #
-# The article's numbers for GPT-2 small are *quoted*, not recomputed here (with a network, set
-# `COURSE_MODEL=gpt2-small` and run this notebook again). It does not say how long its copies were or how many
-# sequences it averaged, and its slices include the boundary token.
+# The article's numbers for GPT-2 small are *quoted*, not recomputed here (with a network, `COURSE_MODEL=gpt2-small`
+# does that). It does not say how long its copies were or how many sequences it averaged, and its slices include the
+# boundary token.
 
 # %%
 rows = [("log-prob, first copy (nats)", report.first_half_log_prob, "−13.898"),
@@ -316,9 +316,9 @@ for name, ours, published in rows:
     print(f"{name:32}{ours:>14.3f}{published:>24}")
 
 # %% [markdown]
-# Compare each first copy with *its* chance level, which is lower for a larger vocabulary (−10.82 nats for GPT-2's
-# 50,257 tokens). A model does worse than chance by being confident in the wrong tokens: trained on text, it expects
-# words that random tokens do not bring.
+# Compare each first copy with *its* chance level, lower for a larger vocabulary (−10.82 nats for GPT-2's 50,257
+# tokens). A model does worse than chance by being confident in the wrong tokens: trained on text, it expects words
+# that random tokens do not bring.
 #
 # ## 8 · Does it hold in a real language model?
 
@@ -367,8 +367,8 @@ claim("what follows a token that occurs twice is harder", after[ambiguous[:, :-1
 # %% [markdown] tags=["solution-only"]
 # A model answer. After a token that occurs twice in its copy `tiny` loses a little, after any other next to nothing.
 # The control is all other places of the same sequences; equal means would have refuted me. The interval is a little
-# too narrow, since it takes places of one sequence as independent. It does not show whether the model is torn between
-# the two continuations or looks at the token before as well.
+# too narrow, since it treats places of one sequence as independent. The number does not show whether the model is
+# torn between the two continuations or looks at the token before as well.
 
 # %% [markdown]
 # ## What this does not show

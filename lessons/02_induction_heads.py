@@ -176,7 +176,7 @@ display(plot_head_scores(duplicate, f"{MODEL}: duplicate-token scores"))
 # For GPT-2 small, the outputs stored in TransformerLens's exploratory demo (2 sequences of 100 + 100 tokens) say,
 # *quoted*: induction heads 5.1 .931, 6.9 .926, 5.5 .926, 7.10 .904, 7.2 .851; previous-token heads **4.11 .992**, 3.7
 # .529, 6.8 .499; duplicate-token heads 0.5 .703, 3.0 .678. There, too, the strong previous-token head lies below
-# several induction heads. And if you confuse two offsets, you report the wrong heads, with scores up to 0.7.
+# several induction heads. If you confuse two offsets, you report the wrong heads, with scores up to 0.7.
 #
 # The best of many heads is high partly because it is the best. Compare it.
 
@@ -289,10 +289,10 @@ claim("a head that cannot do induction is above chance", incapable, ">", uniform
 
 # %% [markdown]
 # So 0.126 is twice what uniform attention gives, and still not induction: such a head may simply like certain words,
-# or near ones. *Uniform* attention is the first control, and rarely the last; a head that cannot do the job is a
-# better one. By that standard head 1.3, the best on repeats, shows nothing in stories, and 1.0, at six times uniform,
-# does. A head's job description depends on what you feed it. (One reason may be that many different words have
-# followed a token as frequent as `.`, and looking at all of them helps little.)
+# or near ones. *Uniform* attention is the first control; a head that cannot do the job is a better one. By that
+# standard head 1.3, the best on repeats, shows nothing in stories, and 1.0, at six times uniform, does. A head's job
+# description depends on what you feed it. (One reason may be that many different words have followed a token as
+# frequent as `.`, and looking at all of them helps little.)
 #
 # ## 7 · When did it form?
 #
@@ -348,7 +348,8 @@ measured("best induction score before training", induction_max[0], at_most=0.1)
 #
 # **Before the jump.** At step 800 the second copy is a nat better than chance (−6.90), with no head above 0.02 on the
 # induction stripe. Some of that is gained in any order, from tokens already seen. The rest needs the order, and we do
-# not know what does it. (Length did not hold the model back: from step 600 on, training repeats reach 63 tokens.)
+# not know what does it. (Length did not hold the model back: from step 600 on, training repeats reach 63 tokens, see
+# `training/train_tiny.py`.)
 #
 # **After it** the behaviour gets worse before it gets better. From step 1200 on, half of the random training rows are
 # pairs of tokens that come back in random order, where only the token just before helps. The two coincide; that one
@@ -416,15 +417,14 @@ print(f"uniform attention: {uniform_score(induction_targets(lengths[5])):.3f} fo
 # have refuted me. Both are far above uniform attention, which is itself eight times larger for the short repeat. It
 # does not show *why*: short repeats also come at early positions. (A repeat of 5 that begins late would tell.) A
 # score of 0.97 may be irrelevant because nothing reads what the head writes (attention says where, not what), or
-# because other heads do the same and the model would not miss it.
+# because other heads do the same.
 
 # %% [markdown]
 # ## What this does not show
 #
-# - An attention pattern says where a head looks. Whether the model *uses* what it finds is a causal question: lesson
-#   03 removes heads.
-# - We assume that the induction head finds its place *because* of what the previous-token head wrote. In the planted
-#   model that is so by construction; in a trained one it is a claim about weights, which lessons 04 and 05 test.
+# - An attention pattern says where a head looks, not whether the model *uses* what it finds: lesson 03 removes heads.
+# - We assume that the induction head finds its place *because* of what the previous-token head wrote. That holds by
+#   construction in the planted model; in a trained one it is a claim about weights, which lessons 04 and 05 test.
 # - Two curves that rise together are not cause and effect.
 #
 # ## Summary

@@ -222,9 +222,8 @@ for layer, theirs in zip(LAYERS, published):
 assert torch.allclose(published[:, 1:], sweep[:, :-1], atol=1e-5)
 
 # %% [markdown]
-# So the article's first column does not belong to the second copy. It puts the MLP output of BOS, a vector unlike any
-# other and often several times as long, at the first copy's last token. From there on both ranges agree, shifted by
-# one.
+# The article's first column does not belong to the second copy: it gives the first copy's last token the MLP output
+# of BOS, a vector unlike any other and often several times as long. From there on both ranges agree, shifted by one.
 #
 # So "MLPs do not matter" does not follow from this experiment.
 #
@@ -467,8 +466,8 @@ claim("ten slopes along the path miss less than one at its start (largest error)
 # Ten gradients come within a few per cent, at ten times the price. (The method, *integrated gradients*, rests on the
 # fundamental theorem of calculus: averaged over the path, the slopes give the whole change.) One gradient is for
 # *ranking candidates* among thousands. Distrust it most for parts that act through another head's attention, and
-# confirm what matters by points on the path or by the exact patch, for it misses silently. In section 8 it both ranks
-# and misses.
+# confirm what matters by points on the path or by the exact patch, for its misses are silent. In section 8 it both
+# ranks and misses.
 #
 # ## 6 · What does a part say directly?
 #
@@ -598,8 +597,8 @@ if real_model is not None:
 # %% [markdown]
 # Without the previous-token head the second copy suffers badly, as in `tiny`. The best induction head is missed too,
 # although lesson 02 found four more with scores above 0.5. SmolLM2 is far from confident here, and yet the gradient
-# gives its most important head the wrong sign: that head acts through the attention of others. The two induction
-# heads, which speak to the output, it puts in the right order. Three points of the path set all of them right.
+# gives its most important head the wrong sign: that head acts through the attention of others. It ranks the two
+# induction heads, which speak to the output, correctly. Three points of the path set all three right.
 #
 # ## On your own
 #
@@ -639,8 +638,8 @@ claim("mean ablation of MLP 0 costs more on ordinary text than on repeated token
 # ## Summary
 #
 # - Logits at j are about token j + 1. Without the shift a loss measures something else.
-# - Ask of every patch how different it is, compared with another token, how much of the mean one position can move,
-#   and what its length alone does.
+# - Ask of every patch how different it is (compared with another token's output), how much of the mean one position
+#   can move, and what its length alone does.
 # - Zero, mean and resample ablation are three questions. BOS keeps its activations.
 # - A small effect means useless *or* replaceable: ablate the spares together, and see whether others step in.
 # - The softmaxes of output and attention hide the largest effects from a gradient. Points on the path find them.
@@ -652,8 +651,8 @@ claim("mean ablation of MLP 0 costs more on ordinary text than on repeated token
 # [Axiomatic Attribution](https://arxiv.org/abs/1703.01365) (2017), integrated gradients; Chan et al., "Causal
 # Scrubbing" (2022), resample ablation; Wang et al., [Interpretability in the Wild](https://arxiv.org/abs/2211.00593)
 # (2022), back-up heads; McGrath et al., [The Hydra Effect](https://arxiv.org/abs/2307.15771) (2023), self-repair;
-# nostalgebraist, "interpreting GPT: the logit lens" (2020), for reading the residual stream through the unembedding;
-# the ablation of all heads instead of one: SAELens [pull request 163](https://github.com/jbloomAus/SAELens/pull/163).
+# nostalgebraist, "interpreting GPT: the logit lens" (2020); the ablation of all heads instead of one: SAELens [pull
+# request 163](https://github.com/jbloomAus/SAELens/pull/163).
 #
 # Next: **04 · Reading weights**.
 
