@@ -239,9 +239,8 @@ plot_next_tokens(
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_y p(y)\,(\ln p(y) - \ln q(y)),$$
 #
-# summed over all tokens $y$, with $p$ the truth and $q$ the model, in *nats* because the logarithm is natural. It
-# is never negative, and 0 only if the two agree. Where a word is impossible, $p = 0$ and $\ln p = -\infty$: its
-# term is 0.
+# summed over all tokens $y$, with $p$ the truth and $q$ the model, in *nats* (natural logarithm). It is never
+# negative, and 0 only if the two agree. Where a word is impossible, $p = 0$ and $\ln p = -\infty$: its term is 0.
 
 # %%
 @exercise("00.kl_from_truth")

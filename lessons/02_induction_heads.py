@@ -14,8 +14,7 @@
 #
 # The usual suspects are two kinds of attention head that work together. A **previous-token head** writes, at every
 # position, which token came just before. An **induction head** then asks, at a token A: "where is the position *whose
-# previous token was A*?" and copies what it finds there. You will build an instrument that scores every head, test
-# it, and watch the circuit form in training.
+# previous token was A*?" and copies what it finds there.
 #
 # **You need:** lessons 00 and 01.
 

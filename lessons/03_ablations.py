@@ -14,8 +14,8 @@
 #
 # Everything hangs on the "something else". Our article patches MLP outputs, sees hardly any change, and concludes
 # that MLP layers may not matter much here. You will repeat that experiment exactly, find out why its numbers would
-# look small even for an MLP that matters, and ask again in better ways. You also meet two shortcuts, attribution
-# patching and direct logit attribution, see where each misleads, and repair the first.
+# look small even for an MLP that matters, and ask again in better ways. Two shortcuts, attribution patching and
+# direct logit attribution, can mislead, and you will repair the first.
 #
 # **You need:** lessons 00 to 02.
 
@@ -52,12 +52,12 @@ print(f"{MODEL}: tokens {tuple(tokens.shape)}; layers to look into: {LAYERS}")
 # %% [markdown]
 # ## 1 · The number to watch
 #
-# Every experiment here asks how the **loss of the second copy** changes: the mean cross-entropy, in nats, of its
-# tokens, the boundary included, as in the article.
+# Every experiment here asks how the **loss of the second copy** changes, the boundary token included, as in the
+# article.
 #
 # The article's code cuts logits and tokens at the same places, `[:, seq_len:max_len]`, and passes both to a loss
-# function that it does not show. If that function does not shift them, it asks the logits at each position for the
-# token that is *already there*.
+# function that it does not show. Unless that function shifts them, it asks the logits at each position for the token
+# that is *already there*.
 
 # %%
 @exercise("03.second_copy_loss")
@@ -136,8 +136,7 @@ print(f"by the loop {times[0]:.2f} s, by the course's function {times[1]:.2f} s"
 
 # %% [markdown]
 # The course's `mlp_patch_sweep` gives the same numbers several times faster: it skips what a patch cannot change, the
-# layers below it and (attention is causal) the positions before it, whose keys and values a remembered clean pass
-# supplies.
+# layers below it and (attention is causal) the positions before it, whose keys and values come from one clean pass.
 #
 # **Predict before you look:** over all layers and positions, what is the median change of the loss, in nats?
 
@@ -222,10 +221,10 @@ for layer, theirs in zip(LAYERS, published):
 assert torch.allclose(published[:, 1:], sweep[:, :-1], atol=1e-5)
 
 # %% [markdown]
-# The article's first column does not belong to the second copy: it gives the first copy's last token the MLP output
-# of BOS, a vector unlike any other and often several times as long. From there on both ranges agree, shifted by one.
+# So the article's first column does not belong to the second copy, and the MLP output of BOS is a vector unlike any
+# other, often several times as long. From there on both ranges agree, shifted by one.
 #
-# So "MLPs do not matter" does not follow from this experiment.
+# "MLPs do not matter" does not follow from this experiment.
 #
 # ## 3 · Something else to put there
 #
@@ -275,10 +274,10 @@ measured("median change, one MLP position patched", sweep.abs().median(), unit="
 measured("worst mean ablation of an MLP", max(change.mean() for change in changes["mean"].values()), unit="nats")
 
 # %% [markdown]
-# Four replacements, four answers. All single out the last MLP of `tiny`, and by all of them those of layers 1 and 2
-# are dispensable *for this task*. But why does one vector cost ten times as much as another? Not only what it *says*
-# counts: the final norm divides the whole stream by its size, so a long vector makes every other part quieter. Run
-# everything again with the norm's divisor held at its clean value.
+# Four replacements, four answers. All single out the last MLP of `tiny` and find those of layers 1 and 2 dispensable
+# *for this task*. But why does one vector cost ten times as much as another? Not only what it *says* counts: the
+# final norm divides the whole stream by its size, so a long vector makes every other part quieter. Run everything
+# again with the norm's divisor held at its clean value.
 
 # %%
 _, cache = model.run_with_cache(tokens, names_filter=["ln_final.hook_scale", mlp_out(last)])
@@ -339,10 +338,9 @@ plot_head_scores(head_scores, f"{MODEL}: mean ablation of each head (rows are la
 # %% [markdown]
 # In `tiny` two heads of layer 0 stand out: without either, the second copy is lost. One is the previous-token head.
 # The other scores low on all of lesson 02's stripes: it looks at the token *itself* (lesson 04 shows it, lesson 05
-# finds out what for). And each induction head, without which there should be no induction, can go with almost no
-# effect.
+# finds out what for). And any one induction head can go with almost no effect.
 #
-# There are several of them. Remove one after the other:
+# But there are several. Remove one after the other:
 
 # %%
 def without(*heads):
@@ -367,7 +365,7 @@ claim("one induction head alone is missed less than the previous-token head",
 
 # %% [markdown]
 # The effect of an ablation says what the rest of the model *cannot make up for*; a small one may mean "useless" or
-# "has a spare". Section 6 measures how the others make up for it.
+# "has a spare" (section 6).
 #
 # ## 5 · All patches from one gradient
 #
@@ -430,7 +428,7 @@ plot_by_position({"exact": path, "what the gradient expects": path[0] + ways * s
 # the slope does not show.
 #
 # **Your experiment:** estimate what the ablation does from gradients at several points of the path, so well that it
-# holds for this head. The choice of points, and how to combine the slopes, is up to you.
+# holds for this head. Which points, and how to combine the slopes, is up to you.
 
 # %%
 @exercise("03.estimate_on_path")
@@ -573,10 +571,10 @@ if real_model is not None:
     measured("SmolLM2: first MLP, change by mean ablation", real_mean[0], unit="nats", at_least=3)
 
 # %% [markdown]
-# Here the patch fails most clearly. The first MLP of SmolLM2 puts out nearly the same vector for the same token in
-# both copies (a tenth of its length differs, where another token changes all of it), so patching one with the other
-# does next to nothing. With the mean in its place the loss rises by more than ten nats. But in the control, ordinary
-# text, the whole model breaks: this MLP is part not of *this task's* circuit but of everything.
+# Here the patch fails most clearly. The first MLP of SmolLM2 puts out nearly the same vector in both copies (a tenth
+# of its length differs, where another token changes all of it), so the patch does next to nothing. With the mean in
+# its place the loss rises by more than ten nats. But in the control, ordinary text, the whole model breaks: this MLP
+# is part not of *this task's* circuit but of everything.
 
 # %%
 if real_model is not None:

@@ -120,8 +120,8 @@ print(f"gains of that norm: from {raw.ln_1.weight.min():.2f} to {raw.ln_1.weight
 # %% [markdown]
 # If you read an *unfolded* matrix, you compare numbers that the gain has yet to rescale, differently for each
 # direction. (Here the gains are close to 1. Nothing promises that.) Folding cannot remove the division by the
-# standard deviation, which differs from position to position. A circuit of weights alone leaves it out, until
-# lesson 05.
+# standard deviation, which differs from position to position. A circuit of weights alone leaves it out; lesson 05
+# switches it on.
 #
 # ## 3 · What does a head copy?
 #
@@ -227,8 +227,7 @@ plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", 
 # Many heads copy, and most of them are not induction heads. In `tiny` some heads of the last layers have a score near
 # −1: they would *lower* the logit of whatever they look at. So would the previous-token head 0.2 (−0.72), but lesson
 # 03 measured that it says next to nothing to the output. A circuit says in which direction a head would push, not how
-# hard, or whether the output is its audience. And copying is half of a description; the other half is where a head
-# looks.
+# hard, or whether the output is its audience.
 #
 # ## 4 · What does a head look for?
 #
@@ -265,10 +264,10 @@ print("mean length:", ", ".join(f"{name} {x[:, 1:].norm(dim=-1).mean():.1f}" for
 
 # %% [markdown]
 # It copies what the residual stream already has. But in `tiny` embeddings are short vectors, and what this head
-# writes is five times as long. It *amplifies* the token, and lesson 05 will show who listens.
+# writes is five times as long. It *amplifies* the token (lesson 05 shows who listens).
 #
-# And the best induction head? By the picture above its QK circuit matches nothing, so it does not look for its own
-# token in the key's *embedding*. What it looks for was put there by another head.
+# By the picture above, the best induction head's QK circuit matches nothing: what it looks for is not its own token
+# in the key's *embedding*, but was put there by another head.
 #
 # ## 5 · Positions: the previous-token head
 #
@@ -413,9 +412,9 @@ if has_positions:
 #
 # SmolLM2 has **rotary positions**: no position is added to the residual stream, but each query and key is *rotated*
 # by an angle that grows with its position, so their product depends on their distance. A QK circuit without that
-# rotation is the score of a query and a key *at the same position*, a fiction, but a useful one for heads that care
-# about tokens. For a head that cares about distance, take the mean query and the mean key, which know nothing of
-# tokens, and rotate the query by 0, 1, 2, … positions:
+# rotation is the score of a query and a key *at the same position*: a useful fiction for heads that care about
+# tokens. For a head that cares about distance, take the mean query and the mean key, which know nothing of tokens,
+# and rotate the query by 0, 1, 2, … positions:
 
 # %%
 real_model = load_real_model()
