@@ -340,7 +340,7 @@ plot_head_scores(head_scores, f"{MODEL}: mean ablation of each head (rows are la
 # The other scores low on all of lesson 02's stripes: it looks at the token *itself* (lesson 04 shows it, lesson 05
 # finds out what for). And any one induction head can go with almost no effect.
 #
-# But there are several. Remove one after the other:
+# But there are several. Remove more and more of them:
 
 # %%
 def without(*heads):
