@@ -11,21 +11,19 @@
 #
 # **The question.** What can you read off, and change inside, a language model while it runs?
 #
-# After loading a trained model you will ask, look, switch off and measure: ask it for its predictions, look at what
-# one attention head attends to, switch that head off, and measure how far the model is from a *known* truth.
-# Everything else in the course is built from these four moves. It takes about three quarters of an hour.
+# The course is built from four moves: ask a trained model for its predictions, look at what an attention head attends
+# to, silence that head, and measure how far the model is from a *known* truth. This lesson takes about 45 minutes.
 #
-# **You need:** Python, PyTorch, and a rough idea of what a transformer is (tokens, attention, residual
-# stream). No GPU, no network.
+# **You need:** Python, PyTorch, and a rough idea of a transformer (tokens, attention, residual stream). No GPU, no
+# network.
 #
-# **How the exercises work.** A cell that starts with `@exercise(...)` is yours to fill in. When you run it,
-# your function is checked at once and a card says *passed*, *wrong* (and, if it is a known mistake, which
-# one) or *not yet*. If you are stuck, `hint("00.next_token_probs")` gives a hint, and a more explicit
-# one each time; `solution("00.next_token_probs")` shows the course's answer. You can leave
-# an exercise open and read on: the notebook then continues with the course's own function.
+# **How the exercises work.** A cell that starts with `@exercise(...)` is yours to fill in. Running it checks your
+# function and shows a card: *passed*, *wrong* (naming known mistakes) or *not yet*. `hint("00.next_token_probs")`
+# gives a hint, more explicit each time, and `solution("00.next_token_probs")` the course's answer. If you leave an
+# exercise open, the notebook continues with the course's own function.
 #
-# **How conclusions are shown.** `claim(…)` prints whether a conclusion *holds* on the model at hand: the number, what it
-# is held against, and the 95 % interval of their difference.
+# **How conclusions are shown.** `claim(…)` prints whether a conclusion *holds* on the model at hand: the number, what
+# it is held against, and the 95 % interval of their difference.
 
 # %%
 import os
@@ -49,14 +47,13 @@ MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here; prin
 # %% [markdown]
 # ## 1 · A model
 #
-# The course's own model is called `tiny`: it has the architecture of GPT-2, but is small enough to run in
-# milliseconds on a laptop. We trained it on three things: short stories in a little language of our own, random
-# tokens that repeat, and, later, random pairs of tokens. `training/train_tiny.py` makes it again from nothing.
+# The course's own model, `tiny`, has the architecture of GPT-2, but runs in milliseconds on a laptop. We trained it
+# on short stories in a little language of our own, on random tokens that repeat, and later on random pairs of tokens
+# (`training/train_tiny.py`).
 #
-# `load_model("gpt2-small")`, or any other name that TransformerLens knows, loads a model of yours in the same way:
-# wrapped in TransformerLens's `TransformerBridge`, which gives every activation a name, in float32, in evaluation
-# mode, and with weights that ask for no gradients (so that there is no `torch.no_grad()` here). The weights were
-# simplified in ways that change no probability; lesson 04 says how and why.
+# `load_model("gpt2-small")`, or any other name that TransformerLens knows, loads a model of yours in the same way: as
+# a `TransformerBridge`, which names every activation, in float32, in evaluation mode and without gradients (hence no
+# `torch.no_grad()` here). The weights are simplified in ways that change no probability (lesson 04).
 
 # %%
 model = load_model(MODEL)
@@ -67,9 +64,9 @@ print(f"{MODEL}: {cfg.n_layers} layers of {cfg.n_heads} heads, residual stream o
 # %% [markdown]
 # ## 2 · Predictions
 #
-# A model reads tokens and gives *logits*: at every position, one number for each token that could come
-# next. The softmax turns them into probabilities. `to_tokens` puts the beginning-of-sequence token (BOS) in
-# front, as in training.
+# A model reads tokens and gives *logits*: at every position, one number for each token that could come next. The
+# softmax turns them into probabilities. `to_tokens` puts the beginning-of-sequence token (BOS) in front, as in
+# training.
 
 # %%
 prompt = "One morning , Mary was in the"
@@ -90,8 +87,7 @@ probs = next_token_probs(logits)
 print(f"{probs.shape[1]} probabilities that sum to {probs.sum():.4f}; the largest is {probs.max():.4f}")
 
 # %% [markdown]
-# A vector of probabilities is hard to read. Write a function that names the best guesses. Useful:
-# `model.to_tokens(text)`, `tensor.topk(k)`, and `model.tokenizer.decode([token_id])`.
+# Now name the best guesses. Useful: `model.to_tokens(text)`, `tensor.topk(k)`, `model.tokenizer.decode([token_id])`.
 
 # %%
 @exercise("00.top_tokens")
@@ -107,16 +103,16 @@ if MODEL == "tiny":
     print(f"the truth: one of {len(PLACES)} places, {1 / len(PLACES):.4f} each")
 
 # %% [markdown]
-# If you are on `tiny`: many places, all about equally likely. That is not the model being unsure of itself:
-# the program that writes the stories draws this place at random.
+# On `tiny` many places are about equally likely. That is not ignorance: the program that writes the stories draws
+# this place at random.
 #
 # ## 3 · Looking inside
 #
-# `run_with_cache` runs the model and keeps activations by name. Attention patterns are called
-# `blocks.{layer}.attn.hook_pattern`: for each head, a row for every position that looks (the *query*) and a
-# column for every position looked at (the *key*). Each row sums to 1, and nothing looks ahead.
+# `run_with_cache` runs the model and keeps activations by name. An attention pattern,
+# `blocks.{layer}.attn.hook_pattern`, has for each head a row for every position that looks (the *query*) and a column
+# for every position looked at (the *key*). Each row sums to 1, and nothing looks ahead.
 #
-# Every block has the same names. The stream passes through, and each part reads a copy of it and adds to it:
+# Every block has the same names. Each part reads a copy of the stream and adds to it:
 #
 # ```text
 # hook_resid_pre                                           the stream [batch, pos, d_model] comes in
@@ -127,7 +123,7 @@ if MODEL == "tiny":
 # hook_resid_post                                          = hook_resid_pre of the next block
 # ```
 #
-# To see all names of any model, run it once without a filter on a short text, and print the keys of the cache.
+# To see all names of any model, run it once on a short text without a filter and print the cache's keys.
 
 # %%
 _, cache = model.run_with_cache(tokens)
@@ -140,9 +136,8 @@ attention_bytes = 2 * 12 * 12 * 1024**2 * 4         # scores and pattern, 12 lay
 print(f"GPT-2 small, one text of 1024 tokens: {attention_bytes / 1e9:.1f} GB for attention alone")
 
 # %% [markdown]
-# The last line is why this is the only run without a filter: attention grows with the *square* of the length, and
-# with the batch. `names_filter` (a name, a list, or a function of the name) keeps only what you ask for. Make it a
-# habit.
+# Attention grows with the batch and with the *square* of the length. `names_filter` (a name, a list, or a function of
+# the name) keeps only what you ask for. Make it a habit.
 
 # %%
 @exercise("00.head_pattern")
@@ -158,8 +153,8 @@ words = [model.tokenizer.decode([token]) for token in tokens[0].tolist()]
 plot_attention(head_pattern(model, tokens, layer=0, head=0), words, "head 0.0: layer 0, head 0")
 
 # %% [markdown]
-# The same for all heads of the layer, as an interactive picture: move over a token to see what it looks at,
-# click on a head to keep it. (It draws itself when you run the cell.)
+# All heads of the layer, in an interactive picture (run the cell): move over a token to see what it looks at, click
+# on a head to keep it.
 
 # %%
 patterns = [head_pattern(model, tokens, layer=0, head=head) for head in range(cfg.n_heads)]
@@ -168,11 +163,10 @@ attention_patterns(words, torch.stack(patterns))
 # %% [markdown]
 # ## 4 · Reaching inside
 #
-# Looking is not yet understanding: to know whether a head matters, take it away. A *hook* is a function
-# `f(activation, hook)`: TransformerLens calls it while the model runs, and goes on with what it returns, or, if it
-# returns nothing, with the activation as it was. (`hook.name` says where you are; you may ignore it, but the argument
-# must be there.) `model.run_with_hooks(tokens, fwd_hooks=[(name, function)])` puts hooks in place for one run and
-# removes them afterwards. Here is one that only reads:
+# To know whether a head matters, remove it. A *hook* is a function `f(activation, hook)`: TransformerLens calls it
+# while the model runs, and continues with what it returns, or, if that is nothing, with the activation as it was.
+# (`hook.name` says where you are; the argument must be there even if you ignore it.) `model.run_with_hooks(tokens,
+# fwd_hooks=[(name, function)])` puts hooks in place for one run only. Here is one that only reads:
 
 # %%
 def show_norms(z, hook):                            # z: [batch, pos, head, d_head]
@@ -185,8 +179,8 @@ print("the logits are as before:", torch.allclose(logits_again, logits))
 
 # %% [markdown]
 # Now one that changes what it reads. What each head writes, before it is mixed into the residual stream, is
-# `blocks.{layer}.attn.hook_z`: which slice of it belongs to one head? (A hook that stays on changes every later run,
-# silently. The check looks for that, and for whatever else you leave changed.)
+# `blocks.{layer}.attn.hook_z`: which slice of it belongs to one head? (A hook that stays on silently changes every
+# later run; the check looks for that, and for anything else left changed.)
 
 # %%
 @exercise("00.without_head")
@@ -198,8 +192,8 @@ def without_head(
 
 
 # %% [markdown]
-# **Predict before you run.** We silence each head of layer 0 in turn. What is the largest change that this
-# makes to the probability of any next word after the prompt? (Between 0 and 1.)
+# **Predict before you run.** We silence each head of layer 0 in turn. What is the largest change in the probability
+# of any next word after the prompt?
 
 # %%
 predict("00.largest_change", None, unit="(a change in probability)")
@@ -212,15 +206,14 @@ for head, change in enumerate(changes):
 reveal("00.largest_change", max(changes))
 
 # %% [markdown]
-# In `tiny` the largest change looks like nothing, 0.006. But the likeliest word has only 0.017: it is a third of that.
-# Judge a change against what is there. And it is the change after *one* prompt: §6 comes back to this.
+# In `tiny` the largest change, 0.006, is a third of the likeliest word's probability, 0.017: judge a change against
+# what is there. And this is *one* prompt (§6 comes back to it).
 #
 # ## 5 · A known truth
 #
-# For natural text nobody knows the true probability of the next word, so nobody can say how far a model is
-# from it. For the course's language we do know. A story comes from a program that draws each word from a
-# distribution that depends only on the words already on the page, and the program tells us that
-# distribution.
+# In natural text nobody knows the true probability of the next word. In the course's language we do: the program that
+# writes the stories draws each word from a distribution that depends only on the words already on the page, and tells
+# us that distribution.
 
 # %%
 language = StoryLanguage(seed=7)            # the stories that `tiny` was trained on had another seed
@@ -230,9 +223,8 @@ print(textwrap.fill(language.decode(sample.tokens[STORY, 1:60]) + " …", 80))
 
 # %% [markdown]
 # Names come back, a thing belongs to the one who picked it up, `he` is the person who acts, and `were` follows the
-# *tigers*, not the nearer *kitten*. At one place in that story, compare what
-# can truly come next with what the model expects. (Only `tiny` speaks this language, so this section always
-# uses it.)
+# *tigers*, not the nearer *kitten*. Compare, at one place in that story, what can come next with what the model
+# expects. (Only `tiny` speaks this language, so this section always uses it.)
 
 # %%
 story_model = model if MODEL == "tiny" else load_model("tiny")
@@ -243,12 +235,12 @@ plot_next_tokens(
     language.vocabulary, title="… " + language.decode(sample.tokens[STORY, position - 7:position + 1]) + " …")
 
 # %% [markdown]
-# The distance from one distribution to another is measured by the Kullback–Leibler divergence,
+# How far one distribution is from another is measured by the Kullback–Leibler divergence,
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_y p(y)\,(\ln p(y) - \ln q(y)),$$
 #
-# summed over all tokens $y$, with $p$ the truth and $q$ the model, in *nats* because the logarithm is natural. It is
-# never negative, and 0 only if the two agree. Where a word is impossible, $p = 0$ and $\ln p = -\infty$: its term is 0.
+# summed over all tokens $y$, with $p$ the truth and $q$ the model, in *nats* (natural logarithm). It is never
+# negative, and 0 only if the two agree. Where a word is impossible, $p = 0$ and $\ln p = -\infty$: its term is 0.
 
 # %%
 @exercise("00.kl_from_truth")
@@ -260,8 +252,8 @@ def kl_from_truth(
 
 
 # %% [markdown]
-# **Predict:** the entropy of the truth is the loss that no model can go below. By how many nats per token is
-# `tiny` above it, on stories that it has never seen?
+# **Predict:** no model can have a loss below the entropy of the truth. By how many nats per token is `tiny` above it,
+# on unseen stories?
 
 # %%
 predict("00.kl", None, unit="nats per token")
@@ -282,22 +274,20 @@ plot_by_position({"entropy of the truth (the floor)": sample.entropy.mean(0),
                  ylabel="nats per token, mean over 32 rows", title="How close to the floor?")
 
 # %% [markdown]
-# The two lines all but coincide, except at the right edge. In training, rows were 128 tokens long, and the
-# logits at the last position had no next token to be compared with: nobody ever taught the model to predict
-# from there. That one position of 128 accounts for more than a third of the KL above:
+# The two lines all but coincide, except at the right edge. Training rows were 128 tokens long, so the last position
+# never had a next token as its target. That one position of 128 accounts for more than a third of the KL above:
 
 # %%
 print(f"KL at the last position {kl[:, -1].mean():.2f} nats; mean without it {kl[:, :-1].mean():.3f}")
 claim("the last position, for which training had no target, is worse than the others", kl[:, -1], ">", kl[:, :-1].mean(dim=1), unit="nats")
 
 # %% [markdown]
-# A plot by position shows at once what a mean hides, and measures in later lessons leave the last position
-# out.
+# A plot by position shows at once what a mean hides. Measures in later lessons leave the last position out.
 #
 # ## 6 · Without a known truth
 #
-# Your own model has no known truth. What then says how much a head matters? The best substitute is the *unchanged
-# model*: how far do the predictions move when the head is silenced? You have both parts. **Write the experiment.**
+# Your own model has no known truth. The best substitute is the *unchanged model*: how far do the predictions move
+# when a head is silenced? **Write the experiment.**
 
 # %%
 @exercise("00.damage")
@@ -307,8 +297,8 @@ def damage(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[
 
 
 # %% [markdown]
-# In stories we can ask the substitute the question that one cannot ask elsewhere: does it say what the truth says?
-# **Predict** for which layer the damage is largest, and how large (the prompt above moved by 0.006 at most).
+# In stories we can check the substitute: does it say what the truth says? **Predict** for which layer the damage is
+# largest, and how large (the prompt above moved by 0.006 at most).
 
 # %%
 predict("00.damage", None, unit="nats")
@@ -332,25 +322,24 @@ print(f"head 1.3, last position: KL to the unchanged model "
       f"{(kl_from_truth(truth[:, -1:], changed) - kl[:8, -1:]).mean():+.3f} nats")
 
 # %% [markdown]
-# Head 0.0, which moved no probability by more than 0.006 after the prompt, costs over two nats a token in stories. If you
-# predicted little, you generalised from one prompt: one whose next word is drawn at random anyway, so that there was
-# hardly anything to lose.
+# Head 0.0, which moved no probability by more than 0.006 after the prompt, costs over two nats a token in stories. If
+# you predicted little, you generalised from one prompt, whose next word is drawn at random: there was hardly anything
+# to lose.
 #
 # Three substitutes for the truth, and when each misleads:
 #
-# - **KL to the unchanged model** needs no labels and uses the whole distribution. But it is never negative: *every* change
-#   counts as damage, also one that repairs an error, as in the last line above.
-# - **The loss on the actual next token** can go down as well as up. But that token is one draw from the distribution, so
-#   it is noisier; and it asks only about the tokens that happened to come.
-# - **A logit difference** between a right and a wrong word asks one question sharply. But it is blind to everything
-#   else: both words may have become impossible.
+# - **KL to the unchanged model** needs no labels and uses the whole distribution. But it is never negative: even a
+#   change that repairs an error counts as damage, as in the last line above.
+# - **The loss on the actual next token** can go down as well as up. But that token is one draw, so the loss is
+#   noisier and asks only about the tokens that happened to come.
+# - **A logit difference** between a right and a wrong word asks one sharp question. It misses everything else: both
+#   words may have become impossible.
 #
 # ## 7 · Does it hold in a real language model?
 #
-# Sections with this title repeat the lesson's main point on SmolLM2-135M, a language model that was trained
-# on real text by others (the instruction-tuned version, with weights rounded to 4 bits). It needs one
-# download, which you ask for yourself: `python -m course_utils fetch smollm2-135m`. Without it, these cells
-# say so and do nothing.
+# Sections with this title repeat the lesson's main point on SmolLM2-135M, which others trained on real text
+# (instruction-tuned, its weights rounded to 4 bits). `python -m course_utils fetch smollm2-135m` downloads it once.
+# Without it, these cells say so and do nothing.
 
 # %%
 real_model = load_real_model()
@@ -369,12 +358,12 @@ if real_model is not None:
     print(f"without one head of layer {layer}, KL to the unchanged model (nats): {[f'{x:.2f}' for x in moved]}")
 
 # %% [markdown]
-# (One prompt again, so believe it no further than that.)
+# (One prompt again: believe it no further than that.)
 #
 # ## On your own
 #
-# Which *MLP* of `tiny` matters most in stories, the first or the last? (`hook_mlp_out`.) Hand in: a claim; two numbers with
-# intervals; the control; what would have refuted you; what it does not show.
+# Which *MLP* of `tiny` matters more in stories, the first or the last? (`hook_mlp_out`.) Hand in a claim, two numbers
+# with intervals, the control, what would have refuted you, and what it does not show.
 
 # %% tags=["solution-only"]
 def without_mlp(layer):
@@ -386,30 +375,29 @@ first, last = (kl_from_truth(log_probs, without_mlp(layer).cpu())[:, :-1].mean(d
 claim("the first MLP of tiny matters more than the last", first, ">", last, unit="nats")
 
 # %% [markdown] tags=["solution-only"]
-# A model answer. Silencing the first MLP moves the predictions further than silencing the last, in nearly every one of 8
-# stories (the interval of the paired difference excludes 0); the last MLP is the control, and an interval around 0 would have
-# refuted me. It does not show that the first "does more": everything after it was trained to read its output, and zero
-# is an output that never occurs. Lesson 03 replaces parts by something less brutal than zero.
+# A model answer. Over 8 stories, silencing the first MLP moves the predictions further than silencing the last (the
+# interval of the paired difference excludes 0). The last MLP is the control, and an interval around 0 would have
+# refuted me. It does not show that the first "does more": everything after it was trained to read its output, and
+# zero is an output that never occurs (lesson 03 has less brutal replacements).
 
 # %% [markdown]
 # ## What this does not show
 #
-# - Silencing a head says that the model *uses* it here, not what it does; and a small change may mean that
-#   another head stepped in. Lesson 03 takes this up.
-# - An attention pattern says where a head looks, not what it carries away from there. Lesson 04 takes that
-#   up.
-# - A small KL on average can hide a large one at a few positions.
+# - Silencing a head says that the model *uses* it here, not what it does; a small change may mean that another head
+#   stepped in (lesson 03).
+# - An attention pattern says where a head looks, not what it carries away (lesson 04).
+# - A small mean KL can hide a large one at a few positions.
 #
 # ## Summary
 #
-# - Logits at a position are about the *next* token; the softmax over the vocabulary turns them into probabilities.
-# - `run_with_cache(names_filter=…)` reads activations by name; `run_with_hooks(fwd_hooks=…)` changes them
-#   and cleans up.
-# - The course's language has a known truth: its entropy is the floor, and KL(truth ‖ model) is the height
-#   above it. Elsewhere the unchanged model takes the truth's place.
+# - Logits at a position are about the *next* token; the softmax turns them into probabilities.
+# - `run_with_cache(names_filter=…)` reads activations by name; `run_with_hooks(fwd_hooks=…)` changes them and cleans
+#   up.
+# - The course's language has a known truth: its entropy is the floor, KL(truth ‖ model) the height above it.
+#   Elsewhere the unchanged model takes the truth's place.
 # - One prompt is one prompt.
 #
-# Next: **01 · Repeated tokens**, where a model does something that no bigram table can do.
+# Next: **01 · Repeated tokens**, which no bigram table can predict.
 
 # %% tags=["exercise-only"]
 progress("00")

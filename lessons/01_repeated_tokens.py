@@ -9,13 +9,11 @@
 # %% [markdown]
 # # 01 · Repeated tokens
 #
-# **The question.** Show a language model fifty random tokens, then the same fifty again. On the first copy
-# it can only guess. On the second, a model that has learned to look back knows what comes next. How large
-# is the difference, and how do you measure it without fooling yourself?
+# **The question.** Show a language model fifty random tokens, then the same fifty again. On the first copy it can
+# only guess. On the second, a model that has learned to look back knows what comes next. How large is the difference,
+# and how do you measure it without fooling yourself?
 #
-# This is the behaviour that the next four lessons take apart. Here we only measure it, carefully: which
-# positions count, what chance is, what a single unforeseeable token does to an average, and what else would give
-# the same numbers.
+# The next four lessons take this behaviour apart. Here we only measure it, carefully.
 #
 # **You need:** lesson 00 (logits, `exercise`, `predict`).
 
@@ -43,15 +41,15 @@ print(f"{MODEL}: {model.cfg.n_layers} layers of {model.cfg.n_heads} heads, {mode
 # %% [markdown]
 # ## 1 · The sequence
 #
-# `[BOS, r1 … rn, r1 … rn]`: the beginning-of-sequence token, then n tokens drawn uniformly from the *whole*
-# vocabulary, then the same n tokens again. Random tokens make the test clean: nothing about the words
-# themselves helps, so whatever the model gains on the second copy it must have read from the first.
+# `[BOS, r1 … rn, r1 … rn]`: the beginning-of-sequence token, n tokens drawn uniformly from the *whole* vocabulary,
+# and the same n tokens again. Random tokens say nothing about each other, so any gain on the second copy must have
+# been read from the first.
 #
-# BOS comes first because the model was trained that way. (This lesson follows an article by S. Xiang, see Sources,
-# whose text puts BOS last; its code, rightly, first.)
+# BOS comes first, as in training. (This lesson follows an article by S. Xiang, see Sources, whose text puts BOS last;
+# its code, rightly, first.)
 #
-# `check_repeated_length(model, seq_len, batch)` refuses lengths that do not fit into the model's context;
-# you may call it in your function. `bos_token_id(model)` is the id of BOS.
+# You may use `check_repeated_length(model, seq_len, batch)`, which refuses lengths that do not fit into the model's
+# context, and `bos_token_id(model)`.
 
 # %%
 @exercise("01.generate_repeated_tokens")
@@ -75,8 +73,7 @@ print("a short one:", [model.tokenizer.decode([token]) for token in short[0].tol
 # %% [markdown]
 # ## 2 · What is chance?
 #
-# Scores are log-probabilities of the actual next token, in nats (natural logarithm). Before you look at a
-# model, know what guessing would give.
+# Scores are log-probabilities of the actual next token, in nats (natural logarithm). First, what would guessing give?
 
 # %%
 @exercise("01.chance_log_prob")
@@ -90,12 +87,12 @@ chance = chance_log_prob(model.cfg.d_vocab)
 print(f"chance for {model.cfg.d_vocab} tokens: {chance:.3f} nats")
 
 # %% [markdown]
-# Chance is the best that *anybody* can do on the first copy, on average: its tokens are drawn uniformly, so
-# whatever probability you add to one token you take from others that are just as likely. A model can easily do worse.
+# On average, chance is the best that *anybody* can do on the first copy: whatever probability you add to one token
+# you take from others that are just as likely. A model can easily do worse.
 #
-# **Predict before you run:** the mean log-probability on the first copy, and on the second (0 would be
-# certainty). And: when 50 tokens have come without a repeat, what probability does the model give to "it begins
-# again now", that is, to the first token?
+# **Predict before you run:** the mean log-probability on the first copy, and on the second (0 would be certainty).
+# And after 50 tokens without a repeat, what probability does the model give to "it begins again now", that is, to the
+# first token?
 
 # %%
 predict("01.first_half", None)
@@ -105,8 +102,8 @@ predict("01.hedge", None, unit="(probability)")
 # %% [markdown]
 # ## 3 · Score every token
 #
-# Logits at position j are about token j + 1. So the last logits have nothing to be compared with, and nothing
-# predicts the first token (BOS): n positions give n − 1 scores.
+# Logits at position j are about token j + 1. The last logits have no target, and nothing predicts the first token
+# (BOS): n positions give n − 1 scores.
 
 # %%
 @exercise("01.correct_token_log_probs")
@@ -118,8 +115,7 @@ def correct_token_log_probs(
 
 
 # %% [markdown]
-# We run a few sequences at a time, and keep only what we need of the logits: a vocabulary of fifty thousand makes them
-# large.
+# Large vocabularies make large logits, so we run a few sequences at a time.
 
 # %%
 log_probs, bets, guesses = [], [], []
@@ -137,10 +133,9 @@ plot_by_position(
     title=f"{MODEL} on repeated random tokens")
 
 # %% [markdown]
-# Look at the dotted line: it marks the first token of the second copy. Nothing in the sequence says that a
-# repeat is about to begin; only once this token has been seen can a model know where it is. The best it can
-# do is to *hedge*: at every position of the first copy, put some probability on "it begins again here", on the
-# first token. Does it? Its probability at every position, beside that of the second token:
+# The dotted line marks the first token of the second copy. Only once this token has been seen can a model know that a
+# repeat has begun. Before, it can only *hedge*: at every position put some probability on "it begins again here", on
+# the first token. Does it? Here is that probability, beside the second token's:
 
 # %%
 again, other = bets.unbind(dim=-1)                  # [batch, seq_len]; entry j − 1: after j tokens of the first copy
@@ -160,16 +155,15 @@ if MODEL == "tiny":
     print(f"the bet costs {-(1 - again[:, 1:]).log().mean():.2f} nats a token where it does not come true")
 
 # %% [markdown]
-# `tiny` bets, and boldly. It was trained on periods from 2 to 63 (in the first 600 steps only on short ones), all equally
-# likely: after $j$ tokens without a
-# repeat, $64 - j$ periods are left, and an honest bet is $1/(64 - j)$: at $j = 50$ one in 14. But its training counted
-# the tokens of a repeat ten times as much as noise. A bet that comes true counts 10, against $63 - j$ tokens of noise
-# that count 1 each, so that the best bet is $10/(10 + 63 - j)$: at $j = 50$, $10/23$, or −0.83 nats in place of −2.64.
-# (Both are facts about its training, `training/train_tiny.py`; a model that never saw such repeats has no reason
-# to hedge at all.) If you expected 1/14: you asked what is *true*. Training asks what is *paid for*.
+# `tiny` bets, and boldly. It was trained on periods from 2 to 63, all equally likely (in the first 600 steps only
+# short ones). After $j$ tokens without a repeat $64 - j$ periods are left, so an honest bet is $1/(64 - j)$: at $j =
+# 50$ one in 14. But its training counted the tokens of a repeat ten times as much as noise. A bet that comes true
+# counts 10, against $63 - j$ tokens of noise that count 1 each, so the best bet is $10/(10 + 63 - j)$: at $j = 50$,
+# $10/23$, or −0.83 nats in place of −2.64. (Both facts are from `training/train_tiny.py`; a model that never saw such
+# repeats has no reason to hedge.) If you expected 1/14, you asked what is *true*. Training asks what is *paid for*.
 #
-# And the spike of the second token at $j = 28$? In two of the 30 sequences the first token happens to come again there, and
-# `tiny` takes it for the repeat.
+# The second token's spike at $j = 28$ comes from two of the 30 sequences, in which the first token happens to come
+# again there: `tiny` takes it for the repeat.
 #
 # ## 4 · Three numbers instead of two
 #
@@ -187,8 +181,7 @@ first, boundary, inner = split_halves(log_probs, SEQ_LEN)
 print(f"first copy {first:.3f} nats | boundary token {boundary:.3f} | rest of the second copy {inner:.3f}")
 
 # %% [markdown]
-# The article reports the mean over *all* n tokens of the second copy, boundary included. How much does that
-# one token weigh?
+# The article reports the mean over *all* n tokens of the second copy. How much does the boundary token weigh?
 
 # %%
 @exercise("01.with_boundary")
@@ -205,13 +198,12 @@ reveal("01.second_half", second)
 claim("on the first copy the model is worse than chance", log_probs[:, :SEQ_LEN].mean(dim=1), "<", chance, unit="nats")
 
 # %% [markdown]
-# Whoever said "chance" for the first copy has forgotten that a model may be confident in the wrong tokens: `tiny` pays
-# for its bet at every position, and for what it expects right after BOS (a story: the first point of the first plot).
+# If you said "chance" for the first copy, you forgot that a model may be confident in the wrong tokens. `tiny` pays
+# for its bet at every position, and for expecting a story right after BOS (the first point of the first plot).
 #
-# The same arithmetic on numbers published for GPT-2 small: TransformerLens's main demo stores a loss of
-# 0.399 nats on the second copy, and 0.183 without the boundary token. If both are means over copies of 50
-# tokens, the boundary token alone must have had the loss below: one token in fifty, and more than half of the
-# reported loss.
+# The same arithmetic on numbers published for GPT-2 small: TransformerLens's main demo stores a loss of 0.399 nats on
+# the second copy, and 0.183 without the boundary token. If both are means over copies of 50 tokens, that one token
+# accounts for more than half of the loss.
 
 # %%
 loss_with, loss_without = 0.399, 0.183              # quoted: stored in TransformerLens Main_Demo
@@ -220,15 +212,14 @@ print(f"boundary loss implied: {boundary_loss:.2f} nats")
 print(f"check: {with_boundary(loss_without, boundary_loss, 50):.3f}")
 
 # %% [markdown]
-# **Read on with this in mind:** a mean over the second copy is not a property of the model alone. It
-# depends on n, because the boundary's share is 1/n, and on whether the boundary was counted. A published
-# number that says neither cannot be compared with yours.
+# So a mean over the second copy depends on n, because the boundary's share is 1/n, and on whether the boundary was
+# counted. **A published number that says neither cannot be compared with yours.**
 #
 # ## 5 · What else would look like this?
 #
-# A model might do better on the second copy without copying anything: by giving more probability to every token
-# that it has already seen. With 50 tokens seen out of 988, that alone could be worth $\ln(988/50) = 3.0$ nats. **Write
-# the experiment that tells the two apart**: let the second copy have the same tokens in another order.
+# A model could do better on the second copy without copying, by giving more probability to every token already seen.
+# With 50 tokens seen out of 988, that alone could be worth $\ln(988/50) = 3.0$ nats. **Write the experiment that
+# tells the two apart**: put the second copy's tokens in another order.
 
 # %%
 @exercise("01.order_gain")
@@ -249,8 +240,8 @@ print(f"order is worth {estimate(gain)} nats per token")
 claim("the second copy is better because its tokens come in the same order", gain, ">", 0.0, unit="nats")
 
 # %% [markdown]
-# In `tiny` the order is worth more than the whole distance from chance to certainty: on a second copy in another order
-# it does much *worse* than chance, because it copies what does not come. And how often is its best guess right?
+# In `tiny` the order is worth more than the whole distance from chance to certainty: in another order it does much
+# *worse* than chance, because it copies what does not come. How often is its best guess right?
 
 # %%
 came = tokens.cpu()
@@ -262,11 +253,11 @@ print(f"'it begins again' is the best guess at {begins_again.mean():.2f} of the 
       "from the second on")
 
 # %% [markdown]
-# Mind the boundary here too. For a model that does not hedge it is a miss, and accuracy cannot pass 49/50 =
-# 0.98. For one that does, "it begins again" is the best guess nearly everywhere in the first copy (any other
-# token is one in a thousand), and it comes true exactly once. So a second-half accuracy above 0.98 is not a bug.
+# Mind the boundary here too. A model that does not hedge misses it, so its accuracy cannot pass 49/50 = 0.98. For one
+# that does, "it begins again" is the best guess nearly everywhere in the first copy (any other token is one in a
+# thousand) and comes true once, so accuracy above 0.98 is not a bug.
 #
-# From here on we call the library's `repeated_token_report`. It must agree with what you computed by hand:
+# From here on we call the library's `repeated_token_report`. It must agree with your numbers:
 
 # %%
 report = repeated_token_report(model, SEQ_LEN, BATCH, seed=0)
@@ -287,9 +278,9 @@ measured("second copy, accuracy", report.second_half_accuracy, at_least=0.95 if 
 # %% [markdown]
 # ## 6 · How long a repeat does it need?
 #
-# If the model really looks back for *this* token, a copy of 5 tokens should work as well as one of 50; a model that
-# had learned one distance by heart would fail at all others. We leave out the boundary token, and the first copy's
-# first token (what follows BOS is a story of its own), so that lengths can be compared.
+# If the model really looks back for *this* token, a copy of 5 tokens should work as well as one of 50; with one
+# distance learned by heart it would fail at all others. To compare lengths we leave out the boundary token and the
+# first copy's first token (what follows BOS is special).
 
 # %%
 lengths = [3, 5, 10, 20, 35, 50]
@@ -311,10 +302,9 @@ plot_by_position(
 # %% [markdown]
 # ## 7 · Beside the published numbers
 #
-# The article gives, for GPT-2 small, −13.898 and −0.644 nats and accuracies of 0.0 and 0.93. These are
-# *quoted*: we have not recomputed them here (with a network, set `COURSE_MODEL=gpt2-small` and run this
-# notebook again). It does not say how long its copies were, nor how many sequences it averaged, and its
-# slices include the boundary token.
+# The article's numbers for GPT-2 small are *quoted*, not recomputed here (with a network, `COURSE_MODEL=gpt2-small`
+# does that). It does not say how long its copies were or how many sequences it averaged, and its slices include the
+# boundary token.
 
 # %%
 rows = [("log-prob, first copy (nats)", report.first_half_log_prob, "−13.898"),
@@ -326,9 +316,9 @@ for name, ours, published in rows:
     print(f"{name:32}{ours:>14.3f}{published:>24}")
 
 # %% [markdown]
-# Compare each first copy with *its* chance level: a larger vocabulary makes chance lower (−10.82 nats for
-# GPT-2's 50,257 tokens). A model does worse than chance by being confident in the wrong tokens: trained on text, it
-# expects words that random tokens do not bring.
+# Compare each first copy with *its* chance level, lower for a larger vocabulary (−10.82 nats for GPT-2's 50,257
+# tokens). A model does worse than chance by being confident in the wrong tokens: trained on text, it expects words
+# that random tokens do not bring.
 #
 # ## 8 · Does it hold in a real language model?
 
@@ -355,17 +345,15 @@ if real_model is not None:
         title="SmolLM2-135M on repeated random tokens"))
 
 # %% [markdown]
-# The rise is there, in a model that nobody trained on repeated noise: it comes from reading text. It is not a
-# jump: some ten tokens pass before the model makes much use of the repeat. Note the interval (two standard
-# errors on each side): with four sequences, not even the first digit is certain. To halve it you need four times as
-# many.
+# The rise is there, in a model that nobody trained on repeated noise: it comes from reading text. It takes some ten
+# tokens before the model makes much use of the repeat. With four sequences, the interval (two standard errors on each
+# side) leaves even the first digit open. To halve it you need four times as many.
 #
 # ## On your own
 #
-# Here every token of a copy was drawn from the whole vocabulary. Is the second copy harder where the copy itself
-# contains a token twice, since two different tokens have followed it? Hand in: a claim; a number with an interval; a
-# control; what would have refuted you; what it does not show. (Four lines of code will do: `report.tokens`
-# and `report.log_probs` are there.)
+# Is the second copy harder where a copy contains a token twice, since two different tokens have followed it? Hand in
+# a claim, a number with an interval, a control, what would have refuted you, and what it does not show.
+# (`report.tokens` and `report.log_probs` have what you need.)
 
 # %% tags=["solution-only"]
 many = repeated_token_report(model, 50, batch=200 if MODEL == "tiny" else 20, seed=3)
@@ -377,29 +365,28 @@ claim("what follows a token that occurs twice is harder", after[ambiguous[:, :-1
       unit="nats")
 
 # %% [markdown] tags=["solution-only"]
-# A model answer. After a token that occurs twice in its copy `tiny` loses a little, after any other next to
-# nothing; the control is all the other places of the same sequences. Equal means would have refuted me. It treats the
-# places as independent, though two lie in one sequence, so the interval is a little too narrow; and it does not show
-# whether the model is torn between the two continuations or looks at the token before as well.
+# A model answer. After a token that occurs twice in its copy `tiny` loses a little, after any other next to nothing.
+# The control is all other places of the same sequences; equal means would have refuted me. The interval is a little
+# too narrow, since it treats places of one sequence as independent. The number does not show whether the model is
+# torn between the two continuations or looks at the token before as well.
 
 # %% [markdown]
 # ## What this does not show
 #
-# - *That* the model copies, not *how*. It might count positions, with many distances learned: §6 only excludes a single
-#   one. Lesson 02 looks at the heads; lesson 03 takes them away.
-# - Random tokens are an odd diet. A model may do this on noise and something subtler in text.
+# - *That* the model copies, not *how*. It might count positions, with many distances learned: §6 excludes only a
+#   single one. Lesson 02 looks at the heads; lesson 03 removes them.
+# - Random tokens are an odd diet. In text a model may do something subtler.
 #
 # ## Summary
 #
 # - The sequence is `[BOS, r1 … rn, r1 … rn]`; logits at j are about token j + 1.
-# - Chance is $-\ln V$ nats. The first copy cannot be better than that on average, and is often worse.
-# - The second copy's first token can only be hedged, not known. Report it apart, or say that you counted
-#   it.
+# - Chance is $-\ln V$ nats. On average the first copy cannot be better, and is often worse.
+# - The second copy's first token can only be hedged. Report it apart, or say that you counted it.
 # - The same tokens in another order are the control: what is left of the gain does not come from copying.
 #
-# Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), for the experiment and the quoted numbers;
-# the TransformerLens demo notebooks for the loss with and without the boundary token; Olsson et al.,
-# [In-context Learning and Induction Heads](https://arxiv.org/abs/2209.11895) (2022), for why this matters.
+# Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), for the experiment and the quoted numbers; the
+# TransformerLens demo notebooks for the loss with and without the boundary token; Olsson et al., [In-context Learning
+# and Induction Heads](https://arxiv.org/abs/2209.11895) (2022), for why this matters.
 #
 # Next: **02 · Induction heads**.
 

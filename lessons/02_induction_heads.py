@@ -9,14 +9,12 @@
 # %% [markdown]
 # # 02 · Induction heads
 #
-# **The question.** In lesson 01 the model suddenly predicted tokens well when they came a second time.
-# Which parts of it do that, and when in training did they appear?
+# **The question.** In lesson 01 the model suddenly predicted tokens well when they came a second time. Which parts of
+# it do that, and when in training did they appear?
 #
-# The usual suspects are two kinds of attention head that work together. A **previous-token head** writes,
-# at every position, which token came just before. An **induction head** then asks, at a token A: "where is
-# the position *whose previous token was A*?" and copies what it finds there. You will build an instrument that
-# scores every head, test it on circuits that we planted by hand, find out what indifference would score, and
-# watch the circuit form in training.
+# The usual suspects are two kinds of attention head that work together. A **previous-token head** writes, at every
+# position, which token came just before. An **induction head** then asks, at a token A: "where is the position *whose
+# previous token was A*?" and copies what it finds there.
 #
 # **You need:** lessons 00 and 01.
 
@@ -50,15 +48,14 @@ print(f"{MODEL}: {model.cfg.n_layers} layers of {model.cfg.n_heads} heads; token
 # %% [markdown]
 # ## 1 · Where should they look?
 #
-# Take `[BOS, A, B, C, A, B, C]`, with positions 0 to 6, and the second A, at position 4. Three kinds of
-# head can be told apart by the one position that they look at from there:
+# Take `[BOS, A, B, C, A, B, C]`, with positions 0 to 6, and the second A, at position 4. From there, three kinds of
+# head look at different positions:
 #
 # - a *previous-token* head looks at the token just before;
 # - a *duplicate-token* head looks at the earlier A;
-# - an *induction* head looks at the token **after** the earlier A: the B, which is what comes next.
+# - an *induction* head looks at the token **after** the earlier A: the B that comes next.
 #
-# (The article that we follow describes in words what a duplicate-token head does and calls it induction.
-# Its code measures the right thing. One position makes the difference.)
+# (Our article's words describe a duplicate-token head and call it induction; its code measures the right thing.)
 
 # %%
 @exercise("02.where_heads_look")
@@ -76,13 +73,11 @@ print("from position 4 of [BOS, A, B, C, A, B, C]:", where_heads_look(query=4, s
 # %% [markdown]
 # ## 2 · An instrument
 #
-# Every score of this lesson has the same form: run the model, take some entries of every head's attention
-# pattern, and average them. Build that once, for any entries. It is the tool to carry home: change one line of
-# it, and it reads something else in every layer.
+# Every score of this lesson has the same form: run the model, take some entries of every head's attention pattern,
+# and average them. Build that once, for any entries: it is the tool to carry home.
 #
-# What you need beyond lesson 00: a hook that returns nothing leaves the run as it is; `hook.layer()` is the
-# number of the layer that the hook is in; and a *function* of a hook's name may stand in place of the name
-# (`is_pattern(name)` is True for every layer's attention pattern). `return_type=None` spares the logits.
+# New since lesson 00: `hook.layer()` is the number of the hook's layer, a *function* of a hook's name may replace the
+# name (`is_pattern(name)` is True for every layer's attention pattern), and `return_type=None` spares the logits.
 
 # %%
 @exercise("02.head_scores")
@@ -99,11 +94,11 @@ def head_scores(
 # %% [markdown]
 # ## 3 · Three stripes
 #
-# For all queries at once, each kind of head is a *diagonal stripe* of the pattern: `pattern.diagonal(offset, -2,
-# -1)` takes the entries with key = query + offset. Before you average a diagonal, ask how many entries it has, and
-# whose they are. With two copies of 50 tokens and BOS, the diagonal at offset −49 has 52 entries, but the
-# second copy has 50 tokens: two entries belong to queries of the *first* copy, which have nothing to look back
-# at. (The article averages all 52, so that a perfect head cannot score 1.)
+# For all queries at once, each kind of head is a *diagonal stripe* of the pattern: `pattern.diagonal(offset, -2, -1)`
+# takes the entries with key = query + offset. Before you average a diagonal, ask how many entries it has, and whose
+# they are. With two copies of 50 tokens and BOS, the diagonal at offset −49 has 52 entries, two of which belong to
+# queries of the *first* copy, with nothing to look back at. (The article averages all 52, so even a perfect head
+# cannot score 1.)
 
 # %%
 @exercise("02.stripe")
@@ -131,11 +126,11 @@ def named(scores, k=5):
 
 
 # %% [markdown]
-# How do you know that a measure is right? Try it where the answer is known. `planted_induction_model` is a
-# transformer whose weights we set by hand: head 0.0 (layer 0, head 0) looks at the previous token, always;
-# head 1.0 is an induction head; the other two do nothing. And a measure must not only find what is there: it must
-# stay low where it is *not*. So we plant a second model, which differs in one matrix: its head 1.0 looks for its own
-# token, like a duplicate-token head. (It cannot tell the earlier one from itself: half its attention goes to each.)
+# Try a measure where the answer is known. We set the weights of `planted_induction_model` by hand: head 0.0 (layer 0,
+# head 0) always looks at the previous token, head 1.0 is an induction head, and the other two do nothing. A measure
+# must also stay low where its target is *not*, so a second model differs in one matrix: its head 1.0 looks for its
+# own token, like a duplicate-token head. (It cannot tell the earlier one from itself, so each gets half its
+# attention.)
 
 # %%
 rng = torch.Generator().manual_seed(0)
@@ -150,13 +145,13 @@ for name, duplicate in (("induction", False), ("duplicate-token", True)):
         print(f"    {kind:10} {named(scores_of(planted, planted_tokens, kind, 20), 4)}")
 
 # %% [markdown]
-# Read the last line of each block. A measure that is one position off would give the duplicate-token head 0.5
-# and call it an induction head, and the real one 0. Only one of the two models predicts the second copy.
+# Read the last line of each block. A measure one position off would give the duplicate-token head 0.5 and call it an
+# induction head, and the real one 0.
 #
 # ## 4 · The heads of this model
 #
-# **Predict before you run:** in which layer will the best previous-token head be? It has to come *before*
-# the induction head that reads what it wrote.
+# **Predict before you run:** in which layer will the best previous-token head be? It has to come *before* the
+# induction head that reads what it wrote.
 
 # %%
 predict("02.previous_layer", None, unit="(layer)")
@@ -174,16 +169,15 @@ display(plot_head_scores(induction, f"{MODEL}: induction scores"))
 display(plot_head_scores(duplicate, f"{MODEL}: duplicate-token scores"))
 
 # %% [markdown]
-# (All three maps share one colour scale, so a dark one says: this model has no such head.) In `tiny` one head of
-# layer 0 looks at the previous token, and *all four* heads of layer 1 are induction heads, and no other head is.
+# (All three maps share one colour scale.) In `tiny` one head of layer 0 looks at the previous token, *all four* heads
+# of layer 1 are induction heads, and no other head is.
 #
-# For GPT-2 small, the outputs stored in TransformerLens's exploratory demo (2 sequences of 100 + 100
-# tokens) say, *quoted*: induction heads 5.1 .931, 6.9 .926, 5.5 .926, 7.10 .904, 7.2 .851; previous-token
-# heads **4.11 .992**, 3.7 .529, 6.8 .499; duplicate-token heads 0.5 .703, 3.0 .678. There, too, the strong
-# previous-token head lies below several induction heads; and whoever confuses two offsets reports the wrong heads,
-# with scores up to 0.7.
+# For GPT-2 small, the outputs stored in TransformerLens's exploratory demo (2 sequences of 100 + 100 tokens) say,
+# *quoted*: induction heads 5.1 .931, 6.9 .926, 5.5 .926, 7.10 .904, 7.2 .851; previous-token heads **4.11 .992**, 3.7
+# .529, 6.8 .499; duplicate-token heads 0.5 .703, 3.0 .678. There, too, the strong previous-token head lies below
+# several induction heads. If you confuse two offsets, you report the wrong heads, with scores up to 0.7.
 #
-# A score by itself is not a finding: the best of many heads is high partly because it is the best. Compare it.
+# The best of many heads is high partly because it is the best. Compare it.
 
 # %%
 bound = MODEL == "tiny"                     # the course promises these bounds for its own model only
@@ -206,8 +200,7 @@ if MODEL == "tiny":
 # %% [markdown]
 # ## 5 · Look at them
 #
-# A score is a mean; look before you believe it. Here are both heads on a short repeat, and then all heads
-# of the induction head's layer.
+# A score is a mean, so look at both heads on a short repeat, then at all heads of the induction head's layer.
 
 # %%
 short = generate_repeated_tokens(model, seq_len=10, seed=3)
@@ -226,16 +219,15 @@ plot_attention(pattern, words, f"induction head {layer}.{head}")
 attention_patterns(words, cache[f"blocks.{layer}.attn.hook_pattern"][0])
 
 # %% [markdown]
-# In the induction head's picture, follow a row of the second copy to its bright cell: it lies one to the
-# right of the same word's first occurrence. In the first copy there is nothing to find, and the head parks
-# its attention: in many models on BOS, in `tiny` on the very first word, with which a repeat would begin. This fits
-# the hedge of lesson 01. Whether it *causes* it, a picture cannot say.
+# In the second copy, the induction head's bright cell lies one to the right of the same word's first occurrence. In
+# the first copy there is nothing to find, and the head parks its attention: in many models on BOS, in `tiny` on the
+# very first word, with which a repeat would begin. This fits the hedge of lesson 01; whether it *causes* it, a
+# picture cannot say.
 #
 # ## 6 · Induction in any text
 #
-# Stripes need a known period. For ordinary text the same idea is a *mask*: entry (query, key) counts if the
-# token before the key is the query's token. On two copies of different tokens it marks the stripe from
-# before.
+# In ordinary text there is no known period, and the stripe becomes a *mask*: entry (query, key) counts if the token
+# before the key is the query's token. On two copies of different tokens it marks the same stripe.
 
 # %%
 @exercise("02.induction_targets")
@@ -251,10 +243,10 @@ def induction_targets(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch q
 print(induction_targets(torch.tensor([[0, 5, 6, 5, 6]]))[0].int())      # [BOS, a, b, a, b]
 
 # %% [markdown]
-# Do the same heads do it in stories? In the course's language words come back all the time: names, places,
-# things, but also `the` and full stops, after which anything may come. (Only `tiny` speaks this language,
-# so this part uses it.) `induction_scores_in_text` is your instrument with the mask in place of the stripe: it sums
-# each head's attention over the marked keys and takes the mean over the queries that have one.
+# Do the same heads do it in stories? There, words come back all the time: names, places, things, but also `the` and
+# full stops, after which anything may come. (This part always uses `tiny`.) `induction_scores_in_text` is your
+# instrument with the mask in place of the stripe: it sums each head's attention over the marked keys and averages
+# over the queries that have one.
 #
 # **Predict** the best head's score in stories, divided by its score on repeated tokens: 1, 0.5 or 0.1?
 
@@ -273,9 +265,9 @@ print("stories:        ", named(in_stories.mean(dim=0), 3))
 reveal("02.in_stories", (in_stories.mean(dim=0)[best] / in_repeats[best]).item())
 
 # %% [markdown]
-# The runner-up in stories, 0.1 with 0.126, is a head of layer 0, where no head can know what stood before a key:
-# it *cannot* do induction. So is 0.126 high? Ask what a head would score that does not care: with several marked keys
-# for each query, even equal attention to everything hits some.
+# The runner-up in stories, 0.1 with 0.126, is in layer 0, where no head can know what stood before a key: it *cannot*
+# do induction. So is 0.126 high? With several marked keys for each query, even equal attention to everything hits
+# some.
 
 # %%
 @exercise("02.uniform_score")
@@ -295,17 +287,17 @@ claim("head 1.3 is below that head: nothing says that it does", three, "<", inca
 claim("a head that cannot do induction is above chance", incapable, ">", uniform)
 
 # %% [markdown]
-# So 0.126 is twice what uniform attention gives, and still not induction: such a head may simply like certain words, or
-# near ones. *Uniform* attention is the first control, and rarely the last; a head that cannot do the job is a
-# better one. Measured so, head 1.3, the best on repeats, shows nothing in stories, and 1.0, six times above
-# uniform, does. A head's job description depends on what you feed it. (One reason may be that a token as frequent as
-# `.` has been followed by many different words, and that looking at all of them would be of little use.)
+# So 0.126 is twice what uniform attention gives, and still not induction: such a head may simply like certain words,
+# or near ones. *Uniform* attention is the first control; a head that cannot do the job is a better one. By that
+# standard head 1.3, the best on repeats, shows nothing in stories, and 1.0, at six times uniform, does. A head's job
+# description depends on what you feed it. (One reason may be that many different words have followed a token as
+# frequent as `.`, and looking at all of them helps little.)
 #
 # ## 7 · When did it form?
 #
-# `tiny` comes with checkpoints from its training. For each, we measure the behaviour (lesson 01's
-# log-probability, boundary left out) and the two kinds of head. The control is a second copy with the *same tokens
-# in another order*: whatever is gained there too is not induction.
+# `tiny` comes with checkpoints from its training. For each we measure the behaviour (the log-probability without the
+# boundary) and the two kinds of head. The control is a second copy with the *same tokens in another order*: whatever
+# is gained there too is not induction.
 
 # %%
 shuffled = repeats.clone()
@@ -347,23 +339,23 @@ claim("the behaviour is worse at step 2400 than at 1200", in_order[after], "<", 
 measured("best induction score before training", induction_max[0], at_most=0.1)
 
 # %% [markdown]
-# (Only the points were measured; the lines between them, above all from 2400 on, are drawn to lead the eye.)
+# (Only the points were measured; the lines lead the eye.)
 #
-# **The jump.** Between steps 800 and 1100 the second copy goes from hopeless to easy, and induction scores rise in the
-# same window. Olsson et al. saw this *phase change* in models of all sizes with more than one layer: the
-# circuit needs two. In another order the same tokens now fall to −10 and below: the model *expects* the order.
+# **The jump.** Between steps 800 and 1100 the second copy goes from hopeless to easy, and induction scores rise with
+# it. Olsson et al. saw this *phase change* in models of all sizes with more than one layer: the circuit needs two. In
+# another order the same tokens now fall to −10 and below: the model *expects* the order.
 #
-# **Before the jump** there is not nothing. At step 800 the second copy is a nat better than chance (−6.90), with no head
-# above 0.02 on the induction stripe. Some of that is gained in any order, by tokens that have been seen; the rest needs
-# the order. What does it, we have not found out. (Length is not what held the model back: from step 600 on, the
-# training data repeats up to 63 tokens; see `training/train_tiny.py`.)
+# **Before the jump.** At step 800 the second copy is a nat better than chance (−6.90), with no head above 0.02 on the
+# induction stripe. Some of that is gained in any order, from tokens already seen. The rest needs the order, and we do
+# not know what does it. (Length did not hold the model back: from step 600 on, training repeats reach 63 tokens, see
+# `training/train_tiny.py`.)
 #
-# **After it** the behaviour gets worse before it gets better. From step 1200 on, half of the random training rows are of
-# a third kind: pairs of tokens that come back in random order, where only the token just before helps. That this causes
-# the drop is a guess; that they coincide is all we know.
+# **After it** the behaviour gets worse before it gets better. From step 1200 on, half of the random training rows are
+# pairs of tokens that come back in random order, where only the token just before helps. The two coincide; that one
+# causes the other is a guess.
 #
-# The previous-token curve is a surprise: no single head scores high when induction is already there. Here is the
-# head that will be the previous-token head, before and after:
+# The previous-token curve is a surprise: no head scores high when induction is already there. The future
+# previous-token head, before and after:
 
 # %%
 layer, head = best_head(scores_of(story_model, repeats, "previous"))
@@ -375,8 +367,8 @@ for step in (1100, 2400, steps[-1]):
 
 # %% [markdown]
 # At step 1100 it looks at a *blur*: a quarter of its attention on its own position, nearly as much on the one before,
-# and less and less further back. Induction is there already, so for repeated sequences a blur seems to be enough. Later
-# the same head sharpens, as the pairs demand. A circuit's parts need not be as clean as their names.
+# and less and less further back. For repeated sequences that seems to be enough. Later the head sharpens, as the
+# pairs demand. A circuit's parts need not be as clean as their names.
 #
 # ## 8 · Does it hold in a real language model?
 
@@ -399,14 +391,13 @@ if real_model is not None:
     display(plot_head_scores(real_induction, "SmolLM2-135M: induction scores, 30 layers of 9 heads"))
 
 # %% [markdown]
-# SmolLM2 has such heads too. Five heads of layers 17 and 18 score above 0.5, and previous-token heads are spread
-# wider. The best of those, 16.0, lies below the five, as it must if they are to read what it wrote; 19.3 lies above,
-# and cannot serve them.
+# Five heads of layers 17 and 18 score above 0.5; previous-token heads are spread wider. The best of those, 16.0, lies
+# below the five, as it must if they are to read what it wrote; 19.3 lies above, and cannot serve them.
 #
 # ## On your own
 #
-# Does a head's score depend on the *length* of the repeat? Choose a head and a control, and hand in: one claim; two
-# numbers with intervals; the control; what would have refuted you; and what it does not show. Then name two ways in
+# Does a head's score depend on the *length* of the repeat? Choose a head and a control, and hand in a claim, two
+# numbers with intervals, the control, what would have refuted you, and what it does not show. Then name two ways in
 # which a head with a score of 0.97 may be irrelevant to what the model says.
 
 # %% tags=["solution-only"]
@@ -421,20 +412,18 @@ print(f"uniform attention: {uniform_score(induction_targets(lengths[5])):.3f} fo
       f"{uniform_score(induction_targets(lengths[50])):.3f} for 50")
 
 # %% [markdown] tags=["solution-only"]
-# A model answer. After 5 tokens the score of `tiny`'s head is a little lower, by about 0.06, and the interval excludes 0;
-# equal scores would have refuted me. Both are far above uniform attention, which is itself eight times larger for the
-# short repeat. It does not show *why*: short repeats also come at early positions, and I varied both at once. (A
-# repeat of 5 that begins late would tell.) A score of 0.97 may be irrelevant because nothing reads what the head
-# writes (attention says where, not what), or because other heads do the same and the model would not miss it.
+# A model answer. After 5 tokens `tiny`'s head scores about 0.06 less, and the interval excludes 0; equal scores would
+# have refuted me. Both are far above uniform attention, which is itself eight times larger for the short repeat. It
+# does not show *why*: short repeats also come at early positions. (A repeat of 5 that begins late would tell.) A
+# score of 0.97 may be irrelevant because nothing reads what the head writes (attention says where, not what), or
+# because other heads do the same.
 
 # %% [markdown]
 # ## What this does not show
 #
-# - An attention pattern says where a head looks. Whether the model *uses* what it finds is a causal
-#   question: lesson 03 takes heads away.
-# - We assume that the induction head finds its place *because* of what the previous-token head wrote. In
-#   the planted model that is so by construction; in a trained one it is a claim about weights, and lessons
-#   04 and 05 test it.
+# - An attention pattern says where a head looks, not whether the model *uses* what it finds: lesson 03 removes heads.
+# - We assume that the induction head finds its place *because* of what the previous-token head wrote. That holds by
+#   construction in the planted model; in a trained one it is a claim about weights, which lessons 04 and 05 test.
 # - Two curves that rise together are not cause and effect.
 #
 # ## Summary
@@ -446,13 +435,13 @@ print(f"uniform attention: {uniform_score(induction_targets(lengths[5])):.3f} fo
 # - Heads are found by score, not by number: every model keeps them elsewhere.
 # - Induction forms suddenly in training, together with the behaviour.
 #
-# Sources: Olsson et al., [In-context Learning and Induction Heads](https://arxiv.org/abs/2209.11895) (2022); Elhage et
-# al., [A Mathematical Framework for Transformer
+# Sources: Olsson et al., [In-context Learning and Induction Heads](https://arxiv.org/abs/2209.11895) (2022); Elhage
+# et al., [A Mathematical Framework for Transformer
 # Circuits](https://transformer-circuits.pub/2021/framework/index.html) (2021); Shuyang Xiang, "How to Interpret
 # GPT2-Small" (2024) for the scores' definition and the quoted heads; the outputs stored in TransformerLens's
 # Exploratory_Analysis_Demo.
 #
-# Next: **03 · Ablations**, where we take heads and MLPs away.
+# Next: **03 · Ablations**.
 
 # %% tags=["exercise-only"]
 progress("02")

@@ -9,15 +9,13 @@
 # %% [markdown]
 # # 03 · Ablations
 #
-# **The question.** Lesson 02 found heads that *look* at the right place. Which parts of the model does the
-# prediction *need*? An **ablation** answers by experiment: put something else in a part's place and see what
-# the loss does.
+# **The question.** Lesson 02 found heads that *look* at the right place. Which parts of the model does the prediction
+# *need*? An **ablation** puts something else in a part's place and sees what the loss does.
 #
-# Everything hangs on the "something else". The article that we follow patches MLP outputs, sees hardly any
-# change, and concludes that MLP layers may not matter much here. You will repeat that experiment exactly, find
-# out why its numbers would look small even for an MLP that matters, and ask again in better ways. On the way you
-# meet the two shortcuts of the trade, attribution patching and direct logit attribution, see where each misleads,
-# and repair the first.
+# Everything hangs on the "something else". Our article patches MLP outputs, sees hardly any change, and concludes
+# that MLP layers may not matter much here. You will repeat that experiment exactly, find out why its numbers would
+# look small even for an MLP that matters, and ask again in better ways. Two shortcuts, attribution patching and
+# direct logit attribution, can mislead, and you will repair the first.
 #
 # **You need:** lessons 00 to 02.
 
@@ -54,13 +52,12 @@ print(f"{MODEL}: tokens {tuple(tokens.shape)}; layers to look into: {LAYERS}")
 # %% [markdown]
 # ## 1 · The number to watch
 #
-# All experiments of this lesson ask one question: how does the **loss of the second copy** change? It is the
-# mean cross-entropy, in nats, of the second copy's tokens. (Its first token, the boundary, is counted, as in
-# the article.)
+# Every experiment here asks how the **loss of the second copy** changes, the boundary token included, as in the
+# article.
 #
-# The article's code cuts logits and tokens at the same places, `[:, seq_len:max_len]`, and passes both to a
-# loss function that it does not show. If that function does not shift them, it asks the logits at each
-# position for the token that is *already there*.
+# The article's code cuts logits and tokens at the same places, `[:, seq_len:max_len]`, and passes both to a loss
+# function that it does not show. Unless that function shifts them, it asks the logits at each position for the token
+# that is *already there*.
 
 # %%
 @exercise("03.second_copy_loss")
@@ -102,19 +99,16 @@ claim("without the shift, the second copy looks harder than the first",
       loss_at(second_copy, second_copy), ">", loss_at(first_copy, first_copy), unit="nats")
 
 # %% [markdown]
-# A model that has understood repetition is sure of the *next* token, so it gives the present one almost no
-# probability: without the shift the loss is worst where the model is best. And with the shift, three quarters of
-# `tiny`'s clean loss is the one token that nobody can know; the other 49 are as good as certain. Where the answer
-# is certain, much can be taken away before the loss notices.
+# A model that has understood repetition gives the *present* token almost no probability, so without the shift the
+# loss is worst where the model is best. With it, three quarters of `tiny`'s clean loss is the one token that nobody
+# can know. The other 49 are as good as certain, and then much can be removed before the loss notices.
 #
 # ## 2 · The article's experiment
 #
-# For each layer and each position of the second copy: take the MLP's output *at the same token's first
-# occurrence*, put it in place of the MLP's output here, and note how much the loss of the second copy rises.
-# One number per layer and position. Your function makes one pass of the model for each.
+# For each layer and each position of the second copy, replace the MLP's output by its output *at the same token's
+# first occurrence*, and note how much the loss of the second copy rises (one pass of the model for each).
 #
-# `mlp_out(layer)` is the hook's name, and a hook function gets `(activation, hook)`, may change the
-# activation, and returns it.
+# `mlp_out(layer)` is the hook's name. A hook function may change its activation, and returns it.
 
 # %%
 @exercise("03.mlp_patch_loop")
@@ -141,12 +135,10 @@ assert torch.allclose(by_loop.float(), sweep, atol=1e-5)
 print(f"by the loop {times[0]:.2f} s, by the course's function {times[1]:.2f} s")
 
 # %% [markdown]
-# The course's `mlp_patch_sweep` gives the same numbers, several times faster, because it leaves out what a
-# patch cannot change: the layers below it, and (attention is causal) the positions before it, whose keys and
-# values a remembered clean pass supplies.
+# The course's `mlp_patch_sweep` gives the same numbers several times faster: it skips what a patch cannot change, the
+# layers below it and (attention is causal) the positions before it, whose keys and values come from one clean pass.
 #
-# **Predict before you look:** of all entries, one per layer and position, what is the median change of the
-# loss, in nats?
+# **Predict before you look:** over all layers and positions, what is the median change of the loss, in nats?
 
 # %%
 predict("03.median_change", None)
@@ -157,14 +149,14 @@ plot_head_scores(sweep, f"{MODEL}: MLP output from the first copy, one position 
                  unit="change of the loss (nats)", diverging=True, columns="patched position, from the boundary")
 
 # %% [markdown]
-# Most entries are next to nothing, as the article found in GPT-2 small. Before we conclude anything about
-# MLPs, three questions about the experiment.
+# Most entries are next to nothing, as the article found in GPT-2 small. Before any conclusion about MLPs, three
+# questions.
 #
 # ### How much of a change is the patch?
 #
-# The same token stood there before, so the MLP may well have put out nearly the same vector: then we replaced a
-# thing by itself. The yardstick is what the MLP puts out at the same position for *another* token. (Vectors that
-# share a large mean have a cosine near 1 whatever else they say; so the mean is subtracted first.)
+# For the same token the MLP may have put out nearly the same vector: then we replaced a thing by itself. The
+# yardstick is its output at the same position for *another* token. (Vectors that share a large mean have a cosine
+# near 1 whatever else they say, so the mean is subtracted first.)
 
 # %%
 def unlikeness(outputs):
@@ -188,16 +180,14 @@ claim(f"MLP {LAYERS[-1]}: the first copy's output is at least as foreign here as
       found["first copy"][0], ">", found["another token"][0], unit="of the vector's length")
 
 # %% [markdown]
-# Where the patch changes far less than another token's output would, it is nearly a no-op, and a small change of
-# the loss says nothing about the MLP. (Section 8 shows the worst case, the first layer of SmolLM2.) `tiny` is
-# different: its copies differ more from each other than two tokens do. There the patch does change the output, so
-# ask next how far one position can move the mean.
+# Where the patch changes far less than another token's output would, a small change of the loss says nothing about
+# the MLP. (Section 8 shows the worst case, the first layer of SmolLM2.) In `tiny` the copies differ more from each
+# other than two tokens do, so the patch does change the output.
 #
 # ### How many tokens can one patch hurt?
 #
-# The loss is a mean over the whole second copy, and a patch at one position mostly hurts the one prediction
-# made there. A prediction that gets worse by $x$ nats moves the mean by $x$ / `seq_len`. So patch *all* positions
-# of the second copy at once, and put the two beside each other.
+# A patch at one position mostly hurts the one prediction made there: if that gets worse by $x$ nats, the mean moves
+# by $x$ / `seq_len`. So patch *all* positions of the second copy at once, and compare.
 
 # %%
 def from_first_copy(activation, hook):
@@ -211,15 +201,15 @@ for layer, row in zip(LAYERS, sweep):
           f"all at once, same sequence {everywhere[layer][0]:6.3f}, all sequences {estimate(everywhere[layer])}")
 
 # %% [markdown]
-# In `tiny`, a twentieth of a nat per position in the last layer is a small number. It is nearly three nats of
-# damage at each patched token, divided by fifty. In layers 1 and 2 all positions at once cost little, too: there
-# the experiment was simply right.
+# In `tiny`'s last layer a twentieth of a nat per position looks small, but is nearly three nats of damage at each
+# patched token, divided by fifty. In layers 1 and 2 all positions at once cost little, too: there the experiment was
+# simply right.
 #
 # ### What is special about the first token?
 #
-# The article sees an effect only at "the first token". Its loop starts at position `seq_len`, which is the *last
-# token of the first copy*, and patches it with the output of position 0: the MLP output of BOS. (It never reaches
-# the last token, which does no harm: nothing is predicted from there.) `as_published=True` uses exactly that range.
+# The article sees an effect only at "the first token". Its loop starts at position `seq_len`, the *last token of the
+# first copy*, and patches it with the MLP output of position 0, BOS. (It never reaches the last token, which does no
+# harm: nothing is predicted from there.) `as_published=True` uses exactly that range.
 
 # %%
 published = mlp_patch_sweep(model, one, SEQ_LEN, layers=LAYERS, as_published=True)
@@ -231,23 +221,22 @@ for layer, theirs in zip(LAYERS, published):
 assert torch.allclose(published[:, 1:], sweep[:, :-1], atol=1e-5)
 
 # %% [markdown]
-# The article's first column does not belong to the second copy. It gives the first copy's last token the MLP
-# output of BOS, a vector unlike any other and often several times as long. From there on both ranges agree,
-# shifted by one.
+# So the article's first column does not belong to the second copy, and the MLP output of BOS is a vector unlike any
+# other, often several times as long. From there on both ranges agree, shifted by one.
 #
-# So the experiment is right as an experiment, and "MLPs do not matter" does not follow from it.
+# "MLPs do not matter" does not follow from this experiment.
 #
 # ## 3 · Something else to put there
 #
 # To ask what a part contributes, put something *uninformative* in its place, at every position:
 #
 # - **zero**: nothing. Simple, but zero may be a value that the rest of the model never sees.
-# - **mean**: the part's average output. What is lost is all that depends on the input.
-# - **resample**: its output in another sequence. Every single value is a natural one, but wrong here.
+# - **mean**: the part's average output. All that depends on the input is lost.
+# - **resample**: its output in another sequence. Each value is natural, but wrong here.
 #
-# BOS keeps its own activation in this course: many models park attention there and make its activations huge,
-# so that breaking it breaks everything. (A head that is set to zero keeps its value bias: `load_model` has moved it
-# into the bias of the layer's output.)
+# BOS keeps its own activation in this course: many models park attention there and make its activations huge, so
+# breaking it breaks everything. (A head that is set to zero keeps its value bias, which `load_model` has moved into
+# the bias of the layer's output.)
 
 # %%
 @exercise("03.ablate")
@@ -285,10 +274,10 @@ measured("median change, one MLP position patched", sweep.abs().median(), unit="
 measured("worst mean ablation of an MLP", max(change.mean() for change in changes["mean"].values()), unit="nats")
 
 # %% [markdown]
-# Four replacements, four answers. All of them single out the last MLP of `tiny`, and by all of them those of
-# layers 1 and 2 are dispensable *for this task*. But why does one vector cost ten times as much as another? Not
-# only what it *says* counts. The final norm divides the whole stream by its size, so a long vector makes every
-# other part quieter. Which of the two is it? Run everything again with the norm's divisor held at its clean value.
+# Four replacements, four answers. All single out the last MLP of `tiny` and find those of layers 1 and 2 dispensable
+# *for this task*. But why does one vector cost ten times as much as another? Not only what it *says* counts: the
+# final norm divides the whole stream by its size, so a long vector makes every other part quieter. Run everything
+# again with the norm's divisor held at its clean value.
 
 # %%
 _, cache = model.run_with_cache(tokens, names_filter=["ln_final.hook_scale", mlp_out(last)])
@@ -308,16 +297,16 @@ claim(f"MLP {last}: with the divisor held, the first copy's output does less har
       changes["from the first copy"][last], unit="nats")
 
 # %% [markdown]
-# In `tiny` most of the harm is length. In the first copy the last MLP writes vectors almost three times as long;
-# the logits shrink, and confidence is lost, but hardly a single answer: the right token stays on top nearly
-# everywhere. With the divisor held, zero and mean cost the same, a tenth of a nat. A loss measures confidence
-# *and* correctness; look at a second metric before you say what a part is for.
+# In `tiny` most of the harm is length. In the first copy the last MLP writes vectors almost three times as long; the
+# logits shrink, and confidence is lost, but hardly a single answer. With the divisor held, zero and mean cost the
+# same, a tenth of a nat. A loss measures confidence *and* correctness: look at a second metric before you say what a
+# part is for.
 #
 # ## 4 · Take heads away
 #
-# A head gathers values from where it looks: z, at `hook_z(layer)`, [batch, pos, head, d_head]. Then W_O writes
-# it to the residual stream. To take a head away, replace *its* z, and no other. (A released evaluation
-# library once ablated all heads of a layer where it meant one.)
+# A head gathers values from where it looks: z, at `hook_z(layer)`, [batch, pos, head, d_head]. Then W_O writes it to
+# the residual stream. To remove a head, replace *its* z, and no other. (A released evaluation library once ablated
+# all heads of a layer where it meant one.)
 
 # %%
 @exercise("03.loss_without_head")
@@ -347,12 +336,11 @@ plot_head_scores(head_scores, f"{MODEL}: mean ablation of each head (rows are la
                  unit="change of the loss (nats)", diverging=True)
 
 # %% [markdown]
-# In `tiny` two heads of layer 0 stand out: without either, the second copy is lost. One is the previous-token
-# head. The other scores low on all of lesson 02's stripes: it looks at the token *itself* (lesson 04 shows it,
-# lesson 05 finds out what for). And the induction heads, without which there should be no induction? Each of
-# them can go, and almost nothing happens.
+# In `tiny` two heads of layer 0 stand out: without either, the second copy is lost. One is the previous-token head.
+# The other scores low on all of lesson 02's stripes: it looks at the token *itself* (lesson 04 shows it, lesson 05
+# finds out what for). And any one induction head can go with almost no effect.
 #
-# There are several of them. Take them away together, one after the other:
+# But there are several. Remove more and more of them:
 
 # %%
 def without(*heads):
@@ -376,15 +364,14 @@ claim("one induction head alone is missed less than the previous-token head",
       losses(*without(induction)), "<", losses(*without(previous)), unit="nats")
 
 # %% [markdown]
-# The effect of an ablation says what the rest of the model *cannot make up for*; a small number may mean
-# "useless" or "has a spare". How the others make up for it, section 6 will measure.
+# The effect of an ablation says what the rest of the model *cannot make up for*; a small one may mean "useless" or
+# "has a spare" (section 6).
 #
 # ## 5 · All patches from one gradient
 #
-# A sweep needs a pass per entry. **Attribution patching** estimates all entries at once: to first order, the loss
-# changes by $(\text{new} - \text{old}) \cdot \text{gradient}$. One forward and one backward pass, whatever the
-# number of entries. `gradients(model, tokens, names, loss)` returns {hook name: (activation, gradient)}; `loss` is
-# a function of the logits.
+# A sweep needs a pass per entry. **Attribution patching** estimates all entries from one forward and one backward
+# pass: to first order, the loss changes by $(\text{new} - \text{old}) \cdot \text{gradient}$. `gradients(model,
+# tokens, names, loss)` returns {hook name: (activation, gradient)}; `loss` is a function of the logits.
 
 # %%
 @exercise("03.mlp_attribution_sweep")
@@ -405,9 +392,9 @@ plot_scatter(sweep, estimates, "exact change of the loss (nats)", "estimate from
              title=f"{MODEL}: one point per layer and position")
 
 # %% [markdown]
-# In `tiny` the estimates lie on the floor. For heads it is no better. To see why, take the head that is missed
-# most, go from its own z to its mean in small steps, and watch three things: the loss, the logit of the right
-# token, and the attention of the best induction head.
+# In `tiny` the estimates lie on the floor, and for heads it is no better. To see why, move the z of the head that is
+# missed most to its mean in small steps, and watch the loss, the logit of the right token, and the attention of the
+# best induction head.
 
 # %%
 worst = best_head(head_scores)
@@ -435,14 +422,13 @@ plot_by_position({"exact": path, "what the gradient expects": path[0] + ways * s
                  title=f"{MODEL}: ablating head {layer}.{head} step by step")
 
 # %% [markdown]
-# A gradient knows the slope where the model *is*, and the estimate is the tangent there. In `tiny` that place is
-# flat twice over. The model is sure of the next token, so the *output's* softmax is saturated; and even the logit
-# before it does not move at first, because the softmax of the induction head's *attention* is saturated, too. A
-# small step changes nothing, and a large one falls off an edge that the slope does not show.
+# A gradient is the slope where the model *is*, and there `tiny` is flat twice over. The model is confident, so the
+# *output's* softmax is saturated; and even the logit before it does not move at first, because the softmax of the
+# induction head's *attention* is saturated, too. A small step changes nothing, and a large one falls off an edge that
+# the slope does not show.
 #
-# The slope at the start is not the only one to be had. **Your experiment:** estimate what the ablation does from
-# gradients at several points of the path, so well that it holds for this head. How to choose the points, and how to
-# combine the slopes, is up to you.
+# **Your experiment:** estimate what the ablation does from gradients at several points of the path, so well that it
+# holds for this head. Which points, and how to combine the slopes, is up to you.
 
 # %%
 @exercise("03.estimate_on_path")
@@ -475,17 +461,17 @@ claim("ten slopes along the path miss less than one at its start (largest error)
       max(errors["start"]), unit="nats")
 
 # %% [markdown]
-# Ten gradients come within a few per cent, at ten times the price. (Averaged over the path, the slopes add up to
-# the whole change: the fundamental theorem of calculus. The method is called *integrated gradients*.) One gradient
-# is for *ranking candidates* among thousands; distrust it most for parts that act through another head's
-# attention, and confirm what matters by points on the path or by the exact patch. What it misses it misses
-# silently. Section 8 has a model in which it does both.
+# Ten gradients come within a few per cent, at ten times the price. (The method, *integrated gradients*, rests on the
+# fundamental theorem of calculus: averaged over the path, the slopes give the whole change.) One gradient is for
+# *ranking candidates* among thousands. Distrust it most for parts that act through another head's attention, and
+# confirm what matters by points on the path or by the exact patch, for its misses are silent. In section 8 it both
+# ranks and misses.
 #
 # ## 6 · What does a part say directly?
 #
-# The logits are a linear function of the last residual stream once its norm's scale is fixed, and the residual
-# stream is a sum over the parts. So each logit is a sum too: **direct logit attribution** asks how much each
-# part adds to the logit of the actual next token.
+# The logits are a linear function of the last residual stream once its norm's scale is fixed, and the residual stream
+# is a sum over the parts. **Direct logit attribution** asks how much each part adds to the logit of the actual next
+# token.
 
 # %%
 @exercise("03.logit_contributions")
@@ -514,11 +500,11 @@ claim(f"the previous-token head {name(previous)} says less to the output than th
       inner[name(previous)], "<", inner[name(induction)], unit="units of logit")
 
 # %% [markdown]
-# In `tiny` the induction heads and the last MLP say the right token aloud; the previous-token head, without
-# which nothing works, says nothing: it talks to other heads, not to the output. And each induction head adds
-# some three units to the right logit, though each can go almost without a loss. Three explanations are possible.
-# Later parts *notice* and step in (**self-repair**); the other heads already say the same, so enough is left
-# (**redundancy**); or the head said nothing of use. Take the best induction head away and see who speaks louder.
+# In `tiny` the induction heads and the last MLP say the right token aloud. The previous-token head, without which
+# nothing works, says nothing: it talks to other heads, not to the output. Each induction head adds some three units
+# to the right logit, though each can go almost without a loss. Either later parts *notice* and step in
+# (**self-repair**), or the other heads already say enough (**redundancy**), or the head said nothing of use. Remove
+# the best induction head and see who speaks louder.
 
 # %%
 with model.hooks(fwd_hooks=without(induction)):
@@ -544,11 +530,10 @@ claim(f"parts after {own} make up for less than a tenth of it when it is gone", 
       -0.1 * change[own].mean().item(), unit="units of logit")
 
 # %% [markdown]
-# The heads of the same layer cannot notice: they read the stream before it. Their contribution grows only because
-# the final norm now divides by less. The later parts could notice, and in `tiny` they do not step in; together
-# they even say less. So this is redundancy: the right logit falls by three, and with the other heads still
-# speaking it stays far ahead, as the loss of 0.06 shows. Direct attribution counts what is *said*, ablation what
-# is *missed*. Neither replaces the other.
+# The heads of the same layer cannot notice, since they read the stream before it: they contribute more only because
+# the final norm now divides by less. The later parts could, but in `tiny` they even say less together. So this is
+# redundancy: the right logit falls by three and still stays far ahead, as the loss of 0.06 shows. Direct attribution
+# counts what is *said*, ablation what is *missed*. Neither replaces the other.
 #
 # ## 7 · Which question was it?
 #
@@ -586,11 +571,10 @@ if real_model is not None:
     measured("SmolLM2: first MLP, change by mean ablation", real_mean[0], unit="nats", at_least=3)
 
 # %% [markdown]
-# Here the patch fails most clearly. The first MLP of SmolLM2 puts out nearly the same vector for the same
-# token in both copies (a tenth of its length differs, where another token changes all of it), so that patching one
-# with the other does next to nothing. Put the mean in its place, and the loss rises by more than ten nats. But the
-# control on ordinary text says how to read that: the whole model breaks. This MLP is not a part of *this task's*
-# circuit; it is a part of everything.
+# Here the patch fails most clearly. The first MLP of SmolLM2 puts out nearly the same vector in both copies (a tenth
+# of its length differs, where another token changes all of it), so the patch does next to nothing. With the mean in
+# its place the loss rises by more than ten nats. But in the control, ordinary text, the whole model breaks: this MLP
+# is part not of *this task's* circuit but of everything.
 
 # %%
 if real_model is not None:
@@ -609,18 +593,16 @@ if real_model is not None:
     measured("SmolLM2: best previous-token head ablated", real_heads.max(), unit="nats")
 
 # %% [markdown]
-# Without the previous-token head the second copy suffers badly, as in `tiny`. The best induction head is missed
-# too, although lesson 02 found four more with scores above 0.5. SmolLM2 is far from sure here, and yet the
-# gradient gives its most important head the wrong sign: that head acts through the attention of others. The two
-# induction heads, which speak to the output, it puts in the right order. Three points of the path set all of them
-# right.
+# Without the previous-token head the second copy suffers badly, as in `tiny`. The best induction head is missed too,
+# although lesson 02 found four more with scores above 0.5. SmolLM2 is far from confident here, and yet the gradient
+# gives its most important head the wrong sign: that head acts through the attention of others. It ranks the two
+# induction heads, which speak to the output, correctly. Three points of the path set all three right.
 #
 # ## On your own
 #
-# Section 3 called the first MLP of `tiny` dispensable, *for repeated tokens*. Is it dispensable for the text that
-# the model was trained on (`sample_text(model, 10, 101)`)? Hand in: a claim in one sentence; a number with its
-# interval over sequences; the control that it is held against; the result that would have refuted you; and what
-# the experiment does not show.
+# Section 3 called the first MLP of `tiny` dispensable *for repeated tokens*. Is it dispensable for the text that the
+# model was trained on (`sample_text(model, 10, 101)`)? Hand in a claim, a number with its interval, the control, what
+# would have refuted you, and what it does not show.
 
 # %% tags=["solution-only"]
 stories = sample_text(model, 10, 2 * SEQ_LEN + 1)
@@ -638,43 +620,39 @@ claim("mean ablation of MLP 0 costs more on ordinary text than on repeated token
 
 # %% [markdown] tags=["solution-only"]
 # *A model answer.* MLP 0 is needed for stories: without it `tiny` loses more than two nats a token, where the
-# repeated tokens hardly notice. The control is the same ablation of the same model on the other text; equal
-# changes would have refuted me. As section 3 teaches, I would next hold the final norm's divisor fixed. It does
-# not show *what* the MLP does for stories, and the mean is that of stories here, so the two ablations do not put
-# in the same vector.
+# repeated tokens hardly notice. The control is the same ablation on the other text; equal changes would have refuted
+# me. As section 3 teaches, I would next hold the final norm's divisor fixed. It does not show *what* the MLP does for
+# stories, and the mean is that of stories here, so the two ablations use different vectors.
 
 # %% [markdown]
 # ## What this does not show
 #
-# - That a part matters says nothing about *what it does*, or which other part reads it. Lessons 04 and 05 open
-#   the weights.
-# - Mean ablation over random tokens removes what depends on *these* inputs. For another task the mean differs, and
-#   with it the verdict.
-# - The intervals are over sequences of one kind of text. They do not cover another text, or another thing put in
-#   the part's place, and those change a verdict more than noise does.
+# - That a part matters says nothing about *what it does*, or which other part reads it (lessons 04 and 05).
+# - Mean ablation over random tokens removes what depends on *these* inputs. For another task the mean and the verdict
+#   differ.
+# - The intervals are over sequences of one kind of text. Another text or another replacement changes a verdict more
+#   than noise does.
 #
 # ## Summary
 #
-# - The logits at position j are about token j + 1. Without the shift a loss measures something else.
-# - Ask of every patch: how different is what I put there, compared with another token? How much of the mean can one
-#   position move? What does its length alone do?
+# - Logits at j are about token j + 1. Without the shift a loss measures something else.
+# - Ask of every patch how different it is (compared with another token's output), how much of the mean one position
+#   can move, and what its length alone does.
 # - Zero, mean and resample ablation are three questions. BOS keeps its activations.
 # - A small effect means useless *or* replaceable: ablate the spares together, and see whether others step in.
-# - A gradient is a tangent; the softmaxes of output and attention hide the largest effects from it. Points on the
-#   path find them.
+# - The softmaxes of output and attention hide the largest effects from a gradient. Points on the path find them.
 # - Direct attribution sees who speaks to the output, not who speaks to other parts.
 #
 # Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), the patching experiment; Neel Nanda, [Attribution
 # patching](https://www.neelnanda.io/mechanistic-interpretability/attribution-patching) (2023); Kramár et al.,
 # [AtP\*](https://arxiv.org/abs/2403.00745) (2024), on what saturated attention hides from it; Sundararajan et al.,
 # [Axiomatic Attribution](https://arxiv.org/abs/1703.01365) (2017), integrated gradients; Chan et al., "Causal
-# Scrubbing" (2022), resample ablation; Wang et al., [Interpretability in the
-# Wild](https://arxiv.org/abs/2211.00593) (2022), back-up heads; McGrath et al., [The Hydra
-# Effect](https://arxiv.org/abs/2307.15771) (2023), self-repair; nostalgebraist, "interpreting GPT: the logit lens"
-# (2020), for reading the residual stream through the unembedding; the ablation of all heads instead of one:
-# SAELens [pull request 163](https://github.com/jbloomAus/SAELens/pull/163).
+# Scrubbing" (2022), resample ablation; Wang et al., [Interpretability in the Wild](https://arxiv.org/abs/2211.00593)
+# (2022), back-up heads; McGrath et al., [The Hydra Effect](https://arxiv.org/abs/2307.15771) (2023), self-repair;
+# nostalgebraist, "interpreting GPT: the logit lens" (2020); the ablation of all heads instead of one: SAELens [pull
+# request 163](https://github.com/jbloomAus/SAELens/pull/163).
 #
-# Next: **04 · Reading weights**, where we read from a head's matrices what it looks for and what it copies.
+# Next: **04 · Reading weights**.
 
 # %% tags=["exercise-only"]
 progress("03")

@@ -9,13 +9,12 @@
 # %% [markdown]
 # # 04 · Reading weights
 #
-# **The question.** So far we watched the model run: patterns, scores, ablations. But what a head can do is written
-# in its weights: four matrices, and a few biases. Can you read from them, without running anything, *what it looks
-# for* and *what it copies*?
+# **The question.** So far we watched the model run. But what a head can do is written in its weights, four matrices
+# and a few biases. Can you read from them, without running anything, *what it looks for* and *what it copies*?
 #
-# For the parts of the induction circuit the answer is a surprising yes. It needs some care: which norm is folded
-# where, which keys belong to which head, which vector stands for a token. In the end you will be given a layer of
-# heads without names, and tell what each of them does.
+# For the parts of the induction circuit the answer is a surprising yes, given some care: which norm is folded where,
+# which keys belong to which head, which vector stands for a token. In the end you will say what each head of an
+# unlabelled layer does.
 #
 # **You need:** lessons 00 to 03, and matrix products.
 
@@ -56,13 +55,13 @@ print(f"{MODEL}: best previous-token head {previous[0]}.{previous[1]}, "
 # %% [markdown]
 # ## 1 · The matrices of one head
 #
-# A head reads the residual stream three times. From the position that looks it makes a **query** (W_Q), from
-# every position a **key** (W_K) and a **value** (W_V). Query · key is a score; the softmax of the scores says
-# how much of each value is gathered; W_O writes what was gathered back.
+# A head reads the residual stream three times. From the position that looks it makes a **query** (W_Q), from every
+# position a **key** (W_K) and a **value** (W_V). Query · key is a score, the softmax of the scores says how much of
+# each value is gathered, and W_O writes the result back.
 #
-# In many models several heads share keys and values: *grouped-query attention*. SmolLM2 has 9 query heads and
-# 3 key heads in each layer, and heads 0, 1, 2 use key head 0, heads 3, 4, 5 use key head 1, and so on. Code that
-# ignores this fails at best, and at worst reads the wrong head without a word. (TransformerLens has had both.)
+# In many models several heads share keys and values: *grouped-query attention*. SmolLM2 has 9 query heads and 3 key
+# heads in each layer; heads 0 to 2 use key head 0, heads 3 to 5 key head 1, and so on. Code that ignores this fails
+# at best, and at worst silently reads the wrong head. (TransformerLens has had both.)
 
 # %%
 @exercise("04.key_value_head")
@@ -75,7 +74,7 @@ def key_value_head(head: int, n_heads: int, n_key_value_heads: int) -> int:
 print("SmolLM2's heads 0 … 8 read key heads", [key_value_head(head, 9, 3) for head in range(9)])
 
 # %% [markdown]
-# `head_weights(model, layer, head)` does the choosing from now on:
+# From now on `head_weights(model, layer, head)` does the choosing:
 
 # %%
 weights = head_weights(model, *induction)
@@ -84,13 +83,13 @@ print({name: tuple(weight.shape) for name, weight in weights.items()})
 # %% [markdown]
 # ## 2 · What folding a norm does
 #
-# Before each attention layer stands a LayerNorm: centre the vector, divide it by its standard deviation, multiply
-# by a gain and add a shift. The last two steps are affine, so they can be multiplied into the matrices that read
-# the result. `load_model` has done that ("compatibility mode"), which is why we may read a matrix as *the*
-# thing that acts on the residual stream, up to one division by a number.
+# Before each attention layer a LayerNorm centres the vector, divides it by its standard deviation, multiplies by a
+# gain and adds a shift. The last two steps are affine, so they can be multiplied into the matrices that read the
+# result. `load_model` has done that ("compatibility mode"), so we may read a matrix as acting on the residual stream
+# itself, up to one division by a number.
 #
-# Write the folding. The entries of the vector $\hat x$ that arrives sum to 0; so adding one number to all entries
-# of a column of the matrix changes nothing, and the convention is to centre each column.
+# Write the folding. The entries of the vector $\hat x$ that arrives sum to 0, so adding one number to a whole column
+# of the matrix changes nothing, and by convention each column is centred.
 
 # %%
 @exercise("04.fold_layer_norm")
@@ -106,8 +105,8 @@ def fold_layer_norm(
 
 
 # %% [markdown]
-# Here are the raw weights of `tiny`, as they were trained, beside the folded ones that `load_model` gives. (GPT-2
-# stores W_Q, W_K and W_V side by side in one matrix.)
+# The raw weights of `tiny`, as trained, beside the folded ones that `load_model` gives. (GPT-2 stores W_Q, W_K and
+# W_V side by side in one matrix.)
 
 # %%
 raw = from_folder(TINY_FOLDER, f"step-{checkpoint_steps()[-1]:06}.safetensors")[0].transformer.h[1]
@@ -120,17 +119,17 @@ print(f"gains of that norm: from {raw.ln_1.weight.min():.2f} to {raw.ln_1.weight
 
 # %% [markdown]
 # If you read an *unfolded* matrix, you compare numbers that the gain has yet to rescale, differently for each
-# direction. (Here the gains are close to 1, and little would change. Nothing promises that.) What folding cannot
-# remove is the division by the standard deviation. It differs from position to position, and a circuit of weights
-# alone leaves it out. Keep that in mind until lesson 05, where we switch it on.
+# direction. (Here the gains are close to 1. Nothing promises that.) Folding cannot remove the division by the
+# standard deviation, which differs from position to position. A circuit of weights alone leaves it out; lesson 05
+# switches it on.
 #
 # ## 3 · What does a head copy?
 #
 # If the head looks at token A, which token's logit does that raise? Follow the vector from A's embedding to the
-# logits, if nothing else were in the way. For all tokens at once this is a matrix over the vocabulary, the **full
-# OV circuit**: row = token attended to, column = token whose logit is raised.
+# logits, as if nothing else were in the way. For all tokens this gives a matrix, the **full OV circuit**: row = token
+# attended to, column = token whose logit is raised.
 #
-# With 50,000 tokens it would have 2.5 billion entries. It has at most d_head = 64 independent rows, though, and
+# With 50,000 tokens it would have 2.5 billion entries, but at most d_head = 64 independent rows.
 # `FactoredMatrix(left, right)` keeps the two thin factors and never forms the product unless you ask (`.AB`).
 
 # %%
@@ -154,8 +153,8 @@ for token in sample:
     print(f"attending to {model.tokenizer.decode([token.item()])!r} raises {raised}")
 
 # %% [markdown]
-# A head that copies has its largest entries on the diagonal. So for every row ask: is the token's own entry
-# among the k largest? You will ask the same of key-query circuits, in both directions:
+# A head that copies has its largest entries on the diagonal. So ask of every row: is the token's own entry among the
+# k largest? You will ask the same of key-query circuits, in both directions:
 #
 # - `best="key"`: along each **row** (for each query, is the best key its own?);
 # - `best="query"`: down each **column** (for each key, is the best query its own?).
@@ -173,9 +172,9 @@ def top_k_accuracy(matrix: FactoredMatrix, k: int = 1, *, best: str = "key") -> 
 
 
 # %% [markdown]
-# With 50,000 tokens the whole matrix would fill 10 GB. `circuits.top_k_accuracy` holds only a strip of rows at a
-# time, and can ask for some tokens instead of all. For a large vocabulary the lesson uses that one, and
-# `circuits.copying_score`.
+# With 50,000 tokens the whole matrix would fill 10 GB, so for a large vocabulary the lesson uses
+# `circuits.copying_score` and `circuits.top_k_accuracy`, which holds a strip of rows at a time and can ask for some
+# tokens only.
 #
 # **Predict:** for what share of the vocabulary is a token's own logit the one that the best induction head raises
 # most?
@@ -201,11 +200,10 @@ measured("induction head's OV circuit: own token on top", copied, unit="share",
          at_least=0.9 if MODEL == "tiny" else None)
 
 # %% [markdown]
-# Another way to see copying looks at directions instead of tokens. An **eigenvector** of the circuit is a mixture
-# of tokens that comes out as a multiple of itself: with a positive eigenvalue it raises its own logits, with a
-# negative one it lowers them. The *copying score* is the sum of all eigenvalues divided by the sum of their sizes:
-# 1 if every direction copies, −1 if every direction does the opposite. (Eigenvalues can be complex; in the sum the
-# imaginary parts cancel.)
+# Copying can also be seen in directions instead of tokens. An **eigenvector** of the circuit is a mixture of tokens
+# that comes out as a multiple of itself: a positive eigenvalue raises its own logits, a negative one lowers them. The
+# *copying score* is the sum of all eigenvalues divided by the sum of their sizes. (They can be complex; in the sum
+# the imaginary parts cancel.)
 
 # %%
 @exercise("04.copying_score")
@@ -226,16 +224,15 @@ plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", 
                  diverging=True)
 
 # %% [markdown]
-# Many heads copy, and most of them are not induction heads. And in `tiny` some heads of the last layers have a
-# score near −1: they would *lower* the logit of whatever they look at. So would the previous-token head 0.2
-# (−0.72); but lesson 03 measured that it says next to nothing to the output. A circuit says in which direction a
-# head would push, not how hard, or whether the output is its audience. And copying is half of a description. The
-# other half is where a head looks.
+# Many heads copy, and most of them are not induction heads. In `tiny` some heads of the last layers have a score near
+# −1: they would *lower* the logit of whatever they look at. So would the previous-token head 0.2 (−0.72), but lesson
+# 03 measured that it says next to nothing to the output. A circuit says in which direction a head would push, not how
+# hard, or whether the output is its audience.
 #
 # ## 4 · What does a head look for?
 #
 # The **full QK circuit** $W_E W_Q (W_E W_K)^\top$ has, for each query token (row) and key token (column), the score
-# of that pair, if nothing but the two embeddings were in the residual stream. We leave out $1/\sqrt{d_{head}}$, as
+# of that pair if nothing but the two embeddings were in the residual stream. We leave out $1/\sqrt{d_{head}}$, as
 # TransformerLens does, and the biases. It is built like the OV circuit, so `full_QK_circuit` is given.
 
 # %%
@@ -248,9 +245,9 @@ claim(f"head {layer}.{head} matches more tokens with themselves than any other h
       unit="share of tokens")
 
 # %% [markdown]
-# In `tiny` one head stands out: head 0.3, the second of the two heads that lesson 03 could not take away. Read
-# from its weights, it looks for *its own token*. Lesson 02 found no duplicate-token head; so where does it look?
-# Its own position carries its own token, too:
+# In `tiny` one head stands out: 0.3, the second of the two that lesson 03 could not remove. By its weights it looks
+# for *its own token*. But lesson 02 found no duplicate-token head, so where does it look? Its own position carries
+# its own token, too:
 
 # %%
 block = f"blocks.{layer}."
@@ -266,25 +263,23 @@ lengths = {"embeddings": token_vectors(model)[tokens], "what the head writes": w
 print("mean length:", ", ".join(f"{name} {x[:, 1:].norm(dim=-1).mean():.1f}" for name, x in lengths.items()))
 
 # %% [markdown]
-# It looks at itself and copies what is there. That seems pointless: the token is in the residual stream already.
-# But in `tiny` embeddings are short vectors, and what this head writes is five times as long. It *amplifies* the
-# token, and lesson 05 will show who listens.
+# It copies what the residual stream already has. But in `tiny` embeddings are short vectors, and what this head
+# writes is five times as long. It *amplifies* the token (lesson 05 shows who listens).
 #
-# And the best induction head? By the picture above its QK circuit matches nothing: it does not look for its own
-# token in the key's *embedding*. What it looks for was put there by another head.
+# By the picture above, the best induction head's QK circuit matches nothing: what it looks for is not its own token
+# in the key's *embedding*, but was put there by another head.
 #
 # ## 5 · Positions: the previous-token head
 #
-# A pure previous-token head need not look at tokens, only at positions. So give it positions alone. Let a vector
-# stand for position $p$: its position embedding and the *mean* token, divided by what the norm divides by on
-# average,
+# A pure previous-token head need not look at tokens, so give it positions alone. Let a vector stand for position $p$:
+# its position embedding and the *mean* token, divided by what the norm divides by on average,
 #
 # $$x_p = \frac{W_{pos}[p] + \overline{W_E}}{r_p}, \qquad
 # r_p^2 = \frac{1}{d}\,\operatorname{mean}_t \lVert W_E[t] + W_{pos}[p] \rVert^2
 #       = \frac{1}{d}\Big( \lVert W_{pos}[p] + \overline{W_E} \rVert^2 + \sum_i \operatorname{Var}_t W_E[t]_i \Big),$$
 #
 # where $\operatorname{Var}$ divides by the number of tokens and $d$ is `d_model`. Then do what attention does.
-# (Position 0 is a poor fit: there is always BOS, never a random token.)
+# (Position 0 is a poor fit: it always holds BOS, never a random token.)
 
 # %%
 @exercise("04.positional_pattern")
@@ -313,20 +308,18 @@ if has_positions:
     display(plot_attention(first, [str(p) for p in range(20)], "what the position embeddings ask for"))
 
 # %% [markdown]
-# Nothing was run, and the pattern is there. For a head in a later layer (GPT-2 small's previous-token head is 4.11)
-# the position embeddings pass through other layers first, and the picture is an approximation to hold against
-# the real pattern.
+# The pattern is there, and nothing was run. For a head in a later layer (GPT-2 small's is 4.11) the position
+# embeddings pass through other layers first, and the picture is an approximation to hold against the real pattern.
 #
 # ## 6 · Which vector stands for a token?
 #
-# Every circuit above begins with W_E. But an induction head sits in a later layer: what it reads at a token's
-# position is what the layers before have made of the token. For GPT-2 small it is common to use the **effective
-# embedding**: W_E plus what the first MLP makes of it. (GPT-2's embedding is also its unembedding, and the first
-# MLP does the rest of an embedding's work.)
+# Every circuit above begins with W_E. But an induction head sits in a later layer, and reads what the layers before
+# have made of the token. For GPT-2 small it is common to use the **effective embedding**: W_E plus what the first MLP
+# makes of it. (GPT-2's embedding is also its unembedding, and the first MLP does the rest of an embedding's work.)
 #
-# In TransformerLens the first MLP is `model.blocks[0].mlp`, the norm before it `model.blocks[0].ln2` (ln1 is that
-# before attention). Both want [batch, pos, d_model]. Give them a plain tensor, `model.W_E.detach()`: a module
-# keeps what it is given, and would take a *parameter* for one of its own.
+# In TransformerLens the first MLP is `model.blocks[0].mlp`, the norm before it `model.blocks[0].ln2` (ln1 is before
+# attention). Both want [batch, pos, d_model]. Give them a plain tensor, `model.W_E.detach()`: a module would keep a
+# *parameter* as one of its own.
 
 # %%
 @exercise("04.effective_embedding")
@@ -336,8 +329,8 @@ def effective_embedding(model: TransformerBridge) -> Float[Tensor, "vocab d_mode
 
 
 # %% [markdown]
-# "Effective" is a claim, and it can be tested: how similar is such a vector to what is in the residual stream
-# after layer 0, at positions with that token? We compare directions (cosine), after subtracting the mean.
+# "Effective" is a claim that can be tested: how similar is such a vector to the residual stream after layer 0, at
+# positions with that token? We compare directions (cosine), after subtracting the mean.
 #
 # **Predict** for `tiny`: is the effective embedding closer to the residual stream than W_E is?
 
@@ -366,17 +359,16 @@ for name in list(candidates)[1:]:
           likenesses[name], ">" if name == "W_E and head 0.3" else "<", likenesses["W_E"])
 
 # %% [markdown]
-# In `tiny` the recipe makes it worse. Its first MLP reads embeddings *after* attention has added much longer
-# vectors to them; fed with bare embeddings it does something that it never does in the model. A better stand-in
-# is W_E plus what the amplifying head 0.3 writes. The lesson is not that the recipe is bad (section 8 shows where
-# it is good) but that it is a hypothesis about *this* model, and a few lines of code check it.
+# In `tiny` the recipe makes it worse. The first MLP never sees bare embeddings: it reads them *after* attention has
+# added much longer vectors. W_E plus what the amplifying head 0.3 writes is better. The recipe is not bad (section 8
+# shows where it is good), but a hypothesis about *this* model, which a few lines of code check.
 #
 # ## 7 · What is this head?
 #
-# Now without names. `unnamed_heads_model(seed)` plants six heads into one layer, in a basis that is drawn at
-# random, and returns the model and the truth. **Your experiment:** decide from the weights alone where a head
-# looks and what it does to the logit of the token that it finds there. Which measures, and which thresholds, is up
-# to you; try them on a model whose truth you look at. Your function will be checked on others.
+# Now without names. `unnamed_heads_model(seed)` plants six heads into one layer, in a random basis, and returns the
+# model and the truth. **Your experiment:** decide from the weights alone where a head looks and what it does to the
+# logit of the token that it finds there. Choose measures and thresholds on a model whose truth you look at. Your
+# function will be checked on others.
 
 # %%
 example, truth = unnamed_heads_model(seed=0)
@@ -395,8 +387,8 @@ def kind_of_head(model: TransformerBridge, layer: int, head: int) -> tuple[str, 
 
 
 # %% [markdown]
-# A reading of weights is a prediction. Apply yours to the first layer of this lesson's model, and hold it against
-# what its heads do when it runs. ("Same token" may be its own position; that carries its own token, too.)
+# A reading of weights is a prediction. Hold yours of this model's first layer against what its heads do when it runs.
+# ("Same token" may be its own position.)
 
 # %%
 if has_positions:
@@ -418,11 +410,11 @@ if has_positions:
 # %% [markdown]
 # ## 8 · Does it hold in a real language model?
 #
-# SmolLM2 has **rotary positions**: no position is ever added to the residual stream. Instead each query and key is
-# *turned* by an angle that grows with its position, so that their product depends on the distance between them.
-# A QK circuit without that turn is the score of a query and a key *at the same position*: a fiction, but a
-# useful one for heads that care about tokens. For a head that cares about distance, take the mean query and the
-# mean key, which know nothing of tokens any more, and turn the query by 0, 1, 2, … positions:
+# SmolLM2 has **rotary positions**: no position is added to the residual stream, but each query and key is *rotated*
+# by an angle that grows with its position, so their product depends on their distance. A QK circuit without that
+# rotation is the score of a query and a key *at the same position*: a useful fiction for heads that care about
+# tokens. For a head that cares about distance, take the mean query and the mean key, which know nothing of tokens,
+# and rotate the query by 0, 1, 2, … positions:
 
 # %%
 real_model = load_real_model()
@@ -459,16 +451,16 @@ if real_model is not None:
 
 # %% [markdown]
 # In SmolLM2 the first MLP *is* part of the embedding, as is said of GPT-2. Its best induction head has a clearly
-# positive copying score, yet its OV circuit from W_E to W_U puts the own token on top for fewer than one token in
-# a thousand. That is more than chance, and no description of the head. It sits in layer 18 of 0 to 29: what it
-# reads is not a bare embedding, and eleven more layers work on what it writes. A circuit of weights is a claim
-# about a direct path; the longer the real path, the weaker the claim.
+# positive copying score, yet its OV circuit from W_E to W_U puts the own token on top for fewer than one token in a
+# thousand: more than chance, but not a description of the head. In layer 18 of 0 to 29 it does not read a bare
+# embedding, and eleven more layers work on what it writes. A circuit of weights is a claim about a direct path; the
+# longer the real path, the weaker the claim.
 #
 # ## On your own
 #
-# Some heads have a copying score near −1. Does the one with the most negative score, when the model runs, lower
-# the logit of the token that it looks at (BOS aside), and more than the previous-token head does? Hand in a claim;
-# a number with its interval; the control; what would have refuted you; and what the experiment does not show.
+# Does the head with the most negative copying score, when the model runs, lower the logit of the token that it looks
+# at (BOS aside), and more than the previous-token head does? Hand in a claim, a number with its interval, the
+# control, what would have refuted you, and what this does not show.
 
 # %% tags=["solution-only"]
 def pushed(layer, head):
@@ -492,31 +484,30 @@ claim(f"head {layers[row]}.{head} lowers the logit of the token it looks at less
 # %% [markdown] tags=["solution-only"]
 # *A model answer.* In `tiny` the head with the most negative score hardly touches that logit, while the
 # previous-token head, whose score is less extreme, lowers it clearly. The control inside each number is the token
-# that the head looks at in *another* sequence; the other order of the two heads would have refuted me. So a score
-# tells the direction of the eigenvectors, not how far a head pushes. It does not show why (this head looks mostly
-# at BOS, and reads no bare embeddings), nor what it does on stories.
+# looked at in *another* sequence; the reverse order of the two heads would have refuted me. So a score tells the
+# direction of the eigenvectors, not how far a head pushes. It does not show why (this head looks mostly at BOS, and
+# reads no bare embeddings), nor what it does on stories.
 
 # %% [markdown]
 # ## What this does not show
 #
-# - A weight circuit says what a head *would* do with bare token vectors. It has not been run on anything.
+# - A weight circuit says what a head *would* do with bare token vectors. Nothing was run.
 # - Norm scales, biases and positions are left out of the plain circuits. Lesson 05 puts them back one by one.
-# - A copying score near 1 does not make an induction head: most copying heads are something else.
-# - Averages over the vocabulary hide exceptions. Tokens that the model never saw in training count like all others.
+# - A copying score near 1 does not make an induction head.
+# - Averages over the vocabulary hide exceptions, and count tokens that the model never saw in training.
 #
 # ## Summary
 #
-# - Four matrices per head: QK says where it looks, OV what it writes. Under grouped-query attention mind the
-#   groups.
+# - Four matrices per head: QK says where it looks, OV what it writes. Under grouped-query attention mind the groups.
 # - A folded matrix acts on the centred residual stream; only a division by the norm's scale is left.
 # - Keep circuits factored. Ask for the diagonal along rows *and* columns.
-# - Copying score: eigenvalues. Positional pattern: position embeddings. Both without running the model. What they say
-#   is a prediction: run the model and see.
+# - Copying scores (eigenvalues) and positional patterns (position embeddings) need no run. They are predictions: run
+#   the model and see.
 # - The vector that stands for a token is a hypothesis. Test it against the residual stream.
 #
 # Sources: Elhage et al., [A Mathematical Framework for Transformer
-# Circuits](https://transformer-circuits.pub/2021/framework/index.html) (2021): QK and OV circuits, eigenvalues; Su
-# et al., [RoFormer](https://arxiv.org/abs/2104.09864) (2021): rotary positions; Ainslie et al.,
+# Circuits](https://transformer-circuits.pub/2021/framework/index.html) (2021): QK and OV circuits, eigenvalues; Su et
+# al., [RoFormer](https://arxiv.org/abs/2104.09864) (2021): rotary positions; Ainslie et al.,
 # [GQA](https://arxiv.org/abs/2305.13245) (2023); the grouped-query mistake: TransformerLens [issue
 # 1553](https://github.com/TransformerLensOrg/TransformerLens/issues/1553) and [pull request
 # 1768](https://github.com/TransformerLensOrg/TransformerLens/pull/1768).
