@@ -70,8 +70,8 @@ print(f"{MODEL}: previous-token head {name(previous)}, induction head {name(indu
 # %% [markdown]
 # ## 1 · Do their matrices fit?
 #
-# The previous-token head writes into the span of its $W_V W_O$; the induction head's keys read through $W_K
-# W_Q^\top$. If the first writes along directions that the second reads, the product is large compared with its
+# The previous-token head writes into the span of its $W_V W_O$; the induction head's keys read through
+# $W_K W_Q^\top$. If the first writes along directions that the second reads, the product is large compared with its
 # factors: the **composition score** $\lVert AB \rVert / (\lVert A \rVert \lVert B \rVert)$, with Frobenius norms.
 
 # %%
@@ -259,8 +259,6 @@ claim("b_Q changes no best query", found["best query"]["b_Q"], "≈", found["bes
 # helps where a long vector used to win by its length. In `tiny` the first MLP ruins the circuit, as lesson 04
 # foretold, since a vector that is never in the residual stream cannot replace a token. What the own head writes
 # *fits* best what the induction head's query reads. Whether the query does read it, only the running model can say.
-#
-# None of these is "the" circuit: say which one you computed.
 #
 # ## 5 · Does the effect take this path?
 #
@@ -453,12 +451,12 @@ if real_model is not None:
                   f"token {previous_in_layer[head]:.2f}")
 
 # %% [markdown]
-# In a real model of 30 layers the circuit of bare embeddings still finds the right token a few times in 2000, where
-# 12,000 tries with random pairs find none. The first MLP, which spoiled it in `tiny`, makes it many times better:
-# here it *is* part of the embedding. Yet nineteen tokens of twenty are missed. And another head of the
-# previous-token head's layer, which shares its values but attends to the previous token far less, does nearly as
-# well *in the weights*. No circuit of weights sees where a head looks, or what the sixteen layers below these heads
-# do. Path patching runs them:
+# In a real model of 30 layers the circuit of bare embeddings still finds the right token a few times in 2000,
+# random pairs never in 12,000. The first MLP, which spoiled it in `tiny`, makes it many times better: here it *is*
+# part of the embedding. Yet nineteen tokens of twenty are missed. And another head of the previous-token head's
+# layer, which shares its values but attends to the previous token far less, does nearly as well *in the weights*.
+# No circuit of weights sees where a head looks, or what the sixteen layers below these heads do. Path patching runs
+# them:
 
 # %%
 if real_model is not None:
@@ -531,7 +529,8 @@ claim("the best single receiver undoes less than all of them together", undone[b
 # ## Summary
 #
 # - Composition scores compare subspaces. Hold them against random matrices and other heads.
-# - The full circuit compares tokens. Report both directions, the controls, and the embedding, norm and bias.
+# - The full circuit compares tokens, and no version is "the" circuit. Report both directions, the controls, and the
+#   embedding, norm and bias.
 # - b_Q changes the best key only, norms change both, and the effective embedding helps or hurts, depending on the
 #   model.
 # - Weights say what could happen, path patching says what does. Breaking a path shows that it is needed, restoring

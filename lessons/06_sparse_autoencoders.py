@@ -15,8 +15,8 @@
 # then a **sparse autoencoder** (SAE) can find the directions. It writes every activation as a sum of few entries of
 # a large dictionary.
 #
-# You will build one, train it, meet its four common kinds, look at what it found, and silence a piece of it. There
-# is even an answer key, rare in interpretability: the stories that `tiny` reads come with labels.
+# You will build one, train it, meet its four common kinds, look at what it found, and silence a piece of it. And
+# there is an answer key, rare in interpretability: `tiny`'s stories come with labels.
 #
 # **You need:** lesson 00. Lessons 01 to 05 help, but nothing here depends on them.
 
@@ -441,7 +441,7 @@ for name, revive in (("without", 0.0), ("with", 1 / 32)):
 # %% [markdown]
 # ## 7 · What did it find?
 #
-# A latent is a hypothesis: "this direction means something". First look where it is most active.
+# A latent is a hypothesis, "this direction means something". Look first where it is most active.
 
 # %%
 @exercise("06.top_activations")
@@ -509,8 +509,8 @@ _ = claim(f"without latent {some} the token it promotes becomes less likely than
 # %% [markdown]
 # So in `tiny` the latent is a cause, but an important one? The KL says how much the whole prediction moved: next to
 # nothing. The promoted token was unlikely at most of these places, and half a nat of very little is very little.
-# "Its direction promotes this token" is true, and tells you almost nothing about what the model predicts there.
-# Both numbers belong beside a latent's name.
+# "Its direction promotes this token" is true, and tells you almost nothing about what the model predicts there. Put
+# both numbers beside a latent's name.
 #
 # ## 8 · The answer key
 #
@@ -609,8 +609,8 @@ reveal("06.ceiling", fast_auc((positions < 200).float()[:, None], positions < 5_
 #
 # $$\text{AUC} \le \frac{a}{s} + \frac12\Big(1 - \frac{a}{s}\Big) = \frac12 + \frac{a}{2s} \qquad (a \le s)$$
 #
-# A sparse latent *cannot* have a large AUC for a common label. That a dense number, such as an axis of the stream,
-# does better is arithmetic. AUC is the wrong measure for comparing sparse with dense, but a fair one for whether a
+# A sparse latent *cannot* have a large AUC for a common label, and that a dense number, such as an axis of the
+# stream, does better is arithmetic. So do not compare sparse with dense by AUC. It is a fair measure of whether a
 # latent knows *anything*. Compared with what? Not with ½: labels hold for stretches, and many depend on the place
 # in the text (texts begin with "the first sentence"). Design the experiment that says how good a latent is by luck,
 # when it has all that but does not know *this* text.
@@ -769,10 +769,8 @@ print(f"of {int(used.sum())} latents that are ever active, {(match > 0.7).float(
 #
 # - That latents are *the* features. Another seed, another width or another kind gives another dictionary.
 # - That what a latent means is what it *does*: of two latents that we silenced, one mattered.
-# - That the error is harmless. A reconstruction may keep 95 % of the variance and lose what a later layer needs
-#   (lesson 07).
-# - That a high AUC means understanding: the label may go with something simpler, such as the present word or the
-#   place.
+# - That the error is harmless: 95 % of the variance may lack what a later layer needs (lesson 07).
+# - That a high AUC means understanding: the label may go with something simpler, such as the word or the place.
 #
 # ## Summary
 #

@@ -90,8 +90,7 @@ print(f"the most likely next token is another one at {changed:.0%} of the positi
 #
 # The oldest measure of faithfulness is a difference of cross-entropies. Token by token it is
 # $\Delta CE = \ln p(t) - \ln q(t)$, where $t$ is the actual next token, $p$ the clean and $q$ the patched
-# prediction. It is positive where the patch did harm. (One library logs it with the opposite sign. Look before you
-# compare.)
+# prediction. It is positive where the patch did harm. (One library logs the opposite sign.)
 
 # %%
 @exercise("07.delta_cross_entropy")
@@ -296,8 +295,7 @@ table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l
 # - **Never trained**: its decoder starts as the transpose of its encoder, so that relu(xW)Wᵀ is roughly a multiple
 #   of x. In `tiny` its explained variance is *below zero* and its score still looks publishable. With a decoder of
 #   its own it is worse than zeros: the *tying* does the work, not the dictionary.
-# - **Decoder shuffled**: the right latents, the wrong directions. Also below 0, as a wrong answer is worse than
-#   none.
+# - **Decoder shuffled**: the right latents, the wrong directions. A wrong answer is worse than none.
 # - **PCA** is the honest rival, a linear code with as many numbers for each token. Beside it "a KL of 0.007" is no
 #   mere number but evidence *for* the autoencoder.
 
@@ -448,9 +446,9 @@ for name, formula in formulas.items():
 # %% [markdown]
 # Six formulas, six plausible numbers. (The table above has the first, without each text's last position.)
 #
-# - *About zero*: the mean activation is not zero, and its square is not a variance. An autoencoder that always
-#   answers the mean gets credit for it (in `tiny` a fifth of ‖x‖²). SAELens had a form of this until pull request
-#   665; its issue 659 saw 0.98 where the formula before had said 0.78.
+# - *About zero*: the mean activation is not zero, and always answering it gets credit (in `tiny` a fifth of ‖x‖²).
+#   SAELens had a form of this until pull request 665; its issue 659 saw 0.98 where the formula before had said
+#   0.78.
 # - *Mean of ratios*: tokens whose activation lies near the mean get enormous weight. (That formula before, still
 #   reported as "legacy".)
 # - *Lengths*: the norm of the error where its square belongs.
@@ -502,7 +500,7 @@ table(conventions, ["reconstruction_score", "ce_sae", "ce_zero", "kl", "kl_score
 # - **SAEBench** replaces BOS too, unless told otherwise. How much that costs depends on whether the autoencoder
 #   ever saw a BOS: a difference of the *training* appears as one of faithfulness.
 #
-# Each is defensible, but two numbers may be compared only if they were made by one rule.
+# Each is defensible, but compare only numbers made by one rule.
 #
 # ## 11 · Who pays?
 #
@@ -542,8 +540,7 @@ for place in kl.flatten().topk(6).indices.tolist():
 # In `tiny` the KL is nearly 0 at the first positions, where the stream carries little to lose, and some thirty
 # times larger later. And the mean *is* a few tokens. With an exponential distribution the largest hundredth would
 # hold $0.01\,(1 + \ln 100)$ = 5.6 % of the sum; here it is more than half. Most of the expensive places follow
-# "the", where the model must remember which thing, and who holds it. An autoencoder with a fine mean can have lost
-# just that.
+# "the", where the model must remember which thing, and who holds it. A fine mean can hide the loss of just that.
 #
 # ## 12 · Which of two is better?
 #
@@ -657,10 +654,10 @@ print(f"score of the random dictionary: "
 #
 # ## Summary
 #
-# - Patch the reconstruction in once, keep BOS, let the model continue, compare predictions.
+# - Patch the reconstruction in once, keep BOS, and compare predictions.
 # - ΔCE looks at the actual next token and has both signs; KL(p‖q) looks at all tokens and is never negative.
-# - The score is ΔCE divided by what an ablation costs. The landmark is far off and differs by layer, and near 1
-#   everything looks alike. Put PCA beside it.
+# - The score is ΔCE divided by what an ablation costs. The landmark is far off, so near 1 everything looks alike,
+#   and it differs by layer. Put PCA beside it.
 # - One mask, pooled means, sequence-level intervals, units. Two autoencoders on one text: a paired interval.
 # - Test every metric on inputs whose answer is known: the identity, zero, the mean, a shift, half way, the wrong
 #   layer.

@@ -156,8 +156,8 @@ if reads_stories(model):
         print(f"{name:12}{mean:9.5f} ± {error:.5f}" + f", {error / mean:.0%} of the mean" * ("−" not in name))
 
 # %% [markdown]
-# Close again, but not by a theorem: `tiny` was trained on this language until its p was nearly P, so the rest term
-# is small. Further from the data the two come apart, and ΔCE, unlike any KL, can be **negative**.
+# Close again, but by no theorem: `tiny` was trained on this language until its p was nearly P, so the rest term is
+# small. Further from the data the two come apart, and ΔCE, unlike any KL, can be **negative**.
 #
 # **Find a counter-example.** Three distributions on the same two or three tokens, so that the patch changes the
 # model (KL above 0) and yet improves the loss on the data (E[ΔCE] below 0). What must q be, compared with p?
@@ -200,8 +200,7 @@ if MODEL == "tiny":
 # %% [markdown]
 # The KL counts the training as damage, three times as large as the gain in ΔCE. That is no fault: the KL asks *how
 # much the model was changed*, ΔCE *what it cost on this text*. The commenter's "the same" is right where the
-# model's own distribution makes the text, and elsewhere only by accident. The last two rows are the identity at
-# work.
+# model's own distribution makes the text, and elsewhere only by accident.
 #
 # ## 2 · Which one needs fewer tokens, and how many texts?
 #
@@ -394,7 +393,7 @@ print(f"score {score:.5f}; with a draw for each loss its interval would be {low:
 
 # %% [markdown]
 # - **L_zero is the *least* noisy of all.** Without the stream the model says nearly the same at every position,
-#   whatever the text. (What is wrong with L_zero is not its noise but its distance: see lesson 07.)
+#   whatever the text. (Its fault is its distance: see lesson 07.)
 # - **L_sae depends on the batch**, and says little: nearly all of its width is the text's, shared with L_clean.
 # - **ΔCE and 1 − score have the same relative width**, because one is the other divided by a constant. The score
 #   *looks* more precise because it is printed as 0.999.
@@ -403,9 +402,9 @@ print(f"score {score:.5f}; with a draw for each loss its interval would be {low:
 #
 # Below a post on reconstruction errors: *Faithful reconstructions should keep all probabilities, but loss compares
 # only that of the true next token.* Against: *if the model gave the right token more than the reconstruction does,
-# that is interesting; differences on other random tokens may be noise. But cases where the model is confidently
-# wrong and the reconstruction changes in which way: those we might want to explain.* And: *KL is a good compromise,
-# it ignores what the model thinks unlikely, unlike something cursed such as a distance of log-probabilities.*
+# that is interesting; differences on other random tokens may be noise. But where the model is confidently wrong and
+# the reconstruction changes how, we might want to explain it.* And: *KL is a good compromise, it ignores what the
+# model thinks unlikely, unlike something cursed such as a distance of log-probabilities.*
 #
 # ### Which tokens carry it?
 #
@@ -640,8 +639,8 @@ claim("the error lies along them more than a random one does", share_in(sae(x) -
 print(f"along the first eighth of the directions: {share_in(x - x.mean(0)).mean():.0%} of the activations' variance")
 
 # %% [markdown]
-# A little more than by chance, and far less than the activations. So that reading explains little: the error is
-# spread nearly as evenly as white noise, and still does twice the harm. What it hits must be finer than the large
+# A little more than by chance, far less than the activations. So that reading explains little: the error is spread
+# nearly as evenly as white noise, and still does twice the harm. What it hits must be finer than the large
 # directions.
 #
 # `norm_only` is nearly 0: that x̂ is too short does not explain the harm. `norm_corrected` repairs next to nothing.
@@ -665,7 +664,7 @@ figure.axes[0].set_yscale("log")
 display(figure)
 
 # %% [markdown]
-# Most of the harm stays at the patched position; how much differs from position to position.
+# Most of the harm stays there, but how much differs from position to position.
 #
 # ## 7 · The floor that others can only guess
 #
@@ -717,7 +716,7 @@ if real_model is not None:
 # had overrated, or raises ones that it had underrated. Reporting only ΔCE would have reported half the damage.
 #
 # The baselines are closer together than in `tiny`, and the reconstruction does about two thirds more harm than
-# either. Which paper you side with depends on the model and the dictionary: measure your own.
+# either. Which paper is right depends on the model and the dictionary: measure your own.
 #
 # ## 9 · So which would you report?
 #
@@ -725,9 +724,9 @@ if real_model is not None:
 #
 # 1. **KL(p‖q)**, in nats per token, on stated text, with an interval from sequences: what changed. It needs no
 #    labels, but as many *texts* as their differences ask for (1, 2).
-# 2. **ΔCE** beside it, on text that matters to you: what it cost. Both signs are possible (1). Say how many tokens
-#    and texts (2).
-# 3. Two autoencoders: on the same texts, **paired**, as many as a pilot says (2).
+# 2. **ΔCE** beside it, on text that matters to you: what it cost, of either sign (1). Say how many tokens and texts
+#    (2).
+# 3. Two autoencoders: **paired**, on as many texts as a pilot says (2).
 # 4. The **score** only with its D and its layer, and never to compare layers (4).
 # 5. **Not the losses alone**: their noise is the text's (4).
 # 6. The distribution over texts, not only the mean (1), and some of the worst cases (5).
@@ -738,7 +737,7 @@ if real_model is not None:
 #
 # On stories topk-2 does less harm than gated-2 (`harm` on `text` will show it). Is that so on text that the model
 # itself writes? Hand in a claim, a number with its interval over texts, the control or the pairing, what would have
-# refuted it, and what it does not show. (`written` holds 96 such texts. Look at them before you average.)
+# refuted it, and what it does not show. (`written` holds 96 such texts. Look before you average.)
 
 # %% tags=["solution-only"]
 if MODEL == "tiny":

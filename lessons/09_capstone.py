@@ -12,8 +12,8 @@
 # **The question.** The first half of this course took a circuit apart: one head writes "the word before me was X",
 # a later one finds it and copies what came next. The second half measured how faithful autoencoders are to
 # predictions on text. Now **let the residual stream pass through an autoencoder somewhere on the circuit's path,
-# and see whether the circuit still works.** The autoencoders are those of the last lessons, with reconstruction
-# scores of 0.99 and above.
+# and see whether the circuit still works.** The autoencoders are those of the last lessons, with scores of 0.99 and
+# above.
 #
 # **You need:** lessons 02, 05 and 07.
 
@@ -225,10 +225,9 @@ display(pd.DataFrame.from_dict(rows, orient="index").sort_values("gain kept").ro
 
 # %% [markdown]
 # So the KL does see it, asked on the right text. (Nearly by construction: on the second copy the clean model is
-# sure, and its KL there is the gain that is lost.) Explained variance on repeats goes with the gain, roughly,
-# *within* layer 2. Between layers it says nothing: topk-1 explains more than topk-3. **Faithfulness belongs to an
-# autoencoder *and a distribution of texts*.** A circuit that matters for rare inputs is invisible in the mean over
-# common ones.
+# confident, so the KL is the gain lost.) Explained variance on repeats goes with the gain, roughly, *within* layer
+# 2. Between layers it says nothing: topk-1 explains more than topk-3. **Faithfulness belongs to an autoencoder *and
+# a distribution of texts*.** A circuit that matters for rare inputs is invisible in the mean over common ones.
 #
 # ### Can it be repaired?
 #
@@ -367,10 +366,10 @@ if words:
 # There they are, found without looking at any head. (For "the" you see the trap: the latent with the best plain AUC
 # falls back among positions of the same word. It knows that a noun stands here.)
 #
-# But AUC compares pairs, and ignores how rare X is. The last two columns do not: where the latent is above half of
-# its maximum, how often was the previous word X (precision), and how many of the X does that find (recall)? For
-# most words nearly all. But for "are" four such positions in five follow another word, and for "the" most
-# occurrences are missed.
+# But even an AUC of 1 only compares pairs, and ignores how rare X is. The last two columns do not: where the latent
+# is above half of its maximum, how often was the previous word X (precision), and how many of the X does that find
+# (recall)? For most words nearly all. But for "are" four such positions in five follow another word, and for "the"
+# most occurrences are missed.
 #
 # ## 4 · Are they used?
 #
@@ -492,18 +491,18 @@ if found:
                       title=f"{MODEL}: what one latent does to the attention"))
 
 # %% [markdown]
-# First the attention. For "a", "met", "He" and "She" one latent of 768 carries most of it: between 0.09 and 0.36 is
-# left, and the control leaves more than half everywhere. (After "The" and "said" there is hardly any to lose.) But
-# *all words together*, the last row, nothing seems to happen. More than nine tenths of all the attention comes from
-# "the", where the latent that section 3 recommended, 754, does nothing. A median over words would have hidden that.
-# Lesson 07's rule, a ratio of sums, shows it.
+# For "a", "met", "He" and "She" one latent of 768 carries most of the attention: between 0.09 and 0.36 is left, and
+# under the control more than half everywhere. (After "The" and "said" there is hardly any to lose.) But *all words
+# together*, the last row, nothing seems to happen. More than nine tenths of it comes from "the", where the latent
+# that section 3 recommended, 754, does nothing. A median over words would have hidden that. Lesson 07's rule, a
+# ratio of sums, shows it.
 #
 # Worse: for "the" the strongest other latent is 159, section 3's trap, and *that* one takes four tenths of the
 # attention with it. **A correlation, even a controlled one, is not use:** section 3 asked which latent knows the
 # previous word, and the heads may as well ask whether a noun stands here. (Nor is it shown that 159 says "the" to
 # them: without it the prediction moves by 0.07 nats here, by whatever path.)
 #
-# Now the second table, which attention cannot show.
+# Now the second table, the prediction.
 
 # %%
 if found:
@@ -520,10 +519,9 @@ if found:
 
 # %% [markdown]
 # The heads look elsewhere, and the model says the same: at the queries the prediction moves by about a
-# ten-thousandth of a nat, no more than under the control. On these stories the attention reads the latent, and the
-# *prediction* does not need it. It had better not: apart from "the", what came after X before hardly ever comes
-# after it again (second column). What the model does use is the latent itself, where it is active: without it the
-# prediction right after "met" moves by more than a nat.
+# ten-thousandth of a nat, no more than under the control. It had better not: apart from "the", what came after X
+# before hardly ever comes after it again (second column). What the model does use is the latent itself, where it is
+# active: without it the prediction right after "met" moves by more than a nat.
 #
 # The honest conclusion is shorter than the one we set out to find: *the latents are there, the heads' attention
 # depends on them, and at these queries no prediction depends on that attention.* To show that they are the messages
@@ -578,7 +576,7 @@ if words and ranked:
 # 3. Text that it will be used on, BOS first, and as much as lesson 08 plans.
 # 4. `report_card(model, sae, text=…)`. Read the intervals first, then the two ratios to noise, then the circuit.
 #
-# Here is the card of the one that you trained on both.
+# The card of the one that you trained on both:
 
 # %%
 mine = trained["both, k = 96"] if MODEL == "tiny" else sae
@@ -631,11 +629,11 @@ if real_model is not None:
 # %% [markdown]
 # SmolLM2's autoencoder has a score of 0.96 on text (lesson 07). With it about seven tenths of the gain on repeats
 # remain, and the accuracy falls from 45 % to 15 %. Most of its best induction heads still look where they should,
-# and what these four read explains only about half of the loss. The rest is lost elsewhere, in a model where many
-# heads and layers take part, so trust the behaviour itself again. It has latents for the word before, too: nearly
+# and what these four read explains only about half of the loss. The rest is lost elsewhere, for many heads and
+# layers take part, and the metric to trust is again the behaviour. It has latents for the word before, too: nearly
 # perfect ones after " the" and " and", good ones after " is" and a line break, mediocre ones after most others.
-# Where a word comes only a few dozen times the choice itself is luck: the chosen latent may fail on the other half
-# although a better one stands in the same row.
+# Where a word comes only a few dozen times the choice itself is luck, and the chosen latent may fail on the other
+# half although a better one stands in the same row.
 #
 # ## On your own: the capstone
 #
@@ -686,25 +684,23 @@ if MODEL == "tiny":                                                 # how does i
 # %% [markdown]
 # ## What this does not show
 #
-# - What a well-trained dictionary of both kinds of text could keep: ours had 120 steps, and each is a single run.
-# - That the chosen latents are messages of induction: on stories the attention that they steer does not reach the
-#   prediction.
+# - What a well-trained dictionary of both kinds of text could keep: ours had 120 steps and one run each.
+# - That these latents are messages of induction: on stories the attention they steer does not reach the prediction.
 # - Sufficiency: nobody wrote a latent *in* to see whether the heads follow.
-# - Other circuits. Induction is the best known of all, and most of what a model does has no map yet.
+# - Other circuits: induction is the best known, and most of what a model does has no map yet.
 #
 # ## Summary, and the end of the course
 #
-# - Faithful on text does not mean faithful to a circuit: a score of 0.998, and nothing left of what induction
-#   gains, where random errors as large leave most of it.
-# - Attention can be intact while the behaviour is broken, and lost while the prediction stays. Report both, always.
+# - Faithful on text is not faithful to a circuit: a score of 0.998, and nothing left of induction's gain, where
+#   random errors as large leave most of it.
+# - Attention can be intact while the behaviour is broken, and lost while the prediction stays. Report both.
 # - Change one thing at a time: the texts *and* k made the difference, and a mixture repairs much of it.
 # - A correlation, even a controlled one, is not use. Take the latent out, beside a control, and look at the
 #   prediction.
 # - Pool before you divide: a median over words may say the opposite of the whole.
 #
 # You started with a plot of a model that suddenly gets good at repeated tokens. You now know the heads that do it,
-# the matrices they do it with, a dictionary in which their attention reads single latents, and how to tell whether
-# to believe that dictionary.
+# their matrices, a dictionary in which their attention reads single latents, and how to tell whether to believe it.
 #
 # Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), for the circuit; Gao et al. (2024), arXiv
 # 2406.04093, section 4.1, and Gurnee, "SAE reconstruction errors are (empirically) pathological" (2024), for the
