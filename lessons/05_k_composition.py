@@ -14,9 +14,8 @@
 #
 # You will ask by three methods, each stronger than the last. Do their matrices fit (composition scores)? Does the
 # circuit of both match the right tokens (top-1, against a control group)? Does the effect take this path in the
-# running model (path patching, which you write, and its twin)? The second question is that of the article that we
-# follow. It reports a top-1 of 0.2283 for GPT-2 small's heads 4.11 and 5.5, and you will see what that number
-# leaves out.
+# running model (path patching, which you write, and its twin)? The article that we follow asks the second question.
+# You will see what its top-1 of 0.2283, for GPT-2 small's heads 4.11 and 5.5, leaves out.
 #
 # **You need:** lessons 00 to 04.
 
@@ -257,14 +256,14 @@ claim("b_Q changes no best query", found["best query"]["b_Q"], "≈", found["bes
 # %% [markdown]
 # b_Q moves the best key but not the best query: the same amount for every query cannot change their order. The norm
 # helps where a long vector used to win by its length. In `tiny` the first MLP ruins the circuit, as lesson 04
-# foretold, since a vector that is never in the residual stream cannot replace a token. What the own head writes
-# *fits* best what the induction head's query reads. Whether the query does read it, only the running model can say.
+# foretold: a vector that is never in the residual stream cannot replace a token. What the own head writes *fits*
+# best what the induction head's query reads. Whether the query does read it, only the running model can say.
 #
 # ## 5 · Does the effect take this path?
 #
-# So far all was weights. **Path patching** asks the running model: replace what the previous-token head wrote, but
-# *only where the induction heads' keys read it*. All else stays as in the clean pass, what other heads read of it
-# included.
+# **Path patching** asks the running model, not the weights. It replaces what the previous-token head wrote, but
+# *only where the induction heads' keys read it*. All else, even what other heads read of it, stays as in the clean
+# pass.
 #
 # First: what does a head read from a residual stream?
 
@@ -340,8 +339,8 @@ def restore_path(
 
 # %% [markdown]
 # In the trained model the receivers are all its strong induction heads together, because the others cover for one
-# alone (lesson 03). The senders are the previous-token head and the riddle of lessons 03 and 04, the own-position
-# head that cannot be spared.
+# alone (lesson 03). The senders are the previous-token head and the own-position head, the riddle of lessons 03 and
+# 04, which cannot be spared.
 #
 # **Predict:** breaking the path of `tiny`'s own-position head into the *queries* costs as much as ablating the
 # head. What share of the loss will restoring the queries alone bring back?
@@ -408,11 +407,11 @@ measured("previous-token head's effect through induction keys", needed, unit="sh
 # *present* token from it, in their queries (what to look for) and their values (what to copy): Q- and
 # V-composition.
 #
-# If you predicted that the queries would bring back most of it, a share of 1.09 suggests so. But that only says
-# that breaking this path does all the harm, not that the path alone would do. Queries and values of 0.3 are an
-# **AND**. Break either, and most of the harm is done, so their shares sum to more than 1. With the queries alone
-# restored, the heads look at the right place but copy little of use; with the values alone, they look in the wrong
-# place. The textbook circuit has two heads. This one needs a third.
+# If you predicted that the queries would bring back most of it: a share of 1.09 suggests so, but says only that
+# breaking this path does all the harm, not that the path alone would do. Queries and values of 0.3 are an **AND**.
+# Break either, and most of the harm is done, so their shares sum to more than 1. With the queries alone restored,
+# the heads look at the right place but copy little of use; with the values alone, they look in the wrong place.
+# Only both are enough. The textbook circuit has two heads. This one needs a third.
 #
 # The ablated losses are near chance (ln 988 = 6.9), where more harm hardly shows. By the logit of the right token
 # the shares differ somewhat: the verdict stands, the second digit does not.
@@ -531,8 +530,7 @@ claim("the best single receiver undoes less than all of them together", undone[b
 # - Composition scores compare subspaces. Hold them against random matrices and other heads.
 # - The full circuit compares tokens, and no version is "the" circuit. Report both directions, the controls, and the
 #   embedding, norm and bias.
-# - b_Q changes the best key only, norms change both, and the effective embedding helps or hurts, depending on the
-#   model.
+# - b_Q changes the best key only, norms change both, and the effective embedding helps or hurts by the model.
 # - Weights say what could happen, path patching says what does. Breaking a path shows that it is needed, restoring
 #   it alone that it is enough. Two paths that form an AND are each needed, and neither is enough.
 #

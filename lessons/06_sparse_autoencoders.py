@@ -12,7 +12,7 @@
 # **The question.** Lessons 02 to 05 took a model apart by its heads. But what is *in* the residual stream that the
 # heads read? A vector of 256 numbers must carry the present word, who acts, whether a quotation is open and much
 # else, perhaps more facts than it has axes. If each fact has a direction of its own, and few facts hold at once,
-# then a **sparse autoencoder** (SAE) can find the directions. It writes every activation as a sum of few entries of
+# then a **sparse autoencoder** (SAE) can find the directions. It writes each activation as a sum of few entries of
 # a large dictionary.
 #
 # You will build one, train it, meet its four common kinds, look at what it found, and silence a piece of it. And
@@ -90,7 +90,7 @@ def encode(
 
 # %% [markdown]
 # Training should ask for a small error and few latents. "Few" cannot be differentiated, so the oldest recipe
-# (Bricken et al., 2023) makes the *sum* of the latents costly, the **L1 penalty**:
+# (Bricken et al., 2023) makes the *sum* of the latents costly (the **L1 penalty**):
 #
 # $$\text{loss} = \underset{\text{tokens}}{\text{mean}}\Big(\lVert\hat{x} - x\rVert^2 + \text{sparsity}\cdot\sum_i |f_i|\Big)$$
 #
@@ -178,8 +178,7 @@ measured("SAE trained live: explained variance", mine.explained_variance, unit="
 
 # %% [markdown]
 # **L0** is the mean number of latents that are not 0. Explained variance is 1 for a perfect reconstruction and 0
-# for one that always answers the mean. Lesson 07 measures it right, and asks whether it is the right thing to
-# measure.
+# for one that always answers the mean. Lesson 07 asks how to measure it right, and whether to.
 #
 # ## 3 · A dial, not a number
 #
@@ -244,7 +243,7 @@ def table(columns):
 table(["l0", "mse", "explained_variance"])
 
 # %% [markdown]
-# (`mse` is the squared error summed over components: with such norms it *is* in the hundreds.)
+# (`mse` is summed over components, hence the hundreds.)
 #
 # Two of `tiny`'s ReLU autoencoders were trained alike, but `relu-2` saw raw activations and `relu-normalized-2`
 # rescaled ones. Hold something fixed when you compare: they differ in L0 *and* in error, so neither column alone
@@ -285,7 +284,7 @@ if "relu-normalized-2" in saes:
 # %% [markdown]
 # Trained on raw activations, an autoencoder spends its latents where errors are expensive, and short activations
 # come out worst (with both, but more so here). Rescaled inputs share the error out more evenly, at the cost of the
-# long ones. Which you want depends on your question.
+# long ones. Which is better depends on your question.
 #
 # ## 5 · Three more ways to be sparse
 #
@@ -372,8 +371,8 @@ print("gated with r_mag = 0 and b_mag = 0 is JumpReLU:",
       torch.equal(gated(pre, -half, 0 * one, 0 * one), pre * (pre > half)))
 
 # %% [markdown]
-# With r_mag = 0 and b_mag = 0 a gated latent *is* a JumpReLU latent: the two kinds differ in how they are trained.
-# Now the autoencoders of the middle layer side by side:
+# With r_mag = 0 and b_mag = 0 the two kinds differ only in how they are trained. Now the middle layer's
+# autoencoders side by side:
 
 # %%
 reports["your TopK"] = evaluate_sae(model, my_topk, test_tokens, everything=False, resamples=0)
@@ -390,8 +389,8 @@ print(f"yours learned from {STEPS * 512:,} examples")
 # In `tiny` the ReLU kinds shrink and the others do not (third column of the table). JumpReLU explains as much as
 # ReLU with a third fewer latents, and Gated explains more with fewer. The shipped TopK explains most but uses most
 # latents, and one point per kind cannot say whether its curve lies above the others. Your two were trained alike
-# and can be compared. The shipped ones had 4,000 steps of 1,024 examples: training, above all, separates them from
-# yours.
+# and can be compared. What separates the shipped ones from yours is above all training: they had 4,000 steps of
+# 1,024 examples.
 #
 # ## 6 · Dead latents
 #
@@ -515,7 +514,7 @@ _ = claim(f"without latent {some} the token it promotes becomes less likely than
 # ## 8 · The answer key
 #
 # People see patterns in examples even where there are none. With labels we can ask how well *every* latent tells
-# labelled positions from the others. Here are the questions, on the beginning of one story, the words with the
+# labelled positions from the others. Here are the questions on the beginning of one story, the words with the
 # answer yes in brackets.
 
 # %%
@@ -642,13 +641,13 @@ if len(asked) > 1:                                                  # one number
 key.round(3)
 
 # %% [markdown]
-# In `tiny` most of the chosen latents know something, if little. For two of the questions "knowing" was an
-# illusion: a latent of AUC 0.65 does as well with *another* text's labels, because it reads the place in the text.
-# Two more are above luck by a hair. Luck from shuffled *positions* would have been ½ for all, and fooled us. Where
-# "chosen with AUC" is larger than "AUC", choosing flattered.
+# In `tiny` most of the chosen latents know something, if little. For two questions "knowing" was an illusion: a
+# latent of AUC 0.65 does as well with *another* text's labels, because it reads the place in the text. Two more are
+# above luck by a hair. Luck from shuffled *positions* would have been ½ for all, and fooled us. Where "chosen with
+# AUC" is larger than "AUC", choosing flattered.
 #
-# One latent at a time knows little, then. Is the fact missing from the dictionary, or spread over several entries?
-# Let k latents answer together.
+# One latent knows little, then. Is the fact missing from the dictionary, or spread over several entries? Let k
+# latents answer together.
 
 # %%
 @exercise("06.sparse_probe")
@@ -762,7 +761,7 @@ print(f"of {int(used.sum())} latents that are ever active, {(match > 0.7).float(
 # *A model answer.* The trained directions recur more than random ones, so training finds something that is in the
 # data. But far from every latent has a partner: "the features" depend on the seed. A mean cosine like that of
 # random directions would have refuted the claim. It does not show that the shared ones are the meaningful ones, nor
-# what longer training would do. Latents of one dictionary are not independent, so the interval is too narrow.
+# what longer training would do. The interval is too narrow, since latents of one dictionary are not independent.
 
 # %% [markdown]
 # ## What this does not show

@@ -11,7 +11,7 @@
 #
 # **The question.** An autoencoder gives back 90 % of an activation's variance. Is that good? The model does not
 # care about variance: it continues from the activation to a prediction. So replace the activation by its
-# reconstruction, let the model continue, and compare the predictions.
+# reconstruction, let the model continue, and compare predictions.
 #
 # A dozen numbers "compare", and libraries disagree about numbers of the same name. You will write the important
 # ones, test them on autoencoders of known value, follow the rules of two evaluators in wide use, see which number
@@ -83,8 +83,8 @@ changed = (p_logits.argmax(-1) != q_logits.argmax(-1))[:, 1:-1].float().mean()
 print(f"the most likely next token is another one at {changed:.0%} of the positions")
 
 # %% [markdown]
-# All below the autoencoder comes out as before. So `evaluate_sae`, used below, lets one remembered clean run
-# continue from the patch, as lesson 03's sweeps did.
+# Below the autoencoder nothing changes. So `evaluate_sae`, used below, continues a remembered clean run from the
+# patch, as lesson 03's sweeps did.
 #
 # ## 2 · ΔCE
 #
@@ -133,7 +133,7 @@ plot_histogram(delta[moved].clamp(-1, 1), "ΔCE of one token (nats; the ends col
 #
 # $$KL(p\,\|\,q) = \sum_y p(y)\,\ln\frac{p(y)}{q(y)} \qquad \text{never negative, and 0 only if } p = q$$
 #
-# It compares the two models and ignores the actual next token. (Is its mean that of ΔCE? Lesson 08 asks.)
+# It compares the two models, whatever the actual next token. (Is its mean that of ΔCE? Lesson 08 asks.)
 
 # %%
 @exercise("07.kl_divergence")
@@ -201,7 +201,7 @@ measured("reconstruction score of the shipped autoencoder", report.reconstructio
 
 # %% [markdown]
 # The landmark is far away, nearly as bad as guessing, so any useful autoencoder lies in the last few percent of the
-# scale. How little a score says is seen on autoencoders known to be bad.
+# scale. Autoencoders known to be bad show how little a score says.
 #
 # ## 5 · Autoencoders whose value is known
 #
@@ -296,8 +296,8 @@ table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l
 #   of x. In `tiny` its explained variance is *below zero* and its score still looks publishable. With a decoder of
 #   its own it is worse than zeros: the *tying* does the work, not the dictionary.
 # - **Decoder shuffled**: the right latents, the wrong directions. A wrong answer is worse than none.
-# - **PCA** is the honest rival, a linear code with as many numbers for each token. Beside it "a KL of 0.007" is no
-#   mere number but evidence *for* the autoencoder.
+# - **PCA** is the honest rival, a linear code with as many numbers for each token. Beside it, "a KL of 0.007"
+#   becomes evidence *for* the autoencoder.
 
 # %%
 def kl_of(reconstruct, hook_name=HOOK):
@@ -313,8 +313,8 @@ _ = claim("twice as long costs more, whatever its score says", kl_twice.mean(dim
 # %% [markdown]
 # ## 6 · The wrong layer
 #
-# In outputs that a SAELens tutorial once stored, an autoencoder of layer 8 sat at layer 10. The score was (11.72 −
-# 4.05) / (11.72 − 3.44) = 0.93, and nobody noticed. The course's function refuses, unless you insist:
+# In outputs that a SAELens tutorial once stored, an autoencoder of layer 8 sat at layer 10. The score was
+# (11.72 − 4.05) / (11.72 − 3.44) = 0.93, and nobody noticed. The course's function refuses, unless you insist:
 
 # %%
 try:
@@ -365,8 +365,7 @@ print(f"KL, pooled {pooled_mean(list(batches), list(masks)):.5f} nats; mean of t
 # ## 8 · How sure?
 #
 # The tokens of one text are not independent: a hard text is hard all over. So resample whole *sequences*: draw as
-# many as there are, with replacement, compute the pooled mean, and repeat. The middle 95 % of the results is the
-# interval.
+# many as there are, with replacement, compute the pooled mean, and repeat. The middle 95 % is the interval.
 
 # %%
 @exercise("07.bootstrap_interval")
@@ -482,9 +481,9 @@ pd.DataFrame({"known beforehand": {case: known for case, (_, known) in cases.ite
 #
 # ## 10 · Conventions
 #
-# Even with right formulas evaluators differ in which positions they patch and count. The course uses one mask for
-# all. `convention=SAELENS` gives SAELens's numbers (we test against it), and `convention=SAEBENCH` is written after
-# its source.
+# Evaluators also differ in which positions they patch and count. The course uses one mask for all.
+# `convention=SAELENS` gives SAELens's numbers (we test against it), and `convention=SAEBENCH` is written after its
+# source.
 
 # %%
 conventions = {"the course": report}
@@ -556,9 +555,9 @@ if len(by_layer) > 1:
         print(f"{name}: KL {each.kl:.4f} nats, interval {low:.4f} to {high:.4f}")
 
 # %% [markdown]
-# In `tiny` layers 2 and 3 have the same score, because the score sees only ΔCE, and their ΔCEs are nearly the same.
-# Their KLs differ by half, but the intervals overlap. Is the difference chance? Two intervals side by side cannot
-# say, because a text that is hard for one autoencoder is hard for the other, and both read the *same* texts.
+# In `tiny` layers 2 and 3 have the same score, because the score sees only ΔCE, which is nearly the same. Their KLs
+# differ by half, but the intervals overlap. Is the difference chance? Two intervals side by side cannot say: both
+# autoencoders read the *same* texts, hard for both or easy for both.
 
 # %%
 @exercise("07.paired_interval")

@@ -9,10 +9,9 @@
 # %% [markdown]
 # # 08 · The arguments
 #
-# **The question.** Lesson 07 measured. But *which* number says that an autoencoder is faithful? Practitioners have
-# argued about this in public, and left it open. Is ΔCE simply the KL? Does the reconstruction score hide what
-# matters, and is its landmark too noisy? Which differences are interesting? And how much harm would *any* error of
-# this size do?
+# **The question.** *Which* number says that an autoencoder is faithful? Practitioners have argued about this in
+# public, and left it open. Is ΔCE simply the KL? Does the reconstruction score hide what matters, and is its
+# landmark too noisy? Which differences are interesting? And how much harm would *any* error of this size do?
 #
 # Most sections are one such argument: the two positions, your prediction, something to derive or find, the
 # measurement. We have what those discussions lacked, a text whose true next-word distribution is known.
@@ -139,7 +138,7 @@ for i in (*order[:2].tolist(), int(order[N // 2])):
 # %% [markdown]
 # In `tiny` the worst texts are not stories. Its training included random words that repeat (lesson 01), so now and
 # then it writes such a text, and the autoencoder, which saw only stories, fails (lesson 09). A few sequences made
-# the mean, and the ± above said so.
+# the mean, as the ± above said.
 #
 # Now the stories, which the model did not write. Here $P$ is known, so $E[\Delta CE]$ is free of the luck of which
 # token came next. (Which texts we drew is still luck.)
@@ -159,8 +158,8 @@ if reads_stories(model):
 # Close again, but by no theorem: `tiny` was trained on this language until its p was nearly P, so the rest term is
 # small. Further from the data the two come apart, and ΔCE, unlike any KL, can be **negative**.
 #
-# **Find a counter-example.** Three distributions on the same two or three tokens, so that the patch changes the
-# model (KL above 0) and yet improves the loss on the data (E[ΔCE] below 0). What must q be, compared with p?
+# **Find a counter-example.** Three distributions on the same two or three tokens, such that the patch changes the
+# model (KL above 0) yet improves the loss on the data (E[ΔCE] below 0). What must q be, compared with p?
 
 # %%
 @exercise("08.counter_example")
@@ -204,10 +203,10 @@ if MODEL == "tiny":
 #
 # ## 2 · Which one needs fewer tokens, and how many texts?
 #
-# ΔCE looks at one token per position, the KL at every token. So ΔCE is noisier, even where both have the same mean.
+# ΔCE looks at one token per position, the KL at every token. So ΔCE is noisier even where the means are the same.
 #
-# **Predict:** on stories the KL is about 0.004 nats. How many tokens must come, until mean ΔCE is known to a tenth
-# of that (one standard error)?
+# **Predict:** on stories the KL is about 0.004 nats. How many tokens until mean ΔCE is known to a tenth of that
+# (one standard error)?
 
 # %%
 predict("08.tokens_needed", None, unit="tokens")
@@ -264,7 +263,7 @@ plot_histogram(means, "mean ΔCE of one draw (nats)", "draws", title="the same p
 # ### Comparing two autoencoders
 #
 # Compare two autoencoders **paired**, on *the same texts*: what makes a text hard is hard for both and cancels in
-# the difference. How many texts that needs, a small pilot tells before the experiment.
+# the difference. A small pilot tells beforehand how many texts that needs.
 
 # %%
 @exercise("08.texts_needed")
@@ -323,8 +322,8 @@ print(f"as written {kl_divergence(q, P) - kl_divergence(p, P):.4f}, corrected "
 # since L_zero is very noisy*, against: *L_sae is not informative, it depends on the batch; the score is good as it
 # is.*
 #
-# **Predict:** which is known least precisely on one batch, relative to its size: L_clean, L_sae, L_zero, ΔCE, or 1
-# − score?
+# **Predict:** which is known least precisely on one batch, relative to its size: L_clean, L_sae, L_zero, ΔCE, or
+# 1 − score?
 
 # %%
 predict("08.noisiest", None, unit="")
@@ -429,14 +428,14 @@ for least in (0, 0.1):
           f"ΔCE below 0 in {int((delta[these] < 0).sum())} of {int(these.sum())}")
 
 # %% [markdown]
-# A few tokens carry a good part of the KL, which counts any change as damage, while ΔCE may count it as a gain. But
-# a patch that takes belief from a wrong favourite need not help. Where it takes little, it mostly does (next to a
-# tautology). Where it takes much, as often as not, because the belief moved to a third word.
+# A few tokens carry a good part of the KL. It counts any change as damage, ΔCE perhaps as a gain. But a patch that
+# takes belief from a wrong favourite need not help. Where it takes little, it mostly does (next to a tautology).
+# Where it takes much, as often as not, because the belief moved to a third word.
 #
 # ### Was the model wrong?
 #
-# The stories have a truth to ask. But positions where the favourite did *not* come are a selection: of a model that
-# errs both ways and is right on average, the overestimates. So ask at all confident positions, too.
+# In the stories we can ask the truth. But positions where the favourite did *not* come are a selection: of a model
+# that errs both ways and is right on average, the overestimates. So ask at all confident positions, too.
 
 # %%
 if reads_stories(model):
@@ -469,9 +468,9 @@ for row, position in (divmod(index, kl.shape[1]) for index in worst):
 
 # %% [markdown]
 # Over all confident positions the model is about as sure as it should be. Where its favourite did not come it was
-# too sure, 0.61 for 0.50, because we selected that. In the worst case the truth left no doubt about the word that
-# came. The patch takes belief from the model's mistake, and gives the right word still less. Should an explanation
-# of the model share its mistakes? That is the argument.
+# too sure, 0.61 for 0.50, because we selected for that. In the worst case the truth left no doubt about the word
+# that came. The patch takes belief from the model's mistake, and gives the right word still less. Should an
+# explanation of the model share its mistakes? That is the argument.
 #
 # ### The tail
 #
@@ -492,8 +491,8 @@ print(f"tokens below 1 %: {unlikely.float().mean():.1%} of the vocabulary; "
 #
 # ## 6 · Compared with what?
 #
-# The thread ends with a wish for baselines that give the noise floor. Two have been proposed: in the activation's
-# place a point **as far away**, in a random direction or in one drawn so that it varies **as the activations do**.
+# The thread ends with a wish for baselines that give the noise floor. Two have been proposed, both with a point
+# **as far away** in the activation's place, in a random direction or in one that varies **as the activations do**.
 #
 # **Predict:** how many times as much harm (KL) does the reconstruction do as the first? And as the second?
 
@@ -502,7 +501,7 @@ predict("08.epsilon_ratio", None, unit="times")
 predict("08.covariance_ratio", None, unit="times")
 
 # %% [markdown]
-# Gurnee (2024) proposed the first. In GPT-2 small the reconstruction did about 2 to 4.5 times the harm (quoted):
+# Gurnee (2024) proposed the first. In GPT-2 small the reconstruction did about 2 to 4.5 times its harm (quoted), by
 # "pathological errors". Write that baseline:
 
 # %%
@@ -550,7 +549,7 @@ def covariance_root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
 
 
 # %% [markdown]
-# Now measure with each kind of point in the activation's place, at the *same distance* from it.
+# Now put each kind of point in the activation's place, at the *same distance*, and measure.
 
 # %%
 class Instead:
@@ -618,10 +617,10 @@ display(figure)
 
 # %% [markdown]
 # Both sides are right, each about its own baseline. All our reconstructions do two to nearly five times the harm of
-# random directions, so an autoencoder's error does not point just anywhere. Against errors that vary as activations
-# do, several clearly do less harm, and none clearly more. One reading: *most directions do not matter to the model,
-# and the error lies among those that do, because that is where the activations are.* Test it: how much of the error
-# lies along the directions in which activations vary most?
+# random directions: the error does not point just anywhere. Against errors that vary as activations do, several
+# clearly do less harm, and none clearly more. One reading: *most directions do not matter to the model, and the
+# error lies among those that do, because that is where the activations are.* So how much of the error lies along
+# the directions in which activations vary most?
 
 # %%
 directions = torch.linalg.eigh(torch.cov(x.T))[1].flip(1)[:, : x.shape[1] // 8]     # an eighth of all, [d, d / 8]
@@ -640,8 +639,7 @@ print(f"along the first eighth of the directions: {share_in(x - x.mean(0)).mean(
 
 # %% [markdown]
 # A little more than by chance, far less than the activations. So that reading explains little: the error is spread
-# nearly as evenly as white noise, and still does twice the harm. What it hits must be finer than the large
-# directions.
+# nearly as evenly as white noise, and still does twice the harm. What it hits must be finer than these directions.
 #
 # `norm_only` is nearly 0: that x̂ is too short does not explain the harm. `norm_corrected` repairs next to nothing.
 #
@@ -683,7 +681,7 @@ if reads_stories(model):
 
 # %% [markdown]
 # In `tiny` the autoencoder's KL is a hundred times what bfloat16 costs, but smaller than the error the model makes
-# by itself. For natural text nobody can draw the first line.
+# by itself. For natural text nobody knows that error.
 #
 # ## 8 · Does it hold in a real language model?
 
@@ -712,8 +710,8 @@ if real_model is not None:
 
 # %% [markdown]
 # The first argument, decided in a real model. On its own text ΔCE and KL agree. On stories, which it did not write,
-# **ΔCE is about half of the KL**. The rest term is negative: on the whole the patch lowers tokens that the model
-# had overrated, or raises ones that it had underrated. Reporting only ΔCE would have reported half the damage.
+# **ΔCE is about half of the KL**. The rest term is negative: on the whole the patch lowers overrated tokens or
+# raises underrated ones. Reporting only ΔCE would have reported half the damage.
 #
 # The baselines are closer together than in `tiny`, and the reconstruction does about two thirds more harm than
 # either. Which paper is right depends on the model and the dictionary: measure your own.

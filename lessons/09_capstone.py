@@ -10,10 +10,9 @@
 # # 09 · Capstone: does the autoencoder keep the circuit?
 #
 # **The question.** The first half of this course took a circuit apart: one head writes "the word before me was X",
-# a later one finds it and copies what came next. The second half measured how faithful autoencoders are to
-# predictions on text. Now **let the residual stream pass through an autoencoder somewhere on the circuit's path,
-# and see whether the circuit still works.** The autoencoders are those of the last lessons, with scores of 0.99 and
-# above.
+# a later one finds it and copies what came next. The second half measured how faithful autoencoders are on text.
+# Now **let the residual stream pass through an autoencoder somewhere on the circuit's path, and see whether the
+# circuit still works.** The autoencoders are those of the last lessons, with scores of 0.99 and above.
 #
 # **You need:** lessons 02, 05 and 07.
 
@@ -67,7 +66,7 @@ print(f"{MODEL}, clean: first copy {clean.first_half_log_prob:.3f} nats, second 
 #
 # In a block `with spliced(model, sae):` everything computes with the reconstruction, BOS excepted. **Predict:** an
 # autoencoder at the entrance of layer 1 has a reconstruction score of 0.998 on stories. With it, what is the
-# accuracy on the second copy of lesson 01?
+# accuracy on the second copy (lesson 01)?
 
 # %%
 predict("09.accuracy", None, unit="%")
@@ -150,10 +149,10 @@ plot_points({name: (on_text[name].kl, kept[name]) for name in saes},
             title=f"{MODEL}: faithful on text, faithful to the circuit? (kind-layer)")
 
 # %% [markdown]
-# In `tiny` the scores on stories run from 0.994 to 0.999, and the circuit keeps anything between nothing and almost
-# everything. The one at layer 1 sits just where the previous-token head hands over to the induction heads. With it
-# the second copy is as surprising as the first, while random errors as large leave most of the gain. So it is not
-# the error's size but its direction, and no number that lesson 07 measured *on stories* says so.
+# In `tiny` the scores on stories run from 0.994 to 0.999, and the circuit keeps anything from nothing to almost
+# everything. The autoencoder at layer 1 sits just where the previous-token head hands over to the induction heads.
+# With it the second copy is as surprising as the first, while random errors as large leave most of the gain. It is
+# not the error's size but its direction, and no number that lesson 07 measured *on stories* says so.
 #
 # ## 2 · Which heads notice?
 
@@ -225,16 +224,17 @@ display(pd.DataFrame.from_dict(rows, orient="index").sort_values("gain kept").ro
 
 # %% [markdown]
 # So the KL does see it, asked on the right text. (Nearly by construction: on the second copy the clean model is
-# confident, so the KL is the gain lost.) Explained variance on repeats goes with the gain, roughly, *within* layer
-# 2. Between layers it says nothing: topk-1 explains more than topk-3. **Faithfulness belongs to an autoencoder *and
-# a distribution of texts*.** A circuit that matters for rare inputs is invisible in the mean over common ones.
+# confident, so its KL there is the lost gain.) Explained variance on repeats goes with the gain, roughly, *within*
+# layer 2. Between layers it says nothing: topk-1 explains more than topk-3. **Faithfulness belongs to an
+# autoencoder *and a distribution of texts*.** A circuit that matters for rare inputs is invisible in the mean over
+# common ones.
 #
 # ### Can it be repaired?
 #
-# If the texts are the cause, other texts are the cure. But change *one thing at a time*: our dictionaries have k =
-# 24 active latents, and a stream in which any word may follow any other has more to say. So train four at layer 1
-# by one short recipe: on stories, on repeats and on both with k = 96, and on repeats with k = 24. What the third
-# one sees, you choose.
+# If the texts are the cause, other texts are the cure. But change *one thing at a time*: our dictionaries have
+# k = 24 active latents, and a stream in which any word may follow any other has more to say. So train four at
+# layer 1 by one short recipe: on stories, on repeats and on both with k = 96, and on repeats with k = 24. What the
+# third one sees, you choose.
 
 # %%
 @exercise("09.mixed_activations")
@@ -287,9 +287,9 @@ if MODEL == "tiny":
 # %% [markdown]
 # The texts matter: with the same k the one trained on repeats keeps most of the circuit and is poor on stories. And
 # k matters as much: with 24 even this specialist fails at its own task, and with 96 an autoencoder that never saw a
-# repeat keeps a good part of the gain. The shipped one (stories, 24) beside the specialist (repeats, 96) would have
-# credited the texts alone. The one trained on both keeps more than half of the gain, and is nearly as good on
-# stories as the one that saw nothing else. (Try `steps=600`.)
+# repeat keeps a good part of the gain. Comparing the shipped one (stories, 24) with the specialist (repeats, 96)
+# would have credited the texts alone. The one trained on both keeps more than half of the gain, and is nearly as
+# good on stories as the one that saw nothing else. (Try `steps=600`.)
 #
 # ## 3 · Which latents carry "the word before was X"?
 #
@@ -366,10 +366,10 @@ if words:
 # There they are, found without looking at any head. (For "the" you see the trap: the latent with the best plain AUC
 # falls back among positions of the same word. It knows that a noun stands here.)
 #
-# But even an AUC of 1 only compares pairs, and ignores how rare X is. The last two columns do not: where the latent
-# is above half of its maximum, how often was the previous word X (precision), and how many of the X does that find
-# (recall)? For most words nearly all. But for "are" four such positions in five follow another word, and for "the"
-# most occurrences are missed.
+# But even an AUC of 1 ignores how rare X is. So the last two columns: where the latent is above half of its
+# maximum, how often was the previous word X (precision), and how many of the X does that find (recall)? For most
+# words nearly all. But for "are" four such positions in five follow another word, and for "the" most occurrences
+# are missed.
 #
 # ## 4 · Are they used?
 #
@@ -493,16 +493,16 @@ if found:
 # %% [markdown]
 # For "a", "met", "He" and "She" one latent of 768 carries most of the attention: between 0.09 and 0.36 is left, and
 # under the control more than half everywhere. (After "The" and "said" there is hardly any to lose.) But *all words
-# together*, the last row, nothing seems to happen. More than nine tenths of it comes from "the", where the latent
-# that section 3 recommended, 754, does nothing. A median over words would have hidden that. Lesson 07's rule, a
-# ratio of sums, shows it.
+# together*, the last row, nothing seems to happen. More than nine tenths of all attention goes with "the", where
+# the latent that section 3 recommended, 754, does nothing. A median over words would have hidden that. Lesson 07's
+# rule, a ratio of sums, shows it.
 #
 # Worse: for "the" the strongest other latent is 159, section 3's trap, and *that* one takes four tenths of the
 # attention with it. **A correlation, even a controlled one, is not use:** section 3 asked which latent knows the
 # previous word, and the heads may as well ask whether a noun stands here. (Nor is it shown that 159 says "the" to
 # them: without it the prediction moves by 0.07 nats here, by whatever path.)
 #
-# Now the second table, the prediction.
+# Now the second table.
 
 # %%
 if found:
@@ -519,13 +519,13 @@ if found:
 
 # %% [markdown]
 # The heads look elsewhere, and the model says the same: at the queries the prediction moves by about a
-# ten-thousandth of a nat, no more than under the control. It had better not: apart from "the", what came after X
+# ten-thousandth of a nat, no more than under the control. Nor should it move: apart from "the", what came after X
 # before hardly ever comes after it again (second column). What the model does use is the latent itself, where it is
 # active: without it the prediction right after "met" moves by more than a nat.
 #
 # The honest conclusion is shorter than the one we set out to find: *the latents are there, the heads' attention
 # depends on them, and at these queries no prediction depends on that attention.* To show that they are the messages
-# of induction takes texts on which induction matters, and a dictionary that keeps it there. You have trained one.
+# of induction takes texts on which it matters, and a dictionary that keeps it there. You have trained one.
 #
 # And who switches them on? Silence the previous-token head, and another head of its layer as the control.
 
@@ -629,11 +629,11 @@ if real_model is not None:
 # %% [markdown]
 # SmolLM2's autoencoder has a score of 0.96 on text (lesson 07). With it about seven tenths of the gain on repeats
 # remain, and the accuracy falls from 45 % to 15 %. Most of its best induction heads still look where they should,
-# and what these four read explains only about half of the loss. The rest is lost elsewhere, for many heads and
-# layers take part, and the metric to trust is again the behaviour. It has latents for the word before, too: nearly
-# perfect ones after " the" and " and", good ones after " is" and a line break, mediocre ones after most others.
-# Where a word comes only a few dozen times the choice itself is luck, and the chosen latent may fail on the other
-# half although a better one stands in the same row.
+# and what these four read explains only about half of the loss. The rest is lost elsewhere, in many other heads and
+# layers, and the metric to trust is again the behaviour. It has latents for the word before, too: nearly perfect
+# ones after " the" and " and", good ones after " is" and a line break, mediocre ones after most others. Where a
+# word comes only a few dozen times the choice itself is luck, and the chosen latent may fail on the other half
+# although a better one stands in the same row.
 #
 # ## On your own: the capstone
 #
@@ -650,8 +650,8 @@ if real_model is not None:
 # | **refuted by** | the result that would have made you withdraw the claim, and how near you came |
 # | **not shown** | what a reader might take from it, and should not |
 #
-# Each row gives two points if right, one for an attempt, and ten of twelve is a result to show somebody. The worked
-# notebook (`solutions/`) has one to compare with.
+# Two points for each right row, one for an attempt. Ten of twelve is a result to show somebody. The worked notebook
+# (`solutions/`) has one to compare with.
 
 # %% tags=["solution-only"]
 if MODEL == "tiny":                                                 # how does it know that "She" comes next?
