@@ -13,8 +13,8 @@
 # public, and left it open. Is ΔCE simply the KL? Does the reconstruction score hide what matters, and is its
 # landmark too noisy? Which differences are interesting? And how much harm would *any* error of this size do?
 #
-# Most sections are one such argument: the two positions, your prediction, something to derive or find, the
-# measurement. We have what those discussions lacked, a text whose true next-word distribution is known.
+# Most sections are one such argument: two positions, your prediction, something to derive or find, the measurement.
+# We have what those discussions lacked, text whose true next-word distribution is known.
 #
 # **You need:** lesson 07.
 
@@ -501,7 +501,7 @@ predict("08.epsilon_ratio", None, unit="times")
 predict("08.covariance_ratio", None, unit="times")
 
 # %% [markdown]
-# Gurnee (2024) proposed the first. In GPT-2 small the reconstruction did about 2 to 4.5 times its harm (quoted), by
+# Gurnee (2024) proposed the first. In GPT-2 small the reconstruction did about 2 to 4.5 times its harm (quoted):
 # "pathological errors". Write that baseline:
 
 # %%

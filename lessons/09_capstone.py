@@ -373,7 +373,7 @@ if words:
 #
 # ## 4 · Are they used?
 #
-# So far a correlation. Take one latent out of the stream and nothing else, not even the error: $x - f_i(x)\,w_i$,
+# So far a correlation. Take one latent out of the stream and nothing else, not the error either: $x - f_i(x)\,w_i$,
 # with $f_i$ the latent's activation and $w_i$ its direction. If the induction heads find their targets by this
 # latent, a later X can no longer find the word after the earlier X.
 #
@@ -638,7 +638,7 @@ if real_model is not None:
 # ## On your own: the capstone
 #
 # Choose a behaviour or a head that this course did not treat, in `tiny` or a model of yours, and find out one thing
-# about it. How does it know that "She" or "He" comes next? What closes a quotation? What does head 0.3 do? Do the
+# about it: how does it know that "She" or "He" comes next? What closes a quotation? What does head 0.3 do? Do the
 # latents of your dictionary (section 2) carry induction on repeats? Hand in half a page:
 #
 # | | |
