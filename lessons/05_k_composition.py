@@ -12,12 +12,10 @@
 # **The question.** A previous-token head and an induction head both score high, and both matter. Do they form *one*
 # mechanism: does the second read, in its **keys**, what the first wrote?
 #
-# You will ask three times, each time with a stronger method. Do their matrices fit (composition scores)? Does the
-# circuit made of both match the right tokens (top-1, against a control group)? And in the running model, does the
-# effect really take this path? For that you will write path patching yourself, and then its twin: *breaking* a path
-# shows that it is needed, *restoring* it alone shows whether it is enough. The second question comes from the
-# article that we follow, which reports a top-1 of 0.2283 for GPT-2 small's heads 4.11 and 5.5. You will see what
-# that number leaves out.
+# You will ask by three methods, each stronger than the last. Do their matrices fit (composition scores)? Does the
+# circuit of both match the right tokens (top-1, against a control group)? Does the effect take this path in the
+# running model (path patching, which you write, and its twin)? The article that we follow asks the second question.
+# You will see what its top-1 of 0.2283, for GPT-2 small's heads 4.11 and 5.5, leaves out.
 #
 # **You need:** lessons 00 to 04.
 
@@ -71,10 +69,9 @@ print(f"{MODEL}: previous-token head {name(previous)}, induction head {name(indu
 # %% [markdown]
 # ## 1 · Do their matrices fit?
 #
-# What the previous-token head writes lies in the span of its $W_V W_O$. What the induction head's keys read is
-# given by $W_K W_Q^\top$. If the first writes along directions that the second reads, their product is large
-# compared with the sizes of its factors: the **composition score** $\lVert AB \rVert / (\lVert A \rVert \lVert B
-# \rVert)$, with Frobenius norms.
+# The previous-token head writes into the span of its $W_V W_O$; the induction head's keys read through
+# $W_K W_Q^\top$. If the first writes along directions that the second reads, the product is large compared with its
+# factors: the **composition score** $\lVert AB \rVert / (\lVert A \rVert \lVert B \rVert)$, with Frobenius norms.
 
 # %%
 @exercise("05.composition_score")
@@ -97,8 +94,8 @@ print(f"random matrices of the same shape: {min(by_chance):.3f} to {max(by_chanc
 claim(f"{name(previous)} and {name(induction)} compose more than random matrices", score, ">", torch.tensor(by_chance))
 
 # %% [markdown]
-# A score means something only beside that baseline, and beside the other heads. `composition_scores(model, "K")`
-# has it for all pairs; here are all heads that could read the previous-token head, through their keys.
+# A score means something only beside that baseline and beside the other heads. `composition_scores(model, "K")` has
+# all pairs. Here are the heads that could read the previous-token head through their keys.
 
 # %%
 K_scores = composition_scores(model, "K")
@@ -106,18 +103,18 @@ plot_head_scores(K_scores[previous], f"{MODEL}: K-composition with {name(previou
                  unit="composition score")
 
 # %% [markdown]
-# The induction heads stand out, but not by far: less than twice the chance level in `tiny`. The score weighs all
-# directions alike, those that carry tokens and those that are never used. So ask about tokens.
+# The induction heads stand out, but in `tiny` by less than twice the chance level. The score weighs all directions
+# alike, those that carry tokens and those that are never used. So ask about tokens.
 #
 # ## 2 · The circuit of two heads
 #
 # Where the query is token A, the induction head should look at a position whose *previous* token was A. So ask for
-# every pair of tokens: if the query is made of token A alone, and the key of what the previous-token head copied
-# from token B, how high is the score? Both sides begin with an embedding and end in a product of query and key;
-# find the matrices in between. The result, [queries × keys], is the **K-composition full circuit**.
+# every pair of tokens: if the query is made of A alone, and the key of what the previous-token head copied from B,
+# how high is the score? Both sides begin with an embedding and meet in the product of query and key. Find the
+# matrices in between. The result, [queries × keys], is the **K-composition full circuit**.
 #
-# (The signature is the article's. Its code takes W_E and W_Q from a global variable `gpt2_small` and the rest from
-# its argument: call that with another model, and it mixes the two.)
+# (The signature is the article's. Its code takes W_E and W_Q from a global `gpt2_small` and the rest from its
+# argument, so with another model it mixes the two.)
 
 # %%
 @exercise("05.K_comp_full_circuit")
@@ -140,7 +137,7 @@ print(f"planted model: best key {top_k_accuracy(circuit):.3f}, "
       f"best query {top_k_accuracy(circuit, best='query'):.3f}")
 
 # %% [markdown]
-# In the planted model every token finds itself, in both directions, as it must. Now the model of this lesson.
+# In the planted model every token finds itself, as it must. Now this lesson's model.
 #
 # **Predict:** for what share of the vocabulary is a token's best key the token itself?
 
@@ -157,16 +154,16 @@ print(f"{name(previous)} → {name(induction)}: best key {best_key:.3f}, best qu
       f"chance {1 / vocab:.5f}")
 
 # %% [markdown]
-# Say which direction you mean. "Best key for each query" asks whether the head would look at the right place.
-# "Best query for each key" asks whether a key is asked for by the right token. The article gives one number for
-# GPT-2 small, 0.2283 (*quoted*), and does not say which.
+# Say which direction you mean. "Best key for each query" asks whether the head would look at the right place, "best
+# query for each key" whether the right token asks for a key. The article's 0.2283 for GPT-2 small (*quoted*) does
+# not say which.
 #
 # ## 3 · Compared with what?
 #
-# Chance is 1 / vocabulary, but is it the right comparison? *Any* two heads might match a token with itself to some
-# degree, since both sides begin with the same W_E. A control group answers: random pairs of heads, without those
-# that the claim is about. A harder control keeps the induction heads and changes the sender: the *other* heads of
-# the previous-token head's layer.
+# Chance is 1 / vocabulary, but *any* two heads might match a token with itself to some degree, since both sides
+# begin with the same W_E. So take a control group: random pairs of heads, without those that the claim is about. A
+# harder control keeps the induction heads and takes the *other* heads of the previous-token head's layer as
+# senders.
 
 # %%
 @exercise("05.random_head_pairs")
@@ -217,18 +214,17 @@ measured("K-composition, best query", best_query, unit="share", at_least=0.9 if 
 # %% [markdown]
 # ## 4 · What the circuit leaves out
 #
-# The plain circuit is made of four matrices and W_E. The model does more. Put the rest back, piece by piece:
+# The plain circuit is made of four matrices and W_E. Put the rest of the model back, piece by piece:
 #
 # - **b_Q**: the query's bias. It adds the *same* amount, b_Q · key, to every query's score with a key.
-# - **norm**: each head divides its input by a scale. With tokens alone we know that scale for the query's token
-#   and for the token that the previous-token head reads. (The scale where the keys are read depends on everything
-#   else at that position; it stays out.)
+# - **norm**: each head divides its input by a scale. Tokens alone give that scale for the query's token and for the
+#   token that the previous-token head reads. (The scale where the keys are read depends on everything else at that
+#   position, and stays out.)
 # - **MLP 0** on the query's side, with norm: the effective embedding of lesson 04.
-# - **own head** on the query's side, with norm: in `tiny`, lesson 04 found a head of layer 0 that looks at its own
-#   position, and wondered who listens to it.
+# - **own head** on the query's side, with norm: the head of layer 0 in `tiny` that looks at its own position.
+#   Lesson 04 left open who reads it.
 #
-# Norm, bias and stand-in change different things. Think about b_Q: can it change which *key* is best for a query?
-# Which *query* is best for a key?
+# Can b_Q change which *key* is best for a query? Which *query* is best for a key?
 #
 # **Predict:** in `tiny`, which of the four changes "best key" most: "b_Q", "norm", "MLP 0" or "own head"?
 
@@ -258,21 +254,18 @@ claim("b_Q changes no best query", found["best query"]["b_Q"], "≈", found["bes
       unit="share of tokens", within=0.005)
 
 # %% [markdown]
-# b_Q moves the best key and leaves the best query where it was: the same amount for every query cannot change
-# their order. The norm helps where a long vector used to win by its length alone. And in `tiny` the first MLP
-# ruins the circuit, as lesson 04 foretold: a vector that is never in the residual stream is not a stand-in for a
-# token. The head that looks at its own position is the best stand-in: what it writes *fits* what the induction
-# head's query reads. Whether the query does read it, only the running model can say.
-#
-# None of the versions is "the" circuit. Report which one you computed.
+# b_Q moves the best key but not the best query: the same amount for every query cannot change their order. The norm
+# helps where a long vector used to win by its length. In `tiny` the first MLP ruins the circuit, as lesson 04
+# foretold: a vector that is never in the residual stream cannot replace a token. What the own head writes *fits*
+# best what the induction head's query reads. Whether the query does read it, only the running model can say.
 #
 # ## 5 · Does the effect take this path?
 #
-# Everything so far is about weights. **Path patching** asks the running model: replace what the previous-token head
-# wrote, but *only where the induction heads' keys read it*. Everything else, including what other heads read of it,
-# stays as in the clean pass.
+# **Path patching** asks the running model, not the weights. It replaces what the previous-token head wrote, but
+# *only where the induction heads' keys read it*. All else, even what other heads read of it, stays as in the clean
+# pass.
 #
-# You will write it in two steps. First: what does a head read from a residual stream?
+# First: what does a head read from a residual stream?
 
 # %%
 @exercise("05.head_reading")
@@ -293,10 +286,9 @@ queries = head_reading(model, layer, head, "q", clean.residuals[layer])
 assert torch.allclose(queries, clean.activations[f"blocks.{layer}.attn.hook_q"][:, :, head], atol=1e-4)
 
 # %% [markdown]
-# Now the experiment itself. The stream at a receiver is a sum, so "without the sender" is the clean stream plus
-# what mean ablation changes in the sender's output. Read the keys from that, put them in their place, and let the
-# model run. `put_reading(model, layer, head, name, value)` makes the hook that gives a head its new "q", "k" or
-# "v".
+# The stream at a receiver is a sum, so "without the sender" is the clean stream plus what mean ablation changes in
+# the sender's output. Read the keys from that, patch them in, and let the model run. `put_reading(model, layer,
+# head, name, value)` makes the hook that gives a head its new "q", "k" or "v".
 
 # %%
 @exercise("05.patch_path")
@@ -328,10 +320,9 @@ for into in "kqv":
     print(f"planted, path into {into} broken: loss {effect.clean:.2f} → {broken:.2f}, ablated {effect.total:.2f}")
 
 # %% [markdown]
-# In the planted circuit all of the effect goes through the keys, as built. How much of an effect goes through a
-# path is its **share**, (path − clean) / (ablated − clean). Breaking a path shows whether it is *needed*. To learn
-# whether it is *enough*, turn the experiment around: ablate the sender for the whole model, and give its output
-# back on this path alone.
+# All of the planted effect goes through the keys, as built. A path's **share** of an effect is (path − clean) /
+# (ablated − clean). Breaking a path shows whether it is *needed*. To learn whether it is *enough*, ablate the
+# sender for the whole model and give its output back on this path alone.
 
 # %%
 @exercise("05.restore_path")
@@ -347,9 +338,9 @@ def restore_path(
 
 
 # %% [markdown]
-# In the trained model the receivers are all its strong induction heads together (lesson 03: one alone is covered
-# by the others). The senders are the previous-token head and the riddle of lessons 03 and 04, the head that looks
-# at its own position and cannot be missed.
+# In the trained model the receivers are all its strong induction heads together, because the others cover for one
+# alone (lesson 03). The senders are the previous-token head and the own-position head, the riddle of lessons 03 and
+# 04, which cannot be spared.
 #
 # **Predict:** breaking the path of `tiny`'s own-position head into the *queries* costs as much as ablating the
 # head. What share of the loss will restoring the queries alone bring back?
@@ -411,19 +402,19 @@ if "own-position head" in senders:
 measured("previous-token head's effect through induction keys", needed, unit="share")
 
 # %% [markdown]
-# In `tiny` nearly all of what the previous-token head does, it does through the induction heads' keys: that path is
-# needed, and it is enough. K-composition, confirmed. And the riddle of head 0.3 is solved: the induction heads read
-# the *present* token from it, in their queries (what to look for) and in their values (what to copy): Q- and
+# In `tiny` nearly all of the previous-token head's effect goes through the induction heads' keys. That path is
+# needed and enough: K-composition, confirmed. And the riddle of head 0.3 is solved. The induction heads read the
+# *present* token from it, in their queries (what to look for) and their values (what to copy): Q- and
 # V-composition.
 #
-# If you predicted that the queries would bring back most of it: a share of 1.09 suggests so. But a share near 1
-# only says that breaking this path alone does all the harm, not that the path alone would do. Queries and values
-# of 0.3 are an **AND**. Break either, and most of the harm is done; so their shares sum to more than 1. Restore
-# the queries alone, and the heads look at the right place but copy little of use; the values alone, and they look
-# in the wrong place. Only both are enough. The textbook circuit has two heads; this one needs a third.
+# If you predicted that the queries would bring back most of it: a share of 1.09 suggests so, but says only that
+# breaking this path does all the harm, not that the path alone would do. Queries and values of 0.3 are an **AND**.
+# Break either, and most of the harm is done, so their shares sum to more than 1. With the queries alone restored,
+# the heads look at the right place but copy little of use; with the values alone, they look in the wrong place.
+# Only both are enough. The textbook circuit has two heads. This one needs a third.
 #
-# A detail of method: the ablated losses are near chance (ln 988 = 6.9), where more harm hardly shows. By the logit
-# of the right token the shares are somewhat different. The verdict stands; the second digit does not.
+# The ablated losses are near chance (ln 988 = 6.9), where more harm hardly shows. By the logit of the right token
+# the shares differ somewhat: the verdict stands, the second digit does not.
 #
 # ## 6 · Does it hold in a real language model?
 
@@ -459,13 +450,12 @@ if real_model is not None:
                   f"token {previous_in_layer[head]:.2f}")
 
 # %% [markdown]
-# In a real model of 30 layers the circuit made of bare embeddings still finds the right token a few times in 2000,
-# where 12,000 tries with random pairs find none, and the first MLP, which spoiled it in `tiny`, makes it many
-# times better: here it *is* part of the embedding. Yet nineteen tokens of twenty are missed. And the harder
-# control speaks up: another head of the same layer, which shares its values with the previous-token head, does
-# nearly as well *in the weights*, although it attends to the previous token far less. Sixteen layers lie between
-# the embedding and these heads, and no circuit of weights sees what they do, or where a head looks. Path patching
-# runs the model, so those layers are in it:
+# In a real model of 30 layers the circuit of bare embeddings still finds the right token a few times in 2000,
+# random pairs never in 12,000. The first MLP, which spoiled it in `tiny`, makes it many times better: here it *is*
+# part of the embedding. Yet nineteen tokens of twenty are missed. And another head of the previous-token head's
+# layer, which shares its values but attends to the previous token far less, does nearly as well *in the weights*.
+# No circuit of weights sees where a head looks, or what the sixteen layers below these heads do. Path patching runs
+# them:
 
 # %%
 if real_model is not None:
@@ -490,13 +480,12 @@ if real_model is not None:
           real_broken["k"], ">", real_broken["v"], unit="nats")
 
 # %% [markdown]
-# Most of the effect goes through the keys of this one head and the two that share its keys (grouped-query
-# attention: heads of a group cannot be patched one by one). The weights gave a hint of a few per cent; the
-# running model says it plainly. Low top-1 accuracy did not mean that the circuit was not there. But restoring
-# that path alone does not bring everything back: there are other readers.
+# Most of the effect goes through the keys of this head and the two that share them (grouped-query attention: they
+# cannot be patched one by one). Low top-1 accuracy in the weights did not mean that the circuit was not there. But
+# restoring that path alone does not bring everything back: there are other readers.
 #
-# SmolLM2's positions are rotary: the circuit above is the score of a query and a key *at the same position*. With
-# `distance=d` the query is turned as far as a key d positions back calls for:
+# SmolLM2's positions are rotary, and the circuit above scores a query and a key *at the same position*. With
+# `distance=d` the query is rotated as for a key d positions back:
 
 # %%
 if real_model is not None:
@@ -506,13 +495,12 @@ if real_model is not None:
         print(f"key {distance:2} positions back: best key {top_k_accuracy(circuit, tokens=sample):.4f}")
 
 # %% [markdown]
-# At these distances it makes next to no difference. (All keys are compared at one and the same distance here; which
-# of two keys at different distances wins is another question.)
+# It makes next to no difference. (Which of two keys at *different* distances wins is another question.)
 #
 # ## On your own
 #
 # Four induction heads read `tiny`'s previous-token head through their keys. Is any *one* of them enough? Hand in a
-# claim; a number with its interval; the control; what would have refuted you; and what your experiment does not
+# claim, a number with its interval, the control, what would have refuted you, and what your experiment does not
 # show.
 
 # %% tags=["solution-only"]
@@ -525,28 +513,26 @@ best = max(undone, key=lambda head: undone[head].mean())
 claim("the best single receiver undoes less than all of them together", undone[best], "<", together, unit="nats")
 
 # %% [markdown] tags=["solution-only"]
-# *A model answer.* No single receiver is enough: the best undoes less of the harm than all together. The control
-# is the same experiment with all receivers, on the same sequences; an interval that reached their number would
-# have refuted me. It does not show which pairs are enough, nor that the heads work independently: the loss is not
-# additive near chance.
+# *A model answer.* No single receiver is enough. The control is the same experiment with all of them, on the same
+# sequences. An interval that reached their number would have refuted me. It does not show which pairs are enough,
+# nor that the heads work independently, since the loss is not additive near chance.
 
 # %% [markdown]
 # ## What this does not show
 #
 # - The circuit tests *matching* (QK). That the right token is then copied is the OV circuit of lesson 04.
-# - Path patching depends on what is put in place (here the mean) and on which receivers are taken together.
-# - Random head pairs are one control. Heads chosen by another criterion are a harder one, as SmolLM2 showed.
-# - Only paths of one step, head to head, were patched. What passes through an MLP in between was left as it was.
+# - Path patching depends on what is patched in (here the mean) and on which receivers go together.
+# - Random head pairs are an easy control. Heads chosen by another criterion are a harder one, as SmolLM2 showed.
+# - Only paths of one step, head to head, were patched, none through an MLP in between.
 #
 # ## Summary
 #
-# - Composition scores compare subspaces; hold them against random matrices and other heads.
-# - The full circuit compares tokens: report both directions, the control group, and which embedding, norm and
-#   bias you used.
-# - b_Q changes the best key only; norms change both; the effective embedding helps or hurts, depending on the
-#   model.
-# - Weights say what could happen. Path patching says what does: breaking a path shows that it is needed, restoring
-#   it alone shows that it is enough. Two paths that form an AND are each needed, and neither is enough.
+# - Composition scores compare subspaces. Hold them against random matrices and other heads.
+# - The full circuit compares tokens, and no version is "the" circuit. Report both directions, the controls, and the
+#   embedding, norm and bias.
+# - b_Q changes the best key only, norms change both, and the effective embedding helps or hurts by the model.
+# - Weights say what could happen, path patching says what does. Breaking a path shows that it is needed, restoring
+#   it alone that it is enough. Two paths that form an AND are each needed, and neither is enough.
 #
 # Sources: Elhage et al., [A Mathematical Framework for Transformer
 # Circuits](https://transformer-circuits.pub/2021/framework/index.html) (2021): composition; Shuyang Xiang, "How to
@@ -554,8 +540,7 @@ claim("the best single receiver undoes less than all of them together", undone[b
 # Wild](https://arxiv.org/abs/2211.00593) (2022), and Goldowsky-Dill et al., [Localizing Model Behavior with Path
 # Patching](https://arxiv.org/abs/2304.05969) (2023).
 #
-# Next: **06 · Sparse autoencoders**, where we stop asking about heads and ask what is written in the residual
-# stream.
+# Next: **06 · Sparse autoencoders**: what is written in the residual stream?
 
 # %% tags=["exercise-only"]
 progress("05")

@@ -9,14 +9,14 @@
 # %% [markdown]
 # # 06 · Sparse autoencoders
 #
-# **The question.** Lessons 02 to 05 took a model apart by its heads. But what is *in* the residual stream that
-# the heads read? A vector of 256 numbers must carry the present word, who acts, whether a quotation is open,
-# and much more: more facts, perhaps, than it has axes. If each fact has a direction of its own, and
-# few facts hold at once, then a **sparse autoencoder** (SAE) can find the directions: it writes every
-# activation as a sum of few entries of a large dictionary.
+# **The question.** Lessons 02 to 05 took a model apart by its heads. But what is *in* the residual stream that the
+# heads read? A vector of 256 numbers must carry the present word, who acts, whether a quotation is open and much
+# else, perhaps more facts than it has axes. If each fact has a direction of its own, and few facts hold at once,
+# then a **sparse autoencoder** (SAE) can find the directions. It writes each activation as a sum of few entries of
+# a large dictionary.
 #
-# You will build one, train it in front of your eyes, meet its four common kinds, look at what it found, and silence
-# a piece of it. For once in interpretability there is an answer key: the stories that `tiny` reads come with labels.
+# You will build one, train it, meet its four common kinds, look at what it found, and silence a piece of it. And
+# there is an answer key, rare in interpretability: `tiny`'s stories come with labels.
 #
 # **You need:** lesson 00. Lessons 01 to 05 help, but nothing here depends on them.
 
@@ -57,7 +57,7 @@ test_activations = collect_activations(model, HOOK, test_tokens)
 print(f"{MODEL}, {HOOK}: {len(activations):,} activations of {activations.shape[1]} numbers to learn from")
 
 # %% [markdown]
-# `collect_activations` leaves out the first position. Let us see why.
+# Why does `collect_activations` leave out the first position?
 
 # %%
 _, cache = model.run_with_cache(test_tokens[:8], names_filter=[HOOK])
@@ -65,19 +65,18 @@ norms = cache[HOOK].norm(dim=-1).mean(dim=0)        # [pos]
 print(f"mean norm at BOS {norms[0]:.1f}, at position 1 {norms[1]:.1f}, later {norms[2:].mean():.1f}")
 
 # %% [markdown]
-# In most models the activation at BOS is unlike all others, often larger by far: it is where heads park the
-# attention they have no use for. One such vector in every sequence would take up latents and spoil every mean.
-# So BOS is left out of training and measuring, in this course as in much of the field.
+# In most models the activation at BOS is unlike all others, often far larger: heads park their unused attention
+# there. One such vector in every sequence would take up latents and spoil every mean. So this course, like much of
+# the field, leaves BOS out of training and measuring.
 #
 # ## 1 · The autoencoder
 #
-# An activation x becomes **latents** f, one for each of the dictionary's entries, and the latents become a
-# **reconstruction**:
+# An activation x becomes **latents** f, one for each entry of the dictionary, and these a **reconstruction**:
 #
 # $$f = \mathrm{relu}\big((x - b_{dec})\,W_{enc} + b_{enc}\big) \qquad \hat{x} = f\,W_{dec} + b_{dec}$$
 #
-# The latents are not negative, and most of them should be 0. Row $i$ of `W_dec` is the direction that latent $i$ stands
-# for, and $f_i$ says how much of it is in $x$. `b_dec` is where everything starts from: about the mean activation.
+# Latents are not negative, and most should be 0. Row $i$ of `W_dec` is the direction of latent $i$, and $f_i$ says
+# how much of it is in $x$. `b_dec` is about the mean activation.
 
 # %%
 @exercise("06.encode")
@@ -90,15 +89,14 @@ def encode(
 
 
 # %% [markdown]
-# What should training ask for? A small error, and few latents. "Few" cannot be differentiated, so the oldest
-# recipe (Bricken et al., 2023) takes the next best thing and makes the *sum* of the latents costly, the **L1
-# penalty**:
+# Training should ask for a small error and few latents. "Few" cannot be differentiated, so the oldest recipe
+# (Bricken et al., 2023) makes the *sum* of the latents costly (the **L1 penalty**):
 #
 # $$\text{loss} = \underset{\text{tokens}}{\text{mean}}\Big(\lVert\hat{x} - x\rVert^2 + \text{sparsity}\cdot\sum_i |f_i|\Big)$$
 #
-# Both terms are sums over components and means over tokens. SAELens (until pull request 711) and SAEBench divided the
-# squared error by the number of tokens twice; in dictionary_learning "l2_loss" is the norm, not its square. A
-# number called "MSE" says little before you know what was divided by what.
+# Both terms are sums over components and means over tokens. SAELens (until pull request 711) and SAEBench divided
+# the squared error by the number of tokens twice; in dictionary_learning "l2_loss" is the norm, not its square. An
+# "MSE" says little before you know what was divided by what.
 
 # %%
 @exercise("06.sae_loss")
@@ -111,14 +109,14 @@ def sae_loss(
 
 
 # %% [markdown]
-# There is a way to cheat: halve all latents, double all rows of `W_dec`, and the penalty is halved while nothing
-# else changes. So after every step each row of `W_dec` is scaled back to norm 1.
+# One can cheat: halve all latents, double all rows of `W_dec`, and only the penalty changes. So after every step
+# each row of `W_dec` is scaled back to norm 1.
 #
 # ## 2 · Train one
 #
-# Your two functions are all that a training loop needs. Here it is, with nothing hidden. (It computes in
-# float64, and so did `tiny` when it made the activations. Every processor rounds in its own way, and training makes
-# a difference in the seventh digit one in the fourth. This way you see the numbers that we saw.)
+# Your two functions are all that a training loop needs. (It computes in float64, as `tiny` did for the activations,
+# so that you see the numbers that we saw. Processors round differently, and training turns a difference in the
+# seventh digit into one in the fourth.)
 
 # %%
 scale = activations.pow(2).mean().sqrt()                            # so that one learning rate fits every model
@@ -169,8 +167,8 @@ plot_curves([("squared error / ‖x‖²", seen[:, 0]), ("active latents (L0)", 
             title=f"{MODEL}: first few latents, then a small error")
 
 # %% [markdown]
-# Look at the left curve where the right one falls. At first the error drops while hundreds of latents are on; then the
-# penalty begins to bite, L0 collapses, and the error *rises* before the few that are left learn to do the work.
+# At first the error (left) drops while hundreds of latents are on. Then the penalty bites, L0 (right) collapses,
+# and the error *rises* before the few that are left learn to do the work.
 
 # %%
 mine = evaluate_sae(model, my_sae, test_tokens, everything=False, resamples=0)
@@ -179,14 +177,13 @@ print(f"on unseen text: {mine.l0:.2f} of {my_sae.d_sae} latents active, "
 measured("SAE trained live: explained variance", mine.explained_variance, unit="share")
 
 # %% [markdown]
-# The mean number of latents that are not 0 is called **L0**. Explained variance is 1 for a perfect
-# reconstruction and 0 for one that always answers the mean; lesson 07 is about measuring it right, and about
-# whether it is the right thing to measure.
+# **L0** is the mean number of latents that are not 0. Explained variance is 1 for a perfect reconstruction and 0
+# for one that always answers the mean. Lesson 07 asks how to measure it right, and whether to.
 #
 # ## 3 · A dial, not a number
 #
-# Every autoencoder can have a smaller error with more latents. So neither of the two numbers means anything alone.
-# Turn the dial, and compare autoencoders by the *curve*.
+# More latents can always buy a smaller error, so neither number means anything alone. Turn the dial, and compare
+# autoencoders by the *curve*.
 #
 # **Predict before you look:** the penalty asks for small latents. Will the reconstructions come out too long,
 # right, or too short: what is the mean of ‖x̂‖ / ‖x‖ for the autoencoder above?
@@ -205,19 +202,17 @@ for sparsity in (1.0, 4.0):
           f"‖x̂‖/‖x‖ {report.l2_ratio:.3f}, bias {report.relative_reconstruction_bias:.3f}")
 
 # %% [markdown]
-# Too short: an L1 penalty pushes on every latent that is on, also on those that are right. This **shrinkage** is
-# the price of L1, and the other kinds below exist to avoid it. (The best reconstruction in the sense of least squares is
-# a little short, too, unless it is perfect. The last column, E‖x̂‖² / E[x·x̂], allows for that: it would be 1 for the
-# best possible length.) That L1 is to blame is so far a story. Section 5 has the control.
+# Too short: an L1 penalty pushes on every latent that is on, right or wrong. The other kinds below exist to avoid
+# this **shrinkage**. (The best least-squares reconstruction is a little short, too, unless it is perfect. The last
+# column, E‖x̂‖² / E[x·x̂], allows for that and is 1 for the best possible length.) That L1 is to blame is so far a
+# story. Section 5 has the control.
 #
 # ## 4 · Raw or normalised inputs?
 #
-# A squared error cares most about the longest vectors. If the norms of activations differ a lot from token to
-# token, a few long ones run the training. Many autoencoders therefore see every activation *rescaled to the
-# same norm*, $\sqrt{d_{in}}$, and multiply their answer by the number they divided by.
-#
-# Both directions count. SAELens once measured the error between the *scaled* activation and the *unscaled*
-# reconstruction: a number that looks like an error and is not one.
+# A squared error cares most about the longest vectors, so a few long ones can run the training. Many autoencoders
+# therefore see every activation *rescaled to the same norm*, $\sqrt{d_{in}}$, and multiply their answer by the
+# number they divided by. Both directions count: SAELens once took the difference of the *scaled* activation and the
+# *unscaled* reconstruction for an error.
 
 # %%
 @exercise("06.reconstruct_rescaled")
@@ -248,12 +243,12 @@ def table(columns):
 table(["l0", "mse", "explained_variance"])
 
 # %% [markdown]
-# (`mse` is the squared error, summed over the components: with norms like these it *is* in the hundreds.)
+# (`mse` is summed over components, hence the hundreds.)
 #
-# For `tiny` the course ships two ReLU autoencoders that differ in nothing but this: `relu-2` saw raw
-# activations and `relu-normalized-2` rescaled ones. Hold something fixed when you compare: the two differ in L0 *and* in
-# error, so neither column alone can say which is better. What we can compare is *where* each of them errs. The inner
-# part of `relu-normalized-2`, made for activations of norm √d_in, gets its scale from your function.
+# Two of `tiny`'s ReLU autoencoders were trained alike, but `relu-2` saw raw activations and `relu-normalized-2`
+# rescaled ones. Hold something fixed when you compare: they differ in L0 *and* in error, so neither column alone
+# says which is better. We can compare *where* each errs. The inner part of `relu-normalized-2`, made for
+# activations of norm √d_in, gets its scale from your function.
 
 # %%
 def inner(y):
@@ -287,9 +282,9 @@ if "relu-normalized-2" in saes:
     display(plot_bars(by_norm, "squared error as a share of ‖x‖²", title="Rescaling moves error from short to long"))
 
 # %% [markdown]
-# Trained on raw activations, an autoencoder spends its latents where errors are expensive: short activations come out
-# worst (with both, but more so here). With rescaled inputs the error is shared out more evenly, at the cost of the long
-# ones. Which of the two you want depends on what you want to know.
+# Trained on raw activations, an autoencoder spends its latents where errors are expensive, and short activations
+# come out worst (with both, but more so here). Rescaled inputs share the error out more evenly, at the cost of the
+# long ones. Which is better depends on your question.
 #
 # ## 5 · Three more ways to be sparse
 #
@@ -307,7 +302,7 @@ def top_k(pre: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]
 
 
 # %% [markdown]
-# The ReLU autoencoder's training loop was ours. This one's is yours. What changes, and what must stay?
+# This training step is yours. What changes from the ReLU loop, and what must stay?
 
 # %%
 @exercise("06.topk_step")
@@ -342,17 +337,16 @@ claim("the L1 penalty shrinks, and TopK does not", bias, "<", bias_topk)
 claim("with as many latents and steps TopK errs less", error_topk, "<", error, unit="of ‖x‖²")
 
 # %% [markdown]
-# There is the control for section 3: the same data, the same start, the same number of latents and steps, no L1.
+# That is section 3's control: the same data, start, latents and steps, but no L1.
 #
-# **JumpReLU** (Rajamanoharan et al., 2024): each latent has a threshold θ of its own. At or below it the latent
-# is 0; above it, it keeps its value, *all* of it: `pre * (pre > threshold)`. The number of active latents is penalised
-# directly; its gradient is 0 almost everywhere, so training uses an estimate, which `course_utils.sae.JumpReLU` writes
-# out.
+# **JumpReLU** (Rajamanoharan et al., 2024): each latent has a threshold θ of its own. At or below it the latent is
+# 0; above it, it keeps *all* of its value: `pre * (pre > threshold)`. The penalty counts the active latents. Its
+# gradient is 0 almost everywhere, so training uses an estimate, written out in `course_utils.sae.JumpReLU`.
 #
-# **Gated** (Rajamanoharan et al., 2024): two questions, two answers. A gate decides *whether* a latent is on, and
-# a magnitude says *how much*; the penalty rests on the gate alone, so that it cannot shrink the magnitude. Both
-# read the same pre-activation, each with its own bias; the magnitude also has its own scale $e^{r_{mag}}$. With $[\cdot]$
-# for 1 where that is true and 0 elsewhere:
+# **Gated** (Rajamanoharan et al., 2024): a gate decides *whether* a latent is on, and a magnitude says *how much*.
+# The penalty rests on the gate alone, so it cannot shrink the magnitude. Both read the same pre-activation, each
+# with its own bias; the magnitude also has its own scale $e^{r_{mag}}$. With $[\cdot]$ for 1 where that is true and
+# 0 elsewhere:
 #
 # $$f = [\,pre + b_{gate} > 0\,]\cdot\mathrm{relu}\big(pre\cdot e^{r_{mag}} + b_{mag}\big)$$
 
@@ -377,8 +371,8 @@ print("gated with r_mag = 0 and b_mag = 0 is JumpReLU:",
       torch.equal(gated(pre, -half, 0 * one, 0 * one), pre * (pre > half)))
 
 # %% [markdown]
-# With r_mag = 0 and b_mag = 0 a gated latent *is* a JumpReLU latent: the two kinds differ in how they are
-# trained. Now the autoencoders of the middle layer side by side:
+# With r_mag = 0 and b_mag = 0 the two kinds differ only in how they are trained. Now the middle layer's
+# autoencoders side by side:
 
 # %%
 reports["your TopK"] = evaluate_sae(model, my_topk, test_tokens, everything=False, resamples=0)
@@ -392,16 +386,16 @@ plot_points({name: (each.l0, each.explained_variance) for name, each in reports.
 print(f"yours learned from {STEPS * 512:,} examples")
 
 # %% [markdown]
-# Now the picture can be read, because it has both numbers. In `tiny`: the ReLU kinds shrink, the others
-# do not (third column of the table). JumpReLU explains as much as ReLU with a third fewer latents, and Gated
-# explains more than ReLU with fewer. The shipped TopK explains most, but also uses most latents: one point per kind
-# cannot say whether its curve lies above the others. Your two were trained alike and can be compared. The shipped ones
-# had 4,000 steps of 1,024 examples: what separates them from yours is above all training.
+# In `tiny` the ReLU kinds shrink and the others do not (third column of the table). JumpReLU explains as much as
+# ReLU with a third fewer latents, and Gated explains more with fewer. The shipped TopK explains most but uses most
+# latents, and one point per kind cannot say whether its curve lies above the others. Your two were trained alike
+# and can be compared. What separates the shipped ones from yours is above all training: they had 4,000 steps of
+# 1,024 examples.
 #
 # ## 6 · Dead latents
 #
-# A latent that is active nowhere is **dead**: it gets no gradient, so nothing wakes it. Which ones are dead can only be
-# said for some text: on more of it, a rare latent may turn out to be alive.
+# A latent that is active nowhere is **dead**: it gets no gradient, so nothing wakes it. On more text a rare latent
+# may turn out to be alive.
 
 # %%
 @exercise("06.dead_latents")
@@ -423,10 +417,10 @@ plot_histogram(active_share[active_share > 0].log10(), "share of positions where
                "latents", title=f"{MODEL}: most latents are rare")
 
 # %% [markdown]
-# Two medicines. *Resampling* gives dead latents new directions, taken from activations that are badly
-# reconstructed. The *auxiliary loss* (Gao et al.) lets the dead ones practise: together they must explain what
-# the living ones leave over. `course_utils.sae_training` does the second. Here it is at work on a dictionary of
-# which half was made to die: encoder columns so small that they are never among the k largest.
+# There are two remedies. *Resampling* gives dead latents new directions, taken from badly reconstructed
+# activations. The *auxiliary loss* (Gao et al.) lets the dead practise on what the living leave over.
+# `course_utils.sae_training` does the second, here on a dictionary half of which was made to die, by encoder
+# columns too small to be among the k largest.
 
 # %%
 def starved(revive):
@@ -446,8 +440,7 @@ for name, revive in (("without", 0.0), ("with", 1 / 32)):
 # %% [markdown]
 # ## 7 · What did it find?
 #
-# A latent is a hypothesis: "this direction means something". The first thing to do is to look where it is
-# active most.
+# A latent is a hypothesis, "this direction means something". Look first where it is most active.
 
 # %%
 @exercise("06.top_activations")
@@ -467,20 +460,19 @@ for row, position in top_activations(latents[..., some], k=5).tolist():
           f"{model.tokenizer.decode([int(test_tokens[row, position])])!r}")
 
 # %% [markdown]
-# The strongest places are where a latent looks best. A **dashboard** shows more: weaker places too, how often it
-# is active at all, and which next tokens its direction promotes. Hover over a token for its value.
+# The strongest places are where a latent looks best. A **dashboard** also shows weaker ones, how often it is
+# active, and which next tokens its direction promotes. Hover over a token for its value.
 
 # %%
 latent_dashboard(model, sae, latents, test_tokens, some)
 
 # %% [markdown]
-# Examples show when a latent is *on*. Whether the model *uses* it is another question, and there is an experiment for
-# it: subtract the latent's share, $f_i$ times its row of `W_dec`, from the stream, let the model continue, and watch the
-# token that the direction promotes most. The control subtracts, at the same places, a random direction of the same
-# length.
+# Examples show when a latent is *on*. Whether the model *uses* it takes an experiment: subtract the latent's share,
+# $f_i$ times its row of `W_dec`, from the stream, let the model continue, and watch the token that the direction
+# promotes most. The control subtracts, at the same places, a random direction of the same length.
 #
-# **Predict before you look:** at the places where this latent is on, by how many nats does the log-probability of its
-# first promoted token fall, on average?
+# **Predict before you look:** at the places where this latent is on, by how many nats does the log-probability of
+# its first promoted token fall, on average?
 
 # %%
 predict("06.silenced", None)
@@ -514,17 +506,16 @@ claim(f"without latent {some} the token it promotes becomes less likely than wit
       effect["own"], "<", effect["random"], unit="nats")
 
 # %% [markdown]
-# So in `tiny` the latent is a cause: the token becomes less likely, far more than with a random direction. But is it an
-# important one? The KL says how much the whole prediction moved: next to nothing. The promoted token was unlikely at most
-# of these places, and half a nat of very little is very little. "Its direction promotes this token" is true, and tells you
-# almost nothing about what the model predicts there. Both numbers belong beside a latent's name.
+# So in `tiny` the latent is a cause, but an important one? The KL says how much the whole prediction moved: next to
+# nothing. The promoted token was unlikely at most of these places, and half a nat of very little is very little.
+# "Its direction promotes this token" is true, and tells you almost nothing about what the model predicts there. Put
+# both numbers beside a latent's name.
 #
 # ## 8 · The answer key
 #
-# People see patterns in examples even where there are none. The stories of `tiny` come with labels:
-# who acts, whether a quotation is open, whether the subject is plural. So we can ask of *every* latent how well
-# it tells labelled positions from the others. Here are the questions, on the beginning of one story: in brackets the
-# words at which the answer is yes.
+# People see patterns in examples even where there are none. With labels we can ask how well *every* latent tells
+# labelled positions from the others. Here are the questions on the beginning of one story, the words with the
+# answer yes in brackets.
 
 # %%
 def questions(tokens, seed, rows):
@@ -552,9 +543,9 @@ for name in asked:
     print(f"{name:30} {line}")
 
 # %% [markdown]
-# The **AUC** measures how well a latent answers, without choosing a threshold: the probability that the latent is larger at
-# a random labelled position than at a random other one, a tie counting half. 1 is perfect, ½ knows nothing, and 0 is
-# perfect upside down. Since a sparse latent is 0 nearly everywhere, ties are most of the work.
+# The **AUC** measures how well a latent answers, without a threshold. It is the probability that the latent is
+# larger at a random labelled position than at a random other one, a tie counting half. 1 is perfect, ½ knows
+# nothing, and 0 is perfect upside down. A sparse latent is 0 nearly everywhere, so ties are most of the work.
 
 # %%
 @exercise("06.auc")
@@ -567,8 +558,8 @@ def auc(latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"]) -> Float[T
 
 
 # %% [markdown]
-# We take the best of hundreds of latents, and the best of hundreds looks good by chance alone. So the latent is *chosen* on
-# one text and *judged* on another. (Where the best latent is off when the answer is yes, we turn it upside down.)
+# The best of hundreds of latents looks good by chance alone. So the latent is *chosen* on one text and *judged* on
+# another. (Where the best latent is off when the answer is yes, we flip its sign.)
 
 # %%
 choose_latents = latent_activations(model, sae, train_tokens[:ROWS])[:, 1:]         # [row, pos-1, d_sae]
@@ -601,8 +592,8 @@ key.round(3)
 # %% [markdown]
 # Most of these are well below 1. Before you call that bad:
 #
-# **Predict before you look:** a latent is on at 2 % of the positions, at *labelled ones only*. The label holds at 53 % of
-# the positions, as "a woman acts" does. What is the latent's AUC?
+# **Predict before you look:** a latent is on at 2 % of the positions, at *labelled ones only*. The label holds at
+# 53 % of the positions, as "a woman acts" does. What is the latent's AUC?
 
 # %%
 predict("06.ceiling", None, unit="")
@@ -612,16 +603,16 @@ positions = torch.arange(10_000)
 reveal("06.ceiling", fast_auc((positions < 200).float()[:, None], positions < 5_300).item())
 
 # %% [markdown]
-# A latent that never errs, and the AUC is hardly above ½. At a share $a$ of the positions it is on, and all these are among
-# the share $s$ that is labelled; so a labelled position wins with probability $a/s$, and otherwise there is a tie:
+# The latent never errs, and its AUC is hardly above ½. It is on at a share $a$ of the positions, all among the
+# share $s$ that is labelled. So a labelled position wins with probability $a/s$, and otherwise there is a tie:
 #
 # $$\text{AUC} \le \frac{a}{s} + \frac12\Big(1 - \frac{a}{s}\Big) = \frac12 + \frac{a}{2s} \qquad (a \le s)$$
 #
-# A sparse latent *cannot* have a large AUC for a common label. That a dense number, such as an axis of the stream, does
-# better, is arithmetic. AUC is the wrong measure for comparing sparse with dense; it is a fair one for asking whether a
-# latent knows *anything*. So: compared with what? Not with ½. Labels hold for stretches, and many depend on the place in
-# the text: "the first sentence" is where texts begin. Design the experiment that says how good a latent is by luck, when
-# it has all that but does not know *this* text.
+# A sparse latent *cannot* have a large AUC for a common label, and that a dense number, such as an axis of the
+# stream, does better is arithmetic. So do not compare sparse with dense by AUC. It is a fair measure of whether a
+# latent knows *anything*. Compared with what? Not with ½: labels hold for stretches, and many depend on the place
+# in the text (texts begin with "the first sentence"). Design the experiment that says how good a latent is by luck,
+# when it has all that but does not know *this* text.
 
 # %%
 @exercise("06.luck")
@@ -650,13 +641,13 @@ if len(asked) > 1:                                                  # one number
 key.round(3)
 
 # %% [markdown]
-# In `tiny` most of the chosen latents know something, if little. For two of the questions "knowing" was an illusion: a
-# latent of AUC 0.65 does as well with *another* text's labels, because it reads the place in the text; two more are
-# above luck by a hair. Shuffled position by position, luck would have been ½ for all of them, and we would have been fooled.
-# Compare also the columns "chosen with AUC" and "AUC": where the first is larger, choosing flattered.
+# In `tiny` most of the chosen latents know something, if little. For two questions "knowing" was an illusion: a
+# latent of AUC 0.65 does as well with *another* text's labels, because it reads the place in the text. Two more are
+# above luck by a hair. Luck from shuffled *positions* would have been ½ for all, and fooled us. Where "chosen with
+# AUC" is larger than "AUC", choosing flattered.
 #
-# One latent at a time knows little, then. Is the fact missing from the dictionary, or spread over several entries? That can
-# be tested: let k latents answer together.
+# One latent knows little, then. Is the fact missing from the dictionary, or spread over several entries? Let k
+# latents answer together.
 
 # %%
 @exercise("06.sparse_probe")
@@ -695,12 +686,12 @@ if len(asked) > 1:
 pd.DataFrame(knows).round(3)
 
 # %% [markdown]
-# So in `tiny` the facts are *in* the dictionary, and few of them *are* entries of it: they are **distributed** over 5 to 20
-# latents. "Inside a quotation" goes from about two thirds to 0.94. That is another conclusion than "the dictionary does not
-# know", and only the experiment tells them apart. Look at the bars of the place, too: for "the first sentence" and "we know
-# where the actor is" the place alone has an AUC near 0.9, so there even a probe of 0.98 is less than it seems.
+# So in `tiny` the facts are *in* the dictionary, and few of them *are* entries of it: they are **distributed** over
+# 5 to 20 latents. "Inside a quotation" goes from about two thirds to 0.94. Only the experiment tells this from "the
+# dictionary does not know". But for "the first sentence" and "we know where the actor is" the place alone has an
+# AUC near 0.9, so there even a probe of 0.98 is less than it seems.
 #
-# One question does have a latent of its own. Look at it closely, weak places included, and silence it:
+# One question does have a latent of its own. Look at its weak places, too, and silence it:
 
 # %%
 own_latent = int(key.loc[best, "latent"])
@@ -714,9 +705,9 @@ claim(f"silencing latent {own_latent} changes predictions more than a random dir
       ">", strong["KL, random"], unit="nats")
 
 # %% [markdown]
-# In `tiny` its strongest places are all "She", and its AUC for that is 1. But at its middle and weaker places stands
-# "He": it is a latent for a pronoun at the beginning of a sentence, and only *stronger* for "She". AUC cannot see that,
-# because every "She" lies above every "He". A perfect score, and still the wrong name. This one the model does use.
+# In `tiny` its strongest places are all "She", with an AUC of 1, but the middle and weaker ones are "He". It is a
+# latent for a pronoun at the beginning of a sentence, only *stronger* for "She". AUC cannot see that, because every
+# "She" lies above every "He": a perfect score and the wrong name. This one the model does use.
 #
 # ## 9 · Does it hold in a real language model?
 
@@ -742,15 +733,15 @@ if real_model is not None:
         display(latent_dashboard(real_model, real_sae, real_latents, real_tokens, latent, k=4))
 
 # %% [markdown]
-# In a real model we could ask only about the token at hand: some latents tell a line break or a capital nearly
-# perfectly; "human", "man" and "People" share one. Look at the weak places before you believe a name. (Here the latents are
-# chosen and judged on the same text: you know by now what that flatters.)
+# In a real model we could ask only about the token at hand. Some latents tell a line break or a capital nearly
+# perfectly; "human", "man" and "People" share one. Look at the weak places before you believe a name. (Here latents
+# are chosen and judged on the same text, which flatters.)
 #
 # ## On your own
 #
-# Train TopK a second time from another start (`train_topk(..., seed=1)`). Does it find the *same* directions? Hand in one
-# claim with its number and interval, the control (how similar is the best match among random directions?), what
-# would have refuted the claim, and what it does not show.
+# Train TopK a second time from another start (`train_topk(..., seed=1)`). Does it find the *same* directions? Hand
+# in one claim with its number and interval, the control (how similar is the best match among random directions?),
+# what would have refuted the claim, and what it does not show.
 
 # %% tags=["solution-only"]
 def best_match(rows, others):
@@ -767,40 +758,38 @@ print(f"of {int(used.sum())} latents that are ever active, {(match > 0.7).float(
       f"above 0.7; of random directions {(control > 0.7).float().mean():.0%}")
 
 # %% [markdown] tags=["solution-only"]
-# *A model answer.* The trained directions are much closer to a direction of the second dictionary than random ones are,
-# so training finds something that is in the data. But far from every latent has a partner: "the features" depend on the
-# seed. A mean cosine like that of random directions would have refuted the claim. It does not show that the shared
-# ones are the meaningful ones, nor what longer training would do; and latents of one dictionary are not independent, so the
-# interval is too narrow.
+# *A model answer.* The trained directions recur more than random ones, so training finds something that is in the
+# data. But far from every latent has a partner: "the features" depend on the seed. A mean cosine like that of
+# random directions would have refuted the claim. It does not show that the shared ones are the meaningful ones, nor
+# what longer training would do. The interval is too narrow, since latents of one dictionary are not independent.
 
 # %% [markdown]
 # ## What this does not show
 #
 # - That latents are *the* features. Another seed, another width or another kind gives another dictionary.
 # - That what a latent means is what it *does*: of two latents that we silenced, one mattered.
-# - That the error is harmless. A reconstruction may keep 95 % of the variance and lose what a later layer needs.
-#   That is lesson 07.
-# - That a high AUC means understanding: the label may go with something simpler, such as the present word or the place.
+# - That the error is harmless: 95 % of the variance may lack what a later layer needs (lesson 07).
+# - That a high AUC means understanding: the label may go with something simpler, such as the word or the place.
 #
 # ## Summary
 #
 # - An autoencoder writes an activation as a sum of few directions out of many. L0 and error belong together.
 # - L1 shrinks. TopK, JumpReLU and Gated separate *whether* from *how much*, each in its way.
-# - Rescaled inputs weigh all tokens alike; measure errors in the scale of the activation.
-# - Dead latents get no gradient; an auxiliary loss wakes them. "Dead" depends on how much text you looked at.
-# - Look at a latent's weak places as well as its strong ones, and silence it beside a random direction.
-# - Choose on one text, judge on another; let luck keep whole texts. A sparse latent has a low ceiling, and a fact can be
-#   spread over twenty of them.
+# - Rescaled inputs weigh all tokens alike. Measure errors in the scale of the activation.
+# - Dead latents get no gradient, and an auxiliary loss wakes them. "Dead" depends on how much text you looked at.
+# - Look at a latent's weak places, too, and silence it beside a random direction.
+# - Choose on one text, judge on another, and let luck keep whole texts. A sparse latent has a low ceiling, and a
+#   fact can be spread over twenty of them.
 #
-# Sources: Bricken et al., ["Towards Monosemanticity"](https://transformer-circuits.pub/2023/monosemantic-features) (2023);
-# Cunningham et al., [arXiv 2309.08600](https://arxiv.org/abs/2309.08600); Gao et al.,
-# [arXiv 2406.04093](https://arxiv.org/abs/2406.04093) (TopK and the auxiliary loss); Rajamanoharan et al.,
-# [arXiv 2404.16014](https://arxiv.org/abs/2404.16014) (Gated) and [arXiv 2407.14435](https://arxiv.org/abs/2407.14435)
-# (JumpReLU). The errors of measurement: SAELens, [issue 518](https://github.com/decoderesearch/SAELens/issues/518) (scaled
-# against unscaled) and [pull request 711](https://github.com/decoderesearch/SAELens/pull/711) (divided by the batch size).
+# Sources: Bricken et al., ["Towards Monosemanticity"](https://transformer-circuits.pub/2023/monosemantic-features)
+# (2023); Cunningham et al., [arXiv 2309.08600](https://arxiv.org/abs/2309.08600); Gao et al., [arXiv
+# 2406.04093](https://arxiv.org/abs/2406.04093) (TopK and the auxiliary loss); Rajamanoharan et al., [arXiv
+# 2404.16014](https://arxiv.org/abs/2404.16014) (Gated) and [arXiv 2407.14435](https://arxiv.org/abs/2407.14435)
+# (JumpReLU). The errors of measurement: SAELens, [issue 518](https://github.com/decoderesearch/SAELens/issues/518)
+# (scaled against unscaled) and [pull request 711](https://github.com/decoderesearch/SAELens/pull/711) (divided by
+# the batch size).
 #
-# Next: **07 · Is it faithful?**, where the reconstruction takes the activation's place and the model must go on
-# with it.
+# Next: **07 · Is it faithful?**, where the model must continue from the reconstruction.
 
 # %% tags=["exercise-only"]
 progress("06")

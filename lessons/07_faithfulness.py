@@ -9,13 +9,13 @@
 # %% [markdown]
 # # 07 · Is it faithful?
 #
-# **The question.** An autoencoder gives back 90 % of the variance of an activation. Is that good? The model
-# does not care about variance; it continues from the activation to a prediction. So replace the activation by its
-# reconstruction, let the model continue, and compare the two predictions.
+# **The question.** An autoencoder gives back 90 % of an activation's variance. Is that good? The model does not
+# care about variance: it continues from the activation to a prediction. So replace the activation by its
+# reconstruction, let the model continue, and compare predictions.
 #
-# There are a dozen numbers for "compare", and libraries that call theirs by the same name disagree. You will
-# write the important ones yourself, test them on autoencoders whose value is known beforehand, follow the rules of
-# two evaluators in wide use, see which number each mistake fools, and decide which of two autoencoders is better.
+# A dozen numbers "compare", and libraries disagree about numbers of the same name. You will write the important
+# ones, test them on autoencoders of known value, follow the rules of two evaluators in wide use, see which number
+# each mistake fools, and decide which of two autoencoders is better.
 #
 # **You need:** lesson 06.
 
@@ -55,14 +55,13 @@ print(f"tokens {tuple(tokens.shape)}")
 # %% [markdown]
 # ## 1 · The downstream pass
 #
-# One often sees $\hat h$ written at every later layer. It is patched in once, at $\ell$, and the model does the rest:
+# One often sees $\hat h$ written at every later layer. It is patched in once, at $\ell$:
 #
 # $$\hat h_\ell = \text{decode}(\text{encode}(h_\ell)) \text{ (at BOS: } h_\ell \text{)}, \qquad
 # \hat h_i = \text{block}_i(\hat h_{i-1}) \text{ for } i > \ell, \qquad
 # q = \text{softmax}\big(\text{unembed}(\text{norm}(\hat h_L))\big)$$
 #
-# The later layers are free to repair, or to amplify, what the autoencoder broke. That is what makes the metric
-# *downstream*.
+# The later layers may repair or amplify what the autoencoder broke, which makes the metric *downstream*.
 
 # %%
 @exercise("07.patched_logits")
@@ -84,15 +83,14 @@ changed = (p_logits.argmax(-1) != q_logits.argmax(-1))[:, 1:-1].float().mean()
 print(f"the most likely next token is another one at {changed:.0%} of the positions")
 
 # %% [markdown]
-# A full pass for each question is slow: everything below the autoencoder comes out as before.
-# `evaluate_sae`, which we use below, lets one remembered clean run continue from the patch, as the sweeps of
-# lesson 03 did.
+# Below the autoencoder nothing changes. So `evaluate_sae`, used below, continues a remembered clean run from the
+# patch, as lesson 03's sweeps did.
 #
 # ## 2 · ΔCE
 #
 # The oldest measure of faithfulness is a difference of cross-entropies. Token by token it is
-# $\Delta CE = \ln p(t) - \ln q(t)$, where $t$ is the actual next token, $p$ the clean and $q$ the patched prediction:
-# positive where the patch did harm. (One library logs it with the opposite sign. Look before you compare.)
+# $\Delta CE = \ln p(t) - \ln q(t)$, where $t$ is the actual next token, $p$ the clean and $q$ the patched
+# prediction. It is positive where the patch did harm. (One library logs the opposite sign.)
 
 # %%
 @exercise("07.delta_cross_entropy")
@@ -108,9 +106,9 @@ def delta_cross_entropy(
 
 
 # %% [markdown]
-# **Predict before you look:** the patched model lost information. Take the tokens whose log-probability it moves by
-# more than 0.001 nats. Which share of them does it nevertheless predict *better* than the clean model? (Where both
-# models are certain, ΔCE is about 10⁻⁶, and its sign is mere rounding.)
+# **Predict before you look:** the patched model lost information. Of the tokens whose log-probability moves by more
+# than 0.001 nats, what share does it predict *better* than the clean model? (Where both are certain, ΔCE is about
+# 10⁻⁶, its sign mere rounding.)
 
 # %%
 predict("07.share_better", None, unit="")
@@ -125,19 +123,17 @@ plot_histogram(delta[moved].clamp(-1, 1), "ΔCE of one token (nats; the ends col
                "tokens that moved", bins=60, title=f"{MODEL}: harm and help are nearly as frequent")
 
 # %% [markdown]
-# Nearly half of the tokens that moved are predicted *better*. If you said "hardly any": a patch that knows nothing of
-# $t$ pushes its probability about, and a small push raises it almost as often as it lowers it. The mean is a small number
-# left over from larger ones of both signs.
+# If you said "hardly any": a patch that knows nothing of $t$ pushes its probability about, and a small push raises
+# it almost as often as it lowers it. The mean is a small number left over from larger ones of both signs.
 #
 # ## 3 · KL
 #
-# ΔCE looks at one token, the actual next one. The **KL divergence** from p to q asks about all of
-# them, each with the weight that the clean model gives it:
+# ΔCE looks at one token. The **KL divergence** from p to q asks about all of them, each with the weight that the
+# clean model gives it:
 #
 # $$KL(p\,\|\,q) = \sum_y p(y)\,\ln\frac{p(y)}{q(y)} \qquad \text{never negative, and 0 only if } p = q$$
 #
-# It compares the two models with each other and does not ask for the actual next token. (Is its mean that of ΔCE?
-# Lesson 08 is about that question.)
+# It compares the two models, whatever the actual next token. (Is its mean that of ΔCE? Lesson 08 asks.)
 
 # %%
 @exercise("07.kl_divergence")
@@ -161,8 +157,8 @@ print(f"KL of the median token {kl.median():.1g} nats")
 measured("KL of the shipped autoencoder", kl.mean(), unit="nats")
 
 # %% [markdown]
-# The two directions differ: KL(p‖q) is large where q rules out what p thinks likely, KL(q‖p) where q makes up
-# what p rules out. The field reports the first. And the median token hardly changes at all: section 11 asks who pays.
+# The two directions differ: KL(p‖q) is large where q rules out what p thinks likely, KL(q‖p) where q makes up what
+# p rules out. The field reports the first. The median token hardly changes, and section 11 asks who pays.
 #
 # Now the numerical trap: SAEBench takes `log(softmax(logits))`.
 
@@ -176,13 +172,13 @@ print("KL with the first:", float((p * (p.log() - q.log())).sum()),
 # %% [markdown]
 # ## 4 · The reconstruction score
 #
-# How many nats are many? The usual answer puts ΔCE on a scale between two landmarks, the clean model and one
-# whose activation is replaced by zeros ("CE loss score", "loss recovered"):
+# How many nats are many? The usual answer puts ΔCE on a scale between two landmarks, the clean model and one whose
+# activation is replaced by zeros ("CE loss score", "loss recovered"):
 #
 # $$\text{score} = \frac{L_{zero} - L_{sae}}{L_{zero} - L_{clean}} \qquad \text{1: nothing lost; 0: as bad as zeros}$$
 #
-# Where the ablation costs nothing there is nothing to recover: then the score is *not defined*, and a function
-# that divides anyway answers infinity or nonsense.
+# Where the ablation costs nothing the score is *not defined*, and a function that divides anyway answers infinity
+# or nonsense.
 
 # %%
 @exercise("07.reconstruction_score")
@@ -204,13 +200,13 @@ measured("reconstruction score of the shipped autoencoder", report.reconstructio
          at_least=0.95 if MODEL == "tiny" else None)
 
 # %% [markdown]
-# The landmark is far away, nearly as bad as guessing, so any autoencoder that is of use lies in the last few
-# percent of the scale. To see how little a score says, give it autoencoders that you know to be bad.
+# The landmark is far away, nearly as bad as guessing, so any useful autoencoder lies in the last few percent of the
+# scale. Autoencoders known to be bad show how little a score says.
 #
 # ## 5 · Autoencoders whose value is known
 #
 # Any object with `encode` and `decode` can be evaluated. Here are some that no one would ship, and one rival that
-# someone might: PCA with as many components as the autoencoder has active latents, fitted to other text.
+# someone might: PCA, fitted to other text, with as many components as the autoencoder has active latents.
 
 # %%
 seen = collect_activations(model, HOOK, tokens).unflatten(0, (N, -1))                # [n, pos-1, d_model]
@@ -289,21 +285,19 @@ def table(reports, columns):
 table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l2_ratio", "l0"])
 
 # %% [markdown]
-# Go through the rows.
-#
-# - The **identity** is perfect everywhere, with as many "latents" as the stream has axes: a good score without
-#   an L0 beside it means nothing.
-# - **Zero** has score 0 by definition, and **the mean** has explained variance 0. These are tests of the
-#   *metrics*: run them on any evaluator you use.
-# - **Twice as long** and **half as long**: each block normalises what it reads, so length hardly matters as long as the
-#   direction is right. In `tiny` the explained variance falls to −0.27 and 0.68; the score stays above 0.995. (The KL is
-#   about three times that of the shipped one.)
-# - **Never trained**: its decoder starts as the transpose of its encoder, so that relu(xW)Wᵀ is roughly a multiple of x.
-#   In `tiny` its explained variance is *below zero* and its score still looks like something one could publish. With a
-#   decoder of its own it is worse than zeros: here the *tying* does the work, not the dictionary.
-# - **Decoder shuffled**: the right latents, the wrong directions. Also below 0: a wrong answer is worse than none.
-# - **PCA** is the honest rival: a linear code with as many numbers for each token. Without it "a KL of 0.007" is just a
-#   number; with it, it is evidence *for* the autoencoder.
+# - The **identity** is perfect, with as many "latents" as the stream has axes: a good score without an L0 beside it
+#   means nothing.
+# - **Zero** has score 0 by definition, **the mean** explained variance 0. These test the *metric*: run them on any
+#   evaluator.
+# - **Twice as long** and **half as long**: each block normalises what it reads, so length hardly matters if the
+#   direction is right. In `tiny` the explained variance falls to −0.27 and 0.68, and the score stays above 0.995.
+#   (The KL is about three times that of the shipped one.)
+# - **Never trained**: its decoder starts as the transpose of its encoder, so that relu(xW)Wᵀ is roughly a multiple
+#   of x. In `tiny` its explained variance is *below zero* and its score still looks publishable. With a decoder of
+#   its own it is worse than zeros: the *tying* does the work, not the dictionary.
+# - **Decoder shuffled**: the right latents, the wrong directions. A wrong answer is worse than none.
+# - **PCA** is the honest rival, a linear code with as many numbers for each token. Beside it, "a KL of 0.007"
+#   becomes evidence *for* the autoencoder.
 
 # %%
 def kl_of(reconstruct, hook_name=HOOK):
@@ -337,7 +331,7 @@ for layer in (LAYER - 1, LAYER, LAYER + 1):
 table(elsewhere, ["reconstruction_score", "kl", "explained_variance", "cosine", "l0"])
 
 # %% [markdown]
-# In `tiny`, too, a wrong layer can keep a score that looks good, one layer up: with many times the KL.
+# In `tiny`, too, the score can look good at a wrong layer: one layer up, with many times the KL.
 
 # %%
 claim("one layer too high costs more", kl_of(sae, f"blocks.{LAYER + 1}.hook_resid_pre").mean(dim=1), ">",
@@ -346,9 +340,8 @@ claim("one layer too high costs more", kl_of(sae, f"blocks.{LAYER + 1}.hook_resi
 # %% [markdown]
 # ## 7 · One mean
 #
-# An evaluation goes through many batches, and every batch has positions that do not count: BOS, padding. The
-# mean over all counted positions is not the mean of the batches' means, unless they count equally many. And the average
-# of ratios is not the ratio of the averages.
+# Some positions of every batch do not count (BOS, padding). The mean over all that count is not the mean of the
+# batches' means, unless they count equally many, and the average of ratios is not the ratio of averages.
 
 # %%
 @exercise("07.pooled_mean")
@@ -371,9 +364,8 @@ print(f"KL, pooled {pooled_mean(list(batches), list(masks)):.5f} nats; mean of t
 # %% [markdown]
 # ## 8 · How sure?
 #
-# The tokens of one text are not independent: a hard text is hard all over. So an interval must resample whole
-# *sequences*, not tokens: draw as many sequences as there are, with replacement, compute the pooled mean, and
-# repeat. The middle 95 % of the results is the interval.
+# The tokens of one text are not independent: a hard text is hard all over. So resample whole *sequences*: draw as
+# many as there are, with replacement, compute the pooled mean, and repeat. The middle 95 % is the interval.
 
 # %%
 @exercise("07.bootstrap_interval")
@@ -400,12 +392,12 @@ print(f"KL {flat.mean():.4f} nats; interval from sequences {by_sequence[0]:.4f} 
       f"from tokens {by_token[0]:.4f} to {by_token[1]:.4f}")
 
 # %% [markdown]
-# Here the two intervals are nearly the same: whatever is hard about these stories changes from sentence to sentence, and
-# the texts are alike. Where whole texts differ (languages, code among prose), the tokens' interval can be several times
-# too narrow. So resample sequences: it costs nothing, and you need not know which case is yours.
+# Here the intervals are nearly the same, because difficulty changes from sentence to sentence and the texts are
+# alike. Where whole texts differ (languages, code among prose), the tokens' interval can be several times too
+# narrow. Resampling sequences is right in either case and costs nothing.
 #
-# `evaluate_sae` reports every mean with such an interval, over one shared mask, pooled, in nats. (For bits ask
-# `to_frame("bits")`: one bit is ln 2 = 0.693 nats.) Of its 23 rows those that we have met:
+# `evaluate_sae` reports every mean with such an interval, over one shared mask, pooled, in nats.
+# (`to_frame("bits")` gives bits, of ln 2 = 0.693 nats each.) Of its 23 rows those that we have met:
 
 # %%
 report.to_frame().loc[["ce_clean", "ce_sae", "ce_zero", "delta_ce", "kl", "reverse_kl", "reconstruction_score",
@@ -414,8 +406,7 @@ report.to_frame().loc[["ce_clean", "ce_sae", "ce_zero", "delta_ce", "kl", "rever
 # %% [markdown]
 # ## 9 · Explained variance, right and wrong
 #
-# This number of the table has been got wrong in several libraries. The definition is the share of the
-# *variance*, which is measured about the mean:
+# Several libraries got this wrong. It is the share of the *variance*, which is measured about the mean:
 #
 # $$1 - \frac{E\,\lVert\hat x - x\rVert^2}{E\,\lVert x - E\,x\rVert^2}$$
 
@@ -452,21 +443,20 @@ for name, formula in formulas.items():
     print(f"{name:28} {float(formula(x, x_hat)):.3f}")
 
 # %% [markdown]
-# Six formulas, six numbers, all of them plausible. (The table above has the first one too, without the last position of
-# each text.)
+# Six formulas, six plausible numbers. (The table above has the first, without each text's last position.)
 #
-# - *About zero*: the mean activation is not zero, and its square is not a variance. An autoencoder that always
-#   answers the mean gets credit for it (in `tiny` a fifth of ‖x‖²). SAELens had a form of this until pull
-#   request 665; its issue 659 saw 0.98 where the formula before had said 0.78.
-# - *Mean of ratios*: tokens whose activation happens to lie near the mean get enormous weight. (That formula before,
-#   still reported as "legacy".)
+# - *About zero*: the mean activation is not zero, and always answering it gets credit (in `tiny` a fifth of ‖x‖²).
+#   SAELens had a form of this until pull request 665; its issue 659 saw 0.98 where the formula before had said
+#   0.78.
+# - *Mean of ratios*: tokens whose activation lies near the mean get enormous weight. (That formula before, still
+#   reported as "legacy".)
 # - *Lengths*: the norm of the error where its square belongs.
 # - *Forgives a shift*: measures the variance of the error, so a constant error is free. (dictionary_learning.)
-# - *SAEBench's* denominator subtracts (E‖x‖² / d)², the square of a mean of squares: a number with the wrong
-#   unit. Where activations are large it turns negative, as you can see by making x a hundred times larger.
+# - *SAEBench's* denominator subtracts (E‖x‖² / d)², the square of a mean of squares, which has the wrong unit.
+#   Where activations are large it turns negative: make x a hundred times larger and see.
 #
-# Suppose you did not have the source, only the function. Which *inputs* would tell you that it is wrong? The right answer
-# must be known without a formula, and each of the five must get at least one of them wrong. Design them.
+# Suppose you had only the function, not its source. Design *inputs* that tell you whether it is wrong. The right
+# answers must be known without a formula, and each of the five wrong ones must miss at least one of them.
 
 # %%
 @exercise("07.known_cases")
@@ -485,15 +475,15 @@ answers = {name: {case: float(formula(x, x_hat)) for case, (x_hat, _) in cases.i
 pd.DataFrame({"known beforehand": {case: known for case, (_, known) in cases.items()}} | answers).T.round(3) + 0.0
 
 # %% [markdown]
-# Read it by columns: which case exposes which formula? One that always answers the mean exposes what is measured about
-# zero, a shift what is measured about the error's own mean; the identity exposes none of them. This is a test you can run on an
-# evaluator that you cannot read, in a minute.
+# Read it by columns. The constant mean exposes what is measured about zero, a shift what is measured about the
+# error's own mean, and the identity nothing. The test takes a minute and works on an evaluator that you cannot
+# read.
 #
 # ## 10 · Conventions
 #
-# Even with right formulas evaluators differ in which positions are patched and which are counted. The course's
-# rule is one mask for all. `convention=SAELENS` gives SAELens's numbers (we test against it); `convention=SAEBENCH` is
-# written after its source.
+# Evaluators also differ in which positions they patch and count. The course uses one mask for all.
+# `convention=SAELENS` gives SAELens's numbers (we test against it), and `convention=SAEBENCH` is written after its
+# source.
 
 # %%
 conventions = {"the course": report}
@@ -503,13 +493,13 @@ for name, convention in (("SAELens", SAELENS), ("SAEBench", SAEBENCH)):
 table(conventions, ["reconstruction_score", "ce_sae", "ce_zero", "kl", "kl_score", "mse"])
 
 # %% [markdown]
-# - **SAELens** leaves BOS alone in the autoencoder's pass, but its zero ablation wipes out BOS too: numerator and
-#   denominator belong to different experiments. Its KL counts the last position; its cross-entropy cannot, for no token
-#   follows. (The last position of `tiny` was never trained: that one can raise a mean of 127 by half.)
-# - **SAEBench** puts the reconstruction also in BOS's place, unless told otherwise. How much that costs depends
-#   on whether the autoencoder ever saw a BOS: a difference of the *training* appears as one of faithfulness.
+# - **SAELens** leaves BOS alone in the autoencoder's pass, but its zero ablation wipes out BOS too, so numerator
+#   and denominator belong to different experiments. Its KL counts the last position; its cross-entropy cannot, for
+#   no token follows. (The last position of `tiny` was never trained: that one can raise a mean of 127 by half.)
+# - **SAEBench** replaces BOS too, unless told otherwise. How much that costs depends on whether the autoencoder
+#   ever saw a BOS: a difference of the *training* appears as one of faithfulness.
 #
-# Each is defensible. But two numbers may be compared only if they were made by one rule.
+# Each is defensible, but compare only numbers made by one rule.
 #
 # ## 11 · Who pays?
 #
@@ -546,11 +536,10 @@ for place in kl.flatten().topk(6).indices.tolist():
     print(f"{kl[row, position - 1]:5.2f} nats  {model.tokenizer.decode(before)!r} -> {model.tokenizer.decode(after)!r}")
 
 # %% [markdown]
-# In `tiny` the KL is nearly 0 at the first positions and some thirty times larger later on: at the start the stream carries
-# little that could be lost. And the mean *is* a few tokens. With an exponential distribution the largest
-# hundredth would hold $0.01\,(1 + \ln 100)$ = 5.6 % of the sum; here it is more than half. Most of the expensive places are
-# of one kind: after "the", where the model must remember which thing, and who holds it. An autoencoder with a fine mean
-# can have lost just that.
+# In `tiny` the KL is nearly 0 at the first positions, where the stream carries little to lose, and some thirty
+# times larger later. And the mean *is* a few tokens. With an exponential distribution the largest hundredth would
+# hold $0.01\,(1 + \ln 100)$ = 5.6 % of the sum; here it is more than half. Most of the expensive places follow
+# "the", where the model must remember which thing, and who holds it. A fine mean can hide the loss of just that.
 #
 # ## 12 · Which of two is better?
 #
@@ -566,9 +555,9 @@ if len(by_layer) > 1:
         print(f"{name}: KL {each.kl:.4f} nats, interval {low:.4f} to {high:.4f}")
 
 # %% [markdown]
-# In `tiny` layers 2 and 3 have the same score, because the score sees only ΔCE, and their ΔCEs are nearly the same. Their
-# KLs differ by half, but the two intervals overlap. Is the difference chance? Two intervals side by side are the wrong tool for that: both
-# autoencoders read the *same* texts, and a text that is hard for one is hard for the other.
+# In `tiny` layers 2 and 3 have the same score, because the score sees only ΔCE, which is nearly the same. Their KLs
+# differ by half, but the intervals overlap. Is the difference chance? Two intervals side by side cannot say: both
+# autoencoders read the *same* texts, hard for both or easy for both.
 
 # %%
 @exercise("07.paired_interval")
@@ -598,9 +587,9 @@ if neighbour in shipped_saes(MODEL):
           kl.mean(dim=1), unit="nats")
 
 # %% [markdown]
-# In `tiny` the paired interval of the KLs does not hold 0: layer 3 costs more. That of the ΔCEs does, and it is as wide,
-# although the difference is ten times smaller: on these 48 texts ΔCE cannot tell the two apart, and a score built on it
-# cannot either. (The scores have different units besides: the landmark `ce_zero` moves from layer to layer.)
+# In `tiny` the paired interval of the KLs does not hold 0: layer 3 costs more. That of the ΔCEs does, and it is as
+# wide, although the difference is ten times smaller. On these 48 texts ΔCE cannot tell the two apart, nor can a
+# score built on it. (Besides, the scores' landmark `ce_zero` moves from layer to layer.)
 #
 # ## 13 · Does it hold in a real language model?
 
@@ -619,11 +608,11 @@ if real_model is not None:
 
 # %% [markdown]
 # A score of 0.96 and 81 % of the variance sound nearly perfect. The KL says a third of a nat for every token, a
-# tenth of the model's whole cross-entropy. The score alone did not say so. (ΔCE and KL agree here within their
-# intervals. That is not an accident: this text was written by SmolLM2 itself. See lesson 08.)
+# tenth of the model's whole cross-entropy. (ΔCE and KL agree here within their intervals, and not by accident:
+# SmolLM2 itself wrote this text. See lesson 08.)
 #
-# On GPT-2 small with a published autoencoder the same call works wherever the Hugging Face hub answers. (Compare with
-# published figures only if they belong to the same autoencoder *and* text.)
+# The same call works on GPT-2 small with a published autoencoder, wherever the Hugging Face hub answers. (Compare
+# with published figures only for the same autoencoder *and* text.)
 
 # %%
 TRY_GPT2 = False            # True downloads 600 MB, once
@@ -635,8 +624,9 @@ if TRY_GPT2:
 # %% [markdown]
 # ## On your own
 #
-# How much of the faithfulness comes from *training*, and how much from having $k$ numbers for each token and a dictionary at
-# all? Hand in one claim with its number and interval, its control, what would have refuted it, and what it does not show.
+# How much of the faithfulness comes from *training*, and how much from having $k$ numbers for each token and a
+# dictionary at all? Hand in one claim with its number and interval, its control, what would have refuted it, and
+# what it does not show.
 
 # %% tags=["solution-only"]
 random_dictionary = SparseAutoencoder(sae.d_in, sae.d_sae, "topk", k=sae.k, hook_name=HOOK, seed=1).to(model.cfg.device)
@@ -648,39 +638,39 @@ print(f"score of the random dictionary: "
       f"{evaluate_sae(model, random_dictionary, tokens, everything=False, resamples=0).reconstruction_score:.2f}")
 
 # %% [markdown] tags=["solution-only"]
-# *A model answer.* The control keeps the number of latents, k, the mean and the tied start, and drops only the training.
-# Equal KLs would have refuted that training matters. Note the score of the random one all the same. It does not
-# show that the trained directions mean anything, nor that another random dictionary (scaled better, or with an encoder that
-# searches for the best k) would not come closer.
+# *A model answer.* The control keeps the number of latents, k, the mean and the tied start, and drops only the
+# training. Equal KLs would have refuted that training matters. (Note the random one's score all the same.) It does
+# not show that the trained directions mean anything, nor that a better random dictionary (scaled, or with an
+# encoder that searches for the best k) would not come closer.
 
 # %% [markdown]
 # ## What this does not show
 #
 # - That a faithful autoencoder is *interpretable*: the identity is perfectly faithful.
-# - That a small mean KL is harmless: it is made by a few tokens, and these may be the ones you care about.
-# - What the error *is*. Is a KL of this size much for an error of this length? Lesson 08 compares with random
-#   errors of the same length.
+# - That a small mean KL is harmless: a few tokens make it, and they may be the ones you care about.
+# - Whether this KL is much for an error of this length. Lesson 08 compares with random errors as long.
 # - Faithfulness on other text. Lesson 09 asks about the induction circuit instead.
 #
 # ## Summary
 #
-# - Patch the reconstruction in once, keep BOS, let the model continue, compare predictions.
+# - Patch the reconstruction in once, keep BOS, and compare predictions.
 # - ΔCE looks at the actual next token and has both signs; KL(p‖q) looks at all tokens and is never negative.
-# - The score is ΔCE divided by what an ablation costs. The landmark is far off and differs by layer; near 1
-#   everything looks alike. Put PCA beside it.
+# - The score is ΔCE divided by what an ablation costs. The landmark is far off, so near 1 everything looks alike,
+#   and it differs by layer. Put PCA beside it.
 # - One mask, pooled means, sequence-level intervals, units. Two autoencoders on one text: a paired interval.
-# - Test every metric on inputs whose answer is known: the identity, zero, the mean, a shift, half way, the wrong layer.
+# - Test every metric on inputs whose answer is known: the identity, zero, the mean, a shift, half way, the wrong
+#   layer.
 #
-# Sources: Gao et al., [arXiv 2406.04093](https://arxiv.org/abs/2406.04093), section 4.1, downstream loss; Rajamanoharan et
-# al., [arXiv 2404.16014](https://arxiv.org/abs/2404.16014), relative reconstruction bias; explained variance in SAELens:
-# pull requests [443](https://github.com/decoderesearch/SAELens/pull/443) and
+# Sources: Gao et al., [arXiv 2406.04093](https://arxiv.org/abs/2406.04093), section 4.1, downstream loss;
+# Rajamanoharan et al., [arXiv 2404.16014](https://arxiv.org/abs/2404.16014), relative reconstruction bias;
+# explained variance in SAELens: pull requests [443](https://github.com/decoderesearch/SAELens/pull/443) and
 # [665](https://github.com/decoderesearch/SAELens/pull/665), [issue
 # 659](https://github.com/decoderesearch/SAELens/issues/659); conventions:
 # [SAEBench](https://github.com/adamkarvonen/SAEBench) (evals/core/main.py) and
-# [dictionary_learning](https://github.com/saprmarks/dictionary_learning) (evaluation.py); the wrong layer: outputs stored in a
-# SAELens tutorial at commit 6754e650.
+# [dictionary_learning](https://github.com/saprmarks/dictionary_learning) (evaluation.py); the wrong layer: outputs
+# stored in a SAELens tutorial at commit 6754e650.
 #
-# Next: **08 · The arguments**: is ΔCE the KL? And how large is the error that we should expect?
+# Next: **08 · The arguments**: is ΔCE the KL, and how large an error should we expect?
 
 # %% tags=["exercise-only"]
 progress("07")

@@ -9,14 +9,12 @@
 # %% [markdown]
 # # 08 · The arguments
 #
-# **The question.** Lesson 07 measured. But *which* number says that an autoencoder is faithful? Practitioners
-# have argued about this in public, and left it open: is ΔCE simply the KL? Does the reconstruction score hide
-# what matters, and is its landmark too noisy? Which differences are interesting and which are noise? And how much
-# harm would *any* error of this size do?
+# **The question.** *Which* number says that an autoencoder is faithful? Practitioners have argued about this in
+# public, and left it open. Is ΔCE simply the KL? Does the reconstruction score hide what matters, and is its
+# landmark too noisy? Which differences are interesting? And how much harm would *any* error of this size do?
 #
-# Most sections here are one of those arguments: the two positions, a prediction of yours, something to derive or to
-# find, and then the measurement. Our model has what those discussions lacked: a text whose true next-word
-# distribution is known.
+# Most sections are one such argument: two positions, your prediction, something to derive or find, the measurement.
+# We have what those discussions lacked, text whose true next-word distribution is known.
 #
 # **You need:** lesson 07.
 
@@ -52,27 +50,25 @@ N, LENGTH = (96, 128) if MODEL == "tiny" else (6, min(64, model.cfg.n_ctx))
 print(f"{MODEL}: {sae}")
 
 # %% [markdown]
-# (`patched_logits(model, sae, tokens)` below is the course's: it gives the logits of both passes, clean and
-# patched.)
+# (The course's `patched_logits(model, sae, tokens)` gives the logits of both passes, clean and patched.)
 #
 # ## 1 · "ΔCE is the KL"
 #
 # An author who had reported ΔCE wished that it had been the KL divergence. *They are the same*, a commenter
-# answered: the target of a cross-entropy is one-hot, 1 for the actual next token and 0 for all others, so the factor p
-# that the KL has would just be 1. The author agreed, and there the thread ends.
+# answered: the target of a cross-entropy is 1 for the actual next token and 0 for all others, so the KL's factor p
+# would just be 1. The author agreed, and there the thread ends.
 #
-# **Predict before you derive:** by how many nats do mean ΔCE and mean KL differ on text that the model itself wrote?
+# **Predict before you derive:** by how many nats do mean ΔCE and mean KL differ on text that the model itself
+# wrote?
 
 # %%
 predict("08.own_text", None)
 
 # %% [markdown]
-# Now derive it. Write $P$ for the distribution that the next token really comes from, $p$ for the clean model, $q$ for
-# the patched one. At a token $t$ the difference is $\ln p(t) - \ln q(t)$. What is its expected value over $t$?
+# Now derive it. Let the next token $t$ really come from $P$, with $p$ the clean model and $q$ the patched one. In
+# the expected ΔCE, what weights each token?
 #
 # $$E[\Delta CE] = \sum_t \;\ldots\; \big(\ln p(t) - \ln q(t)\big)$$
-#
-# The dots are the missing step. What weights each token?
 
 # %%
 @exercise("08.expected_delta_ce")
@@ -88,8 +84,8 @@ def expected_delta_ce(
 
 
 # %% [markdown]
-# The weight is $P$, the *data's* probability. That is the factor which is 1 for the actual next token. The
-# factor in the KL is another one, $p$, the *model's* opinion. So
+# The weight is $P$, the *data's* probability: the factor which is 1 for the actual next token. The KL's factor is
+# $p$, the *model's* opinion. So
 #
 # $$E[\Delta CE] = KL(P\|q) - KL(P\|p)$$
 #
@@ -97,7 +93,7 @@ def expected_delta_ce(
 #
 # $$E[\Delta CE] = KL(p\|q) + \sum_t (P - p)\,\ln\frac pq$$
 #
-# (the KL, and a rest that is 0 if $P = p$: on text that the model wrote)
+# (the KL, and a rest that is 0 if $P = p$, as on text that the model wrote)
 
 # %%
 def compare(tokens, truth=None, batch=16):
@@ -125,11 +121,10 @@ for name, values in own.items():
     print(f"{name:10}{mean:9.4f} ± {error:.4f}" + f", {error / mean:.0%} of the mean" * ("−" not in name))
 
 # %% [markdown]
-# Equal, up to the luck of the draw. If you predicted a difference: on its own text the model's opinion *is* the
-# truth, so the weights $P$ and $p$ are the same, whatever the autoencoder does.
+# If you predicted a difference: on its own text the model's opinion *is* the truth, so the weights $P$ and $p$ are
+# the same, whatever the autoencoder does.
 #
-# But is this KL not ten times that of lesson 07? And why is so large a sample known only to a third of its value? Look
-# at it text by text.
+# But why is this KL ten times lesson 07's, and known only to a third on so large a sample? Look text by text.
 
 # %%
 by_text = own["KL"].mean(dim=1)
@@ -141,12 +136,12 @@ for i in (*order[:2].tolist(), int(order[N // 2])):
     print(f"  KL {by_text[i]:.4f}: {model.tokenizer.decode(written[i, 1:14])!r}")
 
 # %% [markdown]
-# In `tiny` the worst texts are not stories at all. One part of its training was random words that repeat (lesson 01), so
-# now and then it writes such a text itself; and the autoencoder, which saw only stories, fails on them. The mean
-# was made by a few sequences, and the ± above said so. Lesson 09 is about this failure.
+# In `tiny` the worst texts are not stories. Its training included random words that repeat (lesson 01), so now and
+# then it writes such a text, and the autoencoder, which saw only stories, fails (lesson 09). A few sequences made
+# the mean, as the ± above said.
 #
-# Now the stories, which the model did not write. Here we know $P$ at every position, so we can compute $E[\Delta CE]$
-# without the luck of which token came next. (Which texts we drew is still luck.)
+# Now the stories, which the model did not write. Here $P$ is known, so $E[\Delta CE]$ is free of the luck of which
+# token came next. (Which texts we drew is still luck.)
 
 # %%
 if reads_stories(model):
@@ -160,12 +155,11 @@ if reads_stories(model):
         print(f"{name:12}{mean:9.5f} ± {error:.5f}" + f", {error / mean:.0%} of the mean" * ("−" not in name))
 
 # %% [markdown]
-# Close again, but not by a theorem: `tiny` was trained on this language until its p was nearly P, so little is left
-# for the rest term to weigh. In a model that is further from its data the two come apart, and ΔCE, unlike any
-# KL, can be **negative**.
+# Close again, but by no theorem: `tiny` was trained on this language until its p was nearly P, so the rest term is
+# small. Further from the data the two come apart, and ΔCE, unlike any KL, can be **negative**.
 #
-# **Find a counter-example.** Three distributions on the same two or three tokens, so that the patch changes the
-# model (KL above 0) and yet improves the loss on the data (E[ΔCE] below 0). What must q be, compared with p?
+# **Find a counter-example.** Three distributions on the same two or three tokens, such that the patch changes the
+# model (KL above 0) yet improves the loss on the data (E[ΔCE] below 0). What must q be, compared with p?
 
 # %%
 @exercise("08.counter_example")
@@ -182,8 +176,8 @@ P, p, q = (torch.tensor(each).double().log() for each in counter_example())
 print(f"E[ΔCE] {expected_delta_ce(P, p, q):.4f} nats, KL(p‖q) {kl_divergence(p, q):.4f} nats")
 
 # %% [markdown]
-# Now for real, as large as we can make it: let the "patch" be an education. p is `tiny` when it was young (an
-# early checkpoint), and q is the same model grown up. Now the patch is an improvement.
+# Now for real, and large: let the "patch" be an education. p is an early checkpoint of `tiny`, and q is the same
+# model grown up.
 
 # %%
 if MODEL == "tiny":
@@ -203,18 +197,16 @@ if MODEL == "tiny":
           rest.mean(1), within=0.05, unit="nats")
 
 # %% [markdown]
-# The KL counts the training as damage, three times as large as the gain in ΔCE. That is not a fault: the KL asks
-# *how much the model was changed*, ΔCE *what it cost on this text*. The commenter's "the same" is right where the
-# model's own distribution makes the text, and elsewhere only by accident. The last two rows are the identity at
-# work: what we measured from labels is what the truth predicts.
+# The KL counts the training as damage, three times as large as the gain in ΔCE. That is no fault: the KL asks *how
+# much the model was changed*, ΔCE *what it cost on this text*. The commenter's "the same" is right where the
+# model's own distribution makes the text, and elsewhere only by accident.
 #
 # ## 2 · Which one needs fewer tokens, and how many texts?
 #
-# ΔCE looks at one token per position, the KL at every token. So ΔCE must be noisier, even on text where both have
-# the same mean.
+# ΔCE looks at one token per position, the KL at every token. So ΔCE is noisier even where the means are the same.
 #
-# **Predict:** on stories the KL is about 0.004 nats. How many tokens must come, until mean ΔCE is known to a tenth of
-# that (one standard error)?
+# **Predict:** on stories the KL is about 0.004 nats. How many tokens until mean ΔCE is known to a tenth of that
+# (one standard error)?
 
 # %%
 predict("08.tokens_needed", None, unit="tokens")
@@ -246,7 +238,7 @@ print(f"KL {kl:.4f} nats; the variance is {needed * kl * 0.1**2:.2f} times the K
       f"2 / (KL · 0.1²), as if it were 2, would be {float(f'{rule:.2g}'):.0f} tokens")
 
 # %% [markdown]
-# Check it by doing it: draw one token at every position, take the mean ΔCE, repeat, and look at the spread.
+# Check it: draw a token at every position, take the mean ΔCE, and repeat.
 
 # %%
 r, p = log_softmax(p_logits) - log_softmax(q_logits), p_logits.softmax(-1)
@@ -260,19 +252,18 @@ print(f"the KL is {kl:.4f}; below 0 are {(means < 0).float().mean():.0%} of the 
 plot_histogram(means, "mean ΔCE of one draw (nats)", "draws", title="the same patch and positions, other luck")
 
 # %% [markdown]
-# For a small KL the variance is about twice the KL, so the tokens needed grow as the autoencoder gets *better*:
-# about 2 / (KL · precision²). One ΔCE on a few thousand tokens is mostly luck.
+# For a small KL the variance is about twice the KL, so the tokens needed, about 2 / (KL · precision²), grow as the
+# autoencoder gets *better*. One ΔCE on a few thousand tokens is mostly luck.
 #
-# But that is only the luck of which token came: we held the positions fixed. **Texts differ, too**, for the KL as for ΔCE.
-# Go back to the first two tables: on 12,096 tokens, four times what this rule asks for at a KL of 0.06, both are known
-# to a third; and on stories $E[\Delta CE]$, which has no luck of tokens at all, to a quarter. So the rule gives the
-# *least* number of tokens, the standard error must be taken over texts, and it is texts that you should plan.
+# But that is only the luck of which token came, at fixed positions. **Texts differ, too**, for the KL as for ΔCE.
+# In the first table both are known to a third on 12,096 tokens, four times what the rule asks for at a KL of 0.06.
+# In the second $E[\Delta CE]$, which has no luck of tokens, is known to a quarter. So the rule gives the *least*
+# number of tokens. Plan texts, with a standard error over texts.
 #
 # ### Comparing two autoencoders
 #
-# Mostly one wants to know which of two is better. They can read *the same texts*, so that what makes a text hard is hard
-# for both and cancels in the difference: compare them **paired**. How many texts does that need? Plan it from a
-# small pilot, before the experiment.
+# Compare two autoencoders **paired**, on *the same texts*: what makes a text hard is hard for both and cancels in
+# the difference. A small pilot tells beforehand how many texts that needs.
 
 # %%
 @exercise("08.texts_needed")
@@ -307,16 +298,16 @@ if MODEL == "tiny":
         print(f"    the same, as if the texts were not the same: difference {difference(estimate(a), estimate(b))}")
 
 # %% [markdown]
-# The same measurements, and only the paired comparison can tell the two apart. The pilot is not used again: texts that
-# decided how long you look must not also decide what you see.
+# Only the paired comparison can tell the two apart. The pilot is not used again: texts that decided how long you
+# look must not also decide what you see.
 #
 # ## 3 · In another thread
 #
 # > A sceptic wrote that "the difference of losses is the KL" would need, with A the patched model, C the clean one and B
 # > the data, $D(A\|B) - D(C\|B) = D(A\|C)$ or $D(A\|B)\,/\,D(C\|B) = D(A\|C)$, and doubted both. Rightly: for a
-# > perfect patch, A = C, the ratio reads 1 = 0. But both have their arguments reversed: a loss on data B is $D(B\|\cdot)$.
-# > Corrected, the difference $D(B\|A) - D(B\|C)$ is $E[\Delta CE]$; it equals $D(C\|A)$ if the text is the model's own
-# > (section 1), and otherwise only by chance. Your counter-example, in all three:
+# > perfect patch, A = C, the ratio reads 1 = 0. But both have their arguments reversed, since a loss on data B is
+# > $D(B\|\cdot)$. Corrected, the difference $D(B\|A) - D(B\|C)$ is $E[\Delta CE]$. It equals $D(C\|A)$ if the text is the
+# > model's own (section 1), and otherwise only by chance. Your counter-example, in all three:
 
 # %%
 P, p, q = (torch.tensor(each).double().log() for each in counter_example())
@@ -326,9 +317,10 @@ print(f"as written {kl_divergence(q, P) - kl_divergence(p, P):.4f}, corrected "
 # %% [markdown]
 # ## 4 · Is the score too noisy?
 #
-# About the reconstruction score, $(L_{zero} - L_{sae}) / (L_{zero} - L_{clean})$, the same thread disagreed twice. *It
-# is not clear that dividing by zero-ablation makes sense; nats lost would be better.* And: *just show L_sae, since
-# L_zero is very noisy*, against: *L_sae is not informative, it depends on the batch; the score is good as it is.*
+# About the reconstruction score, $(L_{zero} - L_{sae}) / (L_{zero} - L_{clean})$, the same thread disagreed twice.
+# *It is not clear that dividing by zero-ablation makes sense; nats lost would be better.* And: *just show L_sae,
+# since L_zero is very noisy*, against: *L_sae is not informative, it depends on the batch; the score is good as it
+# is.*
 #
 # **Predict:** which is known least precisely on one batch, relative to its size: L_clean, L_sae, L_zero, ΔCE, or
 # 1 − score?
@@ -337,8 +329,8 @@ print(f"as written {kl_divergence(q, P) - kl_divergence(p, P):.4f}, corrected "
 predict("08.noisiest", None, unit="")
 
 # %% [markdown]
-# The first argument is algebra. With $D = L_{zero} - L_{clean}$ the score is $1 - \Delta CE / D$: the *same* number as
-# ΔCE, on another scale, as long as $D$ is the same. But $D$ belongs to the layer and to the text:
+# The first argument is algebra. With $D = L_{zero} - L_{clean}$ the score is $1 - \Delta CE / D$: ΔCE on another
+# scale, as long as $D$ is the same. But $D$ belongs to the layer and to the text:
 
 # %%
 text = sample_text(model, n=min(N, 48), length=LENGTH, seed=5)
@@ -349,9 +341,9 @@ for name in [name for name in shipped_saes(MODEL) if name.startswith("topk")]:
           f"one point of the score is {D / 100:.3f} nats, {D / 100 / each.kl:.0f} times this one's KL")
 
 # %% [markdown]
-# The second is a question of measurement: how wide are the intervals, on the same batches? All three losses come from
-# the same text, and a hard text raises L_clean and L_sae together. So one draw of sequences must serve all three, as
-# in the paired comparison: with a draw for each, the difference of two texts would pass for uncertainty of the score.
+# The second needs a measurement: how wide are the intervals on the same batches? A hard text raises L_clean and
+# L_sae together, so one draw of sequences must serve all three losses. With a draw for each, the difference of two
+# texts would pass for uncertainty of the score.
 
 # %%
 @exercise("08.score_interval")
@@ -399,25 +391,23 @@ low, high = interval(reconstruction_score(*apart))
 print(f"score {score:.5f}; with a draw for each loss its interval would be {low:.4f} to {high:.4f}")
 
 # %% [markdown]
-# - **L_zero is the *least* noisy of all.** Without the stream the model says nearly the same at every position. It
-#   hardly depends on the text. (What is wrong with it is not its noise but its distance: see lesson 07.)
-# - **L_sae depends on the batch**, as the second voice said, and says little: nearly all of its width is the
-#   text's, shared with L_clean.
-# - **ΔCE and 1 − score have the same relative width**, because one is the other divided by a constant. Neither is
-#   more precise. What makes the score *look* so is that it is printed as 0.999.
+# - **L_zero is the *least* noisy of all.** Without the stream the model says nearly the same at every position,
+#   whatever the text. (Its fault is its distance: see lesson 07.)
+# - **L_sae depends on the batch**, and says little: nearly all of its width is the text's, shared with L_clean.
+# - **ΔCE and 1 − score have the same relative width**, because one is the other divided by a constant. The score
+#   *looks* more precise because it is printed as 0.999.
 #
 # ## 5 · "Only some differences are interesting"
 #
-# Below a post on reconstruction errors: *Faithful reconstructions should keep all probabilities, but loss
-# compares only that of the true next token.* Against: *if the model gave the right token more than the
-# reconstruction does, that is interesting; differences on other random tokens may be noise. But cases where the
-# model is confidently wrong and the reconstruction changes in which way: those we might want to explain.* And:
-# *KL is a good compromise, it ignores what the model thinks unlikely, unlike something cursed such as a distance
-# of log-probabilities.*
+# Below a post on reconstruction errors: *Faithful reconstructions should keep all probabilities, but loss compares
+# only that of the true next token.* Against: *if the model gave the right token more than the reconstruction does,
+# that is interesting; differences on other random tokens may be noise. But where the model is confidently wrong and
+# the reconstruction changes how, we might want to explain it.* And: *KL is a good compromise, it ignores what the
+# model thinks unlikely, unlike something cursed such as a distance of log-probabilities.*
 #
 # ### Which tokens carry it?
 #
-# First the confidently wrong: the model gave its favourite more than one half, and another token came.
+# First the confidently wrong, where the favourite had more than one half and another token came.
 
 # %%
 p_logits, q_logits = patched_logits(model, sae, text)
@@ -438,16 +428,14 @@ for least in (0, 0.1):
           f"ΔCE below 0 in {int((delta[these] < 0).sum())} of {int(these.sum())}")
 
 # %% [markdown]
-# A few tokens carry a good part of the KL, and here the two metrics part, token by token: the KL counts any change
-# as damage, ΔCE may count it as a gain. But do not expect that a patch which takes belief from a wrong favourite helps.
-# Where it takes little, it mostly does, which is next to a tautology; where it takes much, as often as not, because the
-# belief moved to a third word.
+# A few tokens carry a good part of the KL. It counts any change as damage, ΔCE perhaps as a gain. But a patch that
+# takes belief from a wrong favourite need not help. Where it takes little, it mostly does (next to a tautology).
+# Where it takes much, as often as not, because the belief moved to a third word.
 #
 # ### Was the model wrong?
 #
-# In the stories we can ask the truth. Mind what we selected, though: positions where the favourite did *not* come.
-# Of a model that errs both ways, and is right on average, that selects the overestimates. So ask at all confident
-# positions, too.
+# In the stories we can ask the truth. But positions where the favourite did *not* come are a selection: of a model
+# that errs both ways and is right on average, the overestimates. So ask at all confident positions, too.
 
 # %%
 if reads_stories(model):
@@ -479,15 +467,15 @@ for row, position in (divmod(index, kl.shape[1]) for index in worst):
           + f"; KL {kl[row, position]:.3f}, ΔCE {delta[row, position]:+.3f}")
 
 # %% [markdown]
-# Over all confident positions the model is about as sure as it should be; among those where its favourite did
-# not come it was too sure, 0.61 for 0.50, because we selected its overestimates. In the worst case of all the truth left
-# no doubt about the word that came; the patch takes belief from the model's mistake, and gives the right word still
-# less. Whether an explanation of the model should share its mistakes, that is the argument.
+# Over all confident positions the model is about as sure as it should be. Where its favourite did not come it was
+# too sure, 0.61 for 0.50, because we selected for that. In the worst case the truth left no doubt about the word
+# that came. The patch takes belief from the model's mistake, and gives the right word still less. Should an
+# explanation of the model share its mistakes? That is the argument.
 #
 # ### The tail
 #
-# Now the compromise. Each token's share of a KL can be written so that none is negative, $p \ln(p/q) - p + q$. How
-# much of it comes from tokens that the model thinks unlikely, and how much of a squared log-probability distance?
+# Now the compromise. Each token's share of a KL can be written as $p \ln(p/q) - p + q$, never negative. How much
+# comes from tokens that the model thinks unlikely, and how much of a squared log-probability distance?
 
 # %%
 unlikely = p_logits[:, 1:-1].softmax(-1) < 0.01
@@ -498,14 +486,13 @@ print(f"tokens below 1 %: {unlikely.float().mean():.1%} of the vocabulary; "
       f"{squared[unlikely].sum() / squared.sum():.1%} of the squared log-probability distance")
 
 # %% [markdown]
-# The cursed metric is about the vocabulary's tail and nothing else. The KL is not: but it does not ignore the tail
+# The cursed metric is about the vocabulary's tail and nothing else. The KL is not, but it does not ignore the tail
 # either.
 #
 # ## 6 · Compared with what?
 #
-# The thread ends with a wish for good baselines, to know where the floor of the noise is. Two have been proposed: put
-# in the activation's place a point **as far away**, either in a direction at random, or in one drawn so that it varies
-# **as the activations do**.
+# The thread ends with a wish for baselines that give the noise floor. Two have been proposed, both with a point
+# **as far away** in the activation's place, in a random direction or in one that varies **as the activations do**.
 #
 # **Predict:** how many times as much harm (KL) does the reconstruction do as the first? And as the second?
 
@@ -514,7 +501,7 @@ predict("08.epsilon_ratio", None, unit="times")
 predict("08.covariance_ratio", None, unit="times")
 
 # %% [markdown]
-# Gurnee (2024) had proposed the first. In GPT-2 small the reconstruction did about 2 to 4.5 times the harm (quoted):
+# Gurnee (2024) proposed the first. In GPT-2 small the reconstruction did about 2 to 4.5 times its harm (quoted):
 # "pathological errors". Write that baseline:
 
 # %%
@@ -530,7 +517,7 @@ def epsilon_random(
 
 
 # %% [markdown]
-# One may object: x̂ is also *shorter* than x, and the random point is longer. So turn x̂ about x: keep its part
+# One may object that x̂ is also *shorter* than x, and the random point longer. So rotate x̂ about x: keep its part
 # along x, and give the rest a random direction.
 
 # %%
@@ -546,9 +533,9 @@ def theta_random(
 
 
 # %% [markdown]
-# A second objection came from Lee and Heimersheim (2024). A direction at random is one in which activations hardly
-# ever differ, and the model may not listen there. A fair random error varies as the activations do: draw its direction
-# with **their covariance** $\Sigma$. From white noise $g$ one gets it as $gR$, with $R^\top R = \Sigma$.
+# Lee and Heimersheim (2024) objected that activations hardly ever differ along a random direction, where the model
+# may not listen. A fair random error varies as they do: draw its direction with **their covariance** $\Sigma$, as
+# $gR$ from white noise $g$, with $R^\top R = \Sigma$.
 
 # %%
 @exercise("08.covariance_root")
@@ -562,8 +549,7 @@ def covariance_root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
 
 
 # %% [markdown]
-# With these three you have the experiment. Put each kind of point in the activation's place, at the *same distance*
-# from it, and measure.
+# Now put each kind of point in the activation's place, at the *same distance*, and measure.
 
 # %%
 class Instead:
@@ -601,8 +587,8 @@ measured("SAE / ε-random", by_hand["x̂"].mean() / by_hand["ε-random"].mean(),
 measured("SAE / covariance-matched", by_hand["x̂"].mean() / by_hand["covariance"].mean())
 
 # %% [markdown]
-# `noise_floor` does the same with several draws and with intervals, and adds more rows: `norm_only` is x at
-# the length of x̂, and `norm_corrected` is x̂ at the length of x.
+# `noise_floor` does the same with several draws and intervals. It adds `norm_only`, x at the length of x̂, and
+# `norm_corrected`, x̂ at the length of x.
 
 # %%
 floor = noise_floor(model, sae, text, draws=3 if MODEL == "tiny" else 2)
@@ -630,11 +616,11 @@ for bar, (each, kind) in zip(axis.patches, ratios):
 display(figure)
 
 # %% [markdown]
-# Both sides are right, each about its own baseline. Against directions at random every one of our reconstructions
-# does two to nearly five times the harm: an autoencoder's error does not point just anywhere. Against
-# errors that vary as activations do, several of them clearly do less harm, and none clearly more. One reading of
-# both: *most directions do not matter to the model; the error lies among those that do, because that is where the
-# activations are.* That can be tested: how much of the error lies along the directions in which activations vary most?
+# Both sides are right, each about its own baseline. All our reconstructions do two to nearly five times the harm of
+# random directions: the error does not point just anywhere. Against errors that vary as activations do, several
+# clearly do less harm, and none clearly more. One reading: *most directions do not matter to the model, and the
+# error lies among those that do, because that is where the activations are.* So how much of the error lies along
+# the directions in which activations vary most?
 
 # %%
 directions = torch.linalg.eigh(torch.cov(x.T))[1].flip(1)[:, : x.shape[1] // 8]     # an eighth of all, [d, d / 8]
@@ -652,14 +638,14 @@ claim("the error lies along them more than a random one does", share_in(sae(x) -
 print(f"along the first eighth of the directions: {share_in(x - x.mean(0)).mean():.0%} of the activations' variance")
 
 # %% [markdown]
-# A little more than by chance, and far less than the activations. So that reading explains little: the error is spread
-# nearly as evenly as white noise, and still does twice the harm. What it hits must be finer than the large directions.
+# A little more than by chance, far less than the activations. So that reading explains little: the error is spread
+# nearly as evenly as white noise, and still does twice the harm. What it hits must be finer than these directions.
 #
 # `norm_only` is nearly 0: that x̂ is too short does not explain the harm. `norm_corrected` repairs next to nothing.
 #
 # ### Where does the harm go?
 #
-# Patch a single position, and look at what follows. One position is one kind of word, so take several.
+# Patch a single position, and see what follows. One position is one kind of word, so take several.
 
 # %%
 curves, at = [], torch.linspace(8, LENGTH - 20, 6).int().tolist()
@@ -676,13 +662,12 @@ figure.axes[0].set_yscale("log")
 display(figure)
 
 # %% [markdown]
-# Most of the harm stays at the patched position; how much differs from position to position.
+# Most of the harm stays there, but how much differs from position to position.
 #
 # ## 7 · The floor that others can only guess
 #
-# What KL is too small to care about? Here the stories have an answer: the model itself is not perfect. Its own
-# distance from the truth, KL(P‖p), is a unit for the distance that the autoencoder adds. And bfloat16, the coarse
-# number format in which many models are run, gives another.
+# What KL is too small to care about? On stories the model's own distance from the truth, KL(P‖p), is a unit for
+# what the autoencoder adds. The cost of bfloat16, the coarse number format in which many models run, is another.
 
 # %%
 if reads_stories(model):
@@ -695,8 +680,8 @@ if reads_stories(model):
     measured("KL of bfloat16", true_floor.mean["kl_bfloat16"], unit="nats")
 
 # %% [markdown]
-# In `tiny` the autoencoder's KL is a hundred times what bfloat16 costs: not nothing, but smaller than the error the
-# model makes by itself. For natural text nobody can draw the first line.
+# In `tiny` the autoencoder's KL is a hundred times what bfloat16 costs, but smaller than the error the model makes
+# by itself. For natural text nobody knows that error.
 #
 # ## 8 · Does it hold in a real language model?
 
@@ -724,13 +709,12 @@ if real_model is not None:
     measured("SmolLM2: SAE / covariance-matched", real_floor.ratio["covariance_random"])
 
 # %% [markdown]
-# The first argument, decided in a real model: on its own text ΔCE and KL agree; on stories, which it did not
-# write, **ΔCE is about half of the KL**. The rest term is negative: on the whole the patch lowers tokens that the
-# model had overrated, or raises ones that it had underrated. Anyone who had reported only ΔCE would have reported half the
-# damage.
+# The first argument, decided in a real model. On its own text ΔCE and KL agree. On stories, which it did not write,
+# **ΔCE is about half of the KL**. The rest term is negative: on the whole the patch lowers overrated tokens or
+# raises underrated ones. Reporting only ΔCE would have reported half the damage.
 #
-# The baselines are closer together than in `tiny`, and here the reconstruction does about two thirds more harm than
-# either. Which of the two papers you side with depends on the model and the dictionary: measure your own.
+# The baselines are closer together than in `tiny`, and the reconstruction does about two thirds more harm than
+# either. Which paper is right depends on the model and the dictionary: measure your own.
 #
 # ## 9 · So which would you report?
 #
@@ -738,20 +722,20 @@ if real_model is not None:
 #
 # 1. **KL(p‖q)**, in nats per token, on stated text, with an interval from sequences: what changed. It needs no
 #    labels, but as many *texts* as their differences ask for (1, 2).
-# 2. **ΔCE** beside it, on text that matters to you: what it cost. Both signs are possible (1). Say how many
-#    tokens and texts (2).
-# 3. Two autoencoders: on the same texts, **paired**, as many as a pilot says (2).
-# 4. The **score** only with its D and its layer; never to compare layers (4).
+# 2. **ΔCE** beside it, on text that matters to you: what it cost, of either sign (1). Say how many tokens and texts
+#    (2).
+# 3. Two autoencoders: **paired**, on as many texts as a pilot says (2).
+# 4. The **score** only with its D and its layer, and never to compare layers (4).
 # 5. **Not the losses alone**: their noise is the text's (4).
-# 6. The distribution over texts, not only the mean (1), and some of the worst cases to look at (5).
+# 6. The distribution over texts, not only the mean (1), and some of the worst cases (5).
 # 7. The **ratio to a baseline**, and which: random directions, or errors that vary as activations do (6).
 # 8. A unit: the model's own error where it is known, the cost of the number format everywhere (7).
 #
 # ## On your own
 #
-# On stories topk-2 does less harm than gated-2 (`harm` on `text` will show it). Is that so on text that the model itself
-# writes? Hand in a claim, a number with its interval over texts, the control or the pairing, the result that would have
-# refuted it, and what it does not show. (`written` holds 96 such texts. Look at them before you average.)
+# On stories topk-2 does less harm than gated-2 (`harm` on `text` will show it). Is that so on text that the model
+# itself writes? Hand in a claim, a number with its interval over texts, the control or the pairing, what would have
+# refuted it, and what it does not show. (`written` holds 96 such texts. Look before you average.)
 
 # %% tags=["solution-only"]
 if MODEL == "tiny":
@@ -762,35 +746,34 @@ if MODEL == "tiny":
               f"in the worst text {(topk - gated)[these].max():+.2f}")
 
 # %% [markdown] tags=["solution-only"]
-# **Claim:** on most texts that `tiny` writes topk-2 does less harm than gated-2. **Number** above, paired, over 96 texts;
-# one half would be chance. **Refuted by** an interval that holds one half. Of the *mean* it cannot be claimed: there it is the
-# other way round, because a few texts, random words that repeat, cost topk-2 up to one nat more. Without them topk-2 is
-# the better one, by a small margin. **Not shown:** which to use; that depends on whether such texts matter to you. And
-# the rule that left texts out was made after a look at them, so the last line is a description and not a test; a
-# fresh sample, with the rule fixed before, would be one.
+# **Claim:** on most texts that `tiny` writes topk-2 does less harm than gated-2. **Number** above, paired, over 96
+# texts; one half would be chance. **Refuted by** an interval that holds one half. The *mean* says the opposite,
+# because a few texts of random words that repeat cost topk-2 up to one nat more. Without them topk-2 is better by a
+# small margin. **Not shown:** which to use, since that depends on whether such texts matter to you. The rule that
+# left texts out was made after a look at them, so the last line is a description. A test would be a fresh sample,
+# with the rule fixed before.
 
 # %% [markdown]
 # ## What this does not show
 #
-# - Which *latents* are at fault, or whether the error could be predicted from x (Engels et al. 2024 find that
-#   about half of it, and over 90 % of its norm, can).
+# - Which *latents* are at fault, or whether the error could be predicted from x (Engels et al. 2024 find that about
+#   half of it, and over 90 % of its norm, can).
 # - That a low KL means the model computes in the same way. Lesson 09 asks a circuit.
 # - What training directly on the KL would do (Braun et al. 2024).
 #
 # ## Summary
 #
-# - E[ΔCE] = KL(P‖q) − KL(P‖p). It is KL(p‖q) on the model's own text; elsewhere a rest remains, of either sign.
-# - From labels a KL of k nats needs *at least* 200 / k tokens to be known to a tenth, and more if texts differ. Two
-#   autoencoders are compared on the same texts, paired, with a number of texts that was planned.
+# - E[ΔCE] = KL(P‖q) − KL(P‖p). It is KL(p‖q) on the model's own text, and elsewhere a rest of either sign remains.
+# - From labels a KL of k nats needs *at least* 200 / k tokens to be known to a tenth, and more if texts differ.
+#   Compare autoencoders paired, on a planned number of texts.
 # - The score is ΔCE on another scale. L_zero is not what is noisy.
-# - A few confidently wrong tokens carry a good part of the KL; there ΔCE has both signs. To select them by the
-#   outcome is to select the model's overestimates.
+# - A few confidently wrong tokens carry a good part of the KL. Selecting them by the outcome selects the model's
+#   overestimates.
 # - An error is pathological or not *against a baseline*.
 #
-# Sources: Gurnee, "SAE reconstruction errors are (empirically) pathological" (2024), and the comments below it;
-# Lee and Heimersheim, arXiv 2410.12555; Engels et al., arXiv 2410.14670; Braun et al., arXiv 2405.12241. The
-# threads of sections 1, 3 and 4 are comments below posts on autoencoders of 2024; their positions are given in our own
-# words.
+# Sources: Gurnee, "SAE reconstruction errors are (empirically) pathological" (2024), and the comments below it; Lee
+# and Heimersheim, arXiv 2410.12555; Engels et al., arXiv 2410.14670; Braun et al., arXiv 2405.12241. The threads of
+# sections 1, 3 and 4 are comments below posts on autoencoders of 2024, their positions given in our own words.
 #
 # Next: **09 · The capstone**: does the autoencoder keep the circuit?
 

@@ -9,12 +9,10 @@
 # %% [markdown]
 # # 09 · Capstone: does the autoencoder keep the circuit?
 #
-# **The question.** The first half of this course took a circuit apart: a head writes "the word before me was X", a
-# later head finds it and copies what came next. The second half measured how faithful an autoencoder is to
-# a model's predictions on text. Now put one into the other: **let the residual stream pass through an autoencoder,
-# somewhere on the circuit's path, and see whether the circuit still works.**
-#
-# The autoencoders are those of the last lessons, with reconstruction scores of 0.99 and above.
+# **The question.** The first half of this course took a circuit apart: one head writes "the word before me was X",
+# a later one finds it and copies what came next. The second half measured how faithful autoencoders are on text.
+# Now **let the residual stream pass through an autoencoder somewhere on the circuit's path, and see whether the
+# circuit still works.** The autoencoders are those of the last lessons, with scores of 0.99 and above.
 #
 # **You need:** lessons 02, 05 and 07.
 
@@ -66,9 +64,9 @@ print(f"{MODEL}, clean: first copy {clean.first_half_log_prob:.3f} nats, second 
 # %% [markdown]
 # ## 1 · Splice it in
 #
-# `with spliced(model, sae):` lets everything in the block compute with the reconstruction, BOS excepted. We ask
-# for the behaviour of lesson 01. **Predict:** an autoencoder at the entrance of layer 1 has a reconstruction
-# score of 0.998 on stories. What is the accuracy on the second copy with it?
+# In a block `with spliced(model, sae):` everything computes with the reconstruction, BOS excepted. **Predict:** an
+# autoencoder at the entrance of layer 1 has a reconstruction score of 0.998 on stories. With it, what is the
+# accuracy on the second copy (lesson 01)?
 
 # %%
 predict("09.accuracy", None, unit="%")
@@ -84,8 +82,8 @@ plot_by_position({"clean": clean.log_probs.mean(0), **curves}, "log-probability 
                  title=f"{MODEL}: repeated tokens through an autoencoder")
 
 # %% [markdown]
-# How much of the behaviour is left? The circuit's doing is the *gain*: how much better the second copy is
-# predicted than the first. So compare gains.
+# The circuit's doing is the *gain*, how much better the second copy is predicted than the first. What share of it
+# is left?
 
 # %%
 @exercise("09.circuit_score")
@@ -102,8 +100,8 @@ def circuit_score(
 
 
 # %% [markdown]
-# A low score needs a control: would *any* error of that size stop the circuit? Lesson 08 built it: ε-random, a point
-# as far from the activation as the reconstruction is, in a direction at random.
+# Would *any* error of that size stop the circuit? The control is lesson 08's ε-random: a point as far from the
+# activation as the reconstruction, in a random direction.
 
 # %%
 class Noisy:
@@ -151,11 +149,10 @@ plot_points({name: (on_text[name].kl, kept[name]) for name in saes},
             title=f"{MODEL}: faithful on text, faithful to the circuit? (kind-layer)")
 
 # %% [markdown]
-# In `tiny` the scores on stories run from 0.994 to 0.999, and the circuit keeps anything between nothing and
-# almost everything. The autoencoder at layer 1 sits just where the previous-token head hands over to the
-# induction heads: with it, the second copy is as surprising as the first, while random errors as large leave most
-# of the gain. So it is not the size of the error but its direction. No number of lesson 07 that was measured *on
-# stories* says so.
+# In `tiny` the scores on stories run from 0.994 to 0.999, and the circuit keeps anything from nothing to almost
+# everything. The autoencoder at layer 1 sits just where the previous-token head hands over to the induction heads.
+# With it the second copy is as surprising as the first, while random errors as large leave most of the gain. It is
+# not the error's size but its direction, and no number that lesson 07 measured *on stories* says so.
 #
 # ## 2 · Which heads notice?
 
@@ -183,13 +180,13 @@ plot_bars({name: {f"head {layer}.{head}": each[:, layer, head].mean().item() for
           "induction score", title=f"{MODEL}: attention of the best induction heads")
 
 # %% [markdown]
-# A head cannot notice what is spliced in above it: an autoencoder at layers 2 or 3 of `tiny` leaves these scores
-# exactly as they are, and yet breaks part of the behaviour: something is lost between these heads and the output.
-# So attention scores alone do not tell whether a circuit works.
+# A head cannot notice what is spliced in above it. An autoencoder at layer 2 or 3 of `tiny` leaves these scores
+# exactly as they are, and yet breaks part of the behaviour later on. So attention scores alone do not tell whether
+# a circuit works.
 #
-# The heads that do read the reconstruction lose their targets. Through which input? In lesson 05 the circuit was
-# K-composition: the previous-token head acts through the induction heads' **keys**. So let only their keys be read
-# from the spliced stream, everything else from the clean one; then only their queries; then only their values.
+# The heads that do read the reconstruction lose their targets. Through which input? Lesson 05 suspects the **keys**
+# (K-composition). So read only the keys from the spliced stream and all else from the clean one, then only the
+# queries, then only the values.
 #
 # **Predict:** which of the three does the most harm?
 
@@ -210,10 +207,10 @@ if readers:
     claim("the queries suffer more than the keys", read_as["q"], "<", read_as["k"], unit="nats of gain")
 
 # %% [markdown]
-# In `tiny` the keys, our suspects, suffer *least* (though nearly a fifth of the gain is not a trifle). Worse are the
-# values (which token to copy) and worst the queries (which token am I?); with both sides of the match read from
-# the spliced stream a tenth of the gain remains. The K-composition is damaged with everything else: the
-# dictionary does not know these *texts*. It was trained on stories, where "telescope" never stands after "sorry".
+# In `tiny` the keys, our suspects, suffer *least* (though nearly a fifth of the gain is no trifle). Worse are the
+# values (which token to copy) and worst the queries (which token am I?). With both sides of the match spliced, a
+# tenth of the gain remains. More than K-composition is damaged, because the dictionary does not know these *texts*:
+# in its training stories "telescope" never stands after "sorry".
 
 # %%
 rows = {}
@@ -226,18 +223,18 @@ for name, sae in saes.items():
 display(pd.DataFrame.from_dict(rows, orient="index").sort_values("gain kept").round(3))
 
 # %% [markdown]
-# So the KL does see it, once it is asked on the right text. (Nearly by construction: on the second copy the clean model
-# is sure, and its KL there is the gain that is lost.) Explained variance on repeats goes with the gain, roughly,
-# *within* layer 2; between layers it says nothing: topk-1 explains more than topk-3.
-# **Faithfulness belongs to an autoencoder *and a distribution of texts*.** A circuit that matters for rare inputs
-# is invisible in the mean over common ones.
+# So the KL does see it, asked on the right text. (Nearly by construction: on the second copy the clean model is
+# confident, so its KL there is the lost gain.) Explained variance on repeats goes with the gain, roughly, *within*
+# layer 2. Between layers it says nothing: topk-1 explains more than topk-3. **Faithfulness belongs to an
+# autoencoder *and a distribution of texts*.** A circuit that matters for rare inputs is invisible in the mean over
+# common ones.
 #
 # ### Can it be repaired?
 #
-# If the texts are the cause, other texts are the cure. But an experiment must change *one thing at a time*: our
-# dictionaries have k = 24 latents active at a time, and a stream in which any word may follow any other has more to
-# say. So train four at layer 1 by one short recipe: on stories, on repeats and on both, all with k = 96; and on repeats
-# with k = 24. What should the third one see? That is for you to choose.
+# If the texts are the cause, other texts are the cure. But change *one thing at a time*: our dictionaries have
+# k = 24 active latents, and a stream in which any word may follow any other has more to say. So train four at
+# layer 1 by one short recipe: on stories, on repeats and on both with k = 96, and on repeats with k = 24. What the
+# third one sees, you choose.
 
 # %%
 @exercise("09.mixed_activations")
@@ -288,19 +285,18 @@ if MODEL == "tiny":
           unit="nats")
 
 # %% [markdown]
-# The texts matter: with the same k the one trained on repeats keeps most of the circuit and is poor on stories. And k
-# matters as much: with 24 even this specialist fails at its own task, and with 96 an autoencoder that never saw a
-# repeat keeps a good part of the gain. Had we compared the shipped one (stories, 24) with the specialist (repeats, 96),
-# we would have given all the credit to the texts. The one trained on both keeps more than half of the gain, and on
-# stories it is nearly as good as the one that saw nothing else. (Try `steps=600`.)
+# The texts matter: with the same k the one trained on repeats keeps most of the circuit and is poor on stories. And
+# k matters as much: with 24 even this specialist fails at its own task, and with 96 an autoencoder that never saw a
+# repeat keeps a good part of the gain. Comparing the shipped one (stories, 24) with the specialist (repeats, 96)
+# would have credited the texts alone. The one trained on both keeps more than half of the gain, and is nearly as
+# good on stories as the one that saw nothing else. (Try `steps=600`.)
 #
 # ## 3 · Which latents carry "the word before was X"?
 #
-# On stories the shipped dictionary *does* know the circuit's currency. Take a word X and ask for the latent that is
-# active where the previous word was X; `after_token(tokens, X)` has the labels, [n, pos].
-#
-# As in lesson 06, take the AUC of every latent. But there is a trap. After "the" comes a noun: a latent for
-# *present* nouns would look as if it remembered "the". Compare only positions that hold the same present word.
+# On stories the shipped dictionary *does* know the circuit's currency. Which latent is active where the previous
+# word was X? (`after_token(tokens, X)` has the labels, [n, pos].) The AUC of lesson 06 has a trap: after "the"
+# comes a noun, and a latent for *present* nouns would look as if it remembered "the". Compare only positions that
+# hold the same present word.
 
 # %%
 @exercise("09.same_token_auc")
@@ -367,24 +363,22 @@ if words:
     display(latent_dashboard(model, sae, everywhere, stories, best_for[favourite], note=note))
 
 # %% [markdown]
-# There they are: latents that know "the previous word was X" among positions of the same present word, found without
-# looking at any head. (And for "the" you see the trap: the latent with the best plain AUC falls back among positions
-# of the same word. It knows that a noun stands here.)
+# There they are, found without looking at any head. (For "the" you see the trap: the latent with the best plain AUC
+# falls back among positions of the same word. It knows that a noun stands here.)
 #
-# Do not read more into an AUC of 1 than it says: it compares pairs, and knows nothing of how rare X is. So the last two
-# columns: where the latent is active above half of its maximum, how often was the previous word X (precision), and how
-# many of the X does that find (recall)? For most words nearly all. But for "are" four such positions in five follow
-# another word, and for "the" most occurrences are missed.
+# But even an AUC of 1 ignores how rare X is. So the last two columns: where the latent is above half of its
+# maximum, how often was the previous word X (precision), and how many of the X does that find (recall)? For most
+# words nearly all. But for "are" four such positions in five follow another word, and for "the" most occurrences
+# are missed.
 #
 # ## 4 · Are they used?
 #
-# A correlation so far. So take one latent out of the stream, and nothing else: not the other latents, and not the
-# error either. The change is $x - f_i(x)\,w_i$, with $f_i$ the latent's activation and $w_i$ its direction. If the
-# induction heads find their targets by this latent, then from a later X they can no longer find the word after the
-# earlier X.
+# So far a correlation. Take one latent out of the stream and nothing else, not the error either: $x - f_i(x)\,w_i$,
+# with $f_i$ the latent's activation and $w_i$ its direction. If the induction heads find their targets by this
+# latent, a later X can no longer find the word after the earlier X.
 #
-# **Your experiment.** Whatever you find, a sceptic will say: *any change of the stream, there and as large, would have
-# done that.* So first design the control that answers them.
+# **Your experiment.** A sceptic will say: *any change of the stream, there and as large, would have done that.*
+# First design the control that answers them.
 
 # %%
 @exercise("09.control")
@@ -398,8 +392,8 @@ def control(
 
 
 # %% [markdown]
-# Then the ablation itself. Measure two things: where the heads look, and what the model says. (Lesson 08's KL is
-# imported: `kl_divergence`. The pattern's hook of layer 1 is `blocks.1.attn.hook_pattern`, [n, head, query, key].)
+# Then the ablation. Measure where the heads look and what the model says. (`kl_divergence` is imported. The
+# pattern's hook of layer 1 is `blocks.1.attn.hook_pattern`, [n, head, query, key].)
 
 # %%
 @exercise("09.effect_of")
@@ -416,8 +410,8 @@ def effect_of(
 
 
 # %% [markdown]
-# **Predict** for the queries that have a target (X, where X came before): what share of their attention to the target
-# is left, all words together? And how far does the model's prediction move there, in nats?
+# **Predict** for the queries that have a target (X, where X came before): what share of their attention to the
+# target is left, all words together? And how far does the model's prediction move there, in nats?
 
 # %%
 predict("09.attention_left", None, unit="share")
@@ -497,19 +491,18 @@ if found:
                       title=f"{MODEL}: what one latent does to the attention"))
 
 # %% [markdown]
-# Look at the attention first. For "a", "met", "He" and "She" one latent out of 768 carries most of it: between 0.09
-# and 0.36 is left, and the control, as large and at the same positions, leaves more than half everywhere. (After "The"
-# and "said" there is hardly any attention to lose.) But *all words together*, the last row, nothing seems to happen:
-# more than nine tenths of all the attention measured comes from "the", and there the latent that section 3 recommended,
-# 754, does nothing. The median over the words would have hidden that; lesson 07's rule, a ratio of sums, shows it.
+# For "a", "met", "He" and "She" one latent of 768 carries most of the attention: between 0.09 and 0.36 is left, and
+# under the control more than half everywhere. (After "The" and "said" there is hardly any to lose.) But *all words
+# together*, the last row, nothing seems to happen. More than nine tenths of all attention goes with "the", where
+# the latent that section 3 recommended, 754, does nothing. A median over words would have hidden that. Lesson 07's
+# rule, a ratio of sums, shows it.
 #
-# Worse: for "the" the strongest other latent is 159, which section 3 dismissed as the trap, and *that* one takes
-# four tenths of the attention with it. **A correlation, even a controlled one, is not use:** the control asked which latent
-# knows the previous word, and the heads may as well ask whether a noun stands here. (Nor is it shown that 159 says
-# "the" to them: without it the prediction moves by 0.07 nats here, by
-# whatever path.)
+# Worse: for "the" the strongest other latent is 159, section 3's trap, and *that* one takes four tenths of the
+# attention with it. **A correlation, even a controlled one, is not use:** section 3 asked which latent knows the
+# previous word, and the heads may as well ask whether a noun stands here. (Nor is it shown that 159 says "the" to
+# them: without it the prediction moves by 0.07 nats here, by whatever path.)
 #
-# Now the second table, which attention cannot show.
+# Now the second table.
 
 # %%
 if found:
@@ -525,18 +518,16 @@ if found:
           per_text([often], "own latent out", ATTENTION), unit="attention per query")
 
 # %% [markdown]
-# The heads look elsewhere, and the model says the same: at the queries the prediction moves by about a ten-thousandth
-# of a nat, no more than a change at random moves it. So on these stories the attention reads the latent, and the
-# *prediction* does not need it. It had better not: apart from "the", what came after X before hardly ever comes
-# after it again (second column). What the model does use is the latent itself, at once, where it is active: it moves the
-# prediction right after "met" by more than a nat.
+# The heads look elsewhere, and the model says the same: at the queries the prediction moves by about a
+# ten-thousandth of a nat, no more than under the control. Nor should it move: apart from "the", what came after X
+# before hardly ever comes after it again (second column). What the model does use is the latent itself, where it is
+# active: without it the prediction right after "met" moves by more than a nat.
 #
-# So the honest conclusion is shorter than the one we set out to find: *the latents are there, the heads' attention
-# depends on them, and at these queries no prediction depends on that attention.* To show that they are the messages of
-# induction one needs texts on which induction matters, and a dictionary that keeps it there. You have trained one.
+# The honest conclusion is shorter than the one we set out to find: *the latents are there, the heads' attention
+# depends on them, and at these queries no prediction depends on that attention.* To show that they are the messages
+# of induction takes texts on which it matters, and a dictionary that keeps it there. You have trained one.
 #
-# And who switches it on? Silence the previous-token head and see what is left of these latents; then another head
-# of its layer, as a control.
+# And who switches them on? Silence the previous-token head, and another head of its layer as the control.
 
 # %%
 def latents_left_without(layer, head):
@@ -569,22 +560,23 @@ if words and ranked:
         claim("the previous-token head switches these latents on", one, "<", other, unit="share of the activity left")
 
 # %% [markdown]
-# So here is the first half of lesson 05's circuit in the dictionary's own words: the previous-token head switches on
-# the latent "after X", and the attention of the induction heads depends on it.
+# That is the first half of lesson 05's circuit in the dictionary's words: the previous-token head switches on the
+# latent "after X", and the induction heads' attention depends on it.
 #
 # ## 5 · A report card, for an autoencoder of yours
 #
-# The measures of sections 1 and 2, and the baselines of lesson 08, in one call. For your own model and dictionary:
+# The measures of sections 1 and 2 and lesson 08's baselines in one call, for your own model and dictionary:
 #
-# 1. `model = load_model("…")`: a name, a folder or a hub id. Is there anything to keep? `repeated_token_report` and
-#    `top_heads(induction_scores(…))` say whether it gains from repeats, and by which heads. If it does not, the card
-#    says "not defined", and you need another behaviour: a text, a number for each sequence, and its clean value.
-# 2. `sae = SparseAutoencoder.load("folder")`, `load_pretrained_sae(release, id)`, or any object with `encode`, `decode`
-#    and a `hook_name` of the residual stream, such as `Noisy` above.
-# 3. Text that it will be used on, BOS first, and enough of it: lesson 08 plans how much.
-# 4. `report_card(model, sae, text=…)`. Read the intervals first; then the two ratios to noise; then the circuit.
+# 1. `model = load_model("…")`: a name, a folder or a hub id. `repeated_token_report` and
+#    `top_heads(induction_scores(…))` say whether it gains from repeats, and by which heads. If it does not, the
+#    card says "not defined", and you need another behaviour: a text, a number for each sequence, and its clean
+#    value.
+# 2. `sae = SparseAutoencoder.load("folder")`, `load_pretrained_sae(release, id)`, or any object with `encode`,
+#    `decode` and a `hook_name` of the residual stream, such as `Noisy` above.
+# 3. Text that it will be used on, BOS first, and as much as lesson 08 plans.
+# 4. `report_card(model, sae, text=…)`. Read the intervals first, then the two ratios to noise, then the circuit.
 #
-# Here is the card of the one that you trained on both.
+# The card of the one that you trained on both:
 
 # %%
 mine = trained["both, k = 96"] if MODEL == "tiny" else sae
@@ -594,8 +586,8 @@ display(card.to_frame().round(3))
 card.plot()
 
 # %% [markdown]
-# In `tiny` it keeps most of the gain, and the card also says at what price: on stories it does ten times the harm of
-# random errors as large, where lesson 08 found two to five times for the shipped ones. It had 120 steps.
+# In `tiny` it keeps most of the gain, at a price: on stories it does ten times the harm of random errors as large,
+# where lesson 08 found two to five times for the shipped ones. It had 120 steps.
 #
 # ## 6 · Does it hold in a real language model?
 
@@ -636,18 +628,18 @@ if real_model is not None:
 
 # %% [markdown]
 # SmolLM2's autoencoder has a score of 0.96 on text (lesson 07). With it about seven tenths of the gain on repeats
-# remain, and the accuracy falls from 45 % to 15 %. Its best induction heads still look where they should, most of them;
-# and what these four heads read explains only about half of the loss. The rest is lost elsewhere: a larger
-# model has many heads and layers that take part, and the metric to trust is again the behaviour itself. It has
-# latents for the word before, too: nearly perfect ones after " the" and " and", good ones after " is" and a line
-# break, mediocre ones after most others. Where a word comes a few dozen times only, the choice itself is luck:
-# the chosen latent may fail on the other half although a better one stands in the same row.
+# remain, and the accuracy falls from 45 % to 15 %. Most of its best induction heads still look where they should,
+# and what these four read explains only about half of the loss. The rest is lost elsewhere, in many other heads and
+# layers, and the metric to trust is again the behaviour. It has latents for the word before, too: nearly perfect
+# ones after " the" and " and", good ones after " is" and a line break, mediocre ones after most others. Where a
+# word comes only a few dozen times the choice itself is luck, and the chosen latent may fail on the other half
+# although a better one stands in the same row.
 #
 # ## On your own: the capstone
 #
-# Choose a behaviour or a head that this course did not treat, and find out one thing about it. Some to choose from, in
-# `tiny` or in a model of yours: how does it know that "She" or "He" comes next? What closes a quotation? What does head
-# 0.3 do? Do the latents of your dictionary (section 2) carry induction on repeats? Hand in half a page:
+# Choose a behaviour or a head that this course did not treat, in `tiny` or a model of yours, and find out one thing
+# about it: how does it know that "She" or "He" comes next? What closes a quotation? What does head 0.3 do? Do the
+# latents of your dictionary (section 2) carry induction on repeats? Hand in half a page:
 #
 # | | |
 # |---|---|
@@ -658,8 +650,8 @@ if real_model is not None:
 # | **refuted by** | the result that would have made you withdraw the claim, and how near you came |
 # | **not shown** | what a reader might take from it, and should not |
 #
-# Two points for each row that is there and right, one for an attempt; ten of twelve is a result that you can show
-# somebody. The worked notebook (`solutions/`) has one to compare with.
+# Two points for each right row, one for an attempt. Ten of twelve is a result to show somebody. The worked notebook
+# (`solutions/`) has one to compare with.
 
 # %% tags=["solution-only"]
 if MODEL == "tiny":                                                 # how does it know that "She" comes next?
@@ -680,40 +672,39 @@ if MODEL == "tiny":                                                 # how does i
     claim("the prediction of 'She' uses this latent", moved["out"], ">", moved["control"], unit="nats")
 
 # %% [markdown] tags=["solution-only"]
-# **Claim.** In `tiny`, at the entrance of layer 2, one latent of 768 says that a woman acts, and the prediction of the
-# next pronoun uses it. **Number and control** above: KL over 24 texts that had no part in choosing it, at the positions
-# where "She" is the likelier pronoun; the control is as large and at the same positions. **On the prediction:** this is
-# measured there. **Refuted by** an interval of the difference that reaches 0, or an effect as large where a man acts:
-# there it is near 0, as it should be. **Not shown:** that this is the only carrier (the model may rebuild it later, or
-# keep it elsewhere), which heads read it, that names are where it comes from, or that another training run has such
-# a latent. And the positions were chosen by the *true* probabilities, which no natural text provides.
+# **Claim.** In `tiny`, at the entrance of layer 2, one latent of 768 says that a woman acts, and the prediction of
+# the next pronoun uses it. **Number and control** above: KL over 24 texts that had no part in choosing it, at the
+# positions where "She" is the likelier pronoun; the control is as large and at the same positions. **On the
+# prediction:** measured there. **Refuted by** an interval of the difference that reaches 0, or an effect as large
+# where a man acts (there it is near 0, as it should be). **Not shown:** that this is the only carrier (the model
+# may rebuild it later, or keep it elsewhere), which heads read it, that names are where it comes from, or that
+# another training run has such a latent. And the positions were chosen by the *true* probabilities, which no
+# natural text provides.
 
 # %% [markdown]
 # ## What this does not show
 #
-# - What a well-trained dictionary of both kinds of text could keep: ours had 120 steps, and each is a single run.
-# - That the chosen latents are messages of induction: on stories the attention that they steer does not reach the
-#   prediction.
+# - What a well-trained dictionary of both kinds of text could keep: ours had 120 steps and one run each.
+# - That these latents are messages of induction: on stories the attention they steer does not reach the prediction.
 # - Sufficiency: nobody wrote a latent *in* to see whether the heads follow.
-# - Other circuits. Induction is the best known of all; most of what a model does has no map yet.
+# - Other circuits: induction is the best known, and most of what a model does has no map yet.
 #
 # ## Summary, and the end of the course
 #
-# - Faithful on text does not mean faithful to a circuit: a score of 0.998, and nothing left of what induction
-#   gains, where random errors as large leave most of it.
-# - Attention scores can be intact while the behaviour is broken; and attention can be lost while the prediction
-#   stays. Report both, always.
+# - Faithful on text is not faithful to a circuit: a score of 0.998, and nothing left of induction's gain, where
+#   random errors as large leave most of it.
+# - Attention can be intact while the behaviour is broken, and lost while the prediction stays. Report both.
 # - Change one thing at a time: the texts *and* k made the difference, and a mixture repairs much of it.
-# - A correlation, even a controlled one, is not use. Take the latent out, beside a control, and look at the prediction.
-# - Pool before you divide; a median over words may say the opposite of the whole.
+# - A correlation, even a controlled one, is not use. Take the latent out, beside a control, and look at the
+#   prediction.
+# - Pool before you divide: a median over words may say the opposite of the whole.
 #
-# You started with a plot of a model that suddenly gets good at repeated tokens. You now know the heads that do
-# it, the matrices they do it with, a dictionary in which their attention reads single latents, and how to tell
-# whether to believe that dictionary.
+# You started with a plot of a model that suddenly gets good at repeated tokens. You now know the heads that do it,
+# their matrices, a dictionary in which their attention reads single latents, and how to tell whether to believe it.
 #
-# Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), for the circuit; Gao et al. (2024), arXiv 2406.04093,
-# section 4.1, and Gurnee, "SAE reconstruction errors are (empirically) pathological" (2024), for the measures. The
-# experiments of this lesson are ours.
+# Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), for the circuit; Gao et al. (2024), arXiv
+# 2406.04093, section 4.1, and Gurnee, "SAE reconstruction errors are (empirically) pathological" (2024), for the
+# measures. The experiments of this lesson are ours.
 
 # %% tags=["exercise-only"]
 progress("09")
