@@ -126,7 +126,7 @@ def test_typed_answers_are_judged_and_run_all_paints_the_widgets_and_ends_with_t
         assert_ran_clean(notebook, first=notebook.run_all())
         assert painted(notebook.cell("attention_patterns(words").locator("canvas"), at_least=HEADS)
         table = notebook.output(notebook.cell('progress("00")'))
-        assert "00.without_head\tpassed\t3" in table and "1 of 5 passed" in table
+        assert "00.without_head\tpassed\t3" in table and "1 of 6 passed" in table
         standings = progress_store.standings(progress_store.read(notebook.path.parent / "progress.jsonl"))
         assert [id for id, standing in standings.items() if standing.passed] == ["00.without_head"]
 

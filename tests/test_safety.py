@@ -93,7 +93,6 @@ for module in pkgutil.walk_packages(course_utils.__path__, "course_utils."):
 
 from course_utils import __main__, exercises, models, viz
 from course_utils.faithfulness import evaluate_sae
-from course_utils.heads import induction_scores
 from course_utils.repeated_tokens import generate_repeated_tokens
 from course_utils.sae_files import load_shipped_sae
 from course_utils.text import sample_text
@@ -103,9 +102,9 @@ tokens = generate_repeated_tokens(model, 10, 2, seed=0)
 logits, cache = model.run_with_cache(tokens)
 assert models.load_real_model() is None
 kept = exercises.exercise("01.chance_log_prob")(lambda d_vocab: 0.0)
-exercises.exercise("02.induction_scores")(induction_scores)
-exercises.hint("02.induction_scores")
-exercises.solution("02.induction_scores")
+exercises.exercise("02.head_scores")(exercises.get("02.head_scores").reference)
+exercises.hint("02.head_scores")
+exercises.solution("02.head_scores")
 exercises.predict("01.x", 3.0)
 exercises.reveal("01.x", 3.1)
 for command in (["progress"], ["doctor", "--offline"]):
