@@ -90,7 +90,8 @@ def check_models() -> Finding:
     from course_utils.models import MODELS, is_cached
 
     try:
-        here = [name for name in MODELS if name not in ("tiny", "gpt2-small-random") and is_cached(name)]
+        always = ("tiny", "tiny-untrained", "gpt2-small-random")
+        here = [name for name in MODELS if name not in always and is_cached(name)]
     except ImportError as error:
         return Finding("larger models", NOTE, f"not known: {error}")
     if "smollm2-135m" in here:

