@@ -235,14 +235,18 @@ def _slopes(
 @torch.no_grad()
 def run_circuit(
     model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"],
-    circuit: Bool[Tensor, "receiver sender"],
+    circuit: Bool[Tensor, "receiver sender"], *, outside: Float[Tensor, "sender #batch #pos d_model"] | None = None,
 ) -> Float[Tensor, "batch pos vocab"]:
     """Logits of a clean pass in which only the circuit's edges are clean; others carry the corrupted pass's.
 
     An edge of the circuit carries what its sender writes in *this* pass, which may read corrupted edges itself.
 
+    Args:
+        outside: what the other edges carry in place of the corrupted pass's, such as zeros or means over texts.
+
     Raises:
-        ValueError: if the circuit has an edge that the model has not, or another shape.
+        ValueError: if the circuit has an edge that the model has not, or another shape, or `outside` does not have a
+            row for each sender.
         NotForThisModel: see `graph_of`.
     """
     check_pairs(clean, corrupted)
@@ -251,11 +255,13 @@ def run_circuit(
     if circuit.shape != edges.shape or (circuit.cpu() & ~edges).any():
         raise ValueError("a circuit is a mask of the model's edges, "
                          f"bool {list(edges.shape)}: see graph_of(model).edges")
-    other = run_edges(model, corrupted)[1]
-    outside = dict(zip(graph.receivers, ~circuit))
+    if outside is not None and len(outside) != len(graph.senders):
+        raise ValueError(f"`outside` has {len(outside)} rows; the model has {len(graph.senders)} senders")
+    other = run_edges(model, corrupted)[1] if outside is None else outside
+    left_out = dict(zip(graph.receivers, (~circuit).tolist()))
 
     def corrupt(receiver: Receiver, outputs: list[Tensor]) -> Float[Tensor, "batch pos d_model"]:
-        changes = [other[i] - outputs[i] for i in range(receiver.senders) if outside[receiver][i]]
+        changes = [other[i] - outputs[i] for i in range(receiver.senders) if left_out[receiver][i]]
         return torch.stack(changes).sum(0) if changes else torch.zeros_like(outputs[0])
 
     return run_edges(model, clean, corrupt)[0]
