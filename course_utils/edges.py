@@ -258,12 +258,16 @@ def run_circuit(
     if outside is not None and len(outside) != len(graph.senders):
         raise ValueError(f"`outside` has {len(outside)} rows; the model has {len(graph.senders)} senders")
     other = run_edges(model, corrupted)[1] if outside is None else outside
-    left_out = dict(zip(graph.receivers, (~circuit).tolist()))
+    left_out = dict(zip(graph.receivers, (~circuit).to(other)))                 # receiver -> [sender], 0 or 1
+    changes = other.new_zeros(len(other), *clean.shape, model.cfg.d_model)
 
     def corrupt(receiver: Receiver, outputs: list[Tensor]) -> Float[Tensor, "batch pos d_model"]:
-        changes = [other[i] - outputs[i] for i in range(receiver.senders) if left_out[receiver][i]]
-        return torch.stack(changes).sum(0) if changes else torch.zeros_like(outputs[0])
+        for i in range(changed[0], len(outputs)):
+            changes[i] = other[i] - outputs[i]
+        changed[0] = len(outputs)
+        return torch.tensordot(left_out[receiver][:receiver.senders], changes[:receiver.senders], dims=1)
 
+    changed = [0]                                                               # for how many senders that is known
     return run_edges(model, clean, corrupt)[0]
 
 
