@@ -1,5 +1,7 @@
 """Answers for lesson 10."""
 
+import time
+
 import torch
 from answers import Answers, Wrong
 
@@ -203,6 +205,16 @@ def receiver_then_sender(edges, k, n, seed=0):
     return masks
 
 
+def by_the_clock(edges, k, n, seed=0):
+    return by_random_numbers(edges, k, n, time.time_ns() % 2**31)
+
+
+def uses_up_the_edges(edges, k, n, seed=0):
+    found = with_random(edges, k, n, seed)
+    edges &= ~found[0]
+    return found
+
+
 # --- 10.cost_of_each ------------------------------------------------------------------------------------------
 
 
@@ -272,7 +284,9 @@ ANSWERS = {
     "10.random_circuits": Answers(
         reject=[
             Wrong(circuits(seed="0"), says="different seeds give the same circuits"),
-            Wrong(circuits(draw="torch.randperm(len(places))[:k]"), says="the same seed gave two different draws"),
+            Wrong(circuits(draw="torch.randperm(len(places))[:k]"), says="different seeds give the same circuits"),
+            Wrong(by_the_clock, says="the same seed gave two different draws"),
+            Wrong(uses_up_the_edges, says="it changes its input"),
             Wrong(circuits(draw="torch.randint(len(places), (k,), generator=rng)"), says="draw without replacement"),
             Wrong(circuits(places="torch.ones_like(edges).nonzero()"), says="where the model has none"),
             Wrong(circuits(answer="circuits[:1].expand(n, -1, -1)"), says="all the same"),

@@ -287,7 +287,8 @@ AREA_MISTAKES = variants(areas, {
     "shares and kept are swapped: `torch.trapezoid(y, x)`":
         "torch.trapezoid(shares, kept).item(), torch.trapezoid(shares, (1 - kept).abs()).item()",
     "the axis is logarithmic: the area is over the share itself":
-        {"shares": "shares.clamp(min=1e-3).log()"},
+        "x = shares.clamp(min=1e-3).log()\n"
+        "return torch.trapezoid(kept, x).item(), torch.trapezoid((1 - kept).abs(), x).item()",
     "the two add up to 1 here: CMD is not 1 − CPR": "(cpr := torch.trapezoid(kept, shares).item()), 1 - cpr",
 })
 
@@ -308,7 +309,7 @@ COST_MISTAKES = variants(cost_of_each, {
         "circuit.nonzero()": "torch.ones_like(circuit).nonzero()",
         "without[receiver, sender] = False": "without[receiver, sender] ^= True"},
     "this is compared with all edges: compare with the circuit":
-        {"keeps(circuit)\n": "keeps(torch.ones_like(circuit))\n"},
+        {"keeps(circuit)": "keeps(torch.ones_like(circuit))"},
 })
 
 
