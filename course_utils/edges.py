@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 from course_utils.ablation import replace_head
 from course_utils.house import NotForThisModel, bars_are_off
 from course_utils.passes import CleanRun, require
-from course_utils.path_patching import head_reading
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -135,12 +134,12 @@ def _reading_hooks(model: TransformerBridge, receiver: Receiver, added: Callable
         norm = "ln_final" if receiver.part == "logits" else f"blocks.{receiver.layer}.ln2"
         return [(f"{norm}.hook_in", lambda x, hook: x + added())]
     stream: list[Tensor] = []
-    sharing = model.cfg.n_heads // len(getattr(model.blocks[receiver.layer].attn, f"W_{receiver.part.upper()}"))
+    block, part = model.blocks[receiver.layer], receiver.part.upper()
+    W, b = getattr(block.attn, f"W_{part}")[receiver.head], getattr(block.attn, f"b_{part}", None)
 
     def read(values, hook):                                                     # [batch, pos, head, d_head]
-        first = receiver.head * sharing                                         # of the query heads that share this one
-        own = head_reading(model, receiver.layer, first, receiver.part, stream.pop() + added())
-        return replace_head(receiver.head, own)(values, hook)
+        own = block.ln1(stream.pop() + added()) @ W
+        return replace_head(receiver.head, own if b is None else own + b[receiver.head])(values, hook)
 
     return [(f"blocks.{receiver.layer}.hook_resid_pre", lambda x, hook: stream.append(x)),
             (f"blocks.{receiver.layer}.attn.hook_{receiver.part}", read)]
