@@ -7,6 +7,7 @@ model computes on one can be put in the place of what it computes on the other.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,10 @@ def _opening(rng: random.Random) -> str:
     return f"One {rng.choice('morning evening afternoon day night'.split())} , NAME was in the PLACE ."
 
 
-def _in_the_language(model, n: int, seed: int, pair) -> Pairs:
+def _in_the_language(
+    model: TransformerBridge, n: int, seed: int, pair: Callable[[random.Random, int], tuple[str, ...]]
+) -> Pairs:
+    """n pairs of (clean, corrupted, right, wrong) in words, as token ids."""
     if n < 1 or not reads_stories(model):
         raise ValueError(f"n is {n}, and must be positive" if n < 1 else
                          f"{model.cfg.model_name} does not read the course's language; see `own_pairs`, `giver_pairs`")
@@ -113,7 +117,8 @@ def giver_pairs(model: TransformerBridge, n: int, seed: int = 0) -> Pairs:
     if n < 1 or len(set(ids.values())) < 2:
         raise ValueError(f"n is {n}, and must be positive" if n < 1 else
                          f"{model.cfg.model_name} has no single tokens for English names")
-    rng, rows, length = random.Random(seed), [], 0
+    rng, length = random.Random(seed), 0
+    rows: list[tuple] = []
     while len(rows) < n:
         names, shop, gift = rng.sample(sorted(ids), 2), rng.choice(SHOPS), rng.choice(GIFTS)
         first, second = rng.sample(names, 2)

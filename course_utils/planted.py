@@ -69,7 +69,8 @@ def _plant(model, n_tokens: int, n_ctx: int, d_head: int, duplicate: bool, backu
     one_back[0] = 0                                                     # nothing comes before the first position
     _set_head(body.h[0].attn, d_head, where, where, one_back, here, before, 1.0)
     for head in range(1 + backup):
-        _set_head(body.h[1].attn, d_head, here, here if duplicate else before, torch.eye(n_tokens), here, here, 2.0, head)
+        _set_head(body.h[1].attn, d_head, here, here if duplicate else before, torch.eye(n_tokens), here, here, 2.0,
+                  head)
 
 
 def _set_head(attn, d_head: int, query_from: slice, key_from: slice, query_map: Tensor,

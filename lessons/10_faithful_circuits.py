@@ -15,8 +15,9 @@
 #
 # You will take two texts that differ in one fact, find where in the model the fact stands, and then go from places
 # to **edges**: what one part reads of another. `tiny` is so small that all its edges can be patched one by one. So
-# the fast methods that everybody uses on large models, which estimate all edges from a gradient, can be held against
-# the truth. Circuits of k edges are then judged by what they keep. At the end the circuit of lesson 05 stands trial.
+# the fast methods that everybody uses on large models, which estimate all edges from a gradient, can be held
+# against the truth. Circuits of k edges are then judged by what they keep. At the end the circuit of lesson 05
+# stands trial.
 #
 # **You need:** lessons 00 to 05.
 
@@ -169,15 +170,15 @@ for name, pairs in (("who acts", few), ("one or many", number)):
     places = list(range(first_change(pairs), pairs.clean.shape[1]))
     back, gone = both_ways(pairs, difference_of(pairs), LAYERS, places)
     picture = plot_head_scores(back, f"{MODEL}, {name}: share of the logit difference brought back by one place",
-                               vmax=1, unit="share", diverging=True, columns="position")
+                               vmax=1, unit="share", diverging=True, columns="position, with the first text's words")
     picture.axes[0].set_xticks(range(len(places)), words(pairs.clean[0]).split()[places[0]:])
     display(picture)
     print(f"denoising and noising differ by at most {(back - gone).abs().max():.2f}")
 
 # %% [markdown]
 # The fact stands at one word until some layer carries it to the last position, where the answer is given: in `tiny`
-# the sex of the name goes in layers 0 and 1, the number of the animals in layer 2. Between, nothing stands anywhere else. And both
-# directions say the same, as they must where a metric is linear and the two places simply add.
+# the sex of the name goes in layers 0 and 1, the number of the animals in layer 2. Nothing stands anywhere between.
+# And both directions say nearly the same.
 #
 # Now the same with another metric, the right answer's log-probability (the loss, but for its sign).
 #
@@ -211,16 +212,19 @@ claim("by log-probability, the last position brings back more than it destroys",
       unit="share")
 
 # %% [markdown]
-# A log-probability saturates: once the right answer is ahead, more hardly shows, and the first steps away from
-# certainly wrong count most. So denoising finds four tenths of the effect where noising finds one tenth, in the same
-# model, with the same fact. "Enough" and "needed" are two questions; which of them a metric lets you see depends on where it is steep.
+# Two places carry the fact at layer 1, so noising one *is* denoising the other: what the first destroys is 1 minus
+# what the second brings back. Both directions agree only if the two shares add up to 1, as by the logit difference
+# they nearly do. A log-probability saturates: the first steps away from certainly wrong count most, and once the
+# right answer is ahead, more hardly shows. So its shares add up to a third more than 1, and denoising finds four
+# tenths of the effect where noising finds one tenth. "Enough" and "needed" are two questions; which of them a
+# metric lets you see depends on where it is steep.
 #
 # ## 3 · Edges
 #
 # A place holds what all parts before it wrote. An **edge** is finer: what one receiver (a head's queries, keys or
 # values, an MLP, the logits) reads of one sender (the embedding, a head, an MLP). `exact_scores` gives each edge
-# alone, at all positions, the corrupted text's value, and says how the metric changes. That is the truth about single
-# edges, and takes a pass for each.
+# alone, at all positions, the corrupted text's value, and says how the metric changes. That is the truth about
+# single edges, and takes a pass for each.
 #
 # **Edge attribution patching** estimates all of them from one gradient (Syed et al., 2023). To first order, the
 # metric changes by what the sender's output changes by, times the metric's slope at what the receiver reads:
@@ -238,7 +242,8 @@ def edge_attribution(
 ) -> Float[Tensor, "receiver sender n"]:
     """For every edge: what the sender's output changes by, times the metric's slope at what the receiver reads.
 
-    The slope is that of the clean pass; summed over positions, not over texts. 0 where `graph_of(model).edges` has none.
+    The slope is that of the clean pass; summed over positions, not over texts. 0 where there is no edge:
+    `graph_of(model).edges`, [receiver, sender].
     """
     raise NotImplementedError
 
@@ -273,12 +278,13 @@ plot_scatter(exact.mean(-1)[graph.edges], on_the_way.mean(-1)[graph.edges], "exa
              "estimate from 10 gradients", title=f"{MODEL}: every edge")
 
 # %% [markdown]
-# One gradient finds the largest edges and misjudges their sizes. The third row takes its slopes not at the clean text
-# alone, but as the mean over mixtures of both texts' embeddings: **integrated gradients** (Hanna et al., 2024).
+# One gradient finds the largest edges and misjudges their sizes. The third row takes its slopes not at the clean
+# text alone, but as the mean over mixtures of both texts' embeddings: **integrated gradients** (Hanna et al.,
+# 2024).
 #
 # What does theory promise? Not that these scores become the exact ones. Integrated gradients are **complete**: the
-# scores of all edges that leave the embedding add up to the whole change from clean to corrupted, up to the error of
-# replacing an integral by a sum of middle values, which falls with the *square* of the number of steps. A single
+# scores of all edges that leave the embedding add up to the whole change from clean to corrupted, up to the error
+# of replacing an integral by a sum of middle values, which falls with the *square* of the number of steps. A single
 # edge's exact score is another quantity: one input changed, all else clean. Watch both.
 
 # %%
@@ -290,7 +296,8 @@ for n in steps:
     found = attribution_scores(model, some.clean, some.corrupted, difference_of(some), steps=n).cpu()
     incomplete[n] = ((found[:, 0].sum(dim=0) - whole) / whole).abs()            # [n]; sender 0 is the embedding
     from_exact[n] = error_of(found, exact[:, :, :4])
-    print(f"{n:2} steps: {incomplete[n].mean():.0e} of the change is missing; error against exact {from_exact[n].mean():.3f}")
+    print(f"{n:2} steps: {incomplete[n].mean():.0e} of the change is missing; "
+          f"error against exact {from_exact[n].mean():.3f}")
 exponents = (incomplete[40] / incomplete[20]).log2().round(decimals=1)          # for each text
 claim("ten gradients are complete to 1 %, in every text", round(incomplete[10].max().item(), 3), "<", 0.01,
       unit="share of the change")
@@ -299,14 +306,14 @@ claim("more steps do not bring single edges nearer to exact", round(from_exact[4
       round(from_exact[10].mean().item(), 3), within=0.01, unit="logit difference")
 
 # %% [markdown]
-# So complete they are, and a thousand steps would not make them exact. The sum is right; how it is shared among edges is a
-# convention. (Hanna et al. take the mixtures at the pieces' ends; the middles converge faster.)
+# So complete they are, and a thousand steps would not make them exact. The sum is right; how it is shared among
+# edges is a convention. (Hanna et al. take the mixtures at the pieces' ends; the middles converge faster.)
 #
 # ## 4 · What k edges keep
 #
 # A circuit is a set of edges. Run the clean text with all *other* edges carrying what they carry on the corrupted
-# text: `run_circuit`. If the circuit does the work, the answer stays. **Faithfulness** is the share that is kept,
-# 0 for no edges and 1 for all.
+# text: `run_circuit`. If the circuit does the work, the answer stays. **Faithfulness** is the share that is kept, 0
+# for no edges and 1 for all.
 
 # %%
 @exercise("10.circuit_kept")
@@ -355,15 +362,15 @@ by_chance = torch.cat([by_chance, torch.ones(1, 4)])
 ax = new_axes(3.6)
 ax.fill_between(shares, by_chance.amin(dim=1), by_chance.amax(dim=1), color="0.6", alpha=0.4,
                 label="random edges: lowest to highest of 4")
-plot_by_position(curves, "share of the logit difference kept", x=shares, markers=True,
-                 xlabel="share of the edges in the circuit (logarithmic)", title=f"{MODEL}: what k edges keep", ax=ax)
 ax.set_xscale("log")
-ax.figure
+plot_by_position(curves, "share of the logit difference kept", x=shares, markers=True, ax=ax,
+                 xlabel="share of the edges in the circuit (logarithmic)", title=f"{MODEL}: what k edges keep")
 
 # %% [markdown]
-# Two numbers sum such a curve up (Mueller et al., 2025). **CPR** is the area under it: high if the circuit performs.
-# **CMD** is the area between the curve and 1: low if the circuit does what the model does, no less *and no more*. Both by
-# the trapezoid rule, over the share of edges. (Their shares begin at 0.001, which is less than one edge of `tiny`.)
+# Two numbers sum such a curve up (Mueller et al., 2025). **CPR** is the area under it: high if the circuit
+# performs. **CMD** is the area between the curve and 1: low if the circuit does what the model does, no less *and
+# no more*. Both by the trapezoid rule, over the share of edges. (Their shares begin at 0.001, which is less than
+# one edge of `tiny`.)
 
 # %%
 @exercise("10.areas")
@@ -385,33 +392,37 @@ claim(f"{K} edges keep more than the best of {len(control)} times {K} random one
       round(control.mean(dim=1).max().item(), 2), unit="share")
 
 # %% [markdown]
-# A tenth of the edges keeps nearly everything, and a random tenth nothing; half of them, drawn at random, hardly anything. In
-# `tiny` the estimates pick circuits as good as the exact scores do, although they misjudge single edges: for the choice
-# of a circuit, the order near the top counts. Areas over a *linear* axis hardly see the part of the curve where
-# methods differ; look at the curve.
+# A tenth of the edges keeps nearly everything, and a random tenth nothing; half of them, drawn at random, hardly
+# anything. In `tiny` the estimates pick circuits as good as the exact scores do, although they misjudge single
+# edges: for the choice of a circuit, the order near the top counts. Areas over a *linear* axis hardly see the part
+# of the curve where methods differ; look at the curve.
 #
 # Here are the largest edges as a picture.
 
 # %%
 shown = best_edges(on_the_way.mean(-1), SIZES[3], graph.edges)
-weights = {(graph.senders[s], str(graph.receivers[r])): -on_the_way[r, s].mean().item() for r, s in shown.nonzero().tolist()}
+weights = {(graph.senders[s], str(graph.receivers[r])): -on_the_way[r, s].mean().item()
+           for r, s in shown.nonzero().tolist()}
 plot_circuit(weights, f"{MODEL}, who acts: the {SIZES[3]} largest of {N_EDGES} edges", unit="logit difference")
 
 # %% [markdown]
-# In `tiny` you can read it: head 0.3, which looks at its own position (lesson 04), writes the name's sex; head 1.0 carries it to the
-# last position through its *values*; MLPs 1 to 3 make the answer of it. That the queries and keys of 1.0 are
-# missing does not mean that they do nothing. They do the same on both texts: where to look is not what the two texts differ in.
+# In `tiny` you can read it: head 0.3, which looks at its own position (lesson 04), writes the name's sex; head 1.0
+# carries it to the last position through its *values*; MLPs 1 to 3 make the answer of it. That the queries and keys
+# of 1.0 are missing does not mean that they do nothing. They do the same on both texts: where to look is not what
+# the two texts differ in.
 #
 # ## 5 · Complete? Minimal?
 #
 # Faithful is one of three criteria (Wang et al., 2022). A circuit is **complete** if nothing of the work is done
-# outside: corrupt the circuit's own edges, keep all others clean, and nothing should be left. It is **minimal** if every
-# edge is needed: without it the circuit keeps less.
+# outside: corrupt the circuit's own edges, keep all others clean, and nothing should be left. It is **minimal** if
+# every edge is needed: without it the circuit keeps less. (Wang et al. ask both also with every subset of the
+# circuit removed first. All of it removed, and none, are the two ends.)
 
 # %%
 rest = kept(graph.edges & ~circuit)
 rest_of_random = torch.stack([kept(graph.edges & ~each) for each in draws[4]]).mean(dim=0)
-print(f"left without the circuit's {K} edges: {two(rest.mean())}; without {K} random ones: {two(rest_of_random.mean())}")
+print(f"left without the circuit's {K} edges: {two(rest.mean())}; "
+      f"without {K} random ones: {two(rest_of_random.mean())}")
 claim("without random edges more is left than without the circuit's", rest_of_random, ">", round(rest.mean().item(), 2),
       unit="share")
 
@@ -449,17 +460,18 @@ same_size = best_edges(on_the_way.mean(-1), int(pruned.sum()), graph.edges)
 print(f"the {int(pruned.sum())} edges with the largest scores keep {estimate(kept(same_size))}")
 
 # %% [markdown]
-# Complete it is: without these edges nothing is left. Minimal is a matter of the threshold. More than half of the edges cost
-# next to nothing alone, and nearly three tenths of the answer together. "This edge is hardly needed" holds of each, and
-# not of all. Pruning found no better circuit, either: as many edges, taken by their scores alone, keep the same.
+# Complete it is: without these edges nothing is left. Minimal is a matter of the threshold. More than half of the
+# edges cost next to nothing alone, and nearly three tenths of the answer together. "This edge is hardly needed"
+# holds of each, and not of all. Pruning found no better circuit, either: as many edges, taken by their scores
+# alone, keep the same.
 #
 # ## 6 · The verdict depends on what you ask
 #
-# Everything so far was one metric (the logit difference), one ablation (the corrupted text's value) and one kind of text.
-# Miller et al. (2024) found that published circuits change their scores by as much as a factor when one of these
-# changes. Take our circuit of a tenth of the edges; replace the other edges by the corrupted text's values, by means over
-# texts, by those of *another* text, or by zero; and measure by the logit difference, by the right answer's
-# log-probability, and by the KL to the whole model's prediction.
+# Everything so far was one metric (the logit difference), one ablation (the corrupted text's value) and one kind of
+# text. Miller et al. (2024) found that the scores of published circuits depend strongly on such choices. Take our
+# circuit of a tenth of the edges; replace the other edges by the corrupted text's values, by means over texts, by
+# those of *another* text, or by zero; and measure by the logit difference, by the right answer's log-probability,
+# and by the KL to the whole model's prediction.
 
 # %%
 several = who(32, seed=2)
@@ -472,7 +484,8 @@ metrics = {"logit difference": difference_of(test), "log-probability": log_proba
            "minus KL": lambda logits: -kl_divergence(whole_logits[:, -1], logits[:, -1])}
 table = {label: {} for label in metrics}
 for ablation, values in ablations.items():
-    none, some = (run_circuit(model, test.clean, test.corrupted, mask, outside=values) for mask in (circuit & False, circuit))
+    none, some = (run_circuit(model, test.clean, test.corrupted, mask, outside=values)
+                  for mask in (circuit & False, circuit))
     for label, metric in metrics.items():
         floor, top = metric(none), metric(whole_logits)
         table[label][ablation] = estimate((metric(some) - floor) / (top - floor).mean())
@@ -485,17 +498,18 @@ claim("the same circuit keeps less when the other edges are zero", by_zero, "<",
 
 # %% [markdown]
 # By the logit difference three ablations call the circuit faithful. With zeros it keeps half of the logit
-# difference, and a prediction that is worse than that of no edges at all: zero is a value that the model never sees, and the
-# circuit's own parts break under it. A share above 1 is no better than one below: the circuit then does *more* than the model. Say
-# which metric, which ablation; give the numbers that you did not choose, too.
+# difference, and a prediction that is worse than that of no edges at all: zero is a value that the model never
+# sees, and the circuit's own parts break under it. A share above 1 is no better than one below: the circuit then
+# does *more* than the model. Say which metric, which ablation; give the numbers that you did not choose, too.
 #
-# And the text? The circuit was found on one kind of sentence. Try it on stories with a second sentence, and on the other fact.
+# And the text? The circuit was found on one kind of sentence. Try it on stories with a second sentence, and on the
+# other fact.
 
 # %%
 texts = {"as found": test, "the name again": who(16, 3, "NAME felt sad and proud ."),
          "a sentence between": who(16, 3, "The PLACE was foggy and big ."), "one or many": how_many(16, seed=3)}
-number_scores = attribution_scores(model, number.clean, number.corrupted, difference_of(number), steps=10).mean(-1).cpu()
-circuits = {"who acts": circuit, "one or many": best_edges(number_scores, K, graph.edges)}
+number_scores = attribution_scores(model, number.clean, number.corrupted, difference_of(number), steps=10).cpu()
+circuits = {"who acts": circuit, "one or many": best_edges(number_scores.mean(-1), K, graph.edges)}
 on_text = {name: {text: kept(each, pairs) for text, pairs in texts.items()} for name, each in circuits.items()}
 for name, row in on_text.items():
     print(f"circuit of {name:11}: " + "; ".join(f"{text} {two(value.mean())}" for text, value in row.items()))
@@ -508,22 +522,22 @@ claim("one or many: its own circuit keeps more than that of who acts", on_text["
 
 # %% [markdown]
 # Here the verdict *does* carry over: sentences that the search never saw change nothing, and each fact has a
-# circuit of its own. The two even share a good part of their edges, those from the embedding through head 0.3,
-# and still each is useless for the other.
+# circuit of its own. The two even share a good part of their edges, those from the embedding through head 0.3, and
+# still each is useless for the other.
 #
 # ## 7 · Where the answer is known
 #
-# In the planted model (lesson 02) *we* set the circuit. A pair of texts "… A B … A" and its twin changes either the last A
-# (the **query**), the first A (the **key**) or B (the **value**). For each, we know which edges carry the change. A
-# method finds an edge if its score is at least a tenth of the largest. **Precision**: what share of the found edges is true?
-# **Recall**: what share of the true ones was found?
+# In the planted model (lesson 02) *we* set the circuit. A pair of texts "… A B … A" and its twin changes either the
+# last A (the **query**), the first A (the **key**) or B (the **value**). For each, we know which edges carry the
+# change. A method finds an edge if its score is at least a tenth of the largest. **Precision**: what share of the
+# found edges is true? **Recall**: what share of the true ones was found?
 #
 # A fourth case has a **backup**: heads 1.0 and 1.1 do the same, and either is enough for the right answer's
 # log-probability.
 
 # %%
 def planted_pairs(place, n=3, length=8):
-    """BOS, different tokens, the fourth of them again; one of them replaced in the twin. -> clean, corrupted, metric."""
+    """BOS, different tokens, the fourth of them again; in the twin one is replaced. -> clean, corrupted, two metrics."""
     rng = torch.Generator().manual_seed(0)
     rows = torch.stack([1 + torch.randperm(28, generator=rng) for _ in range(n)])
     clean = torch.cat([torch.zeros(n, 1, dtype=torch.long), rows[:, :length], rows[:, 3:4]], dim=1)
@@ -553,27 +567,30 @@ for name, (planted, place, which, truth) in known.items():
     clean, corrupted, *of_these = planted_pairs(place)
     methods = {"exact": exact_scores(planted, clean, corrupted, of_these[which]),
                "one gradient": edge_attribution(planted, clean, corrupted, of_these[which])}
-    methods |= {f"{n} gradients": attribution_scores(planted, clean, corrupted, of_these[which], steps=n) for n in (10, 50)}
+    methods |= {f"{n} gradients": attribution_scores(planted, clean, corrupted, of_these[which], steps=n)
+                for n in (10, 50)}
     results = {method: score_of(found, truth) for method, found in methods.items()}
     recall |= {(name, method): result[1] for method, result in results.items()}
-    print(f"{name:23} " + "; ".join(f"{method}: precision {a:.2f}, recall {b:.2f}" for method, (a, b) in results.items()))
+    print(f"{name:23} " + "; ".join(f"{method}: precision {a:.2f}, recall {b:.2f}"
+                                    for method, (a, b) in results.items()))
 claim("one gradient misses edges of the key's circuit that exact patching finds", recall["key", "one gradient"], "<",
       recall["key", "exact"], unit="recall")
-claim("exact patching of single edges misses a backup, by log-probability", recall["key, backup, log-prob.", "exact"], "<",
-      recall["key, backup, difference", "exact"], unit="recall")
+claim("exact patching of single edges misses a backup, by log-probability",
+      recall["key, backup, log-prob.", "exact"], "<", recall["key, backup, difference", "exact"], unit="recall")
 
 # %% [markdown]
 # No method is safe. The planted attention is so sharp that its gradient is zero almost everywhere: one gradient
-# sees the values and nothing of queries and keys, ten steps straddle the jump, fifty find it. And exact single-edge patching, "the
-# truth", is blind to a backup when the metric saturates: break one of two equal edges, and nothing happens. With a
-# metric that does not saturate, it finds both. Truth about *single* edges is not the truth about a circuit.
+# sees the values and nothing of queries and keys, ten steps straddle the jump, fifty find it. And exact single-edge
+# patching, "the truth", is blind to a backup when the metric saturates: break one of two equal edges, and nothing
+# happens. With a metric that does not saturate, it finds both; by log-probability no method finds all five edges.
+# Truth about *single* edges is not the truth about a circuit.
 #
 # ## 8 · The circuit of lesson 05, judged
 #
-# Lesson 05: the previous-token head feeds the induction heads' keys, and the head that looks at its own position feeds their queries
-# and values. As edges: from the embedding into these two heads, from them into the induction heads, and from there to the
-# logits. Clean: a text twice. Corrupted: another text twice. Each part is then replaced by what it does in an equally
-# repetitive text of other tokens.
+# Lesson 05: the previous-token head feeds the induction heads' keys, and the head that looks at its own position
+# feeds their queries and values. As edges: from the embedding into these two heads, from them into the induction
+# heads, and from there to the logits. Clean: a text twice. Corrupted: another text twice. Each part is then
+# replaced by what it does in an equally repetitive text of other tokens.
 #
 # **Predict:** what share of the right token's logit (above the mean of all logits) does this circuit keep?
 
@@ -632,8 +649,8 @@ with torch.no_grad():
 average = written.clone()                                                       # BOS keeps its own
 average[:, :, 1:] = written[:, :, 1:].mean(dim=(1, 2), keepdim=True)
 random_edges = random_circuits(graph.edges, int(textbook.sum()), 1, seed=0)[0]
-judged = {"lesson 05": textbook, "with the MLPs after it": with_mlps, "all edges but lesson 05's": graph.edges & ~textbook,
-          "as many random edges": random_edges}
+judged = {"lesson 05": textbook, "with the MLPs after it": with_mlps,
+          "all edges but lesson 05's": graph.edges & ~textbook, "as many random edges": random_edges}
 shares_kept = {}
 for ablation, values in {"another text": run_edges(model, other)[1].detach(), "mean": average}.items():
     none = run_circuit(model, tokens, other, textbook & False, outside=values)
@@ -645,15 +662,18 @@ for ablation, values in {"another text": run_edges(model, other)[1].detach(), "m
             shares_kept[name, ablation, label] = kept_here.cpu()
 for name, mask in judged.items():
     print(f"{name:26} {int(mask.sum()):3} edges: " + "; ".join(
-        f"{ablation}, {label} {two(value.mean())}" for (which, ablation, label), value in shares_kept.items() if which == name))
+        f"{ablation}, {label} {two(value.mean())}"
+        for (which, ablation, label), value in shares_kept.items() if which == name))
 reveal("10.induction", shares_kept["lesson 05", "another text", "logit"].mean())
 claim("lesson 05's edges keep more of the right logit than equally many random ones",
       shares_kept["lesson 05", "another text", "logit"], ">",
       round(shares_kept["as many random edges", "another text", "logit"].mean().item(), 2), unit="share")
-claim("they keep more of the log-probability than of the logit", shares_kept["lesson 05", "another text", "log-prob."], ">",
+claim("they keep more of the log-probability than of the logit",
+      shares_kept["lesson 05", "another text", "log-prob."], ">", shares_kept["lesson 05", "another text", "logit"],
+      unit="share")
+claim("with the MLPs that read the induction heads, more is kept",
+      shares_kept["with the MLPs after it", "another text", "logit"], ">",
       shares_kept["lesson 05", "another text", "logit"], unit="share")
-claim("with the MLPs that read the induction heads, more is kept", shares_kept["with the MLPs after it", "another text", "logit"],
-      ">", shares_kept["lesson 05", "another text", "logit"], unit="share")
 
 # %%
 on_two = {"tokens": tokens[:2], "other": other[:2], "values": run_edges(model, other[:2])[1].detach()}
@@ -675,19 +695,20 @@ print(f"{int(unneeded.sum())} of {int(textbook.sum())} edges cost less than 0.00
 
 # %% [markdown]
 # The verdict on `tiny`. **Sufficient?** By log-probability and against another repeated text, almost (0.95). By the
-# logit, three fifths; with means in place of the other edges, less than half. The log-probability flatters, because its zero is a model that is
-# certain of the *wrong* tokens, seventeen nats below. What is missing are the MLPs that read the induction heads: with
-# them the logit is kept to a good part. **Complete?** Yes by the logit: without these edges nothing is left. **Minimal?** No: the
-# queries and keys of the previous-token head read *positions*, which are the same in every text of this length. The
-# comparison cannot see them, just as it could not see where head 1.0 looks.
+# logit, three fifths; with means in place of the other edges, less than half. The log-probability flatters, because
+# its zero is a model that is certain of the *wrong* tokens, seventeen nats below. Most of what is missing are the
+# MLPs that read the induction heads. **Complete?** Yes by the logit: without these edges nothing is left. (By the
+# log-probability a quarter is, the flattering zero again.) **Minimal?** No: the queries and keys of the
+# previous-token head read *positions*, which are the same in every text of this length. The comparison cannot see
+# them, just as it could not see where head 1.0 looks.
 #
 # Lesson 05 asked whether each path is needed, and whether it is enough *for the sender's effect*. Both answers
 # stand. Neither said that these edges are enough for the prediction.
 #
 # ## 9 · Would other prompts have found the same circuit?
 #
-# The scores of section 3 are means over 8 prompts. Draw 8 of them with replacement, again and again, and see
-# which edges are chosen.
+# The scores of section 3 are means over 8 prompts. Draw 8 of them with replacement, again and again, and see which
+# edges are chosen.
 
 # %%
 draws_of_prompts = resample(len(few), 200, seed=0)                              # [resample, n]
@@ -699,8 +720,8 @@ claim("resampled prompts find the same edges more often than chance",
       unit="share of the edges")
 
 # %% [markdown]
-# In `tiny` nearly all of the circuit is found again, and what changes are its smallest edges. This says
-# that the *search* is stable under these prompts. Whether other kinds of text would give the same circuit was section 6.
+# In `tiny` nearly all of the circuit is found again, and what changes are its smallest edges. This says that the
+# *search* is stable under these prompts. Whether other kinds of text would give the same circuit was section 6.
 #
 # ## 10 · A real language model
 
@@ -711,12 +732,15 @@ real_model = load_real_model()
 if real_model is not None:
     real_pairs, real_test = giver_pairs(real_model, 4), giver_pairs(real_model, 4, seed=1)
     real_graph = graph_of(real_model)
-    print(f"{real_model.tokenizer.decode(real_pairs.clean[0, 1:])} …{real_model.tokenizer.decode(real_pairs.right[:1])}\n"
-          f"{real_model.tokenizer.decode(real_pairs.corrupted[0, 1:])} …{real_model.tokenizer.decode(real_pairs.wrong[:1])}\n"
-          f"{len(real_graph.senders)} senders, {len(real_graph.receivers)} receivers, {int(real_graph.edges.sum())} edges")
+    decode = real_model.tokenizer.decode
+    print(f"{decode(real_pairs.clean[0, 1:])} …{decode(real_pairs.right[:1])}\n"
+          f"{decode(real_pairs.corrupted[0, 1:])} …{decode(real_pairs.wrong[:1])}\n"
+          f"{len(real_graph.senders)} senders, {len(real_graph.receivers)} receivers, "
+          f"{int(real_graph.edges.sum())} edges")
     real_metric = difference_of(real_pairs)
     with torch.no_grad():
-        real_clean, real_corrupted = (real_metric(real_model(each)) for each in (real_pairs.clean, real_pairs.corrupted))
+        real_clean, real_corrupted = (
+            real_metric(real_model(each)) for each in (real_pairs.clean, real_pairs.corrupted))
     claim("SmolLM2: who gives decides who receives", real_clean, ">", real_corrupted, unit="logit difference")
     real_layers, real_places = [0, 12, 18, 21, 24, 27], [10, 11, real_pairs.clean.shape[1] - 1]
     with torch.no_grad():
@@ -735,9 +759,9 @@ if real_model is not None:
 # %%
 if real_model is not None:
     pair = real_pairs[:2]
-    real_scores = {"one gradient": edge_attribution(real_model, pair.clean, pair.corrupted, difference_of(pair)).mean(-1),
-                   "5 gradients": attribution_scores(real_model, pair.clean, pair.corrupted, difference_of(pair),
-                                                  steps=5).mean(-1)}
+    these = real_model, pair.clean, pair.corrupted, difference_of(pair)
+    real_scores = {"one gradient": edge_attribution(*these).mean(-1),
+                   "5 gradients": attribution_scores(*these, steps=5).mean(-1)}
     real_whole = (real_corrupted - real_clean)[:2].mean().item()
     for label, found in real_scores.items():
         print(f"{label}: the embedding's edges add up to {found[:, 0].sum().item() / real_whole:.1f} of the change")
@@ -751,17 +775,18 @@ if real_model is not None:
         print(f"{size} of the edges, {label}: {two(real_kept[label].mean())} is kept")
     claim("SmolLM2: one edge in a hundred, found by 5 gradients, keeps more than as many random ones",
           real_kept["5 gradients"], ">", round(real_kept["random edges"].mean().item(), 2), unit="share")
-    measured("SmolLM2: kept by 1 % of the edges, 5 gradients", real_kept["5 gradients"].mean(), unit="share", at_least=0.3)
+    measured("SmolLM2: kept by 1 % of the edges, 5 gradients", real_kept["5 gradients"].mean(), unit="share",
+             at_least=0.3)
 
 # %% [markdown]
-# One edge in a hundred keeps most of the answer on prompts that the search never saw, if the scores come from gradients on the
-# way. One gradient at the clean text does much worse, and its sum shows it: completeness is a check that needs no ground truth.
-# (Five steps are few. The sum of the second is off, too, if less.)
+# One edge in a hundred keeps most of the answer on prompts that the search never saw, if the scores come from
+# gradients on the way. One gradient at the clean text does much worse, and its sum shows it: completeness is a
+# check that needs no ground truth. (Five steps are few. The sum of the second is off, too, if less.)
 #
 # ## On your own
 #
-# Take *one or many* in place of *who acts*. Is its circuit of a tenth of the edges complete? Hand in a claim; a number
-# with its interval; the control; what would have refuted you; and what your experiment does not show.
+# Take *one or many* in place of *who acts*. Is its circuit of a tenth of the edges complete? Hand in a claim; a
+# number with its interval; the control; what would have refuted you; and what your experiment does not show.
 
 # %% tags=["solution-only"]
 number_circuit, number_test = circuits["one or many"], how_many(16, seed=3)
@@ -773,9 +798,10 @@ claim("one or many: without random edges more is left than without the circuit's
 
 # %% [markdown] tags=["solution-only"]
 # *A model answer.* It is complete by this measure: without its edges nothing of the difference is left, while
-# without as many random ones most of it stays. An interval that reached the control's would have refuted me. It does not show that
-# the circuit is small: one edge of it, from the embedding into the values of head 0.3, is on every way to the answer, and its absence
-# alone might do. Nor does it say anything of other texts in which number matters.
+# without as many random ones most of it stays. An interval that reached the control's would have refuted me. It
+# does not show that the circuit is small: one edge of it, from the embedding into the values of head 0.3, is on
+# every way to the answer, and its absence alone might do. Nor does it say anything of other texts in which number
+# matters.
 
 # %% [markdown]
 # ## What this does not show
@@ -788,10 +814,10 @@ claim("one or many: without random edges more is left than without the circuit's
 #
 # ## Summary
 #
-# - Patch in both directions: denoising asks what is enough, noising what is needed. With a metric that saturates they
-#   disagree.
-# - One gradient estimates all edges, and is blind where attention is sharp. Integrated gradients are complete; check the sum. They do not converge to
-#   exact single-edge scores, which are another quantity.
+# - Patch in both directions: denoising asks what is enough, noising what is needed. With a metric that saturates
+#   they disagree.
+# - One gradient estimates all edges, and is blind where attention is sharp. Integrated gradients are complete;
+#   check the sum. They do not converge to exact single-edge scores, which are another quantity.
 # - Report the curve of what k edges keep beside random edges; CPR and CMD sum it up.
 # - Faithful, complete and minimal are three questions; metric, ablation and text are part of each answer.
 #

@@ -153,7 +153,7 @@ def test_one_step_is_the_slope_of_a_small_change(model):
 
 @torch.no_grad()
 def test_other_edges_may_carry_something_else(model):
-    """With every edge at a sender's own output in another text nothing but that text is left; zeros leave the biases."""
+    """With every edge at its value in another text nothing but that text is left; zeros leave the biases."""
     clean, corrupted = pair()
     edges = graph_of(model).edges
     outputs = run_edges(model, clean.roll(1, dims=0))[1]

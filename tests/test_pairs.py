@@ -39,7 +39,8 @@ def test_a_pair_differs_in_the_name_alone_and_each_has_its_pronoun(then):
     for i, (clean, corrupted) in enumerate(texts(pairs)):
         changed = [(a, b) for a, b in zip(clean, corrupted) if a != b]
         (first, second), = set(changed)
-        assert len(changed) == 1 + then.count("NAME") and (first in grammar.WOMEN) == (second in grammar.MEN) == (i % 2 == 0)
+        assert len(changed) == 1 + then.count("NAME")
+        assert (first in grammar.WOMEN) == (second in grammar.MEN) == (i % 2 == 0)
         assert WORDS.decode([pairs.right[i], pairs.wrong[i]]) == ("She He" if first in grammar.WOMEN else "He She")
         for text in (clean, corrupted):
             assert is_a_sentence(text[1:10], KINDS) and (not then or is_a_sentence(text[10:], KINDS))

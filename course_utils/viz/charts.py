@@ -326,8 +326,8 @@ def plot_circuit(edges: Mapping[tuple[str, str], float], title: str = "", *, uni
     """A circuit as a graph, from the embedding at the bottom to the logits: the larger an edge, the thicker its arrow.
 
     Args:
-        edges: {(sender, receiver): size, of either sign}. Parts are "embed", "1.0" (a head), "mlp 2" and "logits"; a head
-            that reads says with what: "1.0.v".
+        edges: {(sender, receiver): size, of either sign}. Parts are "embed", "1.0" (a head), "mlp 2" and "logits"; a
+            head that reads says with what: "1.0.v". Below 0 the arrow is dashed.
         unit: of the sizes.
 
     Raises:
@@ -346,7 +346,8 @@ def plot_circuit(edges: Mapping[tuple[str, str], float], title: str = "", *, uni
         bend = 0.0 if abs(places[receiver][1] - places[sender][1]) < 1.5 else 0.12
         ax.annotate("", places[receiver], places[sender], arrowprops={
             "arrowstyle": "-|>", "color": colour, "linewidth": 0.6 + 5 * share, "alpha": 0.35 + 0.6 * share,
-            "shrinkA": 11, "shrinkB": 11, "connectionstyle": f"arc3,rad={bend}", "linestyle": "-" if size > 0 else "--"})
+            "shrinkA": 11, "shrinkB": 11, "connectionstyle": f"arc3,rad={bend}",
+            "linestyle": "-" if size > 0 else "--"})
     for part, (x, y) in places.items():
         ax.text(x, y, re.sub(r"\.[qkv]$", "", part), ha="center", va="center", fontsize=8, zorder=5,
                 bbox={"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "0.3"})

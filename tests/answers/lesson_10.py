@@ -3,8 +3,8 @@
 import time
 
 import torch
-from answers import Answers, Wrong
 
+from answers import Answers, Wrong
 from course_utils.edges import attribution_scores, graph_of, run_circuit, run_edges
 
 # --- 10.answer_difference -------------------------------------------------------------------------------------

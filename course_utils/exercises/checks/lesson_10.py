@@ -192,7 +192,8 @@ ANSWER_MISTAKES = variants(answer_difference, {
         ({"logits[text, -1, right] - logits[text, -1, wrong]": "logits[text, -2, right] - logits[text, -2, wrong]"},
          {"logits[text, -1, right] - logits[text, -1, wrong]": "logits[text, 0, right] - logits[text, 0, wrong]"}),
     "this is a mean over texts: keep one number for each": {
-        "logits[text, -1, right] - logits[text, -1, wrong]": "(logits[text, -1, right] - logits[text, -1, wrong]).mean()"},
+        "logits[text, -1, right] - logits[text, -1, wrong]":
+        "(logits[text, -1, right] - logits[text, -1, wrong]).mean()"},
     "every text is read at every text's answers, [n, n]: each has an answer of its own":
         seen(lambda got, expected: got.ndim == 2),
     "this is a difference of probabilities: take logits":
@@ -420,8 +421,8 @@ EXERCISES = [
         check=random_circuits_check,
         hints=(
             "`edges.nonzero()` lists the model's edges, one (receiver, sender) a row.",
-            "`torch.randperm(number, generator=rng)[:k]` picks k rows without replacement; make `rng` from `seed` once, "
-            "before the loop.",
+            "`torch.randperm(number, generator=rng)[:k]` picks k rows without replacement; make `rng` from `seed` "
+            "once, before the loop.",
             "`receivers, senders = places[torch.randperm(len(places), generator=rng)[:k]].T`, then "
             "`circuit[receivers, senders] = True`.",
         ),
