@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 from course_utils.ablation import replace_head
 from course_utils.house import NotForThisModel, bars_are_off
 from course_utils.passes import CleanRun, require
-from course_utils.path_patching import head_reading
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -135,12 +134,12 @@ def _reading_hooks(model: TransformerBridge, receiver: Receiver, added: Callable
         norm = "ln_final" if receiver.part == "logits" else f"blocks.{receiver.layer}.ln2"
         return [(f"{norm}.hook_in", lambda x, hook: x + added())]
     stream: list[Tensor] = []
-    sharing = model.cfg.n_heads // len(getattr(model.blocks[receiver.layer].attn, f"W_{receiver.part.upper()}"))
+    block, part = model.blocks[receiver.layer], receiver.part.upper()
+    W, b = getattr(block.attn, f"W_{part}")[receiver.head], getattr(block.attn, f"b_{part}", None)
 
     def read(values, hook):                                                     # [batch, pos, head, d_head]
-        first = receiver.head * sharing                                         # of the query heads that share this one
-        own = head_reading(model, receiver.layer, first, receiver.part, stream.pop() + added())
-        return replace_head(receiver.head, own)(values, hook)
+        own = block.ln1(stream.pop() + added()) @ W
+        return replace_head(receiver.head, own if b is None else own + b[receiver.head])(values, hook)
 
     return [(f"blocks.{receiver.layer}.hook_resid_pre", lambda x, hook: stream.append(x)),
             (f"blocks.{receiver.layer}.attn.hook_{receiver.part}", read)]
@@ -235,14 +234,18 @@ def _slopes(
 @torch.no_grad()
 def run_circuit(
     model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"],
-    circuit: Bool[Tensor, "receiver sender"],
+    circuit: Bool[Tensor, "receiver sender"], *, outside: Float[Tensor, "sender #batch #pos d_model"] | None = None,
 ) -> Float[Tensor, "batch pos vocab"]:
     """Logits of a clean pass in which only the circuit's edges are clean; others carry the corrupted pass's.
 
     An edge of the circuit carries what its sender writes in *this* pass, which may read corrupted edges itself.
 
+    Args:
+        outside: what the other edges carry in place of the corrupted pass's, such as zeros or means over texts.
+
     Raises:
-        ValueError: if the circuit has an edge that the model has not, or another shape.
+        ValueError: if the circuit has an edge that the model has not, or another shape, or `outside` does not have a
+            row for each sender.
         NotForThisModel: see `graph_of`.
     """
     check_pairs(clean, corrupted)
@@ -251,13 +254,19 @@ def run_circuit(
     if circuit.shape != edges.shape or (circuit.cpu() & ~edges).any():
         raise ValueError("a circuit is a mask of the model's edges, "
                          f"bool {list(edges.shape)}: see graph_of(model).edges")
-    other = run_edges(model, corrupted)[1]
-    outside = dict(zip(graph.receivers, ~circuit))
+    if outside is not None and len(outside) != len(graph.senders):
+        raise ValueError(f"`outside` has {len(outside)} rows; the model has {len(graph.senders)} senders")
+    other = run_edges(model, corrupted)[1] if outside is None else outside
+    left_out = dict(zip(graph.receivers, (~circuit).to(other)))                 # receiver -> [sender], 0 or 1
+    changes = other.new_zeros(len(other), *clean.shape, model.cfg.d_model)
 
     def corrupt(receiver: Receiver, outputs: list[Tensor]) -> Float[Tensor, "batch pos d_model"]:
-        changes = [other[i] - outputs[i] for i in range(receiver.senders) if outside[receiver][i]]
-        return torch.stack(changes).sum(0) if changes else torch.zeros_like(outputs[0])
+        for i in range(changed[0], len(outputs)):
+            changes[i] = other[i] - outputs[i]
+        changed[0] = len(outputs)
+        return torch.tensordot(left_out[receiver][:receiver.senders], changes[:receiver.senders], dims=1)
 
+    changed = [0]                                                               # for how many senders that is known
     return run_edges(model, clean, corrupt)[0]
 
 

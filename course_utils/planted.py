@@ -29,12 +29,14 @@ SHARPNESS = 200.0  # attention scores of the planted heads: e^-200 is as good as
 FLAT = 1e6         # LayerNorm divides by sqrt(var + FLAT²) and multiplies by FLAT: all that is left is centring
 
 
-def planted_induction_model(n_tokens: int = 30, n_ctx: int = 64, *, duplicate: bool = False) -> TransformerBridge:
+def planted_induction_model(
+    n_tokens: int = 30, n_ctx: int = 64, *, duplicate: bool = False, backup: bool = False,
+) -> TransformerBridge:
     """The planted model with `n_tokens` tokens (0 is BOS) and contexts up to `n_ctx`.
 
     On repeated tokens without a repeat inside a copy, both planted heads score 1 and the second copy is predicted
     with log-probability above −0.01 nats. With `duplicate`, head 1.0 is a duplicate-token head instead: it looks at
-    its own token, half at the earlier one and half at itself.
+    its own token, half at the earlier one and half at itself. With `backup`, head 1.1 does what head 1.0 does.
     Raises:
         ValueError: if n_tokens < 4 or n_ctx < 5.
     """
@@ -48,12 +50,12 @@ def planted_induction_model(n_tokens: int = 30, n_ctx: int = 64, *, duplicate: b
     model = GPT2LMHeadModel(config).requires_grad_(False)
     for parameter in model.parameters():
         parameter.zero_()
-    _plant(model, n_tokens, n_ctx, half, duplicate)
+    _plant(model, n_tokens, n_ctx, half, duplicate, backup)
     tokenizer = word_tokenizer(["<bos>", *(f"t{i}" for i in range(1, n_tokens))], bos="<bos>")
     return as_bridge(model, tokenizer, name="planted", device="cpu")
 
 
-def _plant(model, n_tokens: int, n_ctx: int, d_head: int, duplicate: bool) -> None:
+def _plant(model, n_tokens: int, n_ctx: int, d_head: int, duplicate: bool, backup: bool) -> None:
     """Write the embeddings, the two heads and the unembedding into a model whose weights are all zero."""
     here, before = slice(0, n_tokens), slice(n_tokens, 2 * n_tokens)
     where = slice(2 * n_tokens, 2 * n_tokens + n_ctx)
@@ -66,19 +68,21 @@ def _plant(model, n_tokens: int, n_ctx: int, d_head: int, duplicate: bool) -> No
     one_back = torch.eye(n_ctx).roll(-1, dims=1)                        # row d has its 1 in column d − 1
     one_back[0] = 0                                                     # nothing comes before the first position
     _set_head(body.h[0].attn, d_head, where, where, one_back, here, before, 1.0)
-    _set_head(body.h[1].attn, d_head, here, here if duplicate else before, torch.eye(n_tokens), here, here, 2.0)
+    for head in range(1 + backup):
+        _set_head(body.h[1].attn, d_head, here, here if duplicate else before, torch.eye(n_tokens), here, here, 2.0,
+                  head)
 
 
 def _set_head(attn, d_head: int, query_from: slice, key_from: slice, query_map: Tensor,
-              value_from: slice, write_to: slice, strength: float) -> None:
-    """Head 0 of a layer: attend where (query block @ query_map) equals the key block; copy value block."""
-    wanted, width = query_map.shape[0], 2 * d_head
+              value_from: slice, write_to: slice, strength: float, head: int = 0) -> None:
+    """One head of a layer: attend where (query block @ query_map) equals the key block; copy value block."""
+    wanted, width, first = query_map.shape[0], 2 * d_head, head * d_head
     n_values = value_from.stop - value_from.start
-    Q, K, V = (attn.c_attn.weight[:, i * width:i * width + d_head] for i in range(3))        # [width, d_head]
+    Q, K, V = (attn.c_attn.weight[:, i * width + first:][:, :d_head] for i in range(3))        # [width, d_head]
     Q[query_from, :wanted] = SHARPNESS * d_head**0.5 * query_map
     K[key_from, :wanted] = torch.eye(wanted)
     V[value_from, :n_values] = torch.eye(n_values)
-    attn.c_proj.weight[:n_values, write_to] = strength * torch.eye(n_values)
+    attn.c_proj.weight[first:first + n_values, write_to] = strength * torch.eye(n_values)
 
 
 # --- one layer of unnamed heads: what is each of them? -------------------------------------------------------------

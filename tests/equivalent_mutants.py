@@ -348,4 +348,22 @@ EQUIVALENT = {
         "  labelled, others = (int((~labels[here]).sum()), int(labels[here].sum()))":
             "only their product counts",
     },
+    "10.answer_difference": {
+        "text = torch.arange(len(right))  =>  text = torch.arange(len(logits))":
+            "there are as many texts as answers",
+        "text = torch.arange(len(right))  =>  text = torch.arange(len(wrong))":
+            "both have one answer for each text",
+    },
+    "10.edge_attribution": {
+        "nothing = {receiver: torch.zeros_like(own[0], requires_grad=True) for receiver in graph.receivers}  =>"
+        "  nothing = {receiver: torch.zeros_like(own[1], requires_grad=True) for receiver in graph.receivers}":
+            "all senders' outputs have one shape",
+        "nothing = {receiver: torch.zeros_like(own[0], requires_grad=True) for receiver in graph.receivers}  =>"
+        "  nothing = {receiver: torch.zeros_like(own[-1], requires_grad=True) for receiver in graph.receivers}":
+            "all senders' outputs have one shape",
+    },
+    "10.patch_map": {
+        "found = torch.zeros(len(layers), len(positions))  =>  found = torch.ones(len(layers), len(positions))":
+            "every entry is set",
+    },
 }

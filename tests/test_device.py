@@ -31,6 +31,7 @@ from course_utils import (
     logit_attribution,
     metrics,
     models,
+    pairs,
     path_patching,
     repeated_tokens,
     report_card,
@@ -120,6 +121,18 @@ def test_what_cuda_allows(name):
 # --- every public function -------------------------------------------------------------------------------------------
 
 
+class EnglishWords:
+    """A tokenizer for which every word is a token, numbered as it comes."""
+
+    bos_token_id = 0
+
+    def __init__(self):
+        self.ids = {}
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [self.ids.setdefault(word, len(self.ids) + 1) for word in text.split()]}
+
+
 @lru_cache
 def inputs(device: str) -> SimpleNamespace:
     """What a learner has whose model is on this device."""
@@ -128,6 +141,8 @@ def inputs(device: str) -> SimpleNamespace:
     i.text = text.sample_text(i.model, 3, 12, seed=1)
     i.rotary = small_models.grouped_query(device)         # rotary positions
     i.rotary_text = text.own_text(i.rotary, 3, 12)
+    i.english = SimpleNamespace(tokenizer=EnglishWords(), cfg=SimpleNamespace(
+        device=i.model.cfg.device, d_vocab=1000, model_name="english"))
     i.sae = sae_files.topk_sae_for(i.model)
     i.cpu_sae = sae_files.load_shipped_sae("tiny", "topk-2")             # an autoencoder that is loaded is the CPU's
     i.gated, i.jump = (sae.SparseAutoencoder(256, 32, kind, hook_name=i.sae.hook_name).to(device)
@@ -213,6 +228,7 @@ CASES = {
     "baselines.coarser_log_probs": lambda i: baselines.coarser_log_probs(i.model, i.text).isfinite(),
     "charts.plot_scatter": lambda i: charts.plot_scatter(i.ce, i.ce, "x", "y"),
     "charts.plot_curves": lambda i: charts.plot_curves([("y", {"a": i.ce[0], "b": i.ce[1]})], xlabel="x", x=i.ce[2]),
+    "charts.plot_circuit": lambda i: charts.plot_circuit({("embed", "1.0.v"): i.ce[0, 0].item()}),
     "charts.plot_histogram": lambda i: charts.plot_histogram(i.ce, "x", "values"),
     "parts.head_weights": lambda i: (parts.head_weights(i.model, 1, 2), parts.head_weights(i.rotary, 1, 2)),
     "circuits.full_OV_circuit": lambda i: i.OV,
@@ -309,6 +325,10 @@ CASES = {
         i.model, i.text[:1], i.text[1:2], lambda x: x[:, -1, 3], steps=2),
     "edges.run_circuit": lambda i: edges.run_circuit(
         i.model, i.text[:1], i.text[1:2], edges.graph_of(i.model).edges & (torch.arange(21) % 2 == 0)),
+    "pairs.sex_pairs": lambda i: dataclasses.astuple(pairs.sex_pairs(i.model, 3, then="NAME felt sad and proud .")),
+    "pairs.number_pairs": lambda i: dataclasses.astuple(pairs.number_pairs(i.model, 3)),
+    "pairs.own_pairs": lambda i: dataclasses.astuple(pairs.own_pairs(i.rotary, 3, 8)),
+    "pairs.giver_pairs": lambda i: dataclasses.astuple(pairs.giver_pairs(i.english, 3)),
     "edges.best_edges": lambda i: edges.best_edges(
         i.logits[0, :3, :4], 5, torch.ones(3, 4, dtype=torch.bool)),
     "edges.check_pairs": lambda i: edges.check_pairs(i.text, i.text),

@@ -151,6 +151,20 @@ def test_one_step_is_the_slope_of_a_small_change(model):
         assert (up - down) / 0.002 == pytest.approx(scores[r, s], rel=0.02, abs=0.02)
 
 
+@torch.no_grad()
+def test_other_edges_may_carry_something_else(model):
+    """With every edge at its value in another text nothing but that text is left; zeros leave the biases."""
+    clean, corrupted = pair()
+    edges = graph_of(model).edges
+    outputs = run_edges(model, clean.roll(1, dims=0))[1]
+    assert run_circuit(model, clean, corrupted, edges & False, outside=outputs) == pytest.approx(
+        model(clean.roll(1, dims=0)), abs=1e-5)
+    nothing = run_circuit(model, clean, corrupted, edges & False, outside=0 * outputs[:, :1, :1])
+    assert nothing == pytest.approx(nothing[:1, :1].expand_as(nothing), abs=1e-5)   # the same whatever the text
+    with pytest.raises(ValueError, match="`outside` has 1 rows"):
+        run_circuit(model, clean, corrupted, edges, outside=outputs[:1])
+
+
 def test_the_best_edges():
     scores = torch.tensor([[0.5, 9.0, 9.0], [-2.0, 0.1, 9.0]])
     edges = torch.tensor([[True, False, False], [True, True, False]])

@@ -51,6 +51,18 @@ def test_silencing_either_planted_head_destroys_it_and_no_other_head_matters(hea
     assert (inner_log_probs(model, tokens) > -0.01).all()  # and the hook is gone
 
 
+def test_a_backup_takes_over():
+    """With head 1.1 as a backup either induction head is enough, and both are needed together."""
+    model = planted_induction_model(n_tokens=30, n_ctx=64, backup=True)
+    tokens = repeated(model, 20)
+    for head in ((1, 0), (1, 1)):
+        assert (inner_log_probs(model, tokens, without=head) > -0.01).all()
+    assert (inner_log_probs(model, tokens, without=PREVIOUS_TOKEN_HEAD) < -3).all()
+    _, cache = model.run_with_cache(tokens)
+    z = cache["blocks.1.attn.hook_pattern"]
+    assert torch.equal(z[:, 0], z[:, 1])
+
+
 def test_the_planted_attention_is_exact():
     model = planted()
     tokens = repeated(model, 20)

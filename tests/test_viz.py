@@ -229,6 +229,19 @@ def test_named_points_and_the_line_to_compare_them_with():
     assert len(charts.plot_points(points, "L0", "score").axes[0].lines) == 2
 
 
+def test_a_circuit_has_an_arrow_for_each_edge_thicker_for_a_larger_one():
+    edges = {("embed", "0.1.v"): 2.0, ("0.1", "mlp 0"): -1.0, ("mlp 0", "logits"): 0.5, ("0.1", "1.0.q"): 0.1}
+    figure = charts.plot_circuit(edges, "a circuit", unit="nats")
+    axes, = figure.axes
+    arrows = sorted(each.arrow_patch.get_linewidth() for each in axes.texts if each.__class__.__name__ == "Annotation")
+    assert len(arrows) == 4 and len(set(arrows)) == 4
+    places = {each.get_text(): each.get_position() for each in axes.texts if each.get_text()}
+    assert set(places) == {"embed", "0.1", "mlp 0", "1.0", "logits"}
+    heights = [places[part][1] for part in ("embed", "0.1", "mlp 0", "1.0", "logits")]
+    assert heights == sorted(heights) and len(set(heights)) == 5
+    assert "embed → 0.1.v 2, 0.1 → mlp 0 -1" in figure.alt() and "(nats)" in figure.alt()
+
+
 DRAWINGS = {  # each with the labels of its axes
     "attention": (lambda **k: viz.plot_attention(PATTERN, TOKENS, **k),
                   "key: the position looked at", "query: the position that looks"),
@@ -244,6 +257,8 @@ DRAWINGS = {  # each with the labels of its axes
     "histogram": (lambda **k: charts.plot_histogram([1, 2], "density (share)", "latents", **k),
                   "density (share)", "number of latents"),
     "points": (lambda **k: charts.plot_points({"a": (1, 2)}, "L0", "loss (nats)", **k), "L0", "loss (nats)"),
+    "circuit": (lambda **k: charts.plot_circuit({("embed", "logits"): 1.5}, unit="nats", **k),
+                "largest (nats): embed → logits 1.5", "later layers ↑"),
 }
 ON_GIVEN_AXES = ["attention", "head scores", "by position"]
 
@@ -293,6 +308,8 @@ def test_given_axes_are_labelled_and_left_open(name):
     (lambda: charts.plot_curves([("nats", {"a": [1], "b": [[1]]})], xlabel="step"), r"'b' has shape \(1, 1\)"),
     (lambda: charts.plot_histogram([], "share", "latents"), "values is empty"),
     (lambda: charts.plot_points({}, "L0", "nats"), "points is empty"),
+    (lambda: charts.plot_circuit({}), "edges is empty"),
+    (lambda: charts.plot_circuit({("embed", "head 3"): 1.0}), "there is no part 'head 3'"),
 ])
 def test_bad_input_says_what_would_be_right(call, message):
     plt.close("all")

@@ -5,6 +5,7 @@ from course_utils.viz.charts import (
     plot_attention,
     plot_bars,
     plot_by_position,
+    plot_circuit,
     plot_curves,
     plot_head_scores,
     plot_histogram,
@@ -17,6 +18,6 @@ from course_utils.viz.widget import Widget, attention_patterns, bundle_script
 
 __all__ = [
     "LINE_STYLES", "OKABE_ITO", "WIDTH", "Dashboard", "Widget", "as_array", "attention_patterns", "bundle_script",
-    "latent_dashboard", "new_axes", "plot_attention", "plot_bars", "plot_by_position", "plot_curves",
-    "plot_head_scores", "plot_histogram", "plot_next_tokens", "plot_points", "plot_scatter",
+    "latent_dashboard", "new_axes", "plot_attention", "plot_bars", "plot_by_position", "plot_circuit",
+    "plot_curves", "plot_head_scores", "plot_histogram", "plot_next_tokens", "plot_points", "plot_scatter",
 ]

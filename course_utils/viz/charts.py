@@ -6,6 +6,7 @@ Each function returns a Figure that is already closed: as the last expression of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -316,3 +317,57 @@ def plot_points(
     ax.legend(fontsize=9, loc="best")
     ax.grid(alpha=0.3)
     return ax.figure
+
+
+INTO = {"q": "queries", "k": "keys", "v": "values", "": "MLPs and the logits"}
+
+
+def plot_circuit(edges: Mapping[tuple[str, str], float], title: str = "", *, unit: str = "") -> Figure:
+    """A circuit as a graph, from the embedding at the bottom to the logits: the larger an edge, the thicker its arrow.
+
+    Args:
+        edges: {(sender, receiver): size, of either sign}. Parts are "embed", "1.0" (a head), "mlp 2" and "logits"; a
+            head that reads says with what: "1.0.v". Below 0 the arrow is dashed.
+        unit: of the sizes.
+
+    Raises:
+        ValueError: when there is no edge, or a part has another name.
+    """
+    if not edges:
+        raise ValueError("edges is empty; it must hold at least one {(sender, receiver): size}")
+    heads = 1 + max(int(found[1]) for part in ["0.0", *sum(edges, ())] if (found := re.match(r"\d+\.(\d+)", part)))
+    places = {part: _place(part, heads) for edge in edges for part in edge}
+    top = 1 + max((y for part, (_, y) in places.items() if part != "logits"), default=0)
+    places = {part: (x, top if part == "logits" else y) for part, (x, y) in places.items()}
+    largest = max(map(abs, edges.values())) or 1.0
+    ax = new_axes(1.5 + 0.58 * top)
+    for (sender, receiver), size in sorted(edges.items(), key=lambda item: abs(item[1])):
+        colour, share = OKABE_ITO["qkv".find(receiver[-1]) if receiver.count(".") == 2 else 3], abs(size) / largest
+        bend = 0.0 if abs(places[receiver][1] - places[sender][1]) < 1.5 else 0.12
+        ax.annotate("", places[receiver], places[sender], arrowprops={
+            "arrowstyle": "-|>", "color": colour, "linewidth": 0.6 + 5 * share, "alpha": 0.35 + 0.6 * share,
+            "shrinkA": 11, "shrinkB": 11, "connectionstyle": f"arc3,rad={bend}",
+            "linestyle": "-" if size > 0 else "--"})
+    for part, (x, y) in places.items():
+        ax.text(x, y, re.sub(r"\.[qkv]$", "", part), ha="center", va="center", fontsize=8, zorder=5,
+                bbox={"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "0.3"})
+    for i, what in enumerate(INTO.values()):
+        ax.plot([], [], color=OKABE_ITO[i], linewidth=2, label=f"into {what}")
+    strongest = sorted(edges, key=lambda edge: -abs(edges[edge]))[:5]
+    ax.set(xlim=(-0.6, heads + 0.6), ylim=(-0.5, top + 0.5), yticks=[], xticks=[], title=title, ylabel="later layers ↑",
+           xlabel=f"largest{f' ({unit})' if unit else ''}: "
+                  + ", ".join(f"{' → '.join(edge)} {edges[edge]:.2g}" for edge in strongest))
+    ax.xaxis.label.set_size(8)
+    ax.figure.legend(fontsize=8, ncols=4, loc="outside lower center")
+    return ax.figure
+
+
+def _place(part: str, heads: int) -> tuple[float, float]:
+    """Where a part stands: heads side by side, each layer's MLP to their right and above them."""
+    if part in ("embed", "logits"):
+        return heads / 2, 0.0
+    if found := re.fullmatch(r"(\d+)\.(\d+)(\.[qkv])?", part):
+        return float(found[2]), 1 + 2 * float(found[1])
+    if found := re.fullmatch(r"mlp (\d+)", part):
+        return float(heads), 2 + 2 * float(found[1])
+    raise ValueError(f'there is no part {part!r}; parts are "embed", "1.0", "1.0.v", "mlp 2" and "logits"')
