@@ -23,7 +23,8 @@
 # exercise open, the notebook continues with the course's own function.
 #
 # **How conclusions are shown.** `claim(…)` prints whether a conclusion *holds* on the model at hand: the number, what
-# it is held against, and the 95 % interval of their difference.
+# it is held against, and the interval of their difference, two standard errors on each side: 95 % if there are many
+# texts, some 86 % if there are four. (What has no error, such as a chance level, has no interval.)
 
 # %%
 import os
@@ -34,7 +35,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from course_utils.claims import claim
+from course_utils.claims import claim, estimate
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.language import StoryLanguage
 from course_utils.measured import measured
@@ -165,7 +166,7 @@ attention_patterns(words, torch.stack(patterns))
 #
 # To know whether a head matters, remove it. A *hook* is a function `f(activation, hook)`: TransformerLens calls it
 # while the model runs, and continues with what it returns, or, if that is nothing, with the activation as it was.
-# (`hook.name` says where you are; the argument must be there even if you ignore it.) `model.run_with_hooks(tokens,
+# (`hook.name` says where you are, though some places have a second name; the argument must be there even if you ignore it.) `model.run_with_hooks(tokens,
 # fwd_hooks=[(name, function)])` puts hooks in place for one run only. Here is one that only reads:
 
 # %%
@@ -297,8 +298,8 @@ def damage(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[
 
 
 # %% [markdown]
-# In stories we can check the substitute: does it say what the truth says? **Predict** for which layer the damage is
-# largest, and how large (the prompt above moved by 0.006 at most).
+# In stories we can check the substitute: does it say what the truth says? **Predict** the largest damage of
+# the 16 heads (the prompt above moved by 0.006 at most).
 
 # %%
 predict("00.damage", None, unit="nats")
@@ -312,14 +313,14 @@ for layer, (ours, true) in enumerate(zip(by_substitute, by_truth)):
     print(f"layer {layer}: KL to the unchanged model {[f'{x:.3f}' for x in ours]}, added KL to the truth "
           f"{[f'{x:.3f}' for x in true]}")
 reveal("00.damage", by_substitute.max())
-claim("KL to the unchanged model says of the 16 heads what the truth says", by_substitute.flatten(), "≈",
-      by_truth.flatten(), within=0.01, unit="nats")
+claim("over the 16 heads, KL to the unchanged model is on average the KL that the truth adds", by_substitute.flatten(),
+      "≈", by_truth.flatten(), within=0.01, unit="nats")
 
 # %%
 changed = without_head(story_model, stories, 1, 3).cpu()[:, -1:]
 print(f"head 1.3, last position: KL to the unchanged model "
-      f"{kl_from_truth(story_logits[:8, -1:].log_softmax(-1), changed).mean():+.3f}, added KL to the truth "
-      f"{(kl_from_truth(truth[:, -1:], changed) - kl[:8, -1:]).mean():+.3f} nats")
+      f"{estimate(kl_from_truth(story_logits[:8, -1:].log_softmax(-1), changed)[:, 0])}, added KL to the truth "
+      f"{estimate((kl_from_truth(truth[:, -1:], changed) - kl[:8, -1:])[:, 0])} nats")
 
 # %% [markdown]
 # Head 0.0, which moved no probability by more than 0.006 after the prompt, costs over two nats a token in stories. If
@@ -329,7 +330,8 @@ print(f"head 1.3, last position: KL to the unchanged model "
 # Three substitutes for the truth, and when each misleads:
 #
 # - **KL to the unchanged model** needs no labels and uses the whole distribution. But it is never negative: even a
-#   change that repairs an error counts as damage, as in the last line above.
+#   change that repairs an error counts as damage. (Did head 1.3 repair one at the last position? Eight stories cannot
+#   say: the last line's second interval holds 0.)
 # - **The loss on the actual next token** can go down as well as up. But that token is one draw, so the loss is
 #   noisier and asks only about the tokens that happened to come.
 # - **A logit difference** between a right and a wrong word asks one sharp question. It misses everything else: both

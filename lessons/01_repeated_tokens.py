@@ -345,7 +345,7 @@ if real_model is not None:
         title="SmolLM2-135M on repeated random tokens"))
 
 # %% [markdown]
-# The rise is there, in a model that nobody trained on repeated noise: it comes from reading text. It takes some ten
+# The rise is there, in a model that, as far as is known, nobody trained on repeated noise. It takes some ten
 # tokens before the model makes much use of the repeat. With four sequences, the interval (two standard errors on each
 # side) leaves even the first digit open. To halve it you need four times as many.
 #

@@ -156,19 +156,20 @@ plot_head_scores(sweep, f"{MODEL}: MLP output from the first copy, one position 
 #
 # For the same token the MLP may have put out nearly the same vector: then we replaced a thing by itself. The
 # yardstick is its output at the same position for *another* token. (Vectors that share a large mean have a cosine
-# near 1 whatever else they say, so the mean is subtracted first.)
+# near 1 whatever else they say, so the mean of its own copy is subtracted from each.)
 
 # %%
 def unlikeness(outputs):
-    """‖new − old‖ / ‖old‖ of each sequence, and the cosine of new and old without the common mean.
+    """‖new − old‖ / ‖old‖ of each sequence, and the cosine of new and old, each without its copy's mean.
 
     Old is the output in the second copy; new is that for the same token in the first copy, or for another token.
     """
     first, second = outputs[:, 1:].chunk(2, dim=1)                      # each [batch, seq_len, d_model]
-    mean = outputs[:, 1:].mean(dim=(0, 1))
+    said_first, said = (copy - copy.mean(dim=(0, 1)) for copy in (first, second))
     return {kind: (((new - second).norm(dim=-1) / second.norm(dim=-1)).mean(dim=1).cpu(),
-                   F.cosine_similarity(new - mean, second - mean, dim=-1).mean())
-            for kind, new in (("first copy", first), ("another token", second.roll(1, dims=0)))}
+                   F.cosine_similarity(centred, said, dim=-1).mean())
+            for kind, new, centred in (("first copy", first, said_first),
+                                       ("another token", second.roll(1, dims=0), said.roll(1, dims=0)))}
 
 
 _, cache = model.run_with_cache(tokens, names_filter=[mlp_out(layer) for layer in LAYERS])
@@ -181,8 +182,8 @@ claim(f"MLP {LAYERS[-1]}: the first copy's output is at least as foreign here as
 
 # %% [markdown]
 # Where the patch changes far less than another token's output would, a small change of the loss says nothing about
-# the MLP. (Section 8 shows the worst case, the first layer of SmolLM2.) In `tiny` the copies differ more from each
-# other than two tokens do, so the patch does change the output.
+# the MLP. (Section 8 shows the worst case, the first layer of SmolLM2.) In `tiny` above layer 0 the copies differ more
+# from each other than two tokens of one copy do, so the patch does change the output.
 #
 # ### How many tokens can one patch hurt?
 #
@@ -274,8 +275,8 @@ measured("median change, one MLP position patched", sweep.abs().median(), unit="
 measured("worst mean ablation of an MLP", max(change.mean() for change in changes["mean"].values()), unit="nats")
 
 # %% [markdown]
-# Four replacements, four answers. All single out the last MLP of `tiny` and find those of layers 1 and 2 dispensable
-# *for this task*. But why does one vector cost ten times as much as another? Not only what it *says* counts: the
+# All four single out the last MLP of `tiny` and find those of layers 1 and 2 dispensable
+# *for this task*. But why does one vector cost fifteen times as much as another? Not only what it *says* counts: the
 # final norm divides the whole stream by its size, so a long vector makes every other part quieter. Run everything
 # again with the norm's divisor held at its clean value.
 
@@ -297,7 +298,7 @@ claim(f"MLP {last}: with the divisor held, the first copy's output does less har
       changes["from the first copy"][last], unit="nats")
 
 # %% [markdown]
-# In `tiny` most of the harm is length. In the first copy the last MLP writes vectors almost three times as long; the
+# In `tiny` most of the harm of the first copy's output and of the mean is length. In the first copy the last MLP writes vectors almost three times as long; the
 # logits shrink, and confidence is lost, but hardly a single answer. With the divisor held, zero and mean cost the
 # same, a tenth of a nat. A loss measures confidence *and* correctness: look at a second metric before you say what a
 # part is for.
@@ -327,7 +328,7 @@ for kind_of_head, (layer, head) in (("previous-token", previous), ("induction", 
     print(f"without the best {kind_of_head} head, {layer}.{head}: {loss:.3f} nats, clean {clean_loss:.3f}")
 
 # %% [markdown]
-# Is that what you expected? `head_ablation_scores` does it for every head, from the ablated layer on.
+# Is that what you expected? `head_ablation_scores` does it for every head (each pass begins at the ablated layer).
 
 # %%
 layers = LAYERS if model.cfg.n_layers <= 6 else sorted({0, previous[0], induction[0]})
@@ -461,7 +462,8 @@ claim("ten slopes along the path miss less than one at its start (largest error)
       max(errors["start"]), unit="nats")
 
 # %% [markdown]
-# Ten gradients come within a few per cent, at ten times the price. (The method, *integrated gradients*, rests on the
+# Ten gradients, at the middles of ten equal pieces of the path, come within a few per cent, at ten times the price; at
+# the pieces' ends they may be a tenth off. (The method, *integrated gradients*, rests on the
 # fundamental theorem of calculus: averaged over the path, the slopes give the whole change.) One gradient is for
 # *ranking candidates* among thousands. Distrust it most for parts that act through another head's attention, and
 # confirm what matters by points on the path or by the exact patch, for its misses are silent. In section 8 it both
@@ -493,8 +495,8 @@ assert torch.allclose(capped(model, sum(parts.values())), actual, atol=1e-3)   #
 inner = {part: added[:, SEQ_LEN + 1:].mean(dim=1).cpu() for part, added in parts.items()}   # without the boundary
 named = [f"{layer}.{head}" for layer, head in (previous, *tried) if f"{layer}.{head}" in inner]
 largest = sorted(inner, key=lambda part: -abs(inner[part].mean()))[:9]
-plot_bars({"direct": {part: estimate(inner[part]) for part in dict.fromkeys([*largest, *named])}},
-          "added to the right token's logit, 95 % interval", title=f"{MODEL}: who says it, in the second copy")
+display(plot_bars({"direct": {part: estimate(inner[part]) for part in dict.fromkeys([*largest, *named])}},
+                  "added to the right token's logit, 95 % interval", title=f"{MODEL}: who says it, in the second copy"))
 name = "{0[0]}.{0[1]}".format
 claim(f"the previous-token head {name(previous)} says less to the output than the induction head {name(induction)}",
       inner[name(previous)], "<", inner[name(induction)], unit="units of logit")
@@ -572,9 +574,9 @@ if real_model is not None:
 
 # %% [markdown]
 # Here the patch fails most clearly. The first MLP of SmolLM2 puts out nearly the same vector in both copies (a tenth
-# of its length differs, where another token changes all of it), so the patch does next to nothing. With the mean in
-# its place the loss rises by more than ten nats. But in the control, ordinary text, the whole model breaks: this MLP
-# is part not of *this task's* circuit but of everything.
+# of its length differs, where another token changes all of it), so the patch does next to nothing, even times the 25
+# positions. With the mean in its place, at all of them, the loss rises by more than ten nats. But in the control, text
+# that the model wrote itself, it rises as clearly: what this MLP does is not special to *this task*.
 
 # %%
 if real_model is not None:
@@ -595,12 +597,12 @@ if real_model is not None:
 # %% [markdown]
 # Without the previous-token head the second copy suffers badly, as in `tiny`. The best induction head is missed too,
 # although lesson 02 found four more with scores above 0.5. SmolLM2 is far from confident here, and yet the gradient
-# gives its most important head the wrong sign: that head acts through the attention of others. It ranks the two
-# induction heads, which speak to the output, correctly. Three points of the path set all three right.
+# gives its most important head the wrong sign. (In `tiny` such a head acted through the attention of others; here that
+# is a guess.) It ranks the two induction heads correctly. The middles of three pieces of the path set all three right.
 #
 # ## On your own
 #
-# Section 3 called the first MLP of `tiny` dispensable *for repeated tokens*. Is it dispensable for the text that the
+# Put at its mean, the first MLP of `tiny` is hardly missed *on repeated tokens* (section 3's plot). Is it dispensable for the text that the
 # model was trained on (`sample_text(model, 10, 101)`)? Hand in a claim, a number with its interval, the control, what
 # would have refuted you, and what it does not show.
 

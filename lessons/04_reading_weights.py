@@ -226,7 +226,7 @@ plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", 
 # %% [markdown]
 # Many heads copy, and most of them are not induction heads. In `tiny` some heads of the last layers have a score near
 # −1: they would *lower* the logit of whatever they look at. So would the previous-token head 0.2 (−0.72), but lesson
-# 03 measured that it says next to nothing to the output. A circuit says in which direction a head would push, not how
+# 03 measured that it says next to nothing about the right token. A circuit says in which direction a head would push, not how
 # hard, or whether the output is its audience.
 #
 # ## 4 · What does a head look for?
@@ -239,7 +239,7 @@ plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", 
 matches = torch.tensor([[own_on_top(full_QK_circuit(model, layer, head))
                          for head in range(n_heads)] for layer in (layers if MODEL == "tiny" else [0])])
 layer, head = best_head(matches)
-plot_head_scores(matches, f"{MODEL}: is a token's best key the token itself?", unit="share of tokens")
+display(plot_head_scores(matches, f"{MODEL}: is a token's best key the token itself?", unit="share of tokens"))
 first, second = (wilson_interval(share, asked) for share in matches.flatten().topk(2).values.tolist())
 claim(f"head {layer}.{head} matches more tokens with themselves than any other head", first, ">", second,
       unit="share of tokens")
@@ -352,8 +352,8 @@ if MODEL == "tiny":
 likenesses = {name: likeness(model, vectors, tokens) for name, vectors in candidates.items()}
 closer = likenesses["W_E and MLP 0"].mean() > likenesses["W_E"].mean()
 reveal("04.effective", "yes" if closer else "no")
-plot_bars({"cosine": {name: estimate(values) for name, values in likenesses.items()}},
-          "mean cosine with the residual stream after layer 0, 95 % interval", title=MODEL)
+display(plot_bars({"cosine": {name: estimate(values) for name, values in likenesses.items()}},
+                  "mean cosine with the residual stream after layer 0, 95 % interval", title=MODEL))
 for name in list(candidates)[1:]:
     claim(f"{name} is {'more' if name == 'W_E and head 0.3' else 'less'} like the stream than W_E",
           likenesses[name], ">" if name == "W_E and head 0.3" else "<", likenesses["W_E"])
@@ -373,6 +373,8 @@ for name in list(candidates)[1:]:
 # %%
 example, truth = unnamed_heads_model(seed=0)
 print(f"{example.cfg.n_heads} heads, {example.cfg.d_vocab} tokens, {example.cfg.n_ctx} positions; head 0 is {truth[0]}")
+kinds = {seed: sorted({kind[1] for kind in unnamed_heads_model(seed)[1]}) for seed in range(4)}
+print("what they do:", "; ".join(f"seed {seed}: {', '.join(those)}" for seed, those in kinds.items()))
 
 
 # %%
@@ -485,8 +487,7 @@ claim(f"head {layers[row]}.{head} lowers the logit of the token it looks at less
 # *A model answer.* In `tiny` the head with the most negative score hardly touches that logit, while the
 # previous-token head, whose score is less extreme, lowers it clearly. The control inside each number is the token
 # looked at in *another* sequence; the reverse order of the two heads would have refuted me. So a score tells the
-# direction of the eigenvectors, not how far a head pushes. It does not show why (this head looks mostly at BOS, and
-# reads no bare embeddings), nor what it does on stories.
+# sign of the eigenvalues, not how far a head pushes. It does not show why, nor what the head does on stories.
 
 # %% [markdown]
 # ## What this does not show

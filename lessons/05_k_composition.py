@@ -248,8 +248,7 @@ for label, options in variants.items():
     print(f"{label:13} best key {found['best key'][label]:.3f}, best query {found['best query'][label]:.3f}")
 changes = {label: abs(value - best_key) for label, value in found["best key"].items()}
 reveal("05.largest_change", max(changes, key=changes.get))
-plot_bars(found, "share of tokens",
-          title=f"{MODEL}: {name(previous)} → {name(induction)}, what is put back")
+display(plot_bars(found, "share of tokens", title=f"{MODEL}: {name(previous)} → {name(induction)}, what is put back"))
 claim("b_Q changes no best query", found["best query"]["b_Q"], "≈", found["best query"]["as published"],
       unit="share of tokens", within=0.005)
 
@@ -403,15 +402,14 @@ measured("previous-token head's effect through induction keys", needed, unit="sh
 
 # %% [markdown]
 # In `tiny` nearly all of the previous-token head's effect goes through the induction heads' keys. That path is
-# needed and enough: K-composition, confirmed. And the riddle of head 0.3 is solved. The induction heads read the
+# needed, and alone it is nearly enough: K-composition, confirmed. And the riddle of head 0.3 is solved. The induction heads read the
 # *present* token from it, in their queries (what to look for) and their values (what to copy): Q- and
 # V-composition.
 #
 # If you predicted that the queries would bring back most of it: a share of 1.09 suggests so, but says only that
 # breaking this path does all the harm, not that the path alone would do. Queries and values of 0.3 are an **AND**.
-# Break either, and most of the harm is done, so their shares sum to more than 1. With the queries alone restored,
-# the heads look at the right place but copy little of use; with the values alone, they look in the wrong place.
-# Only both are enough. The textbook circuit has two heads. This one needs a third.
+# Break either, and most of the harm is done, so their shares sum to more than 1. Queries say
+# where to look and values what to copy, and one without the other helps little. Only both are enough. The textbook circuit has two heads. This one needs a third.
 #
 # The ablated losses are near chance (ln 988 = 6.9), where more harm hardly shows. By the logit of the right token
 # the shares differ somewhat: the verdict stands, the second digit does not.
@@ -452,8 +450,8 @@ if real_model is not None:
 # %% [markdown]
 # In a real model of 30 layers the circuit of bare embeddings still finds the right token a few times in 2000,
 # random pairs never in 12,000. The first MLP, which spoiled it in `tiny`, makes it many times better: here it *is*
-# part of the embedding. Yet nineteen tokens of twenty are missed. And another head of the previous-token head's
-# layer, which shares its values but attends to the previous token far less, does nearly as well *in the weights*.
+# part of the embedding. Yet twenty-four tokens of twenty-five are missed. And another head of the previous-token head's
+# layer, which shares its values but attends to the previous token far less, finds two thirds as many *in the weights*.
 # No circuit of weights sees where a head looks, or what the sixteen layers below these heads do. Path patching runs
 # them:
 

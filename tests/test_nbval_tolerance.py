@@ -24,7 +24,12 @@ ROOT = Path(__file__).parent.parent
     ("0.1234", "0.1235", True),
     ("loss 2.5000 nats", "loss 2.5020 nats", True),
     ("0.1234", "0.1534", False),
-    ("2.50", "2.51", False),
+    ("2.50", "2.51", True),         # 2.505, rounded down and up
+    ("2.5", "2.51", True),          # as {:.3g} prints 2.50
+    ("2.50", "2.52", False),
+    ("0.72", "0.73", False),        # a second digit
+    ("-0.25", "-0.26", False),
+    ("25.0", "25.2", False),
     ("loss 0.1234", "cost 0.1234", False),
     ("3 heads", "4 heads", False),
     ("layer 18", "layer 18.0", False),

@@ -3,6 +3,7 @@
 That the stored outputs are right is nbval's part: `pytest --nbval solutions`.
 """
 
+import ast
 import sys
 from pathlib import Path
 
@@ -39,6 +40,22 @@ def run(folder: str, lesson: str, **env):
 def test_stored_notebooks_are_fresh(capsys):
     status = build_notebooks.main(["--check"])
     assert status == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_every_figure_is_shown(lesson):
+    """A figure appears as the last value of its cell, through `display`, or on given axes."""
+    draws = {"new_axes", "attention_patterns", "latent_dashboard"}
+    for cell in nbformat.read(ROOT / "solutions" / f"{lesson}.ipynb", as_version=4).cells:
+        if cell.cell_type != "code" or cell.id == "setup":
+            continue
+        body = ast.parse(cell.source).body
+        values = [node.value for part in body for node in ast.walk(part)
+                  if isinstance(node, ast.Expr) and node is not body[-1]]
+        lost = [ast.unparse(call)[:80] for call in values if isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Name) and (call.func.id.startswith("plot_") or call.func.id in draws)
+                and not any(given.arg == "ax" for given in call.keywords)]
+        assert not lost
 
 
 @pytest.fixture(scope="module")

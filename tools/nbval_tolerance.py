@@ -3,6 +3,9 @@
 A pytest plugin, loaded by the root conftest.py. nbval passes every text that it compares (stdout, stderr,
 text/plain, text/html, text/latex, …) through `IPyNbCell.sanitize`; here that returns a string which compares
 with tolerance. Whole numbers are text: they must be equal. Pictures are not compared by nbval.
+
+A value on the edge between two printed numbers comes out as either, so the third significant digit and those after it
+may differ by one unit in the last place that is printed: 0.72 (short for 0.720) and 0.721, but not 0.72 and 0.73.
 """
 
 from __future__ import annotations
@@ -27,7 +30,18 @@ def same(reference: str, test: str) -> bool:
     if FLOAT.sub("#", reference) != FLOAT.sub("#", test):
         return False
     pairs = zip(FLOAT.findall(reference), FLOAT.findall(test), strict=True)
-    return all(math.isclose(_number(a), _number(b), rel_tol=RTOL, abs_tol=ATOL) for a, b in pairs)
+    return all(math.isclose(_number(a), _number(b), rel_tol=RTOL, abs_tol=max(ATOL, _last_place(a, b)))
+               for a, b in pairs)
+
+
+def _last_place(*texts: str) -> float:
+    """One unit (and a little for its own rounding) of the last decimal printed, if that is a third digit or later."""
+    longest = max(texts, key=len).lstrip("-")
+    if re.search("[eE]", longest):
+        return 0.0
+    decimals = len(longest.partition(".")[2])
+    significant = len(longest.replace(".", "").lstrip("0"))
+    return 1.01 * 10.0 ** -decimals if significant >= 3 else 0.0
 
 
 def _number(text: str) -> float:

@@ -386,7 +386,7 @@ EXERCISES = [
             "list; the stream is the cached `blocks.{layer}.hook_resid_pre`. Then `model.run_with_hooks(tokens, "
             "fwd_hooks=list)`.",
         ),
-        minutes=15,
+        minutes=20,
         difficulty=3,
         on_any_model=path_patching.path_logits,
     ),
@@ -403,7 +403,7 @@ EXERCISES = [
             "The last run has both: the hook that ablates the sender, and a `put_reading(…)` for every receiver and "
             "name.",
         ),
-        minutes=12,
+        minutes=18,
         difficulty=3,
         on_any_model=_restored,
     ),

@@ -619,7 +619,7 @@ EXERCISES = [
             "The mean over the first two axes of `(yes > no).float() + (yes == no).float() / 2`. "
             "(`course_utils.latents.auc` sorts instead, which takes less memory when there are many latents.)",
         ),
-        minutes=10,
+        minutes=15,
         difficulty=3,
     ),
     Exercise(
