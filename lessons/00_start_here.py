@@ -166,8 +166,9 @@ attention_patterns(words, torch.stack(patterns))
 #
 # To know whether a head matters, remove it. A *hook* is a function `f(activation, hook)`: TransformerLens calls it
 # while the model runs, and continues with what it returns, or, if that is nothing, with the activation as it was.
-# (`hook.name` says where you are, though some places have a second name; the argument must be there even if you ignore it.) `model.run_with_hooks(tokens,
-# fwd_hooks=[(name, function)])` puts hooks in place for one run only. Here is one that only reads:
+# (`hook.name` says where you are, though some places have a second name; the argument must be there even if you ignore
+# it.) `model.run_with_hooks(tokens, fwd_hooks=[(name, function)])` puts hooks in place for one run only. Here is one
+# that only reads:
 
 # %%
 def show_norms(z, hook):                            # z: [batch, pos, head, d_head]

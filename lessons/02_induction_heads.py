@@ -288,9 +288,9 @@ claim("head 1.3 is below that head: nothing says that it does", three, "<", inca
 claim("a head that cannot do induction is above chance", incapable, ">", uniform)
 
 # %% [markdown]
-# So 0.126 is twice what uniform attention gives, and still not induction: such a head may simply like certain words,
-# or near ones. *Uniform* attention is the first control; a head that cannot do the job is a better one. By that
-# standard 1.0, at six times uniform, does induction in stories; of head 1.3, the best on repeats, we cannot say so. A head's job
+# So 0.126 is twice what uniform attention gives, and still not induction: such a head may simply like certain words, or
+# near ones. *Uniform* attention is the first control; a head that cannot do the job is a better one. By that standard
+# 1.0, at six times uniform, does induction in stories; of head 1.3, the best on repeats, we cannot say so. A head's job
 # description depends on what you feed it. (One reason may be that many different words have followed a token as
 # frequent as `.`, and looking at all of them helps little.)
 #
@@ -355,9 +355,9 @@ measured("best induction score before training", induction_max[0], at_most=0.1)
 # not know what does it. (Length did not hold the model back: from step 600 on, training repeats reach 63 tokens, see
 # `training/train_tiny.py`.)
 #
-# **After it** the curve seems to dip: on its ten rows step 2400 is worse than 1200, with an interval that leaves out 0. On
-# a hundred other rows nothing of it is left. Of twenty such intervals one is wrong, and anyone reading a curve looks at
-# many. Test on fresh rows what you found by looking.
+# **After it** the curve seems to dip: on its ten rows step 2400 is worse than 1200, with an interval that leaves out 0.
+# On a hundred other rows a quarter of it is left, and the interval holds 0. Of twenty such intervals one is wrong, and
+# anyone reading a curve looks at many. Test on fresh rows what you found by looking.
 #
 # The previous-token curve is a surprise: no head scores high when induction is already there. The future
 # previous-token head, before and after:
@@ -372,9 +372,9 @@ for step in (1100, 2400, steps[-1]):
 
 # %% [markdown]
 # At step 1100 it looks at a *blur*: a quarter of its attention on its own position, nearly as much on the one before,
-# and less and less further back. For repeated sequences that seems to be enough. Later the head sharpens: from step 1200 on,
-# half of the random training rows are pairs of tokens that come back in random order, where only the token just before
-# helps. (That this is why is a guess.) A circuit's parts need not be as clean as their names.
+# and less and less further back. For repeated sequences that seems to be enough. Later the head sharpens: from step
+# 1200 on, half of the random training rows are pairs of tokens that come back in random order, where only the token
+# just before helps. (That this is why is a guess.) A circuit's parts need not be as clean as their names.
 #
 # ## 8 · Does it hold in a real language model?
 

@@ -298,10 +298,10 @@ claim(f"MLP {last}: with the divisor held, the first copy's output does less har
       changes["from the first copy"][last], unit="nats")
 
 # %% [markdown]
-# In `tiny` most of the harm of the first copy's output and of the mean is length. In the first copy the last MLP writes vectors almost three times as long; the
-# logits shrink, and confidence is lost, but hardly a single answer. With the divisor held, zero and mean cost the
-# same, a tenth of a nat. A loss measures confidence *and* correctness: look at a second metric before you say what a
-# part is for.
+# In `tiny` most of the harm of the first copy's output and of the mean is length. In the first copy the last MLP writes
+# vectors almost three times as long; the logits shrink, and confidence is lost, but hardly a single answer. With the
+# divisor held, zero and mean cost the same, a tenth of a nat. A loss measures confidence *and* correctness: look at a
+# second metric before you say what a part is for.
 #
 # ## 4 · Take heads away
 #
@@ -602,9 +602,9 @@ if real_model is not None:
 #
 # ## On your own
 #
-# Put at its mean, the first MLP of `tiny` is hardly missed *on repeated tokens* (section 3's plot). Is it dispensable for the text that the
-# model was trained on (`sample_text(model, 10, 101)`)? Hand in a claim, a number with its interval, the control, what
-# would have refuted you, and what it does not show.
+# Put at its mean, the first MLP of `tiny` is hardly missed *on repeated tokens* (section 3's plot). Is it dispensable
+# for the text that the model was trained on (`sample_text(model, 10, 101)`)? Hand in a claim, a number with its
+# interval, the control, what would have refuted you, and what it does not show.
 
 # %% tags=["solution-only"]
 stories = sample_text(model, 10, 2 * SEQ_LEN + 1)

@@ -225,9 +225,9 @@ plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", 
 
 # %% [markdown]
 # Many heads copy, and most of them are not induction heads. In `tiny` some heads of the last layers have a score near
-# −1: they would *lower* the logit of whatever they look at. So would the previous-token head 0.2 (−0.72), but lesson
-# 03 measured that it says next to nothing about the right token. A circuit says in which direction a head would push, not how
-# hard, or whether the output is its audience.
+# −1: they would *lower* the logit of whatever they look at. So would the previous-token head 0.2 (−0.72), but lesson 03
+# measured that it says next to nothing about the right token. A circuit says in which direction a head would push, not
+# how hard, or whether the output is its audience.
 #
 # ## 4 · What does a head look for?
 #

@@ -401,15 +401,16 @@ if "own-position head" in senders:
 measured("previous-token head's effect through induction keys", needed, unit="share")
 
 # %% [markdown]
-# In `tiny` nearly all of the previous-token head's effect goes through the induction heads' keys. That path is
-# needed, and alone it is nearly enough: K-composition, confirmed. And the riddle of head 0.3 is solved. The induction heads read the
-# *present* token from it, in their queries (what to look for) and their values (what to copy): Q- and
+# In `tiny` nearly all of the previous-token head's effect goes through the induction heads' keys. That path is needed,
+# and alone it is nearly enough: K-composition, confirmed. And the riddle of head 0.3 is solved. The induction heads
+# read the *present* token from it, in their queries (what to look for) and their values (what to copy): Q- and
 # V-composition.
 #
 # If you predicted that the queries would bring back most of it: a share of 1.09 suggests so, but says only that
 # breaking this path does all the harm, not that the path alone would do. Queries and values of 0.3 are an **AND**.
-# Break either, and most of the harm is done, so their shares sum to more than 1. Queries say
-# where to look and values what to copy, and one without the other helps little. Only both are enough. The textbook circuit has two heads. This one needs a third.
+# Break either, and most of the harm is done, so their shares sum to more than 1. Queries say where to look and values
+# what to copy, and one without the other helps little. Only both are enough. The textbook circuit has two heads. This
+# one needs a third.
 #
 # The ablated losses are near chance (ln 988 = 6.9), where more harm hardly shows. By the logit of the right token
 # the shares differ somewhat: the verdict stands, the second digit does not.

@@ -506,11 +506,11 @@ claim(f"without latent {some} the token it promotes becomes less likely than wit
       effect["own"], "<", effect["random"], unit="nats")
 
 # %% [markdown]
-# So in `tiny` the latent is a cause. (Partly by construction: we watch the very token that its direction promotes.) But
-# is it an important one? The KL says how much the whole prediction moved: next to
-# nothing. The promoted token was unlikely at most of these places, and half a nat of very little is very little.
-# "Its direction promotes this token" is true, and tells you almost nothing about what the model predicts there. Put
-# both numbers beside a latent's name.
+# So in `tiny` the latent pushes its token. That is partly by construction: we watch the very token that its direction
+# promotes, and another direction would push another token. But is it important here? The KL says how much the whole
+# prediction moved: next to nothing. The promoted token was unlikely at most of these places, and half a nat of very
+# little is very little. "Its direction promotes this token" is true, and tells you almost nothing about what the model
+# predicts there. Put both numbers beside a latent's name.
 #
 # ## 8 · The answer key
 #
@@ -690,11 +690,11 @@ if len(asked) > 1:
 pd.DataFrame(knows).round(2)
 
 # %% [markdown]
-# So in `tiny` the facts are *in* the dictionary, and few of them *are* entries of it: they are **distributed** over
-# 5 to 20 latents. "Inside a quotation" goes from about two thirds to 0.94. But the control, 20 axes of the stream, knows
-# about as much, and nobody trained an axis to mean anything. The stream holds these facts spread out; the dictionary
-# keeps them, and makes them no easier to name. And for "the first sentence" and "we know where the actor is" the place
-# alone has an AUC of 0.86, so there even a probe of 0.98 is less than it seems.
+# So in `tiny` the facts are *in* the dictionary, and few of them *are* entries of it: they are **distributed** over 5
+# to 20 latents. "Inside a quotation" goes from about two thirds to 0.94. But the control, 20 axes of the stream, is
+# hardly behind (by 0.03), and nobody trained an axis to mean anything. The stream holds these facts spread out; the
+# dictionary keeps them, and makes them no easier to name. And for "the first sentence" and "we know where the actor is"
+# the place alone has an AUC of 0.86, so there even a probe of 0.98 is less than it seems.
 #
 # One question does have a latent of its own. Look at its weak places, too, and silence it:
 
