@@ -487,11 +487,9 @@ if found:
                   for what, index in (("at the queries", AT_QUERIES), ("right after X", AFTER_X))}
     reveal("09.attention_left", attention.loc["all together", "own out"])
     reveal("09.prediction_moves", mean["all together"]["own out", AT_QUERIES])
-    print("Attention to the target, clean, and the share of it that each change leaves")
-    display(attention.round(2))
+    display(attention.round(2).rename_axis("attention: clean, share left"))
     for what, each in prediction.items():
-        print(f"How far the prediction moves {what}: KL(clean‖changed), nats")
-        display(each.round(4))
+        display(each.round(4).rename_axis(f"KL {what}, nats"))
     display(plot_bars({way: {name: attention.loc[name, way] for name in groups} for way in WAYS[1:]},
                       "share of the attention to the target that is left",
                       title=f"{MODEL}: what one latent does to the attention"))
@@ -510,7 +508,7 @@ if found:
 # that 159 says "the" to them: without it the prediction moves by 0.07 nats here, by whatever path, and under its
 # control it moves, too.)
 #
-# Now the second table.
+# Now the other two tables.
 
 # %%
 if found:
@@ -520,16 +518,16 @@ if found:
           per_text(rest, "own out", AFTER_X), ">", per_text(rest, "control", AFTER_X), unit="nats")
     claim("at these queries it moves less than a hundredth as far", per_text(rest, "own out", AT_QUERIES), "<",
           per_text(rest, "own out", AFTER_X) / 100, unit="nats")
-    for way, against in {"own out": "the recommended one", "other's control": "its control"}.items():
-        claim(f"for {named[often]} less attention is left without the dismissed latent than without {against}",
+    for way, against in {"own out": "without the recommended one", "other's control": "under its control"}.items():
+        claim(f"for {named[often]} less attention is left without the dismissed latent than {against}",
               per_text([often], "other out", ATTENTION), "<", per_text([often], way, ATTENTION),
               unit="attention per query")
 
 # %% [markdown]
 # The heads look elsewhere, and the model says the same: at the queries the prediction moves by about a
 # ten-thousandth of a nat. (Is that more than under the control? Too little to tell.) Nor should it move: apart from
-# "the", what came after X before hardly ever comes after it again (second column). What the model does use is the
-# latent itself, where it is active: without it the prediction right after "met" moves by more than a nat.
+# "the", what came after X before hardly ever comes after it again ("target is next"). What the model does use is
+# the latent itself, where it is active: without it the prediction right after "met" moves by more than a nat.
 #
 # The honest conclusion is shorter than the one we set out to find: *the latents are there, the heads' attention
 # depends on them, and at these queries next to no prediction depends on that attention.* To show that they are the
