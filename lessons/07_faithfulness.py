@@ -33,6 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from course_utils.claims import claim
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
 from course_utils.faithfulness import SAEBENCH, SAELENS, evaluate_sae
+from course_utils.language import StoryLanguage
 from course_utils.measured import measured
 from course_utils.models import load_model, load_real_model
 from course_utils.passes import collect_activations
@@ -120,7 +121,7 @@ reveal("07.share_better", round((delta[moved] < 0).float().mean().item(), 2))
 print(f"moved: {moved.float().mean():.0%} of the tokens")
 print(f"ΔCE: mean {delta.mean():.4f} nats, standard deviation {delta.std():.3f}")
 plot_histogram(delta[moved].clamp(-1, 1), "ΔCE of one token (nats; the ends collect what lies beyond)",
-               "tokens that moved", bins=60, title=f"{MODEL}: harm and help are nearly as frequent")
+               "tokens that moved", bins=60, title=f"{MODEL}: the tokens that moved")
 
 # %% [markdown]
 # If you said "hardly any": a patch that knows nothing of $t$ pushes its probability about, and a small push raises
@@ -206,13 +207,14 @@ measured("reconstruction score of the shipped autoencoder", report.reconstructio
 # ## 5 · Autoencoders whose value is known
 #
 # Any object with `encode` and `decode` can be evaluated. Here are some that no one would ship, and one rival that
-# someone might: PCA, fitted to other text, with as many components as the autoencoder has active latents.
+# someone might: PCA, fitted to other text. An active latent says two things, its value and which one it is, so PCA
+# gets two components for each.
 
 # %%
 seen = collect_activations(model, HOOK, tokens).unflatten(0, (N, -1))                # [n, pos-1, d_model]
 mean_activation = seen[:, :-1].mean(dim=(0, 1))                                     # of the counted positions
 other_text = collect_activations(model, HOOK, sample_text(model, n=4 * N, length=LENGTH, seed=6)).double()
-centre, K = other_text.mean(dim=0), min(sae.k, model.cfg.d_model - 1)
+centre, K = other_text.mean(dim=0), min(2 * sae.k, model.cfg.d_model - 1)
 components = torch.linalg.eigh((other_text - centre).T @ (other_text - centre)).eigenvectors[:, -K:].float()
 
 
@@ -296,8 +298,8 @@ table(found, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "l
 #   of x. In `tiny` its explained variance is *below zero* and its score still looks publishable. With a decoder of
 #   its own it is worse than zeros: the *tying* does the work, not the dictionary.
 # - **Decoder shuffled**: the right latents, the wrong directions. A wrong answer is worse than none.
-# - **PCA** is the honest rival, a linear code with as many numbers for each token. Beside it, "a KL of 0.007"
-#   becomes evidence *for* the autoencoder.
+# - **PCA** is the honest rival, a linear code of the same length. Beside it, "a KL of 0.007" becomes evidence *for*
+#   the autoencoder.
 
 # %%
 def kl_of(reconstruct, hook_name=HOOK):
@@ -307,7 +309,8 @@ def kl_of(reconstruct, hook_name=HOOK):
 
 kl = kl_of(sae)
 kl_pca, kl_twice = (kl_of(suspects[name]) for name in (f"PCA, {K} components", "twice as long"))
-claim(f"{K} latents are more faithful than {K} principal components", kl.mean(dim=1), "<", kl_pca.mean(dim=1), unit="nats")
+claim(f"{sae.k} latents are more faithful than {K} principal components", kl.mean(dim=1), "<", kl_pca.mean(dim=1),
+      unit="nats")
 claim("twice as long costs more, whatever its score says", kl_twice.mean(dim=1), ">", kl.mean(dim=1), unit="nats")
 
 # %% [markdown]
@@ -392,9 +395,9 @@ print(f"KL {flat.mean():.4f} nats; interval from sequences {by_sequence[0]:.4f} 
       f"from tokens {by_token[0]:.4f} to {by_token[1]:.4f}")
 
 # %% [markdown]
-# Here the intervals are nearly the same, because difficulty changes from sentence to sentence and the texts are
-# alike. Where whole texts differ (languages, code among prose), the tokens' interval can be several times too
-# narrow. Resampling sequences is right in either case and costs nothing.
+# Here the intervals are nearly the same, as if the tokens were independent. Where whole texts differ (languages,
+# code among prose), the tokens' interval can be several times too narrow. Resampling sequences is right in either
+# case and costs nothing.
 #
 # `evaluate_sae` reports every mean with such an interval, over one shared mask, pooled, in nats.
 # (`to_frame("bits")` gives bits, of ln 2 = 0.693 nats each.) Of its 23 rows those that we have met:
@@ -530,6 +533,11 @@ resampled_shares = torch.tensor([share_of_top(kl[row]) for row in draws])
 interval = resampled_shares.quantile(torch.tensor([0.025, 0.975])).tolist()
 claim("one token in a hundred has more of the KL than if it were exponentially distributed",
       (share_of_top(kl), *interval), ">", 0.01 * (1 + torch.tensor(100.0).log().item()), unit="of the sum")
+if MODEL == "tiny":
+    after_the = torch.isin(tokens[:, 1:-1].cpu(), torch.tensor([StoryLanguage().ids[word] for word in ("the", "The")]))
+    after, other = ((kl * where).sum(dim=1) / where.sum(dim=1) for where in (after_the, ~after_the))
+    print(f"after 'the': {after_the.float().mean():.0%} of the tokens, {kl[after_the].sum() / kl.sum():.0%} of the KL")
+    claim("a token after 'the' costs more than one elsewhere", after, ">", other, unit="nats")
 for place in kl.flatten().topk(6).indices.tolist():
     row, position = place // kl.shape[1], place % kl.shape[1] + 1
     before, after = tokens[row, max(0, position - 9):position + 1].tolist(), tokens[row, position + 1:position + 2].tolist()
@@ -538,8 +546,10 @@ for place in kl.flatten().topk(6).indices.tolist():
 # %% [markdown]
 # In `tiny` the KL is nearly 0 at the first positions, where the stream carries little to lose, and some thirty
 # times larger later. And the mean *is* a few tokens. With an exponential distribution the largest hundredth would
-# hold $0.01\,(1 + \ln 100)$ = 5.6 % of the sum; here it is more than half. Most of the expensive places follow
-# "the", where the model must remember which thing, and who holds it. A fine mean can hide the loss of just that.
+# hold
+# $0.01\,(1 + \ln 100)$ = 5.6 % of the sum; here it is about ten times that. A token after "the", where the model must
+# remember which thing, costs several times as much as another, though the dearest of all is of another kind. A fine
+# mean can hide the loss of just that.
 #
 # ## 12 · Which of two is better?
 #
@@ -588,7 +598,7 @@ if neighbour in shipped_saes(MODEL):
 
 # %% [markdown]
 # In `tiny` the paired interval of the KLs does not hold 0: layer 3 costs more. That of the ΔCEs does, and it is as
-# wide, although the difference is ten times smaller. On these 48 texts ΔCE cannot tell the two apart, nor can a
+# wide, although the difference is several times smaller. On these 48 texts ΔCE cannot tell the two apart, nor can a
 # score built on it. (Besides, the scores' landmark `ce_zero` moves from layer to layer.)
 #
 # ## 13 · Does it hold in a real language model?

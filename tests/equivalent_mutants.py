@@ -278,38 +278,8 @@ EQUIVALENT = {
         "  noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0)).to(latent)":
             "all three have the same dtype and device",
         "across = noise - noise @ direction / (direction @ direction) * direction  =>"
-        "  across = noise + noise @ direction / (direction @ direction) * direction":
-            "it need not be at right angles: at random it hardly lies along the latent's direction",
-        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
-        "  across = noise":
-            "it need not be at right angles: at random it hardly lies along the latent's direction",
-        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
-        "  across = noise - noise @ direction / (direction @ direction) / direction":
-            "it need not be at right angles: at random it hardly lies along the latent's direction",
-        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
-        "  across = noise - noise @ direction / (direction @ direction)":
-            "it need not be at right angles: at random it hardly lies along the latent's direction",
-        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
-        "  across = noise - direction":
-            "it need not be at right angles: at random it hardly lies along the latent's direction",
-        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
-        "  across = noise - noise @ direction * direction":
-            "it need not be at right angles: at random it hardly lies along the latent's direction",
-        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
-        "  across = noise - direction @ direction * direction":
-            "it need not be at right angles: at random it hardly lies along the latent's direction",
-        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
         "  across = noise - direction @ noise / (direction @ direction) * direction":
-            "it need not be at right angles: at random it hardly lies along the latent's direction",
-        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
-        "  across = noise - noise / (direction @ direction) * direction":
-            "it need not be at right angles: at random it hardly lies along the latent's direction",
-        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
-        "  across = noise - direction / (direction @ direction) * direction":
-            "it need not be at right angles: at random it hardly lies along the latent's direction",
-        "across = noise - noise @ direction / (direction @ direction) * direction  =>"
-        "  across = noise - noise @ direction / direction * direction":
-            "it need not be at right angles: at random it hardly lies along the latent's direction",
+            "a product of two vectors does not depend on their order",
         "return x - latent[..., None] * across * direction.norm() / across.norm()  =>"
         "  return x + latent[..., None] * across * direction.norm() / across.norm()":
             "the opposite direction is as far away",

@@ -100,23 +100,33 @@ def controlled(answer):
     return f"""
 def f(x, latent, direction):
     noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(7))
-    unit = noise / noise.norm()
+    across = noise - (noise @ direction) / (direction @ direction) * direction
+    unit = across / across.norm()
     size = latent[..., None] * direction.norm()
     return {answer}
 """
 
 
 def another_at_each_position(x, latent, direction):
-    """As lesson 08's ε-random: a direction for each position."""
+    """As lesson 08's ε-random: a direction for each position, here at right angles to the latent's."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    unit = direction / direction.norm()
+    noise = noise - torch.einsum("npd,d->np", noise, unit)[..., None] * unit
     distance = latent[..., None] * direction.norm()
     return x + distance * noise / noise.norm(dim=-1, keepdim=True)
 
 
 def shuffled_direction(x, latent, direction):
-    """The direction's own numbers, in another order."""
+    """The direction's own numbers, in another order: in part still along it."""
     order = torch.randperm(len(direction), generator=torch.Generator().manual_seed(0))
     return x - torch.einsum("np,d->npd", latent, direction[order])
+
+
+def swapped_pairs(x, latent, direction):
+    """Pairs of components change places, one of them with its sign flipped: a right angle without a random number."""
+    pairs = direction.unflatten(0, (-1, 2))
+    turned = torch.stack([pairs[:, 1], -pairs[:, 0]], dim=1).flatten()
+    return x + torch.einsum("np,d->npd", latent, turned)
 
 
 def control_in_place(x, latent, direction):
@@ -400,9 +410,11 @@ ANSWERS = {
             Wrong(controlled("size * unit"), says="positions are changed where the latent is not active"),
             Wrong(controlled("(x - size * unit)[:, 1:]"), says="[n, pos, d]"),
             Wrong(control_in_place, says="changes its input"),
+            Wrong(controlled("x - size * noise / noise.norm()"), says="a part of this lies along"),
+            Wrong(shuffled_direction, says="a part of this lies along"),
         ],
         accept=[
-            controlled("x - size * unit"), controlled("x + size * unit"), another_at_each_position, shuffled_direction,
+            controlled("x - size * unit"), controlled("x + size * unit"), another_at_each_position, swapped_pairs,
         ],
     ),
     "09.effect_of": Answers(

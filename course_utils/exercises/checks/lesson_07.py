@@ -679,7 +679,7 @@ EXERCISES = [
             "With `m = x.mean(0)`: `(m.expand_as(x), 0.0)`, `((x + m) / 2, 0.75)`, and `(x + v, 0.0)` for a vector v "
             "whose squared length is `(x - m).pow(2).sum(1).mean()`.",
         ),
-        minutes=12,
+        minutes=18,
         difficulty=3,
     ),
 ]

@@ -287,6 +287,7 @@ CONTROL_SAYS = {
     "nothing": "nothing is changed: a control that does nothing cannot show what a change of this size does",
     "where": "positions are changed where the latent is not active: change the same ones as taking it out does",
     "same": "this is along the latent's own direction, so it changes what the latent says: go in another direction",
+    "partly": "a part of this lies along the latent's own direction: subtract it from your vector, v − (v·w / w·w) w",
     "length": "the change is not as large: at each position ‖change‖ must be latent · ‖direction‖",
     "input": MIX_SAYS["input"],
 }
@@ -294,7 +295,7 @@ CONTROL_SAYS = {
 
 @property_check(mistakes=tuple(CONTROL_SAYS.values()))
 def is_a_control(attempt):
-    """the same positions, changes of the same size, in another direction"""
+    """the same positions, changes of the same size, in a direction at right angles to the latent's"""
     for n, length, d, seed in ((3, 9, 64, 0), (2, 20, 256, 1)):
         x, latent = 5 * drawn(n, length, d, seed=seed) + 1, 3 * drawn(n, length, seed=seed + 1).relu()
         direction = drawn(d, seed=seed + 2)
@@ -308,10 +309,12 @@ def is_a_control(attempt):
         size, wanted = change.norm(dim=-1), 1.7 * latent.double()
         require(size.max() > 1e-3, CONTROL_SAYS["nothing"], **inputs)
         require(size[latent == 0].max() < 1e-3, CONTROL_SAYS["where"], got=size[latent == 0], **inputs)
-        along = torch.cosine_similarity(change, direction.double(), dim=-1)[(latent > 0) & (size > 0)].abs()
-        require(along.max() < 0.6, CONTROL_SAYS["same"], got=f"cosines up to {along.max():.2f}", **inputs)
+        along = torch.cosine_similarity(change, direction.double(), dim=-1)[(latent > 0.1) & (size > 0)].abs()
+        cosines = f"cosines up to {along.max():.2g}"
+        require(along.max() < 0.6, CONTROL_SAYS["same"], got=cosines, **inputs)
         require(((size - wanted).abs() <= 0.02 * wanted + 1e-3).all(), CONTROL_SAYS["length"],
                 got=size[0], expected=wanted[0], **inputs)
+        require(along.max() < 1e-3, CONTROL_SAYS["partly"], got=cosines, expected="0", **inputs)
 
 
 EXERCISES = [
@@ -366,10 +369,11 @@ EXERCISES = [
         hints=(
             "Taking the latent out changes x by `latent[..., None] * direction`. What should a control share with that "
             "change, and in what must it differ?",
-            "The same positions, the same size, another direction: any vector as long as `direction` that does not "
-            "point along it. One at random will do.",
-            "`noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0))`, then "
-            "`x - latent[..., None] * noise * direction.norm() / noise.norm()`.",
+            "The same positions, the same size, another direction: any vector as long as `direction` and at right "
+            "angles to it. Take one at random and subtract its part along `direction`.",
+            "`v = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0))`, "
+            "`v = v - (v @ direction) / (direction @ direction) * direction`, then "
+            "`x - latent[..., None] * v * direction.norm() / v.norm()`.",
         ),
         minutes=8,
         difficulty=2,
