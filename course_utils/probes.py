@@ -79,7 +79,7 @@ def logistic_probe(x: Float[Tensor, "m d"], labels: Bool[Tensor, "m"], *, ridge:
         while loss(weights - length * step) > loss(weights) and length > 1e-6:      # too far: halve the step
             length /= 2
         weights = weights - length * step
-        if slope.norm() < 1e-9:
+        if slope.norm() < 1e-7:
             break
     return (weights[:-1] / spread).to(x)
 
@@ -127,11 +127,11 @@ def auc_by_text(
 
 
 def steering(
-    direction: Float[Tensor, "d"], strength: float, start: int = 1
+    direction: Float[Tensor, "d"], strength: float | Float[Tensor, "n"], start: int = 1
 ) -> Callable[[Float[Tensor, "n pos d"], Any], Float[Tensor, "n pos d"]]:
     """A hook that moves the stream along a direction, from position `start` on, by `strength` (in the stream's unit).
 
-    The direction's own length does not count.
+    The direction's own length does not count. A strength for each text is possible.
 
     Raises:
         ValueError: if the direction is 0 or not finite.
@@ -140,7 +140,7 @@ def steering(
 
     def hook(x: Float[Tensor, "n pos d"], hook: Any) -> Float[Tensor, "n pos d"]:
         x = x.clone()
-        x[:, start:] += strength * unit.to(x)
+        x[:, start:] += torch.as_tensor(strength).to(x).reshape(-1, 1, 1) * unit.to(x)
         return x
     return hook
 

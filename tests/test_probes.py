@@ -104,6 +104,8 @@ def test_steering_by_hand():
     moved = steering(direction, 10.0, start=1)(x, None)
     assert moved[:, 0].tolist() == [[0, 0]] * 2 and x.abs().max() == 0
     torch.testing.assert_close(moved[:, 1:], torch.tensor([6.0, 8.0]).expand(2, 2, 2))
+    each = steering(direction, torch.tensor([5.0, -5.0]))(x, None)
+    assert each[:, 1].tolist() == [[3, 4], [-3, -4]]
 
 
 def test_setting_leaves_what_is_orthogonal():
