@@ -74,7 +74,8 @@ def logistic_probe(x: Float[Tensor, "m d"], labels: Bool[Tensor, "m"], *, ridge:
     for _ in range(NEWTON_STEPS):
         p = (z @ weights).sigmoid()
         slope = z.T @ (p - wanted) / len(z) + penalty * weights
-        curvature = (z * (p * (1 - p))[:, None]).T @ z / len(z) + penalty.clamp(min=1e-12).diag()
+        spread_out = (z * (p * (1 - p)).sqrt()[:, None]).float()                    # the slope says where to stop
+        curvature = (spread_out.T @ spread_out).double() / len(z) + penalty.clamp(min=1e-9).diag()
         step, length = torch.linalg.solve(curvature, slope), 1.0
         while loss(weights - length * step) > loss(weights) and length > 1e-6:      # too far: halve the step
             length /= 2
@@ -97,8 +98,8 @@ def auc_by_text(
 ) -> Float[Tensor, "n"]:
     """The AUC of all texts together, as one number for each: n · AUC − (n − 1) · AUC without the text.
 
-    These jackknife pseudo-values (Tukey, 1958) average about the AUC, and two probes' can be paired text by text, although
-    an AUC compares positions of different texts. Positions where `known` is False do not count.
+    These jackknife pseudo-values (Tukey, 1958) average about the AUC, and two probes' can be paired text by text,
+    although an AUC compares positions of different texts. Positions where `known` is False do not count.
 
     Raises:
         ValueError: if without one of the texts all positions, or none, are labelled.
@@ -119,7 +120,7 @@ def auc_by_text(
         return table.sum() - table.sum(dim=0) - table.sum(dim=1) + table.diagonal()
 
     if (without(pairs) <= 0).any():
-        raise ValueError("without one of the texts all positions, or none, are labelled: there is nothing to tell apart")
+        raise ValueError("without one of the texts all positions, or none, are labelled: nothing is left to tell apart")
     return (n * won.sum() / pairs.sum() - (n - 1) * without(won) / without(pairs)).float()
 
 

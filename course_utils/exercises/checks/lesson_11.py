@@ -105,7 +105,8 @@ def steer_cases() -> list[Case]:
 def truth_cases() -> list[Case]:
     def case(n, vocab, seed, label):
         truth = drawn(n, vocab, seed=seed).masked_fill(drawn(n, vocab, seed=seed + 1) > 0.5, -torch.inf)
-        return Case(truth.log_softmax(-1), drawn(n, vocab, seed=seed + 2) * 3, torch.arange(vocab) % 4 == 1, label=label)
+        logits, leave_out = drawn(n, vocab, seed=seed + 2) * 3, torch.arange(vocab) % 4 == 1
+        return Case(truth.log_softmax(-1), logits, leave_out, label=label)
     return [case(3, 11, 0, "3 predictions of 11 tokens, some of them impossible"), case(5, 20, 5, "5 of 20")]
 
 
@@ -139,8 +140,8 @@ MEANS_MISTAKES = variants(difference_of_means, {
 WHOLE, EACH = "of(everyone & (torch.arange(n) != left))", "n * whole - (n - 1) * "
 TEXT_MISTAKES = variants(auc_by_text, {
     "this is the AUC within each text: an AUC of all texts compares positions of different ones, too":
-        "torch.stack([of(torch.arange(n) == only) if 0 < labels[only][known[only]].float().mean() < 1 else whole * 0 + 0.5 "
-        "for only in range(n)])",
+        "torch.stack([of(torch.arange(n) == only) if 0 < labels[only][known[only]].float().mean() < 1 "
+        "else whole * 0 + 0.5 for only in range(n)])",
     "these are the AUCs without each text: n · AUC − (n − 1) · that": {EACH: ""},
     "these are only differences from the AUC of all: n · AUC − (n − 1) · AUC without the text":
         ({EACH: "whole - "}, {EACH: "(n - 1) * whole - (n - 1) * "}),
@@ -170,19 +171,24 @@ STEER_MISTAKES = variants(steered_logits, {
 })
 
 
+def _any(got, kind):
+    return isinstance(got, torch.Tensor) and got.is_floating_point() and bool(kind(got).any())
+
+
 LEFT_OUT = ".masked_fill(leave_out, -torch.inf)"
 TRUTH_MISTAKES = variants(distance_from_truth, {
     "not a number: where the truth is impossible, 0 · log 0 counts 0":
-        seen(lambda got, expected: isinstance(got, torch.Tensor) and got.is_floating_point() and bool(got.isnan().any())),
+        seen(lambda got, expected: _any(got, torch.isnan)),
     "this is KL(model‖truth), or infinite: the truth comes first":
-        seen(lambda got, expected: isinstance(got, torch.Tensor) and got.is_floating_point() and bool(got.isinf().any())),
+        seen(lambda got, expected: _any(got, torch.isinf)),
     "nothing is left out: set the left-out tokens to −inf in both, then normalise":
         ({f"true_log_probs{LEFT_OUT}": "true_log_probs", f"logits{LEFT_OUT}": "logits"},
          {f"true_log_probs{LEFT_OUT}.log_softmax(dim=-1)": f"true_log_probs{LEFT_OUT}", f"logits{LEFT_OUT}": "logits"}),
     "the truth is not normalised again without the tokens that are left out":
         {f"true_log_probs{LEFT_OUT}.log_softmax(dim=-1)": f"true_log_probs{LEFT_OUT}"},
     "the model still gives probability to the tokens that are left out": {f"logits{LEFT_OUT}": "logits"},
-    "the wrong tokens are left out: `leave_out` is True where a token does not count": {"leave_out, -": "~leave_out, -"},
+    "the wrong tokens are left out: `leave_out` is True where a token does not count":
+        {"leave_out, -": "~leave_out, -"},
     "in bits: give nats": "torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0).sum(dim=-1) / 0.6931472",
     "this is a mean over tokens: sum over them": {"0).sum(dim=-1)": "0).mean(dim=-1)"},
     "this is the cross-entropy: subtract the truth's entropy": {"(log_p - log_q)": "(-log_q)"},
@@ -244,13 +250,13 @@ def worse_examples_check(attempt):
         require(torch.equal(rows, again[0]) and torch.equal(found, again[1]), SPOILED_SAYS["rng"])
         wrong = found ^ labels[rows]
         share = wrong.float().mean().item()
-        require(abs(share - noise) < 0.05, SPOILED_SAYS["rate"], got=f"{share:.3f}", expected=f"about {noise}")
         require(not torch.equal(wrong, draw(30, noise, 2)[1] ^ labels[draw(30, noise, 2)[0]]), SPOILED_SAYS["rng"])
         by_row, by_column = wrong.float().mean(dim=1), wrong.float().mean(dim=0)
         require(max(by_row.std(), by_column.std()) < 0.14, SPOILED_SAYS["stretches"])
         of_yes, of_no = wrong[labels[rows]].float().mean().item(), wrong[~labels[rows]].float().mean().item()
         require(abs(of_yes - of_no) < 0.08, SPOILED_SAYS["one way"], got=f"{of_yes:.2f} of yes, {of_no:.2f} of no",
                 expected=f"about {noise} of both")
+        require(abs(share - noise) < 0.05, SPOILED_SAYS["rate"], got=f"{share:.3f}", expected=f"about {noise}")
 
 
 EXERCISES = [
