@@ -427,20 +427,21 @@ def pure_latents(
 
 
 # %%
-def covers(name, active):
-    """Pure latents of `learn`, and what of the labelled positions of `judge` they cover: together by text, one alone."""
+def covers(name):
+    """Pure latents of `learn`, and the share of a text's labelled positions in `judge` that all, and the best, cover."""
     label, known = learn.key[name]
-    pure = pure_latents(active(learn)[known], label[known], 0.9, 20)
+    pure = pure_latents(learn.f[known] > 0, label[known], 0.9, 20)
     label, known = judge.key[name]
-    y, on = label & known, active(judge)[..., pure]
-    return int(pure.sum()), (on.any(dim=-1) & y).sum(dim=1) / y.sum(dim=1).clamp(min=1), (
-        (on & y[..., None]).sum(dim=(0, 1)) / y.sum()).max().item() if pure.any() else 0.0
+    y = label & known
+    on, number_of = (judge.f[..., pure] > 0) & y[..., None], y.sum(dim=1).clamp(min=1)
+    each = on.sum(dim=1) / number_of[:, None]                       # [text, pure latent]
+    return int(pure.sum()), on.any(dim=-1).sum(dim=1) / number_of, each[:, each.mean(dim=0).argmax()] if pure.any() else 0
 
 
-split = {name: covers(name, lambda stories: stories.f > 0) for name in QUESTIONS}
-for name, (number_of, share, alone) in split.items():
+split = {name: covers(name) for name in QUESTIONS}
+for name, (number_of, together, alone) in split.items():
     if number_of:
-        print(f"{name:28} {number_of:3} pure latents cover {share.mean():.2f}; the best of them alone {alone:.2f}")
+        print(f"{name:28} {number_of:3} pure latents cover {together.mean():.2f}; the best of them alone {alone.mean():.2f}")
 print("no pure latent:", ", ".join(name for name in QUESTIONS if not split[name][0]))
 _, together, alone = split["first sentence of a story"]
 claim("pure latents share the first sentence among them: together they cover more than twice what the best does alone",

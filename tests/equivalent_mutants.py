@@ -366,4 +366,11 @@ EQUIVALENT = {
         "found = torch.zeros(len(layers), len(positions))  =>  found = torch.ones(len(layers), len(positions))":
             "every entry is set",
     },
+    "11.worse_examples": {
+        "wrong = torch.rand(seen_labels.shape, generator=rng) < noise  =>"
+        "  wrong = torch.rand(seen_labels.shape, generator=rng) <= noise":
+            "a random number hardly ever equals the share",
+        "return (rows, seen_labels ^ wrong)  =>  return (rows, wrong ^ seen_labels)":
+            "exclusive or is symmetric",
+    },
 }
