@@ -373,4 +373,12 @@ EQUIVALENT = {
         "return (rows, seen_labels ^ wrong)  =>  return (rows, wrong ^ seen_labels)":
             "exclusive or is symmetric",
     },
+    "11.auc_by_text": {
+        "return auc(values[asked][:, None], labels[asked])[0]  =>  return auc(values[asked][:, None], labels[asked])[-1]":
+            "it is one AUC",
+        "n = len(values)  =>  n = len(labels)":
+            "both have a row for each text",
+        "n = len(values)  =>  n = len(known)":
+            "both have a row for each text",
+    },
 }

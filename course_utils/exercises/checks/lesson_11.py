@@ -30,9 +30,8 @@ def auc_by_text(
         return auc(values[asked][:, None], labels[asked])[0]
 
     n = len(values)
-    everyone = torch.ones(n, dtype=torch.bool)
-    whole = of(everyone)
-    return torch.stack([n * whole - (n - 1) * of(everyone & (torch.arange(n) != left)) for left in range(n)])
+    whole = of(torch.ones(n, dtype=torch.bool))
+    return torch.stack([n * whole - (n - 1) * of(torch.arange(n) != left) for left in range(n)])
 
 
 def worse_examples(
@@ -137,7 +136,7 @@ MEANS_MISTAKES = variants(difference_of_means, {
 })
 
 
-WHOLE, EACH = "of(everyone & (torch.arange(n) != left))", "n * whole - (n - 1) * "
+EACH = "n * whole - (n - 1) * "
 TEXT_MISTAKES = variants(auc_by_text, {
     "this is the AUC within each text: an AUC of all texts compares positions of different ones, too":
         "torch.stack([of(torch.arange(n) == only) if 0 < labels[only][known[only]].float().mean() < 1 "
