@@ -1,7 +1,8 @@
 """Who knows a fact, and who can change it: probes, axes, and steering along a direction.
 
 A probe is a direction: the larger x · direction, the likelier the label. It is judged by its AUC on texts that had no
-part in choosing it, with one number for each text, so that two probes can be compared text by text.
+part in choosing it, with one number for each text, so that two probes can be compared text by text. `sparse_probe` is the
+k-sparse probing of Gurnee et al. (2023, arXiv 2305.01610) with its cheapest choice: the k whose means differ most.
 """
 
 from __future__ import annotations
@@ -35,11 +36,7 @@ def difference_of_means(x: Float[Tensor, "m d"], labels: Bool[Tensor, "m"]) -> F
 
 
 def sparse_probe(latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"], k: int) -> Float[Tensor, "d_sae"]:
-    """A direction with at most k entries that are not 0, which tells labelled positions from the others.
-
-    The k whose means differ most, weighed by linear regression (the k-sparse probing of Gurnee et al., 2023,
-    arXiv 2305.01610, with its cheapest way of choosing).
-    """
+    """A direction with at most k entries that are not 0, which tells labelled positions from the others."""
     difference = latents[labels].mean(dim=0) - latents[~labels].mean(dim=0)
     chosen = difference.abs().topk(k).indices
     probe = torch.zeros_like(latents[0])

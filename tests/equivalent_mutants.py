@@ -374,11 +374,23 @@ EQUIVALENT = {
             "exclusive or is symmetric",
     },
     "11.auc_by_text": {
-        "return auc(values[asked][:, None], labels[asked])[0]  =>  return auc(values[asked][:, None], labels[asked])[-1]":
+        "return auc(values[asked][:, None], labels[asked])[0]  =>"
+        "  return auc(values[asked][:, None], labels[asked])[-1]":
             "it is one AUC",
         "n = len(values)  =>  n = len(labels)":
             "both have a row for each text",
         "n = len(values)  =>  n = len(known)":
             "both have a row for each text",
+    },
+    "11.distance_from_truth": {
+        "log_p = true_log_probs.masked_fill(leave_out, -torch.inf).log_softmax(dim=-1)  =>"
+        "  log_p = true_log_probs.masked_fill(leave_out, -torch.inf).log_softmax(dim=1)":
+            "the last axis is the second",
+        "log_q = logits.masked_fill(leave_out, -torch.inf).log_softmax(dim=-1)  =>"
+        "  log_q = logits.masked_fill(leave_out, -torch.inf).log_softmax(dim=1)":
+            "the last axis is the second",
+        "return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0).sum(dim=-1)  =>"
+        "  return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0).sum(dim=1)":
+            "the last axis is the second",
     },
 }

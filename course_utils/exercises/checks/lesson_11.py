@@ -249,13 +249,13 @@ def worse_examples_check(attempt):
         require(torch.equal(rows, again[0]) and torch.equal(found, again[1]), SPOILED_SAYS["rng"])
         wrong = found ^ labels[rows]
         share = wrong.float().mean().item()
-        require(not torch.equal(wrong, draw(30, noise, 2)[1] ^ labels[draw(30, noise, 2)[0]]), SPOILED_SAYS["rng"])
         by_row, by_column = wrong.float().mean(dim=1), wrong.float().mean(dim=0)
         require(max(by_row.std(), by_column.std()) < 0.14, SPOILED_SAYS["stretches"])
         of_yes, of_no = wrong[labels[rows]].float().mean().item(), wrong[~labels[rows]].float().mean().item()
         require(abs(of_yes - of_no) < 0.08, SPOILED_SAYS["one way"], got=f"{of_yes:.2f} of yes, {of_no:.2f} of no",
                 expected=f"about {noise} of both")
         require(abs(share - noise) < 0.05, SPOILED_SAYS["rate"], got=f"{share:.3f}", expected=f"about {noise}")
+        require(not torch.equal(wrong, draw(30, noise, 2)[1] ^ labels[draw(30, noise, 2)[0]]), SPOILED_SAYS["rng"])
 
 
 EXERCISES = [
