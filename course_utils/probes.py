@@ -1,8 +1,8 @@
 """Who knows a fact, and who can change it: probes, axes, and steering along a direction.
 
 A probe is a direction: the larger x · direction, the likelier the label. It is judged by its AUC on texts that had no
-part in choosing it, with one number for each text, so that two probes can be compared text by text. `sparse_probe` is the
-k-sparse probing of Gurnee et al. (2023, arXiv 2305.01610) with its cheapest choice: the k whose means differ most.
+part in choosing it, with one number for each text, so that two probes can be compared text by text. `sparse_probe` is
+the k-sparse probing of Gurnee et al. (2023, arXiv 2305.01610) with its cheapest choice: the k whose means differ most.
 """
 
 from __future__ import annotations
