@@ -374,34 +374,64 @@ def fits(symbol: str, story: Story) -> list[str]:
     return SLOTS[symbol[1:-1]][0](story) if symbol.startswith("{") else [symbol]
 
 
+class Walk:
+    """Where a story has got to: its state, and its place in the trie."""
+
+    def __init__(self) -> None:
+        self.story, self.node, self.position, self.quote = Story(), grammar_trie(), 0, False
+
+    def options(self) -> dict[str, Edge]:
+        return self.node.open_doors(self.story).edges
+
+    def step(self, symbol: str, word: str, edge: Edge) -> dict[str, str | int | None]:
+        """Put a word on the page, through this edge; returns the labels."""
+        story = self.story
+        if symbol.startswith("{"):
+            SLOTS[symbol[1:-1]][1](story, word)
+        elif word in PLURAL_SUBJECTS:
+            story.plural = True
+        self.quote ^= word == '"'
+        self.node, self.position = edge.node, self.position + 1
+        labels = _labels(story, self.position, self.quote)
+        if not self.node.edges and not self.node.doors:             # the sentence is over
+            self.node, self.position = grammar_trie(), 0
+            story.mood, story.plural = None, False
+            story.sentences += 1
+            if word == "¶":
+                self.story = Story()
+        return labels
+
+
 def tell(rng: random.Random, with_truth: bool = False) -> Iterator[tuple[dict[str, float] | None, str, dict]]:
     """Yield (probability of every possible next word, the word drawn, labels once it is on the page), forever.
 
     The first item of a row is the distribution of its first word. `with_truth=False` leaves out the
     distribution (None) and is several times faster; the words drawn are the same.
     """
-    story = Story()
-    node, position = grammar_trie(), 0                              # where the sentence has got to
-    quote = False
+    walk = Walk()
     while True:
-        options = node.open_doors(story).edges
-        truth = distribution(options, story) if with_truth else None
+        options = walk.options()
+        truth = distribution(options, walk.story) if with_truth else None
         symbol = rng.choices(list(options), [edge.weight for edge in options.values()])[0]
-        words = fits(symbol, story)
+        words = fits(symbol, walk.story)
         word = words[int(rng.random() * len(words))]
-        if symbol.startswith("{"):
-            SLOTS[symbol[1:-1]][1](story, word)
-        elif word in PLURAL_SUBJECTS:
-            story.plural = True
-        quote ^= word == '"'
-        node, position = options[symbol].node, position + 1
-        yield truth, word, _labels(story, position, quote)
-        if not node.edges and not node.doors:                       # the sentence is over
-            node, position = grammar_trie(), 0
-            story.mood, story.plural = None, False
-            story.sentences += 1
-            if word == "¶":
-                story = Story()
+        yield truth, word, walk.step(symbol, word, options[symbol])
+
+
+def _follow(words: Sequence[str]) -> Iterator[tuple[dict[str, float], dict | None]]:
+    """As `tell`, for a text that is given; at its end the distribution of the word that follows, and None.
+
+    Raises:
+        ValueError: if a word cannot stand where it stands.
+    """
+    walk = Walk()
+    for place, word in enumerate(words, 1):
+        options = walk.options()
+        symbol = next((each for each in options if word in fits(each, walk.story)), None)
+        if symbol is None:
+            raise ValueError(f"word {place}, {word!r}, cannot follow {' '.join(words[max(0, place - 6):place - 1])!r}")
+        yield distribution(options, walk.story), walk.step(symbol, word, options[symbol])
+    yield distribution(walk.options(), walk.story), None
 
 
 def distribution(options: dict[str, Edge], story: Story) -> dict[str, float]:
@@ -528,6 +558,30 @@ class StoryLanguage:
                 log_probs[row, position, ids] = torch.tensor(list(probs.values())).log()
         entropy = torch.special.entr(log_probs.exp()).sum(-1) if truth else None
         return Sample(tokens, log_probs, entropy, labels)
+
+    def read(self, tokens: Int[Tensor, "n length"]) -> Sample:
+        """The truth about given texts: what may follow each word, and the labels, as `sample` has them for its own.
+
+        So one can ask what *should* follow if a word of a text were another.
+
+        Raises:
+            ValueError: if a row does not begin with BOS, or holds a word that cannot stand there.
+        """
+        n, length = tokens.shape
+        log_probs = torch.full((n, length, len(self.vocabulary)), -math.inf)
+        labels = {name: torch.zeros(n, length, dtype=torch.long) for name in LABELS}
+        for row, ids in enumerate(tokens.tolist()):
+            if ids[0] != self.bos_token_id:
+                raise ValueError(f"row {row} does not begin with {BOS}")
+            facts = [{"woman": -1, "actor": None, "place": None, "topic_place": None}]
+            for position, (probs, fact) in enumerate(_follow([self.vocabulary[index] for index in ids[1:]])):
+                known = [self.ids[word] for word in probs]
+                log_probs[row, position, known] = torch.tensor(list(probs.values())).log()
+                facts += [fact] if fact else []
+            for name, values in labels.items():
+                values[row] = torch.tensor([self._as_int(each.get(name, 0)) for each in facts])
+        entropy = torch.special.entr(log_probs.exp()).sum(-1)
+        return Sample(tokens.cpu(), log_probs, entropy, labels)
 
     def _as_int(self, fact: str | int | None) -> int:
         if fact is None:

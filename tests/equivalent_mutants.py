@@ -336,4 +336,31 @@ EQUIVALENT = {
         "found = torch.zeros(len(layers), len(positions))  =>  found = torch.ones(len(layers), len(positions))":
             "every entry is set",
     },
+    "11.worse_examples": {
+        "wrong = torch.rand(seen_labels.shape, generator=rng) < noise  =>"
+        "  wrong = torch.rand(seen_labels.shape, generator=rng) <= noise":
+            "a random number hardly ever equals the share",
+        "return (rows, seen_labels ^ wrong)  =>  return (rows, wrong ^ seen_labels)":
+            "exclusive or is symmetric",
+    },
+    "11.auc_by_text": {
+        "return auc(values[asked][:, None], labels[asked])[0]  =>"
+        "  return auc(values[asked][:, None], labels[asked])[-1]":
+            "it is one AUC",
+        "n = len(values)  =>  n = len(labels)":
+            "both have a row for each text",
+        "n = len(values)  =>  n = len(known)":
+            "both have a row for each text",
+    },
+    "11.distance_from_truth": {
+        "log_p = true_log_probs.masked_fill(leave_out, -torch.inf).log_softmax(dim=-1)  =>"
+        "  log_p = true_log_probs.masked_fill(leave_out, -torch.inf).log_softmax(dim=1)":
+            "the last axis is the second",
+        "log_q = logits.masked_fill(leave_out, -torch.inf).log_softmax(dim=-1)  =>"
+        "  log_q = logits.masked_fill(leave_out, -torch.inf).log_softmax(dim=1)":
+            "the last axis is the second",
+        "return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0).sum(dim=-1)  =>"
+        "  return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0).sum(dim=1)":
+            "the last axis is the second",
+    },
 }

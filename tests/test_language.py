@@ -502,3 +502,32 @@ def test_were_and_are_always_have_a_plural_subject(long_sample):
                 assert labels["plural"][i] == int(word in ("were", "are")), text
                 seen[word] += 1
     assert min(seen.values()) > 10
+
+
+# --- the truth about a given text --------------------------------------------------------------------------------
+
+
+def test_a_text_that_is_read_has_the_truth_and_the_labels_it_was_drawn_with(sample):
+    got = StoryLanguage().read(sample.tokens[:20])
+    assert torch.equal(got.true_log_probs, sample.true_log_probs[:20])
+    assert torch.equal(got.entropy, sample.entropy[:20]) and torch.equal(got.tokens, sample.tokens[:20])
+    for name, values in sample.labels.items():
+        assert torch.equal(got.labels[name], values[:20]), name
+
+
+def test_another_name_changes_what_should_follow():
+    words = StoryLanguage()
+    rows = [[words.bos_token_id, *words.encode(f"One day , {name} was in the mill .")] for name in ("Ada", "Tom")]
+    truth = words.read(torch.tensor(rows)).true_log_probs[:, -1].exp()
+    she, he = words.ids["She"], words.ids["He"]
+    assert truth[0, she] == truth[1, he] > 0.1 and truth[0, he] == truth[1, she] == 0
+    assert truth.sum(-1).tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("text", ["One day , Ada was in the mill . He went", "mill", "One day , Ada Ada"])
+def test_a_text_outside_the_language_is_refused(text):
+    words = StoryLanguage()
+    with pytest.raises(ValueError, match="cannot follow"):
+        words.read(torch.tensor([[words.bos_token_id, *words.encode(text)]]))
+    with pytest.raises(ValueError, match="does not begin"):
+        words.read(torch.tensor([words.encode("One day")]))

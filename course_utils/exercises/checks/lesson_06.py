@@ -16,7 +16,8 @@ from course_utils.exercises.checking import Case, CompareCases, Exercise, compar
 from course_utils.exercises.checks.shared import drawn
 from course_utils.exercises.mistakes import seen, variants
 from course_utils.latents import auc as fast_auc
-from course_utils.latents import dead_latents, linear_direction, top_activations
+from course_utils.latents import dead_latents, top_activations
+from course_utils.probes import sparse_probe
 from course_utils.sae import SparseAutoencoder
 
 # --- the course's answers; `SparseAutoencoder` and `latents` have their own versions --------------------------
@@ -96,15 +97,6 @@ def luck(
         asked = known[order]
         found.append(fast_auc(latent[asked][:, None], labels[order][asked]))
     return torch.cat(found)
-
-
-def sparse_probe(latents: Float[Tensor, "m d_sae"], labels: Bool[Tensor, "m"], k: int) -> Float[Tensor, "d_sae"]:
-    """A direction with at most k entries that are not 0, which tells labelled positions from the others."""
-    difference = latents[labels].mean(dim=0) - latents[~labels].mean(dim=0)
-    chosen = difference.abs().topk(k).indices
-    probe = torch.zeros_like(latents[0])
-    probe[chosen] = linear_direction(latents[:, chosen], labels)
-    return probe
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,663 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 11 · Are sparse autoencoders worth it?
+#
+# **The question.** Lesson 06 found facts in a dictionary, lesson 09 silenced its latents. Would something cheaper have done
+# as well? In 2025 two reports said so: probes on the raw stream read facts better than latents do, with few examples, under
+# noise and under shift (Kantamneni et al.), and a large laboratory gave dictionaries a lower priority after such results
+# (Smith et al.). Most of that had no answer key. Here there is one: thirteen labelled facts, and the true distribution of
+# the next token, even of a story that was changed.
+#
+# You will let a latent, a few latents, raw axes, principal axes, a difference of means and a dense probe compete: who
+# **reads** a fact, who can **change** it, who finds it **without being told its name**.
+#
+# **You need:** lesson 06. Lessons 08 and 10 help.
+
+# %%
+import os
+
+import pandas as pd
+import torch
+from IPython.display import display
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from course_utils import story_grammar as grammar
+from course_utils.claims import claim, estimate
+from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
+from course_utils.language import StoryLanguage
+from course_utils.latents import auc, latent_activations, story_labels, token_labels
+from course_utils.measured import measured
+from course_utils.metrics import explained_variance
+from course_utils.models import load_model, load_real_model
+from course_utils.pairs import number_pairs, sex_pairs
+from course_utils.passes import collect_activations
+from course_utils.probes import auc_by_text as fast_auc_by_text
+from course_utils.probes import hooked_logits, logistic_probe, principal_axes, sparse_probe, steering
+from course_utils.sae import SparseAutoencoder
+from course_utils.sae_files import load_shipped_sae, topk_sae_for
+from course_utils.sae_training import TrainingConfig, fit
+from course_utils.text import reads_stories, sample_text
+from course_utils.viz import plot_bars
+
+MODEL = os.environ.get("COURSE_MODEL", "tiny")
+model = load_model(MODEL)
+if not reads_stories(model) or MODEL != "tiny":
+    print(f"{MODEL} has no answer key, or no dictionaries: this lesson takes tiny")
+    MODEL, model = "tiny", load_model("tiny")
+HOOK, LENGTH, N = "blocks.2.hook_resid_pre", 128, 64
+words, sae = StoryLanguage(), load_shipped_sae(MODEL, "topk-2").to(model.cfg.device)
+
+
+class Stories:
+    """n texts: the stream x, word and place w, latents f, [n, pos, …] without BOS; and the answer to each question."""
+
+    def __init__(self, seed, n=N):
+        sample = StoryLanguage(seed).sample(n, LENGTH, truth=False)
+        labels, known = story_labels(sample)
+        self.tokens, everywhere = sample.tokens.to(model.cfg.device), torch.ones(n, LENGTH, dtype=torch.bool)
+        self.key = {name: (label[:, 1:], known.get(name, everywhere)[:, 1:]) for name, label in labels.items()}
+        self.x = collect_activations(model, HOOK, self.tokens).unflatten(0, (n, -1)).float().cpu()
+        self.w = collect_activations(model, "blocks.0.hook_resid_pre", self.tokens).unflatten(0, (n, -1)).float().cpu()
+        self.f = latent_activations(model, sae, self.tokens)[:, 1:]
+
+
+learn, judge = Stories(seed=1), Stories(seed=100)
+QUESTIONS = list(learn.key)
+axes = principal_axes(learn.x.flatten(0, 1))
+SIZE = learn.x.norm(dim=-1).mean().item()
+print(f"{len(QUESTIONS)} questions; {N} texts to learn from, {N} to be judged on; mean norm of the stream {SIZE:.0f}")
+
+# %% [markdown]
+# ## 1 · Who reads the fact?
+#
+# The cheapest probe is the vector between two means.
+
+# %%
+@exercise("11.difference_of_means")
+def difference_of_means(x: Float[Tensor, "m d"], labels: Bool[Tensor, "m"]) -> Float[Tensor, "d"]:
+    """The mean of the labelled activations minus that of the others."""
+    raise NotImplementedError
+
+
+# %% [markdown]
+# Readers are compared by their AUC (lesson 06). Its interval must be over *texts*, since positions of one text are not
+# independent; and two readers must be compared on the *same* texts. But an AUC compares positions of different texts, so no
+# text has one of its own. The **jackknife** gives each text a number nevertheless: what the AUC owes to it,
+# $$a_i = n\cdot\mathrm{AUC} - (n-1)\cdot\mathrm{AUC}_{\text{without text } i}.$$
+# Their mean is the AUC, nearly; their spread gives its error; and they can be paired.
+
+# %%
+@exercise("11.auc_by_text")
+def auc_by_text(
+    values: Float[Tensor, "n pos"], labels: Bool[Tensor, "n pos"], known: Bool[Tensor, "n pos"]
+) -> Float[Tensor, "n"]:
+    """For each text: n · AUC of all texts − (n − 1) · AUC of all but this one.
+
+    Only positions where `known` is True count. `auc(latents [m, d], labels [m])` is lesson 06's, [d].
+    """
+    raise NotImplementedError
+
+
+# %%
+some = "inside a quotation"
+one, mine = judge.key[some], auc_by_text(judge.x[..., 0], *judge.key[some])
+pooled = auc(judge.x[..., 0][one[1]][:, None], one[0][one[1]])[0]
+print(f"axis 0 on {some!r}: AUC {pooled:.3f}; by text {estimate(mine)}")
+
+# %% [markdown]
+# Ten readers. Everything is chosen on the texts to learn from. Two are controls that must not win: the **place** in
+# the text alone, and **word and place**, a dense probe on what enters layer 0. A third is no autoencoder: k **raw axes** of
+# the stream, chosen like k latents. (`sparse_probe` is lesson 06's; `logistic_probe` is a logistic regression on all 256
+# numbers with a small ridge penalty. Axes and latents that stand alone are turned upside down where that helps.)
+
+# %%
+def best_one(learned, y):
+    """A direction with one entry, 1 or −1: the number with the best AUC."""
+    scores = auc(learned, y)
+    best = int((scores - 0.5).abs().argmax())
+    return torch.nn.functional.one_hot(torch.tensor(best), len(scores)) * (1.0 if scores[best] > 0.5 else -1.0)
+
+
+def projected(stories):
+    return stories.x @ axes.T
+
+
+PLURAL = {"latent": "latents", "raw axis": "raw axes", "principal axis": "principal axes"}
+ALL_OF = {"latent": lambda stories: stories.f, "raw axis": lambda stories: stories.x, "principal axis": projected}
+READERS = {
+    "word and place": (lambda stories: stories.w, logistic_probe),
+    **{f"best {what}": (of, best_one) for what, of in ALL_OF.items()},
+    **{f"20 {PLURAL[what]}": (of, lambda z, y: sparse_probe(z, y, 20)) for what, of in ALL_OF.items()},
+    "difference of means": (lambda stories: stories.x, difference_of_means),
+    "dense probe": (lambda stories: stories.x, logistic_probe),
+}
+
+
+def judged(direction, of, name, where=None):
+    """One number for each text of `judge`."""
+    label, known = judge.key[name]
+    return fast_auc_by_text(of(judge) @ direction, label, known if where is None else known & where)
+
+
+def place_alone(name):
+    label, known = learn.key[name]
+    share = (label & known).sum(dim=0) / known.sum(dim=0).clamp(min=1)          # by position
+    return fast_auc_by_text(share.expand(N, -1), *judge.key[name])
+
+
+# %% [markdown]
+# **Predict before you look:** the mean AUC over the thirteen questions: how much better than 20 raw axes are 20 latents?
+
+# %%
+predict("11.twenty", None, unit="(AUC)")
+
+# %%
+score = {("place", name): place_alone(name) for name in QUESTIONS}
+for reader, (of, train) in READERS.items():
+    for name in QUESTIONS:
+        label, known = learn.key[name]
+        score[reader, name] = judged(train(of(learn)[known], label[known]), of, name)
+ROWS = ["place", *READERS]
+
+
+def overall(reader):
+    """The mean over questions, for each text."""
+    return torch.stack([score[reader, name] for name in QUESTIONS]).mean(dim=0)
+
+
+reveal("11.twenty", (overall("20 latents") - overall("20 raw axes")).mean())
+display(plot_bars({"AUC": {reader: tuple(estimate(overall(reader))) for reader in ROWS}},
+                  "mean AUC over 13 facts, on text that nothing was chosen on", start=0.5, title="Who reads the facts?"))
+pd.DataFrame({reader: {name: score[reader, name].mean().item() for name in QUESTIONS} for reader in ROWS}).round(2)
+
+# %%
+claim("a dense probe reads better than 20 latents", overall("dense probe"), ">", overall("20 latents"), unit="AUC")
+claim("the best latent reads worse than the best raw axis", overall("best latent"), "<", overall("best raw axis"),
+      unit="AUC")
+claim("20 latents read hardly better than 20 raw axes", overall("20 latents"), "≈", overall("20 raw axes"), within=0.05,
+      unit="AUC")
+claim("20 latents know more than word and place", overall("20 latents"), ">", overall("word and place"), unit="AUC")
+measured("20 latents minus 20 raw axes, mean AUC of 13 facts", (overall("20 latents") - overall("20 raw axes")).mean())
+
+# %% [markdown]
+# The verdict of the literature holds with an answer key. The dense probe wins. Of single numbers a *raw axis* of the stream,
+# which nobody trained, beats a latent; lesson 06 says why (a sparse latent has a low ceiling for a common label), so
+# this is about AUC as much as about dictionaries. With 20 each the dictionary has caught up and is ahead by some hundredths.
+# (So have 20 principal axes.) The dictionary does know the facts: 20 latents beat what the word and its place say.
+#
+# ## 2 · Few examples, wrong labels, another text
+#
+# A dictionary has seen far more text than any probe. Should that not help when *labelled* text is scarce or bad?
+
+# %%
+@exercise("11.worse_examples")
+def worse_examples(
+    labels: Bool[Tensor, "n pos"], texts: int, noise: float, rng: torch.Generator
+) -> tuple[Int[Tensor, "texts"], Bool[Tensor, "texts pos"]]:
+    """Which of the n texts are seen, and their labels, a share `noise` of them wrong, each for itself.
+
+    Draw with `generator=rng`.
+    """
+    raise NotImplementedError
+
+
+# %%
+STREAM, LATENTS = ALL_OF["raw axis"], ALL_OF["latent"]
+HARDY = {
+    "dense probe, ridge 0.01": (STREAM, lambda x, y: logistic_probe(x, y, ridge=0.01)),
+    "dense probe, ridge 1": (STREAM, lambda x, y: logistic_probe(x, y, ridge=1.0)),
+    "difference of means": (STREAM, difference_of_means), "20 latents": READERS["20 latents"],
+    "20 raw axes": READERS["20 raw axes"],
+}
+
+
+def learned_from(texts, noise, draws=2):
+    """{reader: mean AUC over questions and draws, for each text of `judge`}."""
+    found = {reader: [] for reader in HARDY}
+    for name in QUESTIONS:
+        for draw in range(draws):
+            rows, label = worse_examples(learn.key[name][0], texts, noise, torch.Generator().manual_seed(draw))
+            known = learn.key[name][1][rows]
+            y = label[known]
+            if 0 < y.float().mean() < 1:                            # two texts may not have both answers
+                for reader, (of, train) in HARDY.items():
+                    found[reader].append(judged(train(of(learn)[rows][known], y), of, name))
+    return {reader: torch.stack(each).mean(dim=0) for reader, each in found.items()}
+
+
+worse = {f"{texts} texts" + f", {noise:.0%} wrong" * (noise > 0): learned_from(texts, noise)
+         for texts, noise in ((2, 0.0), (8, 0.0), (8, 0.3))}
+display(pd.DataFrame({case: {reader: f"{each.mean():.2f}" for reader, each in found.items()}
+                      for case, found in worse.items()}))
+few, noisy = worse["2 texts"], worse["8 texts, 30% wrong"]
+claim("with two texts a dense probe reads better than 20 latents", few["dense probe, ridge 0.01"], ">",
+      few["20 latents"], unit="AUC")
+claim("with wrong labels 20 latents read better than a dense probe that is hardly penalised", noisy["20 latents"], ">",
+      noisy["dense probe, ridge 0.01"], unit="AUC")
+claim("but no better than one that is", noisy["20 latents"], "≈", noisy["dense probe, ridge 1"], within=0.03, unit="AUC")
+
+# %% [markdown]
+# Here is how a dictionary can look good. When three labels in ten are wrong, a dense probe fits the errors, and 20 latents,
+# which cannot, read better. So does *any* simple reader: a difference of means, or the same dense probe with a penalty. A
+# comparison in which only one side may choose its penalty shows who was tuned. (Those who tune use labelled texts held out
+# for it; two ridges side by side are enough to see that it matters.)
+#
+# A **shift**: learn from the first 50 words of each text, where stories begin, and be judged on the last 50.
+
+# %%
+place = torch.arange(LENGTH - 1).expand(N, -1)
+last, shifted = place >= LENGTH - 51, {}
+for where, here in (("the same places", last), ("the first 50 words", place < 50)):
+    for reader in ("dense probe, ridge 0.01", "difference of means", "20 latents", "20 raw axes"):
+        of, train = HARDY[reader]
+        found = []
+        for name in QUESTIONS:
+            label, known = learn.key[name][0], learn.key[name][1] & here
+            found.append(judged(train(of(learn)[known], label[known]), of, name, last))
+        shifted[reader, where] = torch.stack(found).mean(dim=0)
+display(pd.DataFrame({f"learned from {where}": {
+    reader: f"{each.mean():.2f}" for (reader, here), each in shifted.items() if here == where}
+    for where in ("the same places", "the first 50 words")}))
+away = {reader: shifted[reader, "the first 50 words"] for reader, _ in shifted}
+claim("under the shift a dense probe reads better than 20 latents", away["dense probe, ridge 0.01"], ">",
+      away["20 latents"], unit="AUC")
+
+# %% [markdown]
+# ## 3 · Who can change it?
+#
+# Reading is correlation. The stronger test: **steer**. Add a direction to the stream, and the model should continue as if
+# the fact were another. As if, how? The language knows: `words.read(tokens)` gives the true distribution after *any* text,
+# so also after the text in which a man acts in place of a woman.
+
+# %%
+@exercise("11.steered_logits")
+def steered_logits(
+    model: TransformerBridge, tokens: Int[Tensor, "n pos"], hook_name: str, direction: Float[Tensor, "d"],
+    strength: Float[Tensor, "n"], start: int
+) -> Float[Tensor, "n vocab"]:
+    """The logits at the last position when the stream is moved along a direction, from position `start` on.
+
+    By `strength`, which each text has for itself, whatever the direction's length.
+    """
+    raise NotImplementedError
+
+
+# %% [markdown]
+# Two facts: *a woman acts* decides between She and He, *the subject is plural* between was and were. To be fair, one thing
+# must be left out. If Tom acts and not Ada, the next sentence may begin with "Tom": a direction for "man" cannot know that
+# name. So the distance is measured given that the next word is no name.
+
+# %%
+@exercise("11.distance_from_truth")
+def distance_from_truth(
+    true_log_probs: Float[Tensor, "n vocab"], logits: Float[Tensor, "n vocab"], leave_out: Bool[Tensor, "vocab"]
+) -> Float[Tensor, "n"]:
+    """KL(truth‖model) in nats, both given that the next token is none of those left out (True in `leave_out`).
+
+    An impossible token has the true log-probability −inf.
+    """
+    raise NotImplementedError
+
+
+# %%
+def ids_of(some):
+    return torch.tensor([words.ids[word] for word in some])
+
+
+NO_NAMES = torch.zeros(len(words.vocabulary), dtype=torch.bool)
+NO_NAMES[ids_of(grammar.WOMEN + grammar.MEN)] = True
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)                   # of the stream's mean norm
+FACTS = {"a woman acts": (sex_pairs, -1, grammar.WOMEN, grammar.MEN),
+         "the subject is plural": (number_pairs, 1, grammar.HERDS, grammar.BEASTS)}
+
+
+def between_means(z, y, rows, k):
+    """Towards the labelled: the difference of means in k of the numbers z, each along its row."""
+    difference = difference_of_means(z, y)
+    chosen = difference.abs().topk(k).indices
+    return difference[chosen] @ rows[chosen].to(difference)
+
+
+def directions_for(name):
+    label, known = learn.key[name]
+    y, x, f, own = label[known], learn.x[known], learn.f[known], torch.eye(model.cfg.d_model)
+    _, _, yes, no = FACTS[name]
+    W_E = model.W_E.detach().cpu()
+    return {
+        "difference of means": difference_of_means(x, y), "dense probe": logistic_probe(x, y, ridge=0.01),
+        "best latent": best_one(f, y) @ sae.W_dec.cpu(), "20 latents": between_means(f, y, sae.W_dec.cpu(), 20),
+        "best raw axis": best_one(x, y), "20 raw axes": between_means(x, y, own, 20),
+        "best principal axis": best_one(x @ axes.T, y) @ axes, "20 principal axes": between_means(x @ axes.T, y, axes, 20),
+        "embeddings": W_E[ids_of(yes)].mean(dim=0) - W_E[ids_of(no)].mean(dim=0),
+        "random direction": torch.randn(len(own), generator=torch.Generator().manual_seed(0)),
+    }
+
+
+class Changed:
+    """Pairs of one fact, and how far from the changed story's truth a model is that reads the unchanged one."""
+
+    def __init__(self, name, n, seed):
+        make, sign, *_ = FACTS[name]
+        self.pairs = make(model, n, seed)
+        self.start = int((self.pairs.clean != self.pairs.corrupted).any(dim=0).nonzero()[0])
+        self.towards = sign * (-1.0) ** torch.arange(n)             # every second pair goes the other way
+        self.truth = words.read(self.pairs.corrupted.cpu()).true_log_probs[:, -1]
+
+    def far(self, logits):
+        return distance_from_truth(self.truth, logits.cpu(), NO_NAMES)
+
+    @torch.no_grad()
+    def after(self, direction, strength):
+        strength = (strength * SIZE * self.towards).to(model.cfg.device)
+        return self.far(steered_logits(model, self.pairs.clean, HOOK, direction.to(strength), strength, self.start))
+
+
+def steer(direction, choose, test):
+    """Distances on new pairs, at the strength that was best on others."""
+    best = min(STRENGTHS, key=lambda strength: choose.after(direction, strength).mean())
+    return test.after(direction, best), best
+
+
+# %% [markdown]
+# Every direction gets the strength that serves it best, chosen on 16 pairs, and is judged on 24 others.
+#
+# **Predict before you look:** for *a woman acts* the best latent has an AUC near 0.6. Unsteered the model is 2.4 nats from the
+# truth of the changed story. How far is it when steered along that single latent's direction?
+
+# %%
+predict("11.one_latent", None)
+
+# %%
+steered, table = {}, {}
+for name in FACTS:
+    choose, test = Changed(name, 16, seed=0), Changed(name, 24, seed=1)
+    with torch.no_grad():
+        table["unsteered", name] = test.far(model(test.pairs.clean)[:, -1])
+        table["the model reads the changed story", name] = test.far(model(test.pairs.corrupted)[:, -1])
+    for way, direction in directions_for(name).items():
+        table[way, name], _ = steered[way, name] = steer(direction, choose, test)
+reveal("11.one_latent", table["best latent", "a woman acts"].mean())
+print("KL (nats) from the truth of the changed story, names left out")
+pd.DataFrame({name: {way: f"{each.mean():.2g}" for (way, fact), each in table.items() if fact == name} for name in FACTS})
+
+# %%
+sex, number = ({way: each for (way, fact), each in table.items() if fact == name} for name in FACTS)
+claim("one latent changes who acts better than 20 raw axes do", sex["best latent"], "<", sex["20 raw axes"], unit="nats")
+claim("20 latents change it as well as a difference of means", sex["20 latents"], "≈", sex["difference of means"],
+      within=0.01, unit="nats")
+claim("word embeddings do not", sex["embeddings"], ">", sex["difference of means"], unit="nats")
+claim("one latent does not change the number, where a difference of means does", number["best latent"], ">",
+      number["difference of means"], unit="nats")
+claim("nor do 20 latents do better than 20 raw axes there", number["20 latents"], ">", number["20 raw axes"],
+      unit="nats")
+
+# %% [markdown]
+# Two facts, two verdicts. *Who acts*: a latent that reads the fact at an AUC of about 0.6 changes it nearly as well as
+# the best that labels can buy. It is on at few positions and misses most, so it reads badly; but its direction *is* the
+# fact's. **Reading badly and steering well** go together, and an evaluation by AUC alone would have thrown this latent out.
+# (A principal axis does nearly as well. A random direction, as strong as it likes, leaves most of the distance.)
+#
+# *One or many*: no latent stands for it. The best one steers worse than a random direction. Twenty do better, twenty raw
+# axes do better still, and nothing is near what the model does when it reads the other story: the fact is not one
+# direction here. Yet 20 latents *read* it as well as 20 raw axes do, or better. Reading did not foretell any of this.
+#
+# ## 4 · Splitting, seen against the key
+#
+# Why do latents read badly? A dictionary may **split** a fact into many, each for one kind of place, and a latent that
+# seems general may be silent where a special one takes over (**absorption**, Chanin et al., 2024). The key can tell. Which
+# latents are *pure*, active at labelled positions alone?
+
+# %%
+@exercise("11.pure_latents")
+def pure_latents(
+    active: Bool[Tensor, "m d_sae"], labels: Bool[Tensor, "m"], precision: float, at_least: int
+) -> Bool[Tensor, "d_sae"]:
+    """True for each latent that is active at `at_least` positions or more, of which a share `precision` or more is
+    labelled."""
+    raise NotImplementedError
+
+
+# %%
+def covers(name):
+    """Pure latents of `learn`, and the share of a text's labelled positions in `judge` that all, and the best, cover."""
+    label, known = learn.key[name]
+    pure = pure_latents(learn.f[known] > 0, label[known], 0.9, 20)
+    label, known = judge.key[name]
+    y = label & known
+    on, number_of = (judge.f[..., pure] > 0) & y[..., None], y.sum(dim=1).clamp(min=1)
+    each = on.sum(dim=1) / number_of[:, None]                       # [text, pure latent]
+    return int(pure.sum()), on.any(dim=-1).sum(dim=1) / number_of, each[:, each.mean(dim=0).argmax()] if pure.any() else 0
+
+
+split = {name: covers(name) for name in QUESTIONS}
+for name, (number_of, together, alone) in split.items():
+    if number_of:
+        print(f"{name:28} {number_of:3} pure latents cover {together.mean():.2f}; the best of them alone {alone.mean():.2f}")
+print("no pure latent:", ", ".join(name for name in QUESTIONS if not split[name][0]))
+_, together, alone = split["first sentence of a story"]
+claim("pure latents share the first sentence among them: together they cover more than twice what the best does alone",
+      together, ">", 2 * alone, unit="share of the labelled positions")
+
+# %% [markdown]
+# For most of the questions there is no pure latent at all. ("We know where the actor is" holds nearly everywhere, so nearly
+# every latent is pure for it: purity needs its base rate.) "First sentence" is the clearest case of splitting: fourteen
+# latents are on in first sentences and hardly elsewhere, each covers a part, and no latent stands for the sentence. Nor is
+# absorption the word for that: it needs a general latent with exceptions, and there is no general one. If you ask for *the*
+# latent of a fact, the dictionary often has no answer.
+#
+# ## 5 · Another seed, another width, another kind
+#
+# SAEBench (Karvonen et al., 2025) judges dictionaries by what they are used for. In miniature: explained variance, one latent
+# (its *sparse probing* with k = 1), twenty latents (k = 20), and steering with twenty, against the truth. Two small
+# dictionaries are trained now, alike but for the seed.
+
+# %%
+acts = collect_activations(model, HOOK, sample_text(model, n=200, length=LENGTH, seed=1), exact=True)
+dictionaries = {f"topk, 256 wide, seed {seed}": fit(
+    SparseAutoencoder(model.cfg.d_model, 256, "topk", k=24, hook_name=HOOK, seed=seed).double().to(acts.device), acts,
+    TrainingConfig(256, "topk", k=24, steps=150, batch=512, warm_up=30, dead_after=50, lr=2e-3, seed=seed)).cpu().float()
+    for seed in (0, 1)}
+dictionaries |= {f"{kind}, 768 wide": load_shipped_sae(MODEL, f"{kind}-2") for kind in ("topk", "jumprelu", "gated")}
+HALF = slice(0, N // 2)                                             # of the texts to learn from
+bench, by_text = {}, {}
+choose, test = Changed("a woman acts", 16, seed=0), Changed("a woman acts", 24, seed=1)
+for title, each in dictionaries.items():
+    f, g, found = each.encode(learn.x[HALF]), each.encode(judge.x), {"one": [], "twenty": []}
+    for name in QUESTIONS:
+        label, known = (part[HALF] for part in learn.key[name])
+        for what, direction in (("one", best_one(f[known], label[known])),
+                                ("twenty", sparse_probe(f[known], label[known], 20))):
+            found[what].append(fast_auc_by_text(g @ direction, *judge.key[name]))
+    by_text[title] = {what: torch.stack(rows).mean(dim=0) for what, rows in found.items()}
+    label, known = (part[HALF] for part in learn.key["a woman acts"])
+    x = judge.x.flatten(0, 1)
+    bench[title] = {
+        "active latents": (g > 0).sum(dim=-1).float().mean().item(), "explained variance": explained_variance(x, each(x)),
+        "one latent (AUC)": by_text[title]["one"].mean().item(), "20 latents (AUC)": by_text[title]["twenty"].mean().item(),
+        "steered by 20 (nats)": steer(between_means(f[known], label[known], each.W_dec, 20), choose, test)[0].mean().item()}
+pd.DataFrame.from_dict(bench, orient="index").round(3)
+
+# %%
+first, second = (by_text[f"topk, 256 wide, seed {seed}"] for seed in (0, 1))
+rows = [torch.nn.functional.normalize(dictionaries[f"topk, 256 wide, seed {seed}"].W_dec, dim=1) for seed in (0, 1)]
+noise = torch.nn.functional.normalize(torch.randn(256, model.cfg.d_model, generator=torch.Generator().manual_seed(0)), dim=1)
+recur, chance = ((rows[0] @ others.T).amax(dim=1) for others in (rows[1], noise))
+print(f"cosine with the most similar latent of the other seed {recur.mean():.2f}, of random directions {chance.mean():.2f}")
+claim("two seeds read equally well", first["twenty"], "≈", second["twenty"], within=0.05, unit="AUC")
+claim("with directions of which few recur: fewer than half have a partner with a cosine above 0.7", (recur > 0.7).float(), "<", 0.5, unit="share")
+claim("a wider dictionary has no better single latents", by_text["topk, 768 wide"]["one"], "≈", first["one"],
+      within=0.05, unit="AUC")
+
+# %% [markdown]
+# What these dictionaries *can do* is stable over seeds; what their latents *are* is not. "This latent means X" is a
+# statement about one training run. (A short one: dictionaries that are trained for longer share more.)
+#
+# And the benchmark? Sort the table by each column in turn. Twenty latents read better where more variance is explained;
+# a single latent does not, and steering with twenty can hardly tell the dictionaries apart. Which of them is best depends
+# on the evaluation, and with five of them no order is certain, so no claim stands here. Chanin (2026) asked this on
+# a larger scale, of dictionaries whose true features were known: two of SAEBench's measures, spurious correlation
+# removal and targeted probe perturbation, did not agree with the truth, and k-sparse probing was the most reliable.
+#
+# ## 6 · What a probe cannot give
+#
+# All winners above were told what to look for. A dictionary was not. So ask the question the other way round: take
+# directions that no label chose, look at the 30 strongest places of each, and *name* it by the word that stands there, or
+# just before, most often. The name is good if on new text most of the strongest places have that word, too. How many
+# *different* good names does a set of directions give? The controls need no labels either: raw axes, principal axes,
+# random directions.
+
+# %%
+WORDS = {which: {0: each.tokens[:, 1:].flatten().cpu(), -1: each.tokens[:, :-1].flatten().cpu()}
+         for which, each in (("learn", learn), ("judge", judge))}
+
+
+def names_of(z_learn, z_judge, top=30, good=0.8):
+    """{(word, place): how many of these numbers it names}, for names that hold on new text."""
+    strongest = [z.flatten(0, 1).topk(top, dim=0).indices.T for z in (z_learn, z_judge)]        # [number, top]
+    found = {}
+    for here, there in zip(*strongest):
+        counts = {at: torch.bincount(WORDS["learn"][at][here]) for at in (0, -1)}
+        at = max(counts, key=lambda at: counts[at].max())
+        word = int(counts[at].argmax())
+        if (WORDS["judge"][at][there] == word).float().mean() >= good:
+            found[word, at] = found.get((word, at), 0) + 1
+    return found
+
+
+rng = torch.Generator().manual_seed(0)
+used = (learn.f > 0).sum(dim=(0, 1)).ge(30).nonzero()[:, 0]
+different = {"latents": [], "random directions": []}
+for draw in range(8):
+    chosen = used[torch.randperm(len(used), generator=rng)[:256]]
+    random = torch.randn(model.cfg.d_model, 256, generator=rng)
+    different["latents"].append(names_of(learn.f[..., chosen], judge.f[..., chosen]))
+    different["random directions"].append(names_of(learn.x @ random, judge.x @ random))
+different["raw axes"] = [names_of(learn.x, judge.x)]
+different["principal axes"] = [names_of(projected(learn), projected(judge))]
+for what, found in different.items():
+    print(f"256 {what:18} {sum(sum(each.values()) for each in found) / len(found):4.0f} have a good name, "
+          f"{sum(map(len, found)) / len(found):4.0f} names are different")
+controls = {name for what in list(different)[1:] for found in different[what] for name in found}
+often = {name for name in set().union(*different["latents"]) if sum(name in found for found in different["latents"]) > 4}
+print("names that latents have, in most draws, and no control: " + ", ".join(sorted(
+    f"{'after ' * (at < 0)}{words.vocabulary[word]!r}" for word, at in often - controls)))
+
+# %%
+numbers = {what: torch.tensor([float(len(each)) for each in found]) for what, found in different.items()}
+claim("latents find more names than random directions do, over draws of 256", numbers["latents"], ">",
+      numbers["random directions"], unit="different names")
+claim("and more than the axes of the stream", numbers["latents"], ">",
+      max(numbers["raw axes"].item(), numbers["principal axes"].item()), unit="different names")
+
+# %% [markdown]
+# Look at both columns. *More* random directions have a good name than latents: in this model the strongest places of almost
+# any direction share a word. So "its top places look alike" is no evidence for a dictionary. But random directions all
+# find the same half dozen, the full stop and "the" among them; latents find several times as many *different* ones. That is
+# what a dictionary buys: a list of things that are there, which nobody had to think of first.
+#
+# ## 7 · A real language model
+
+# %%
+real_model = load_real_model()
+
+# %%
+if real_model is not None:
+    real_tokens, real_sae = sample_text(real_model, n=48, length=64, seed=0), topk_sae_for(real_model)
+    real_f = latent_activations(real_model, real_sae, real_tokens)[:, 2:]
+    real_x = collect_activations(real_model, real_sae.hook_name, real_tokens).unflatten(0, (48, -1))[:, 1:].float().cpu()
+    before = {f"the token before: {name}": answer[:, 1:-1].cpu()
+              for name, answer in token_labels(real_model, real_tokens).items()}
+    real_all, real_score = torch.ones(24, real_x.shape[1], dtype=torch.bool), {}
+    for name, label in before.items():
+        y = label[:24].flatten()
+        for reader, z, train in (
+                ("best latent", real_f, best_one), ("20 latents", real_f, lambda z, y: sparse_probe(z, y, 20)),
+                ("20 raw axes", real_x, lambda z, y: sparse_probe(z, y, 20)),
+                ("difference of means", real_x, difference_of_means),
+                ("dense probe", real_x, lambda z, y: logistic_probe(z, y, ridge=0.1))):
+            try:
+                real_score[reader, name] = fast_auc_by_text(z[24:] @ train(z[:24].flatten(0, 1), y), label[24:], real_all)
+            except ValueError:                                      # a label that is hardly ever, or always, true
+                continue
+    real_mean = {}
+    for reader in dict.fromkeys(reader for reader, _ in real_score):
+        real_mean[reader] = torch.stack([each for (who, _), each in real_score.items() if who == reader]).mean(dim=0)
+        print(f"{reader:20} {estimate(real_mean[reader])}")
+    claim("SmolLM2: a dense probe reads the token before better than 20 latents", real_mean["dense probe"], ">",
+          real_mean["20 latents"], unit="AUC")
+    measured("SmolLM2: dense probe, token before, mean AUC", real_mean["dense probe"].mean(), at_least=0.5)
+
+# %% [markdown]
+# The same order, on the only labels that this text has: what kind of token stood before. (The dictionary is a small
+# one; a large one might do better, and costs more.)
+#
+# ## On your own
+#
+# *Ablate* instead of steering: set the stream's share along a direction to its mean, with `course_utils.probes.setting`.
+# Does the model, which then should not know who acts, come to give She and He equal chances? Hand in a claim; a number
+# with its interval; the control; what would have refuted you; and what it does not show.
+
+# %% tags=["solution-only"]
+from course_utils.probes import setting  # noqa: E402
+
+she, he = words.ids["She"], words.ids["He"]
+ways = directions_for("a woman acts")
+
+
+@torch.no_grad()
+def certainty(direction):
+    """How far the share of the right pronoun lies from a half, for each text, when a direction is ablated."""
+    level = (learn.x @ direction / direction.norm()).mean().item()
+    hook = setting(direction.to(model.cfg.device), level, test.start)
+    p = hooked_logits(model, test.pairs.clean, HOOK, hook).softmax(dim=-1).cpu()
+    return (p[:, she] / (p[:, she] + p[:, he]) - 0.5).abs()
+
+
+ablated = {way: certainty(ways[way]) for way in ("best latent", "20 latents", "difference of means", "random direction")}
+for way, each in ablated.items():
+    print(f"{way:20} {each.mean():.2f} from a half")
+claim("without the difference of means the model is less certain who acts than without a random direction",
+      ablated["difference of means"], "<", ablated["random direction"], unit="share, from a half")
+
+# %% [markdown] tags=["solution-only"]
+# *A model answer.* The claim and its interval stand above; an ablated random direction, the control, leaves the model as
+# certain as it was, 0.5 from a half. An interval that reached 0 would have refuted me. It does not show that the fact is
+# gone: what is left of the certainty stands in other directions, and later layers may read the name again.
+
+# %% [markdown]
+# ## What this does not show
+#
+# - Thirteen facts of one small language are not a benchmark. They were named by us, which favours probes.
+# - One site, and dictionaries of 256 and 768 latents, the small ones hardly trained. Wider ones might hold single latents for more facts, or split them.
+# - Steering was judged at one kind of place, for two facts. A direction that does well there may do harm elsewhere.
+# - A name by the strongest places is not a meaning. Lesson 06 showed a latent whose name failed at its weak ones.
+# - The interval over questions is missing: thirteen are too few, and were not drawn at random.
+#
+# ## Summary
+#
+# - If you can name the fact and have labels, train a probe. A dense one reads best, and two means are hard to beat.
+# - Compare with something that nobody trained. Twenty raw axes read nearly as well as twenty latents.
+# - Tune both sides. Under wrong labels a dictionary beats a careless probe, and loses to a careful one.
+# - Reading and steering are two questions. One latent with a poor AUC steers nearly as well as anything; another does not
+#   steer at all.
+# - Latents are split, and differ from seed to seed. What they can do together does not.
+# - If you do *not* know what to look for, a dictionary is worth it: it lists things, and many different ones.
+#
+# Sources: Kantamneni et al., [Are Sparse Autoencoders Useful?](https://arxiv.org/abs/2502.16681) (2025); Smith et al.,
+# "Negative Results for SAEs On Downstream Tasks and Deprioritising SAE Research" (Google DeepMind, 2025); Karvonen et al.,
+# [SAEBench](https://arxiv.org/abs/2503.09532) (2025); Chanin,
+# [Are Sparse Autoencoder Benchmarks Reliable?](https://arxiv.org/abs/2605.18229) (2026); Chanin et al.,
+# [A is for Absorption](https://arxiv.org/abs/2409.14507) (2024); Gurnee et al.,
+# [Finding Neurons in a Haystack](https://arxiv.org/abs/2305.01610) (2023).
+
+# %% tags=["exercise-only"]
+progress("11")
