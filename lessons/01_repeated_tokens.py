@@ -155,7 +155,8 @@ if MODEL == "tiny":
     earlier = load_model("tiny", step=1200)(tokens).softmax(dim=-1)[:, 1:SEQ_LEN + 1]
     earlier = earlier.gather(2, tokens[:, None, 1:2].expand(-1, SEQ_LEN, -1))[..., 0].cpu()
     for step, bet in ((1200, earlier), ("last", again)):            # j = 2, 4, … 20 against j = 3, 5, … 21
-        print(f"zigzag, even j minus odd j, step {step}: {estimate((bet[:, 1:20:2] - bet[:, 2:21:2]).mean(dim=1))}")
+        zigzag = (bet[:, 1:20:2] - bet[:, 2:21:2]).mean(dim=1)
+        print(f"even j minus odd j, step {step}: {zigzag.mean():.3f} ± {2 * zigzag.std() / BATCH**0.5:.3f}")
 
 # %% [markdown]
 # `tiny` bets, and boldly. It was trained on periods from 2 to 63, all equally likely (in the first 600 steps only
