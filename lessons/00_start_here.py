@@ -154,7 +154,7 @@ words = [model.tokenizer.decode([token]) for token in tokens[0].tolist()]
 plot_attention(head_pattern(model, tokens, layer=0, head=0), words, "head 0.0: layer 0, head 0")
 
 # %% [markdown]
-# All heads of the layer, in an interactive picture (run the cell): move over a token to see what it looks at, click
+# All heads of the layer, in an interactive picture (run the cell): hover over a token to see what it looks at, click
 # on a head to keep it.
 
 # %%
@@ -296,7 +296,7 @@ claim("the last position, for which training had no target, is worse than the ot
 # %%
 @exercise("00.damage")
 def damage(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "layer head"]:
-    """How much the predictions depend on each head: nats per token, with the unchanged model in the truth's place."""
+    """How far each head's absence moves the predictions: nats, mean over all positions, the unchanged model as truth."""
     raise NotImplementedError
 
 
@@ -335,7 +335,7 @@ print(f"head 1.3, last position: KL to the unchanged model "
 #
 # - **KL to the unchanged model** needs no labels and uses the whole distribution. But it is never negative: even a
 #   change that repairs an error counts as damage. (Did head 1.3 repair one at the last position? Eight stories cannot
-#   say: the last line's second interval holds 0.)
+#   say: the last line's second interval contains 0.)
 # - **The loss on the actual next token** can go down as well as up. But that token is one draw, so the loss is
 #   noisier and asks only about the tokens that happened to follow.
 # - **A logit difference** between a right and a wrong word asks one sharp question. It misses everything else: both

@@ -143,7 +143,7 @@ j = torch.arange(1, SEQ_LEN + 1)
 lines = {f"{MODEL}: the first token, again": again.mean(dim=0), f"{MODEL}: the second token": other.mean(dim=0)}
 if MODEL == "tiny":
     lines |= {"an honest bet, 1 / (64 − j)": 1 / (64 - j), "a bold bet, 10 / (10 + 63 − j)": 10 / (10 + 63 - j)}
-plot_by_position(lines, ylabel="probability", x=j, xlabel="tokens of the first copy that have come (j)",
+plot_by_position(lines, ylabel="probability", x=j, xlabel="tokens of the first copy seen so far (j)",
                  title="Betting that the repeat begins now")
 
 # %%
@@ -206,7 +206,7 @@ gap = log_probs[:, :SEQ_LEN] - chance
 claim("on the first copy the model is worse than chance", gap.mean(dim=1), "<", 0.0, unit="nats from chance")
 lost = (1 - again[:, :-1]).log()                    # what the bet takes from tokens 2 … n
 copy = tokens[:, 1:SEQ_LEN].cpu()                   # [batch, n - 1]: the tokens before them
-seen = (copy[:, :, None] == copy[:, None, :]).tril(-1).any(dim=-1)      # had it come before?
+seen = (copy[:, :, None] == copy[:, None, :]).tril(-1).any(dim=-1)      # has this token occurred before?
 left = gap[:, 1:] - lost
 for name, part in (("the first token", gap[:, :1]), ("the bet", lost), ("after a token seen before", left * seen),
                    ("all else", left * ~seen)):
@@ -245,8 +245,8 @@ def order_gain(
 ) -> Float[Tensor, "batch"]:
     """How much the order is worth to the model, in nats per token, for each sequence.
 
-    Positive if the model gains from the order; 0 for one that knows only *which* tokens have come. Draw what is random
-    with `seed`. The boundary token, which nobody can know, does not count.
+    Positive if the model gains from the order; 0 for one that knows only *which* tokens have occurred. Draw what is
+    random with `seed`. The boundary token, which nobody can know, does not count.
     """
     raise NotImplementedError
 
@@ -395,7 +395,7 @@ claim("what follows a token that occurs twice is harder", after[ambiguous[:, :-1
 #
 # - The sequence is `[BOS, r1 … rn, r1 … rn]`; logits at j are about token j + 1.
 # - Chance is $-\ln V$ nats. On average the first copy cannot be better, and is often worse.
-# - The second copy's first token can only be hedged. Report it apart, or say that you counted it.
+# - The second copy's first token can only be hedged. Report it separately, or say that you counted it.
 # - The same tokens in another order are the control: what is left of the gain does not come from copying.
 #
 # Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), for the experiment and the quoted numbers; the

@@ -77,7 +77,7 @@ print("from position 4 of [BOS, A, B, C, A, B, C]:", where_heads_look(query=4, s
 # and average them. Build that once, for any entries.
 #
 # New since lesson 00: `hook.layer()` is the number of the hook's layer, a *function* of a hook's name may replace the
-# name (`is_pattern(name)` is True for every layer's attention pattern), and `return_type=None` spares the logits.
+# name (`is_pattern(name)` is True for every layer's attention pattern), and `return_type=None` skips the logits.
 
 # %%
 @exercise("02.head_scores")
@@ -356,9 +356,9 @@ measured("best induction score before training", induction_max[0], at_most=0.1)
 # not know what does it. (Length did not hold the model back: from step 600 on, training repeats reach 63 tokens, see
 # `training/train_tiny.py`.)
 #
-# **After it** the curve seems to dip: on its ten rows step 2400 is worse than 1200, with an interval that leaves out 0.
-# On a hundred other rows a quarter of it is left, and the interval holds 0. Of twenty such intervals one is wrong, and
-# anyone reading a curve looks at many. Test on fresh rows what you found by looking.
+# **After it** the curve seems to dip: on its ten rows step 2400 is worse than 1200, with an interval that excludes 0.
+# On a hundred other rows a quarter of it is left, and the interval contains 0. About one in twenty such intervals
+# misses the truth, and anyone reading a curve looks at many. Test on fresh rows what you found by looking.
 #
 # The previous-token curve is a surprise: no head scores high when induction is already there. The future
 # previous-token head, before and after:

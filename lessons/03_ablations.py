@@ -101,7 +101,7 @@ claim("without the shift, the second copy looks harder than the first",
 # %% [markdown]
 # A model that has understood repetition gives the *present* token almost no probability, so without the shift the
 # loss is worst where the model is best. With it, three quarters of `tiny`'s clean loss is the one token that nobody
-# can know. The other 49 are as good as certain, and then much can be removed before the loss notices.
+# can know. The other 49 are as good as certain, so much can be removed before the loss notices.
 #
 # ## 2 · The article's experiment
 #
@@ -298,8 +298,8 @@ claim(f"MLP {last}: even so, it does more harm than the mean", held["from the fi
 # %% [markdown]
 # In `tiny` most of the harm of the first copy's output and of the mean is length. In the first copy the last MLP writes
 # vectors almost three times as long; the logits shrink, and confidence is lost, but hardly a single answer. With the
-# divisor held, zero and mean cost the same, a tenth of a nat. A loss measures confidence *and* correctness: look at a
-# second metric before you say what a part is for.
+# divisor held, zero and mean cost the same, a tenth of a nat, and the two outputs from elsewhere two or three times
+# that. A loss measures confidence *and* correctness: look at a second metric before you say what a part is for.
 #
 # ## 4 · Remove heads
 #
@@ -411,7 +411,7 @@ plot_scatter(sweep, estimates, "exact change of the loss (nats)", "estimate from
              title=f"{MODEL}: one point per layer and position")
 
 # %% [markdown]
-# In `tiny` the estimates lie on the floor, and for heads it is no better. To see why, move the z of the head that is
+# In `tiny` the estimates are all near zero, and for heads it is no better. To see why, move the z of the head that is
 # missed most to its mean in small steps, and watch the loss, the logit of the right token, and the attention of the
 # best induction head.
 
@@ -619,7 +619,7 @@ if real_model is not None:
 #
 # ## On your own
 #
-# Put at its mean, the first MLP of `tiny` is hardly missed *on repeated tokens* (section 3's plot). Is it dispensable
+# Replaced by its mean, the first MLP of `tiny` is hardly missed *on repeated tokens* (section 3's plot). Is it dispensable
 # for the text that the model was trained on (`sample_text(model, 10, 101)`)? Hand in a claim, a number with its
 # interval, the control, what would have refuted you, and what it does not show.
 
