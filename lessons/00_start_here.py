@@ -296,7 +296,7 @@ claim("the last position, for which training had no target, is worse than the ot
 # %%
 @exercise("00.damage")
 def damage(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "layer head"]:
-    """How far each head's absence moves the predictions: nats, mean over all positions, the unchanged model as truth."""
+    """How far the predictions move without each head: nats, mean over all positions, the unchanged model as truth."""
     raise NotImplementedError
 
 
