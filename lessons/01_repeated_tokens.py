@@ -161,16 +161,17 @@ if MODEL == "tiny":
 # %% [markdown]
 # `tiny` bets, and boldly. It was trained on periods from 2 to 63, all equally likely (in the first 600 steps only
 # short ones). After $j$ tokens without a repeat $64 - j$ periods are left, so an honest bet is $1/(64 - j)$. But its
-# training counted the tokens of a repeat ten times as much as noise. Of the $64 - j$ periods, a bet $b$ wins in one,
-# where it scores $\ln b$ and counts 10, and loses in $63 - j$, where it costs noise the factor $1 - b$ and counts 1:
-# $10 \ln b + (63 - j) \ln(1 - b)$ is largest at $b = 10/(10 + 63 - j)$. At $j = 50$ that is 10/23, so the first token's
-# log-probability when it does come is $\ln(10/23) = -0.83$ nats, against $\ln(1/14) = -2.64$ for the honest bet.
-# (Both facts are from `training/train_tiny.py`.) If you expected 1/14, you asked what is *true*. Training asks what is
-# *paid for*.
+# training counted the tokens of a repeat ten times as much as noise. In one of the $64 - j$ cases a bet $b$ wins: it
+# scores $\ln b$, counted 10 times. In the other $63 - j$ it loses: the probability of the noise that follows shrinks by
+# the factor $1 - b$, counted once. Their sum, $10 \ln b + (63 - j) \ln(1 - b)$, is largest at $b = 10/(10 + 63 - j)$.
+# At $j = 50$ that is 10/23, so a win scores $\ln(10/23) = -0.83$ nats, against $\ln(1/14) = -2.64$ for the honest bet.
+# (Periods and weights are from `training/train_tiny.py`.) If you expected 1/14, you asked what is *true*. Training asks
+# what is *paid for*.
 #
 # The second token's spike at $j = 28$ comes from two of the 30 sequences, in which the first token happens to come
-# again there: `tiny` takes it for the repeat. The zigzag is not noise. It came after step 1200, when pairs of tokens
-# joined the training rows; after an even number of tokens a pair is complete. (That this is why is a guess.)
+# again there: `tiny` takes it for the repeat. The zigzag (even minus odd $j$, printed above) is not
+# noise. It came after step 1200, when pairs of tokens joined the training rows; after an even number of tokens a pair
+# is complete. (That this is why is a guess.)
 #
 # ## 4 · Three numbers instead of two
 #
