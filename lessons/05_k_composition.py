@@ -416,7 +416,7 @@ measured("previous-token head's effect through induction keys", needed, unit="sh
 # %% [markdown]
 # In `tiny` nearly all of the previous-token head's effect goes through the induction heads' keys. That path is needed,
 # and alone it is nearly enough: K-composition, confirmed. The queries read this head, too. Alone they undo a quarter,
-# because some attention (0.15, from almost none) returns to the right place; keys and queries together undo all. And the
+# as some attention (0.15, from almost none) returns to the right place; keys and queries together undo all. And the
 # riddle of head 0.3 is solved. The induction heads read the *present* token from it, in their queries (what to look
 # for) and their values (what to copy): Q- and V-composition.
 #
