@@ -464,10 +464,9 @@ if real_model is not None:
 # %% [markdown]
 # In a real model of 30 layers the circuit of bare embeddings still finds the right token a few times in 2000,
 # random pairs never in 12,000. The first MLP, which spoiled it in `tiny`, makes it many times better: here it *is*
-# part of the embedding. Yet 24 tokens in 25 are missed. And another head of the previous-token head's
-# layer, which shares its values but attends to the previous token far less, finds two thirds as many *in the weights*.
-# No circuit of weights sees where a head looks, or what the sixteen layers below these heads do. Path patching runs
-# them:
+# part of the embedding. Yet 24 tokens in 25 are missed. And another head of the previous-token head's layer, which
+# shares its values but attends to the previous token far less, finds two thirds as many *in the weights*. No circuit of
+# weights sees where a head looks, or what the sixteen layers below these heads do. Path patching runs them:
 
 # %%
 if real_model is not None:

@@ -469,8 +469,8 @@ latent_dashboard(model, sae, latents, test_tokens, some)
 # %% [markdown]
 # Examples show when a latent is *on*. Whether the model *uses* it takes an experiment: subtract the latent's share,
 # $f_i$ times its row of `W_dec`, from the stream, let the model continue, and watch the token that the direction
-# promotes most. The controls subtract, at the same places, random directions of the same length, and watch the tokens
-# that *they* promote most.
+# promotes most. The controls subtract, at the same places, other directions of the same length, random ones and other
+# latents', and watch the tokens that *they* promote most.
 #
 # **Predict before you look:** at the places where this latent is on, by how many nats does the log-probability of
 # its first promoted token fall, on average?
@@ -482,32 +482,37 @@ predict("06.silenced", None)
 # %%
 @torch.no_grad()
 def silence(latent, texts=test_tokens[:32], draws=10):
-    """By text, for the latent's own direction and the mean of random ones: what its promoted token loses, and KL(p‖q)."""
+    """By text, for the latent's own direction and for others as long: its promoted token's change, and KL(p‖q), in nats."""
     own, amount = sae.W_dec[latent].to(model.W_U), latents[:len(texts), :, latent, None].to(model.W_U)
-    random = torch.randn(draws, len(own), generator=torch.Generator().manual_seed(0)).to(own)
-    log_p, on, change, kl = model(texts).log_softmax(-1), amount[..., 0] > 0, [], []
-    for direction in (own, *random / random.norm(dim=1, keepdim=True) * own.norm()):
-        subtract = [(HOOK, lambda x, hook: x - amount * direction)]
-        log_q = model.run_with_hooks(texts, fwd_hooks=subtract).log_softmax(-1)
-        change.append(text_means((log_q - log_p)[..., (direction @ model.W_U).argmax()], on))
-        kl.append(text_means((log_p.exp() * (log_p - log_q)).sum(dim=-1), on))
-    return {"token": model.tokenizer.decode([int((own @ model.W_U).argmax())]),
-            "own": change[0], "random": torch.stack(change[1:]).mean(dim=0),
-            "KL, own": kl[0], "KL, random": torch.stack(kl[1:]).mean(dim=0)}
+    rng = torch.Generator().manual_seed(0)
+    directions = {"own": own[None], "random": torch.randn(draws, len(own), generator=rng).to(own),
+                  "others": sae.W_dec[torch.randperm(sae.d_sae, generator=rng)[:draws]].to(own)}
+    log_p, on = model(texts).log_softmax(-1), amount[..., 0] > 0
+    found = {"token": model.tokenizer.decode([int((own @ model.W_U).argmax())])}
+    for name, rows in directions.items():
+        change, kl = [], []
+        for direction in rows / rows.norm(dim=1, keepdim=True) * own.norm():
+            subtract = [(HOOK, lambda x, hook: x - amount * direction)]
+            log_q = model.run_with_hooks(texts, fwd_hooks=subtract).log_softmax(-1)
+            change.append(text_means((log_q - log_p)[..., (direction @ model.W_U).argmax()], on))
+            kl.append(text_means((log_p.exp() * (log_p - log_q)).sum(dim=-1), on))
+        found |= {name: torch.stack(change).mean(dim=0), f"KL, {name}": torch.stack(kl).mean(dim=0)}
+    return found
 
 
 effect = silence(some)
 reveal("06.silenced", -effect["own"].mean())
-print(f"latent {some} promotes {effect['token']!r}. KL where it is on, own direction: {effect['KL, own'].mean():.1g} nats, "
-      f"random ones: {effect['KL, random'].mean():.1g}")
-claim(f"without latent {some} its token loses more than the token of a random direction does", effect["own"], "<",
+print(f"latent {some} promotes {effect['token']!r}; its direction changes that token's log-probability by "
+      f"{effect['own'].mean():.1f} nats, ten other latents' directions that of theirs by {effect['others'].mean():.1f}")
+print(f"KL where it is on, own direction: {effect['KL, own'].mean():.1g} nats, random ones: {effect['KL, random'].mean():.1g}")
+claim(f"without latent {some} its token loses more than the tokens of random directions do", effect["own"], "<",
       effect["random"], unit="nats")
 
 # %% [markdown]
-# So in `tiny` the latent pushes its token. A third of that is by construction, since a random direction pushes its own
-# token, too. But is it important here? The KL says how much the whole prediction moved: next to nothing, hardly more
-# than along random directions. The promoted token was unlikely at most of these places, and half a nat of very little
-# is very little. Put both numbers beside a latent's name.
+# So in `tiny` the latent pushes its token. Much of that is by construction: a random direction pushes its own token a
+# third as much, another latent's about half. And is it important here? The KL says how much the whole prediction moved:
+# next to nothing, hardly more than along random directions. The promoted token was unlikely at most of these places,
+# and half a nat of very little is very little. Put both numbers beside a latent's name.
 #
 # ## 8 · The answer key
 #
