@@ -192,6 +192,8 @@ copied = own_on_top(OV)
 reveal("04.copies", copied)
 print(f"top 1: {copied:.3f}, top 5: {own_on_top(OV, 5):.3f}, "
       f"chance {1 / model.cfg.d_vocab:.5f}")
+
+# %%
 asked = model.cfg.d_vocab if model.cfg.d_vocab < 5000 else len(subset)
 before = own_on_top(full_OV_circuit(model, *previous))
 claim("the induction head's OV circuit copies more tokens than the previous-token head's",
@@ -354,6 +356,8 @@ closer = likenesses["W_E and MLP 0"].mean() > likenesses["W_E"].mean()
 reveal("04.effective", "yes" if closer else "no")
 display(plot_bars({"cosine": {name: estimate(values) for name, values in likenesses.items()}},
                   "mean cosine with the residual stream after layer 0, 95 % interval", title=MODEL))
+
+# %%
 for name in list(candidates)[1:]:
     claim(f"{name} is {'more' if name == 'W_E and head 0.3' else 'less'} like the stream than W_E",
           likenesses[name], ">" if name == "W_E and head 0.3" else "<", likenesses["W_E"])
