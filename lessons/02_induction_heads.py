@@ -74,10 +74,10 @@ print("from position 4 of [BOS, A, B, C, A, B, C]:", where_heads_look(query=4, s
 # ## 2 · An instrument
 #
 # Every score of this lesson has the same form: run the model, take some entries of every head's attention pattern,
-# and average them. Build that once, for any entries: it is the tool to carry home.
+# and average them. Build that once, for any entries.
 #
 # New since lesson 00: `hook.layer()` is the number of the hook's layer, a *function* of a hook's name may replace the
-# name (`is_pattern(name)` is True for every layer's attention pattern), and `return_type=None` spares the logits.
+# name (`is_pattern(name)` is True for every layer's attention pattern), and `return_type=None` skips the logits.
 
 # %%
 @exercise("02.head_scores")
@@ -162,22 +162,23 @@ reveal("02.previous_layer", best_head(previous)[0])
 print("previous token ", named(previous))
 print("induction      ", named(induction))
 print("duplicate token", named(duplicate))
+even = 1 / torch.arange(SEQ_LEN + 2, 2 * SEQ_LEN + 2)                   # query q sees q + 1 keys
+print(f"equal attention to every key would score {even.mean():.3f} on the last two stripes")
 
 # %%
 display(plot_head_scores(previous, f"{MODEL}: previous-token scores"))
 display(plot_head_scores(induction, f"{MODEL}: induction scores"))
-display(plot_head_scores(duplicate, f"{MODEL}: duplicate-token scores"))
 
 # %% [markdown]
-# (All three maps share one colour scale.) In `tiny` one head of layer 0 looks at the previous token, *all four* heads
-# of layer 1 are induction heads, and no other head is.
+# In `tiny` one head of layer 0 looks at the previous token, *all four* heads of layer 1 are induction heads, and no
+# other head is. None looks at duplicates more than equal attention would.
 #
 # For GPT-2 small, the outputs stored in TransformerLens's exploratory demo (2 sequences of 100 + 100 tokens) say,
 # *quoted*: induction heads 5.1 .931, 6.9 .926, 5.5 .926, 7.10 .904, 7.2 .851; previous-token heads **4.11 .992**, 3.7
 # .529, 6.8 .499; duplicate-token heads 0.5 .703, 3.0 .678. There, too, the strong previous-token head lies below
 # several induction heads. If you confuse two offsets, you report the wrong heads, with scores up to 0.7.
 #
-# The best of many heads is high partly because it is the best. Compare it.
+# The best of many heads is high partly because it is the best, so it needs a comparison.
 
 # %%
 bound = MODEL == "tiny"                     # the course promises these bounds for its own model only
@@ -266,9 +267,9 @@ print("stories:        ", named(in_stories.mean(dim=0), 3))
 reveal("02.in_stories", (in_stories.mean(dim=0)[best] / in_repeats[best]).item())
 
 # %% [markdown]
-# The runner-up in stories, 0.1 with 0.126, is in layer 0, where no head can read what stood before a key: it *cannot*
-# do induction. So is 0.126 high? With several marked keys for each query, even equal attention to everything hits
-# some.
+# The runner-up in stories, 0.1 with 0.126, is in layer 0, where a key holds only its own token and its place: no head
+# there can match the token *before* a key. So is 0.126 high? With several marked keys for each query, even equal
+# attention to everything hits some.
 
 # %%
 @exercise("02.uniform_score")
@@ -281,18 +282,18 @@ def uniform_score(targets: Bool[Tensor, "batch query key"]) -> float:
 # %%
 uniform = torch.tensor([uniform_score(induction_targets(row[None])) for row in story_tokens])
 print(f"uniform attention: repeated tokens {uniform_score(induction_targets(repeats)):.3f}, stories {uniform.mean():.3f}")
-incapable = in_stories[:, 0, 1]                                         # head 0.1
+blind = in_stories[:, 0].amax(dim=1)                                    # the best of layer 0, in each story
 one, three = in_stories[:, 1, 0], in_stories[:, 1, 3]
-claim("head 1.0 does induction in stories: it is above a head that cannot", one, ">", incapable)
-claim("head 1.3 is below that head: nothing says that it does", three, "<", incapable)
-claim("a head that cannot do induction is above chance", incapable, ">", uniform)
+claim("head 1.0 scores higher in stories than any head that cannot see what stood before a key", one, ">", blind)
+claim("head 1.3 scores lower than such a head", three, "<", blind)
+claim("a head that cannot see it is above uniform attention", in_stories[:, 0, 1], ">", uniform)
 
 # %% [markdown]
-# So 0.126 is twice what uniform attention gives, and still not induction: such a head may simply like certain words, or
-# near ones. *Uniform* attention is the first control; a head that cannot do the job is a better one. By that standard
-# 1.0, at six times uniform, does induction in stories; of head 1.3, the best on repeats, we cannot say so. A head's job
-# description depends on what you feed it. (One reason may be that many different words have followed a token as
-# frequent as `.`, and looking at all of them helps little.)
+# So 0.126 is twice what uniform attention gives, without any matching: such a head may simply like certain words, or
+# near ones. *Uniform* attention is the first control; a head that cannot see what the job needs is a better one. By
+# that standard 1.0, at six times uniform, passes as an induction head in stories, and 1.3, the best on repeats, does
+# not. A head's job description depends on what you feed it. (One reason may be that many different words have followed
+# a token as frequent as `.`, and looking at all of them helps little.)
 #
 # ## 7 · When did it form?
 #
@@ -344,7 +345,7 @@ claim("on a hundred other rows the behaviour at step 2400 is that of step 1200",
 measured("best induction score before training", induction_max[0], at_most=0.1)
 
 # %% [markdown]
-# (Only the points were measured; the lines lead the eye.)
+# (Only the points were measured; the lines guide the eye.)
 #
 # **The jump.** Between steps 800 and 1100 the second copy goes from hopeless to easy, and induction scores rise with
 # it. Olsson et al. saw this *phase change* in models of all sizes with more than one layer: the circuit needs two. In
@@ -355,9 +356,9 @@ measured("best induction score before training", induction_max[0], at_most=0.1)
 # not know what does it. (Length did not hold the model back: from step 600 on, training repeats reach 63 tokens, see
 # `training/train_tiny.py`.)
 #
-# **After it** the curve seems to dip: on its ten rows step 2400 is worse than 1200, with an interval that leaves out 0.
-# On a hundred other rows a quarter of it is left, and the interval holds 0. Of twenty such intervals one is wrong, and
-# anyone reading a curve looks at many. Test on fresh rows what you found by looking.
+# **After it** the curve seems to dip: on its ten rows step 2400 is worse than 1200, with an interval that excludes 0.
+# On a hundred other rows a quarter of it is left, and the interval contains 0. About one in twenty such intervals
+# misses the truth, and anyone reading a curve looks at many. Test on fresh rows what you found by looking.
 #
 # The previous-token curve is a surprise: no head scores high when induction is already there. The future
 # previous-token head, before and after:
@@ -437,7 +438,7 @@ print(f"uniform attention: {uniform_score(induction_targets(lengths[5])):.3f} fo
 # - Previous token: offset −1. Duplicate token: −seq_len, without the first entry. Induction: 1 − seq_len, without the
 #   first two.
 # - Check a measure where the answer is known: a planted circuit scores 1, and a planted impostor low.
-# - Is a score high? Ask what uniform attention scores, what an untrained model, and what a head that cannot do it.
+# - Is a score high? Ask what uniform attention scores, an untrained model, and a head that cannot see what it needs.
 # - Heads are found by score, not by number: every model keeps them elsewhere.
 # - Induction forms suddenly in training, together with the behaviour.
 #

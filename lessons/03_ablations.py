@@ -10,9 +10,9 @@
 # # 03 · Ablations
 #
 # **The question.** Lesson 02 found heads that *look* at the right place. Which parts of the model does the prediction
-# *need*? An **ablation** puts something else in a part's place and sees what the loss does.
+# *need*? An **ablation** replaces a part's output and measures what the loss does.
 #
-# Everything hangs on the "something else". Our article patches MLP outputs, sees hardly any change, and concludes
+# Everything depends on the replacement. Our article patches MLP outputs, sees hardly any change, and concludes
 # that MLP layers may not matter much here. You will repeat that experiment exactly, find out why its numbers would
 # look small even for an MLP that matters, and ask again in better ways. Two shortcuts, attribution patching and
 # direct logit attribution, can mislead, and you will repair the first.
@@ -101,7 +101,7 @@ claim("without the shift, the second copy looks harder than the first",
 # %% [markdown]
 # A model that has understood repetition gives the *present* token almost no probability, so without the shift the
 # loss is worst where the model is best. With it, three quarters of `tiny`'s clean loss is the one token that nobody
-# can know. The other 49 are as good as certain, and then much can be removed before the loss notices.
+# can know. The other 49 are as good as certain, so much can be removed before the loss notices.
 #
 # ## 2 · The article's experiment
 #
@@ -154,20 +154,21 @@ plot_head_scores(sweep, f"{MODEL}: MLP output from the first copy, one position 
 #
 # ### How much of a change is the patch?
 #
-# For the same token the MLP may have put out nearly the same vector: then we replaced a thing by itself. The
-# yardstick is its output at the same position for *another* token. (Vectors that share a large mean have a cosine
-# near 1 whatever else they say, so the mean of its own copy is subtracted from each.)
+# For the same token the MLP may have produced nearly the same vector: then we replaced a thing by itself. The
+# yardstick is its output at the same position for *another* token. The relative change depends on the vectors'
+# lengths, the cosine does not. (Vectors that share a large mean have a cosine near 1 whatever else they say, so the
+# mean of its own copy is subtracted from each.)
 
 # %%
 def unlikeness(outputs):
-    """‖new − old‖ / ‖old‖ of each sequence, and the cosine of new and old, each without its copy's mean.
+    """‖new − old‖ / ‖old‖ and the cosine of new and old, each without its copy's mean: two numbers per sequence.
 
     Old is the output in the second copy; new is that for the same token in the first copy, or for another token.
     """
     first, second = outputs[:, 1:].chunk(2, dim=1)                      # each [batch, seq_len, d_model]
     said_first, said = (copy - copy.mean(dim=(0, 1)) for copy in (first, second))
     return {kind: (((new - second).norm(dim=-1) / second.norm(dim=-1)).mean(dim=1).cpu(),
-                   F.cosine_similarity(centred, said, dim=-1).mean())
+                   F.cosine_similarity(centred, said, dim=-1).mean(dim=1).cpu())
             for kind, new, centred in (("first copy", first, said_first),
                                        ("another token", second.roll(1, dims=0), said.roll(1, dims=0)))}
 
@@ -175,10 +176,10 @@ def unlikeness(outputs):
 _, cache = model.run_with_cache(tokens, names_filter=[mlp_out(layer) for layer in LAYERS])
 for layer in LAYERS:
     found = unlikeness(cache[mlp_out(layer)])
-    print(f"layer {layer:2}: " + "; ".join(f"{kind}: relative change {change.mean():5.2f}, cosine {cosine:5.2f}"
+    print(f"layer {layer:2}: " + "; ".join(f"{kind}: relative change {change.mean():5.2f}, cosine {cosine.mean():5.2f}"
                                           for kind, (change, cosine) in found.items()))
-claim(f"MLP {LAYERS[-1]}: the first copy's output is at least as foreign here as another token's",
-      found["first copy"][0], ">", found["another token"][0], unit="of the vector's length")
+claim(f"MLP {LAYERS[-1]}: the first copy's output is more foreign here than another token's, whatever its length",
+      found["first copy"][1], "<", found["another token"][1], unit="(cosine)")
 
 # %% [markdown]
 # Where the patch changes far less than another token's output would, a small change of the loss says nothing about
@@ -209,8 +210,7 @@ for layer, row in zip(LAYERS, sweep):
 # ### What is special about the first token?
 #
 # The article sees an effect only at "the first token". Its loop starts at position `seq_len`, the *last token of the
-# first copy*, and patches it with the MLP output of position 0, BOS. (It never reaches the last token, which does no
-# harm: nothing is predicted from there.) `as_published=True` uses exactly that range.
+# first copy*, and patches it with the MLP output of position 0, BOS. `as_published=True` uses exactly that range.
 
 # %%
 published = mlp_patch_sweep(model, one, SEQ_LEN, layers=LAYERS, as_published=True)
@@ -227,7 +227,7 @@ assert torch.allclose(published[:, 1:], sweep[:, :-1], atol=1e-5)
 #
 # "MLPs do not matter" does not follow from this experiment.
 #
-# ## 3 · Something else to put there
+# ## 3 · What to put in its place
 #
 # To ask what a part contributes, put something *uninformative* in its place, at every position:
 #
@@ -262,25 +262,21 @@ replacements = {"from the first copy": from_first_copy} | {
     kind: lambda out, hook, kind=kind: ablate(out, kind) for kind in ("mean", "resample", "zero")}
 changes = {kind: {layer: losses((mlp_out(layer), new)) - clean for layer in LAYERS}
            for kind, new in replacements.items()}
+measured("median change, one MLP position patched", sweep.abs().median(), unit="nats",
+         published="near 0 (GPT-2 small, quoted)")
+measured("worst mean ablation of an MLP", max(change.mean() for change in changes["mean"].values()), unit="nats")
 plot_bars({kind: {f"MLP {layer}": estimate(change) for layer, change in by_layer.items()}
            for kind, by_layer in changes.items()}, "change of the loss (nats), 95 % interval",
           title=f"{MODEL}: the same MLPs, four things in their place")
 
+# %% [markdown]
+# All four single out the last MLP of `tiny` and find those of layers 1 and 2 dispensable *for this task*. But why does
+# one vector cost fifteen times as much as another? Not only what it *says* counts: the final norm divides the whole
+# stream by its size, so a long vector makes every other part quieter. Run everything again with the norm's divisor
+# held at its clean value.
+
 # %%
 last = LAYERS[-1]
-claim(f"MLP {last}: the first copy's output does more harm than the mean", changes["from the first copy"][last], ">",
-      changes["mean"][last], unit="nats")
-measured("median change, one MLP position patched", sweep.abs().median(), unit="nats",
-         published="near 0 (GPT-2 small, quoted)")
-measured("worst mean ablation of an MLP", max(change.mean() for change in changes["mean"].values()), unit="nats")
-
-# %% [markdown]
-# All four single out the last MLP of `tiny` and find those of layers 1 and 2 dispensable
-# *for this task*. But why does one vector cost fifteen times as much as another? Not only what it *says* counts: the
-# final norm divides the whole stream by its size, so a long vector makes every other part quieter. Run everything
-# again with the norm's divisor held at its clean value.
-
-# %%
 _, cache = model.run_with_cache(tokens, names_filter=["ln_final.hook_scale", mlp_out(last)])
 divisor, own_output = cache["ln_final.hook_scale"], cache[mlp_out(last)]
 own_length, held = own_output[:, SEQ_LEN + 1:-1].norm(dim=-1).mean(), {}
@@ -296,14 +292,16 @@ for kind, new in replacements.items():
           f"{changes[kind][last].mean():5.2f} nats, with the divisor held {estimate(held[kind])}")
 claim(f"MLP {last}: with the divisor held, the first copy's output does less harm", held["from the first copy"], "<",
       changes["from the first copy"][last], unit="nats")
+claim(f"MLP {last}: even so, it does more harm than the mean", held["from the first copy"], ">", held["mean"],
+      unit="nats")
 
 # %% [markdown]
 # In `tiny` most of the harm of the first copy's output and of the mean is length. In the first copy the last MLP writes
 # vectors almost three times as long; the logits shrink, and confidence is lost, but hardly a single answer. With the
-# divisor held, zero and mean cost the same, a tenth of a nat. A loss measures confidence *and* correctness: look at a
-# second metric before you say what a part is for.
+# divisor held, zero and mean cost the same, a tenth of a nat, and the two outputs from elsewhere two or three times
+# that. A loss measures confidence *and* correctness: look at a second metric before you say what a part is for.
 #
-# ## 4 · Take heads away
+# ## 4 · Remove heads
 #
 # A head gathers values from where it looks: z, at `hook_z(layer)`, [batch, pos, head, d_head]. Then W_O writes it to
 # the residual stream. To remove a head, replace *its* z, and no other. (A released evaluation library once ablated
@@ -328,7 +326,7 @@ for kind_of_head, (layer, head) in (("previous-token", previous), ("induction", 
     print(f"without the best {kind_of_head} head, {layer}.{head}: {loss:.3f} nats, clean {clean_loss:.3f}")
 
 # %% [markdown]
-# Is that what you expected? `head_ablation_scores` does it for every head (each pass begins at the ablated layer).
+# `head_ablation_scores` does it for every head (each pass begins at the ablated layer).
 
 # %%
 layers = LAYERS if model.cfg.n_layers <= 6 else sorted({0, previous[0], induction[0]})
@@ -358,13 +356,33 @@ strongest = [head for head, score in top_heads(induction_by_head, 4) if score > 
 for count in range(1, len(strongest) + 1):
     names = ", ".join(f"{layer}.{head}" for layer, head in strongest[:count])
     print(f"without {names}: {estimate(losses(*without(*strongest[:count])))} nats")
-alone = torch.stack([losses(*without(head)) - clean for head in strongest])          # [head, batch]
-claim("the induction heads together are missed more than the sum of what each is missed alone",
-      losses(*without(*strongest)) - clean, ">", alone.sum(dim=0), unit="nats")
 claim("one induction head alone is missed less than the previous-token head",
       losses(*without(induction)), "<", losses(*without(previous)), unit="nats")
 
 # %% [markdown]
+# Together they are missed more than the sum of what each is missed alone. Is that special to them? The control is all
+# heads of the layers above, with the final norm's divisor free, and held.
+
+# %%
+above = [(layer, head) for layer in LAYERS if layer > induction[0] for head in range(model.cfg.n_heads)]
+missed = {}
+for group, members in (("induction heads", strongest), ("heads above them", above)):
+    hooks, missed[group] = without(*members), losses(*without(*members)) - clean
+    alone = sum(losses(*without(head)) - clean for head in members)
+    fixed = losses(*hooks, ("ln_final.hook_scale", lambda scale, hook: divisor)) - clean
+    with torch.no_grad():
+        ablated = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    right = (ablated[:, second_copy].argmax(dim=-1) == tokens[:, SEQ_LEN + 2:]).float().mean()
+    print(f"{len(members)} {group}: {estimate(missed[group])} nats together, {estimate(alone)} summed; with the divisor "
+          f"held {estimate(fixed)}; right token on top {right:.2f}")
+    claim(f"the {group} are missed more together than summed", missed[group], ">", alone, unit="nats")
+claim("the induction heads are missed more than all heads above them", missed["induction heads"], ">",
+      missed["heads above them"], unit="nats")
+
+# %% [markdown]
+# More than the sum is nothing special: in `tiny` the eight heads above do it, too. But most of their harm is the
+# divisor's, and the right token stays on top. Without the four induction heads the answer itself is gone.
+#
 # The effect of an ablation says what the rest of the model *cannot make up for*; a small one may mean "useless" or
 # "has a spare" (section 6).
 #
@@ -393,7 +411,7 @@ plot_scatter(sweep, estimates, "exact change of the loss (nats)", "estimate from
              title=f"{MODEL}: one point per layer and position")
 
 # %% [markdown]
-# In `tiny` the estimates lie on the floor, and for heads it is no better. To see why, move the z of the head that is
+# In `tiny` the estimates are all near zero, and for heads it is no better. To see why, move the z of the head that is
 # missed most to its mean in small steps, and watch the loss, the logit of the right token, and the attention of the
 # best induction head.
 
@@ -462,12 +480,11 @@ claim("ten slopes along the path miss less than one at its start (largest error)
       max(errors["start"]), unit="nats")
 
 # %% [markdown]
-# Ten gradients, at the middles of ten equal pieces of the path, come within a few per cent, at ten times the price; at
-# the pieces' ends they may be a tenth off. (The method, *integrated gradients*, rests on the
-# fundamental theorem of calculus: averaged over the path, the slopes give the whole change.) One gradient is for
-# *ranking candidates* among thousands. Distrust it most for parts that act through another head's attention, and
-# confirm what matters by points on the path or by the exact patch, for its misses are silent. In section 8 it both
-# ranks and misses.
+# Ten gradients, at the middles of ten equal pieces of the path, come within a few per cent, at ten times the price.
+# (The method, *integrated gradients*, rests on the fundamental theorem of calculus: averaged over the path, the slopes
+# give the whole change.) One gradient is for *ranking candidates* among thousands. Distrust it most for parts that act
+# through another head's attention, and confirm what matters by points on the path or by the exact patch, for its
+# misses are silent.
 #
 # ## 6 · What does a part say directly?
 #
@@ -573,10 +590,10 @@ if real_model is not None:
     measured("SmolLM2: first MLP, change by mean ablation", real_mean[0], unit="nats", at_least=3)
 
 # %% [markdown]
-# Here the patch fails most clearly. The first MLP of SmolLM2 puts out nearly the same vector in both copies (a tenth
+# Here the patch fails most clearly. The first MLP of SmolLM2 produces nearly the same vector in both copies (a tenth
 # of its length differs, where another token changes all of it), so the patch does next to nothing, even times the 25
 # positions. With the mean in its place, at all of them, the loss rises by more than ten nats. But in the control, text
-# that the model wrote itself, it rises as clearly: what this MLP does is not special to *this task*.
+# that the model wrote itself, it rises by more than five: what this MLP does is not special to *this task*.
 
 # %%
 if real_model is not None:
@@ -602,7 +619,7 @@ if real_model is not None:
 #
 # ## On your own
 #
-# Put at its mean, the first MLP of `tiny` is hardly missed *on repeated tokens* (section 3's plot). Is it dispensable
+# Replaced by its mean, the first MLP of `tiny` is hardly missed *on repeated tokens* (section 3's plot). Is it dispensable
 # for the text that the model was trained on (`sample_text(model, 10, 101)`)? Hand in a claim, a number with its
 # interval, the control, what would have refuted you, and what it does not show.
 

@@ -13,7 +13,7 @@
 # and a few biases. Can you read from them, without running anything, *what it looks for* and *what it copies*?
 #
 # For the parts of the induction circuit the answer is a surprising yes, given some care: which norm is folded where,
-# which keys belong to which head, which vector stands for a token. In the end you will say what each head of an
+# which keys belong to which head, which vector stands for a token. At the end you will say what each head of an
 # unlabelled layer does.
 #
 # **You need:** lessons 00 to 03, and matrix products.
@@ -55,7 +55,7 @@ print(f"{MODEL}: best previous-token head {previous[0]}.{previous[1]}, "
 # %% [markdown]
 # ## 1 · The matrices of one head
 #
-# A head reads the residual stream three times. From the position that looks it makes a **query** (W_Q), from every
+# A head reads the residual stream three times. From the position that attends it makes a **query** (W_Q), from every
 # position a **key** (W_K) and a **value** (W_V). Query · key is a score, the softmax of the scores says how much of
 # each value is gathered, and W_O writes the result back.
 #
@@ -119,9 +119,9 @@ print(f"gains of that norm: from {raw.ln_1.weight.min():.2f} to {raw.ln_1.weight
 
 # %% [markdown]
 # If you read an *unfolded* matrix, you compare numbers that the gain has yet to rescale, differently for each
-# direction. (Here the gains are close to 1. Nothing promises that.) Folding cannot remove the division by the
+# direction. (Here the gains are close to 1, but nothing guarantees that.) Folding cannot remove the division by the
 # standard deviation, which differs from position to position. A circuit of weights alone leaves it out; lesson 05
-# switches it on.
+# puts it back.
 #
 # ## 3 · What does a head copy?
 #
@@ -192,6 +192,8 @@ copied = own_on_top(OV)
 reveal("04.copies", copied)
 print(f"top 1: {copied:.3f}, top 5: {own_on_top(OV, 5):.3f}, "
       f"chance {1 / model.cfg.d_vocab:.5f}")
+
+# %%
 asked = model.cfg.d_vocab if model.cfg.d_vocab < 5000 else len(subset)
 before = own_on_top(full_OV_circuit(model, *previous))
 claim("the induction head's OV circuit copies more tokens than the previous-token head's",
@@ -227,7 +229,7 @@ plot_head_scores(scores, f"{MODEL}: copying scores (rows are layers {layers})", 
 # Many heads copy, and most of them are not induction heads. In `tiny` some heads of the last layers have a score near
 # −1: they would *lower* the logit of whatever they look at. So would the previous-token head 0.2 (−0.72), but lesson 03
 # measured that it says next to nothing about the right token. A circuit says in which direction a head would push, not
-# how hard, or whether the output is its audience.
+# how hard, nor whether the logits are what it writes for.
 #
 # ## 4 · What does a head look for?
 #
@@ -309,7 +311,7 @@ if has_positions:
 
 # %% [markdown]
 # The pattern is there, and nothing was run. For a head in a later layer (GPT-2 small's is 4.11) the position
-# embeddings pass through other layers first, and the picture is an approximation to hold against the real pattern.
+# embeddings pass through other layers first, and the picture is an approximation: compare it with the real pattern.
 #
 # ## 6 · Which vector stands for a token?
 #
@@ -354,18 +356,20 @@ closer = likenesses["W_E and MLP 0"].mean() > likenesses["W_E"].mean()
 reveal("04.effective", "yes" if closer else "no")
 display(plot_bars({"cosine": {name: estimate(values) for name, values in likenesses.items()}},
                   "mean cosine with the residual stream after layer 0, 95 % interval", title=MODEL))
+
+# %%
 for name in list(candidates)[1:]:
     claim(f"{name} is {'more' if name == 'W_E and head 0.3' else 'less'} like the stream than W_E",
           likenesses[name], ">" if name == "W_E and head 0.3" else "<", likenesses["W_E"])
 
 # %% [markdown]
 # In `tiny` the recipe makes it worse. The first MLP never sees bare embeddings: it reads them *after* attention has
-# added much longer vectors. W_E plus what the amplifying head 0.3 writes is better. The recipe is not bad (section 8
-# shows where it is good), but a hypothesis about *this* model, which a few lines of code check.
+# added much longer vectors. W_E plus what the amplifying head 0.3 writes is better. The recipe is not wrong (section
+# 8 shows where it works), but it is a hypothesis about *this* model, and a few lines of code test it.
 #
 # ## 7 · What is this head?
 #
-# Now without names. `unnamed_heads_model(seed)` plants six heads into one layer, in a random basis, and returns the
+# Now without labels. `unnamed_heads_model(seed)` plants six heads into one layer, in a random basis, and returns the
 # model and the truth. **Your experiment:** decide from the weights alone where a head looks and what it does to the
 # logit of the token that it finds there. Choose measures and thresholds on a model whose truth you look at. Your
 # function will be checked on others.
@@ -389,7 +393,7 @@ def kind_of_head(model: TransformerBridge, layer: int, head: int) -> tuple[str, 
 
 
 # %% [markdown]
-# A reading of weights is a prediction. Hold yours of this model's first layer against what its heads do when it runs.
+# A reading of weights is a prediction. Compare yours, for this model's first layer, with what its heads do when it runs.
 # ("Same token" may be its own position.)
 
 # %%
@@ -424,7 +428,8 @@ real_model = load_real_model()
 # %%
 if real_model is not None:
     real_tokens = generate_repeated_tokens(real_model, 25, batch=4, seed=0)
-    real_previous = best_head(previous_token_scores(real_model, real_tokens))
+    looks_back = previous_token_scores(real_model, real_tokens)                     # [layer, head]
+    real_previous = best_head(looks_back)
     by_distance = score_by_distance(real_model, *real_previous, real_tokens, 12)
     best = by_distance.argmax().item()
     print(f"previous-token head {real_previous[0]}.{real_previous[1]}: best distance {best}")
@@ -432,6 +437,24 @@ if real_model is not None:
     display(plot_by_position({"mean query · mean key": by_distance}, "attention score",
                              xlabel="how far back the key is (positions)",
                              title="SmolLM2-135M: a previous-token head, read by distance"))
+
+# %% [markdown]
+# Distance 1 is a common preference. The control is the same reading of all other heads.
+
+# %%
+if real_model is not None:
+    _, cache = real_model.run_with_cache(real_tokens, names_filter=lambda name: name.endswith((".hook_q", ".hook_k")))
+    preferred = []
+    for layer in range(real_model.cfg.n_layers):
+        q, k = (cache[f"blocks.{layer}.attn.hook_{name}"][:, 1:].mean(dim=(0, 1)) for name in "qk")     # [head, d_head]
+        k = k.repeat_interleave(len(q) // len(k), dim=0)                            # each key head for its whole group
+        scores_at = [(circuits.rotate(real_model, q, d, layer) * k).sum(dim=-1) for d in range(13)]
+        preferred.append(torch.stack(scores_at).argmax(dim=0).cpu())                # [head]
+    one_back, called = torch.stack(preferred) == 1, looks_back.cpu() > 0.3
+    these, others = (wilson_interval(one_back[heads].float().mean().item(), int(heads.sum()))
+                     for heads in (called, ~called))
+    claim("SmolLM2: heads that attend to the previous token prefer distance 1 more often than the others", these, ">",
+          others, unit="share of heads")
 
 # %%
 if real_model is not None:
@@ -452,11 +475,11 @@ if real_model is not None:
           1 / real_model.cfg.d_vocab, unit="share of tokens")
 
 # %% [markdown]
-# In SmolLM2 the first MLP *is* part of the embedding, as is said of GPT-2. Its best induction head has a clearly
-# positive copying score, yet its OV circuit from W_E to W_U puts the own token on top for fewer than one token in a
-# thousand: more than chance, but not a description of the head. In layer 18 of 0 to 29 it does not read a bare
-# embedding, and eleven more layers work on what it writes. A circuit of weights is a claim about a direct path; the
-# longer the real path, the weaker the claim.
+# In SmolLM2 the first MLP *is* part of the embedding. Its best induction head has a clearly positive copying score,
+# yet its OV circuit from W_E to W_U puts the own token on top for fewer than one token in a thousand: more than chance,
+# but not a description of the head. In layer 18 of 0 to 29 it does not read a bare embedding, and eleven more layers
+# work on what it writes. A circuit of weights is a claim about a direct path; the longer the real path, the weaker the
+# claim.
 #
 # ## On your own
 #

@@ -546,10 +546,9 @@ for place in kl.flatten().topk(6).indices.tolist():
 # %% [markdown]
 # In `tiny` the KL is nearly 0 at the first positions, where the stream carries little to lose, and some thirty
 # times larger later. And the mean *is* a few tokens. With an exponential distribution the largest hundredth would
-# hold
-# $0.01\,(1 + \ln 100)$ = 5.6 % of the sum; here it is about ten times that. A token after "the", where the model must
-# remember which thing, costs several times as much as another, though the dearest of all is of another kind. A fine
-# mean can hide the loss of just that.
+# hold $0.01\,(1 + \ln 100)$ = 5.6 % of the sum; here it is about ten times that. A token after "the", where the model
+# must remember which thing, costs several times as much as another, though the dearest of all is of another kind. A
+# fine mean can hide the loss of just that.
 #
 # ## 12 · Which of two is better?
 #

@@ -696,7 +696,7 @@ if MODEL == "tiny":                                                 # how does i
 # - Sufficiency: nobody wrote a latent *in* to see whether the heads follow.
 # - Other circuits: induction is the best known, and most of what a model does has no map yet.
 #
-# ## Summary, and the end of the course
+# ## Summary
 #
 # - Faithful on text is not faithful to a circuit: a score of 0.998, and nothing left of induction's gain, where
 #   random errors as large leave most of it.
@@ -712,6 +712,8 @@ if MODEL == "tiny":                                                 # how does i
 # Sources: Shuyang Xiang, "How to Interpret GPT2-Small" (2024), for the circuit; Gao et al. (2024), arXiv
 # 2406.04093, section 4.1, and Gurnee, "SAE reconstruction errors are (empirically) pathological" (2024), for the
 # measures. The experiments of this lesson are ours.
+#
+# Next: **10 · Is a circuit faithful?**, where the circuit of lesson 05 stands trial.
 
 # %% tags=["exercise-only"]
 progress("09")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from answers import Answers, Wrong
+from course_utils.latents import linear_direction
 
 # --- 06.encode ------------------------------------------------------------------------------------------------
 
@@ -519,6 +520,17 @@ def probed(chosen="apart.abs().topk(k).indices", weights="linear_direction(laten
     return PROBE.format(chosen=chosen, weights=weights, answer=answer)
 
 
+def largest_of_a_full_regression(latents, labels, k):
+    weights = linear_direction(latents, labels)
+    return torch.where(weights.abs() >= weights.abs().topk(k).values[-1], weights, 0)
+
+
+def largest_by_spread(latents, labels, k):
+    """The same, each weight times its latent's standard deviation: then units do not count."""
+    chosen = (linear_direction(latents, labels) * latents.std(0)).abs().topk(k).indices
+    return torch.zeros(latents.shape[1]).index_put((chosen,), linear_direction(latents[:, chosen], labels))
+
+
 def probe_by_auc(latents, labels, k):
     """Chosen by AUC; weighed by least squares with a constant."""
     chosen = (area_under_the_curve(latents, labels) - 0.5).abs().topk(k).indices
@@ -693,10 +705,12 @@ ANSWERS = {
             Wrong(probed(chosen="latents[labels].mean(0).topk(k).indices"), says="differ most"),
             Wrong(probed(chosen="apart.topk(k).indices"), says="differ most"),          # upwards only
             Wrong(probed(weights="1.0"), says="differ most"),                           # without a sign
+            Wrong(largest_of_a_full_regression, says="faint ones get large weights"),
+            Wrong(probed(chosen="linear_direction(latents, labels).abs().topk(k).indices"), says="faint ones"),
             Wrong(probed(weights="latents[:, chosen].mean(0)")),
             Wrong(probed(answer="probe[chosen]")),
         ],
-        accept=[probed(), probed(weights="apart[chosen] / latents[:, chosen].var(0)"), probe_by_auc],
+        accept=[probed(), probed(weights="apart[chosen] / latents[:, chosen].var(0)"), probe_by_auc, largest_by_spread],
     ),
     "06.auc": Answers(
         reject=[

@@ -72,7 +72,7 @@ def kl_from_truth(
 
 
 def damage(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "layer head"]:
-    """For every head: KL(the unchanged model ‖ the model without this head), in nats, averaged over all positions."""
+    """How far the predictions move without each head: nats, mean over all positions, the unchanged model as truth."""
     before = model(tokens).log_softmax(dim=-1)
     return torch.tensor([[kl_from_truth(before, without_head(model, tokens, layer, head)).mean().item()
                           for head in range(model.cfg.n_heads)] for layer in range(model.cfg.n_layers)])

@@ -59,7 +59,8 @@ def uniform_score(targets: Bool[Tensor, "batch query key"]) -> float:
 
 
 def position_cases() -> list[Case]:
-    return [Case(6, 5, label="first token of the second copy"), Case(4, 3, label="seq_len 3"), Case(100, 50)]
+    return [Case(6, 5, label="first token of the second copy"), Case(4, 3, label="seq_len 3"),
+            Case(100, 50, label="last token, seq_len 50")]
 
 
 def one_back(pattern):

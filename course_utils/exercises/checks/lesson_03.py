@@ -383,7 +383,7 @@ EXERCISES = [
     ),
     Exercise(
         id="03.loss_without_head",
-        title="Take one head away",
+        title="Remove one head",
         reference=loss_without_head,
         check=compare_cases(head_cases, HEAD_MISTAKES, keeps_inputs=True, loose_scalars=True),
         hints=(

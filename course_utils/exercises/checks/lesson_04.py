@@ -262,19 +262,20 @@ EMBEDDING_MISTAKES = variants(effective_embedding, {
 WORDS = f"the answer is two words: (one of {', '.join(WHERE)}; one of {', '.join(WHAT)})"
 UNTRUE = {
     "previous position":
-        "a head that looks one position back, whatever the tokens, is not recognised: what does the pattern from "
-        "positions alone say?",
+        "a head that looks one position back, whatever the tokens, is not recognised: leave the tokens out of the "
+        "measure",
     "same token":
-        "a head that looks for its own token is not recognised: is a token's best key, in the QK circuit, itself?",
+        "a head that looks for its own token is not recognised: it finds it at any distance, so leave the positions "
+        "out of the measure",
     "something else":
         "a head that does neither is taken for one of the two: a little attention one back, or a few tokens matched, "
         "is not enough",
     "copies":
-        "a head that copies is not recognised: a real circuit is noisy, and its copying score is not 1 (mind the "
-        "threshold)",
+        "a head that copies is not recognised: a real circuit is noisy, and no measure reaches its largest value (mind "
+        "the threshold)",
     "suppresses":
-        "a head that lowers the logit of what it looks at is not recognised: most of its eigenvalues are negative, not "
-        "all (mind the threshold)",
+        "a head that lowers the logit of what it looks at is not recognised: a real circuit is noisy, and no measure "
+        "reaches its smallest value (mind the threshold)",
     "neither":
         "a head that writes another token, or noise, is taken for one that copies or suppresses: a score near 0 "
         "has a sign, too",

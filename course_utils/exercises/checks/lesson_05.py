@@ -396,7 +396,7 @@ EXERCISES = [
         reference=restore_path,
         check=compare_cases(path_cases, RESTORE_MISTAKES, keeps_inputs=True),
         hints=(
-            "Everything is turned around: now the receivers' streams come from the ablated pass, and the sender's own "
+            "The roles are reversed: now the receivers' streams come from the ablated pass, and the sender's own "
             "output is what is added.",
             "A hook at `hook_z` that ablates the sender; inside `with model.hooks(fwd_hooks=[…])` a run with a cache "
             "gives the streams without it. Add (z − ablate(z)) @ W_O, with z from a clean run.",

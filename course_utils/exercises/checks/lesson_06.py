@@ -463,30 +463,32 @@ def luck_states(attempt):
 TOO_MANY = "more than k latents are used"
 POOR = ("on new positions this tells less than k latents can: choose those whose means at labelled and other positions "
         "differ most, upwards or downwards, and weigh them")
+FAINT = ("where the latents that know are large, this tells less than k latents can: a weight in a regression on all "
+         "of them depends on a latent's unit, and faint ones get large weights. Choose first, then weigh the chosen")
 
 
-@property_check(mistakes=[TOO_MANY, POOR])
+@property_check(mistakes=[TOO_MANY, POOR, FAINT])
 def probe_states(attempt):
-    """facts spread over several latents, some of them active where the fact does not hold; judged on new positions"""
+    """facts spread over several latents, large or faint, some of them active where it does not hold; new positions"""
 
-    def planted(seed):
+    def planted(seed, size):
         labels = drawn(3000, seed=seed) > 0.5
         chance = 0.02 + 0.3 * labels[:, None] * torch.ones(6)
         chance[:, 4:] = 0.02 + 0.3 * ~labels[:, None]                   # two are active where the fact does not hold
-        strength = torch.tensor([1.0, 3, 1, 2, 1, 2])
+        strength = size * torch.tensor([1.0, 3, 1, 2, 1, 2])
         uniform = torch.rand(3000, 6, generator=torch.Generator().manual_seed(seed))
         dense = 10 + 4 * drawn(3000, 3, seed=seed + 1)                  # large, and know nothing
         return torch.cat([(uniform < chance) * strength, dense, drawn(3000, 21, seed=seed + 2).relu()], dim=1), labels
 
-    (seen_latents, seen_labels), (new_latents, new_labels) = planted(1), planted(5)
-    for k in (6, 1, 3):
+    for size, k, poor in ((1, 6, POOR), (1, 1, POOR), (1, 3, POOR), (30, 6, FAINT)):
+        (seen_latents, seen_labels), (new_latents, new_labels) = planted(1, size), planted(5, size)
         got = attempt(seen_latents.clone(), seen_labels.clone(), k)
         used = int((torch.as_tensor(got) != 0).sum())
-        case = f"30 latents, 6 of which go with the fact; k = {k}"
+        case = f"30 latents, 6 of which go with the fact and are {size} times as large; k = {k}"
         require(used <= k, TOO_MANY, input=case, got=f"{used} entries that are not 0", expected=f"at most {k}")
         scores = [float(fast_auc((new_latents @ probe.float())[:, None], new_labels))
                   for probe in (got, sparse_probe(seen_latents, seen_labels, k))]
-        require(scores[0] > scores[1] - 0.02, POOR, input=case, got=f"AUC {scores[0]:.3f}", expected=f"{scores[1]:.3f}")
+        require(scores[0] > scores[1] - 0.02, poor, input=case, got=f"AUC {scores[0]:.3f}", expected=f"{scores[1]:.3f}")
 
 
 EXERCISES = [
