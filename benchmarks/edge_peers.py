@@ -1,10 +1,10 @@
-"""Edge scores held against two libraries, auto-circuit (Miller et al., 2024) and EAP-IG (Hanna et al., 2024), on `tiny`.
+"""Edge scores held against two libraries, auto-circuit (Miller et al., 2024) and EAP-IG (Hanna et al., 2024): `tiny`.
 
     .venv-peers/bin/python -m benchmarks.edge_peers --auto-circuit FOLDER --eap FOLDER
 
 FOLDER is the library's source, the folder that holds the package: `pip download --no-deps auto-circuit` and unpack it;
-https://github.com/hannamw/EAP-IG, folder src. Both need TransformerLens before 4, whose HookedTransformer they read, and
-so the second environment (make peers); auto-circuit also imports ordered-set, blobfile and word2word.
+https://github.com/hannamw/EAP-IG, folder src. Both need TransformerLens before 4, whose HookedTransformer they read,
+and so the second environment (make peers); auto-circuit also imports attrs, ordered-set, blobfile and word2word.
 """
 
 from __future__ import annotations
@@ -90,13 +90,14 @@ def of_eap(model, pairs: Pairs) -> dict[str, Scores]:
         return (last[rows, pairs.right] - last[rows, pairs.wrong]).sum()
 
     def ours(scores) -> Scores:
-        """Its matrix [sender, layer by layer: q of each head, k, v, MLP; logits], whose order is the course's, turned."""
+        """Its matrix [sender, layer by layer: q of each head, k, v, MLP; logits]: the course's order, transposed."""
         return scores.detach().float().cpu().T
 
     graph = Graph.from_model(other)
     return {
         "one gradient": ours(eap.attribute.get_scores_eap(other, graph, loader, difference, quiet=True)),
-        f"{STEPS} gradients": ours(eap.attribute.get_scores_eap_ig(other, graph, loader, difference, STEPS, quiet=True)),
+        f"{STEPS} gradients": ours(
+            eap.attribute.get_scores_eap_ig(other, graph, loader, difference, STEPS, quiet=True)),
         "exact": ours(eap.attribute.get_scores_exact(
             other, Graph.from_model(other), loader,
             lambda *given: difference(*given)[None] / len(pairs), quiet=True)),

@@ -9,11 +9,11 @@
 # %% [markdown]
 # # 11 · Are sparse autoencoders worth it?
 #
-# **The question.** Lesson 06 found facts in a dictionary, lesson 09 silenced its latents. Would something cheaper have done
-# as well? In 2025 two reports said so: probes on the raw stream mostly read facts at least as well as latents, with few
-# examples, under noise and under shift (Kantamneni et al.), and a large laboratory gave dictionaries a lower priority after such results
-# (Smith et al.). They had labels. Here there is more: thirteen labelled facts, and the true distribution of the next
-# token, even of a story that was changed.
+# **The question.** Lesson 06 found facts in a dictionary, lesson 09 silenced its latents. Would something cheaper have
+# done as well? In 2025 two reports said so: probes on the raw stream mostly read facts at least as well as latents,
+# with few examples, under noise and under shift (Kantamneni et al.), and a large laboratory gave dictionaries a lower
+# priority after such results (Smith et al.). They had labels. Here there is more: thirteen labelled facts, and the true
+# distribution of the next token, even of a story that was changed.
 #
 # You will let a latent, a few latents, raw axes, principal axes, a difference of means and a dense probe compete: who
 # **reads** a fact, who can **change** it, who finds it **without being told its name**.
@@ -74,7 +74,8 @@ QUESTIONS = [name for name in learn.key if all((each.key[name][0] & each.key[nam
                                                for each in (learn, judge))]
 axes = principal_axes(learn.x.flatten(0, 1))
 SIZE = learn.x.norm(dim=-1).mean().item()
-print(f"{len(QUESTIONS)} questions of {len(learn.key)}: the others are true in too few texts to judge by; {N} texts to learn from, {N} to be judged on; mean norm of the stream {SIZE:.0f}")
+print(f"{len(QUESTIONS)} of {len(learn.key)} facts: the others are true in too few texts to be judged by")
+print(f"{N} texts to learn from, {N} to be judged on; mean norm of the stream {SIZE:.0f}")
 
 # %% [markdown]
 # ## 1 · Who reads the fact?
@@ -90,8 +91,8 @@ def difference_of_means(x: Float[Tensor, "m d"], labels: Bool[Tensor, "m"]) -> F
 
 # %% [markdown]
 # Readers are compared by their AUC (lesson 06). Its interval must be over *texts*, since positions of one text are not
-# independent; and two readers must be compared on the *same* texts. But an AUC compares positions of different texts, so no
-# text has one of its own. The **jackknife** gives each text a number nevertheless: what the AUC owes to it,
+# independent; and two readers must be compared on the *same* texts. But an AUC compares positions of different texts,
+# so no text has one of its own. The **jackknife** gives each text a number nevertheless: what the AUC owes to it,
 # $$a_i = n\cdot\mathrm{AUC} - (n-1)\cdot\mathrm{AUC}_{\text{without text } i}.$$
 # Their mean is the AUC, nearly; their spread gives its error; and they can be paired.
 
@@ -117,10 +118,10 @@ print(f"axis 0 on {some!r}: AUC {pooled:.3f}; by text {estimate(mine)}")
 
 # %% [markdown]
 # Ten readers. Everything is chosen on the texts to learn from. Two are controls that should not win: the **place** in
-# the text alone, and the **last three words**, read from their embeddings, before any layer has thought about them. A third
-# is not an autoencoder: k **raw axes** of the stream, chosen like k latents. (All are fitted by least squares, the dense
-# probe on 256 numbers, `sparse_probe` on k. An axis or a latent that stands alone has its sign flipped where that helps. Principal axes are the directions along
-# which the stream varies most.)
+# the text alone, and the **last three words**, read from their embeddings, before any layer has thought about them. A
+# third is not an autoencoder: k **raw axes** of the stream, chosen like k latents. (All are fitted by least squares,
+# the dense probe on 256 numbers, `sparse_probe` on k. An axis or a latent that stands alone has its sign flipped where
+# that helps. Principal axes are the directions along which the stream varies most.)
 
 # %%
 def best_one(learned, y):
@@ -191,20 +192,22 @@ pd.DataFrame({reader: {name: score[reader, name].mean().item() for name in QUEST
 claim("a dense probe reads better than 20 latents", overall("dense probe"), ">", overall("20 latents"), unit="AUC")
 claim("the best latent reads worse than the best raw axis", overall("best latent"), "<", overall("best raw axis"),
       unit="AUC")
-claim("20 latents and 20 raw axes differ by less than 0.05", overall("20 latents"), "≈", overall("20 raw axes"), within=0.05,
-      unit="AUC")
+claim("20 latents and 20 raw axes differ by less than 0.05", overall("20 latents"), "≈", overall("20 raw axes"),
+      within=0.05, unit="AUC")
 claim("a dense probe knows more than the last three words", overall("dense probe"), ">", overall("last three words"),
       unit="AUC")
-claim("20 latents, as far as these texts can tell, do not", overall("20 latents"), "≈", overall("last three words"),
-      within=0.06, unit="AUC")
+claim("20 latents and the last three words differ by less than 0.05", overall("20 latents"), "≈",
+      overall("last three words"), within=0.05, unit="AUC")
 measured("20 latents minus 20 raw axes, mean AUC over the facts", (overall("20 latents") - overall("20 raw axes")).mean())
 
 # %% [markdown]
-# The verdict of the literature holds with an answer key. The dense probe wins. Of single numbers a *raw axis* of the stream,
-# which nobody trained, beats a latent; lesson 06 says why (a sparse latent has a low ceiling for a common label), so
-# this is about AUC as much as about dictionaries. With 20 each the dictionary has caught up and is ahead by some hundredths.
-# And how much of that is the *story*? The last three words alone, straight from the embedding, tell as much as 20
-# latents. Only the dense probe clearly knows more. A high AUC needs a control that cannot know the answer.
+# The verdict of the literature holds with an answer key. The dense probe wins. Of single numbers a *raw axis* of the
+# stream, which nobody trained, beats a latent; lesson 06 says why (a sparse latent has a low ceiling for a common
+# label), so this is about AUC as much as about dictionaries. With 20 each the dictionary is ahead by some hundredths.
+#
+# And how much of that is the *story*? The last three words, straight from the embedding, tell nearly as much as 20
+# latents. The latents are ahead where the words are silent: who acts, whether two people are there. So a mean AUC needs
+# a control that cannot know the answer, and the table says more than the mean.
 #
 # ## 2 · Few examples, wrong labels, another text
 #
@@ -306,9 +309,9 @@ claim("under the shift a dense probe reads better than 20 latents", away["dense 
 # %% [markdown]
 # ## 3 · Who can change it?
 #
-# Reading is correlation. The stronger test: **steer**. Add a direction to the stream, and the model should continue as if
-# the fact were another. As if, how? The language knows: `words.read(tokens)` gives the true distribution after *any* text,
-# so also after the text in which a man acts in place of a woman.
+# Reading is correlation. The stronger test: **steer**. Add a direction to the stream, and the model should continue as
+# if the fact were another. As if, how? The language knows: `words.read(tokens)` gives the true distribution after *any*
+# text, so also after the text in which a man acts in place of a woman.
 
 # %%
 @exercise("11.steered_logits")
@@ -324,9 +327,9 @@ def steered_logits(
 
 
 # %% [markdown]
-# Two facts: *a woman acts* decides between She and He, *the subject is plural* between was and were. To be fair, one thing
-# must be left out. If Tom acts and not Ada, the next sentence may begin with "Tom": a direction for "man" cannot know that
-# name. So the distance is measured given that the next word is no name.
+# Two facts: *a woman acts* decides between She and He, *the subject is plural* between was and were. To be fair, one
+# thing must be left out. If Tom acts and not Ada, the next sentence may begin with "Tom": a direction for "man" cannot
+# know that name. So the distance is measured given that the next word is no name.
 
 # %%
 @exercise("11.distance_from_truth")
@@ -426,12 +429,12 @@ def directions_for(name, choose):
 
 
 # %% [markdown]
-# Every direction gets the strength that serves it best, chosen on 16 pairs, and is judged on 24 others. Most were found with
-# labels, as readers. Two were found by what they *do*: the gradient of the distance on those 16 pairs, and the latent that
-# points most nearly its way.
+# Every direction gets the strength that serves it best, chosen on 16 pairs, and is judged on 24 others. Most were found
+# with labels, as readers. Two were found by what they *do*: the gradient of the distance on those 16 pairs, and the
+# latent that points most nearly its way.
 #
-# **Predict before you look:** for *a woman acts* the latent with the best AUC has one near 0.6. Unsteered the model is 2.4
-# nats from the truth of the changed story. How far is it when steered along that single latent's direction?
+# **Predict before you look:** for *a woman acts* the latent with the best AUC has one near 0.6. Unsteered the model is
+# 2.4 nats from the truth of the changed story. How far is it when steered along that single latent's direction?
 
 # %%
 predict("11.one_latent", None)
@@ -477,20 +480,21 @@ claim("one gradient changes it as well as if the model read the changed story", 
 # *Who acts*: the latent with the best AUC, about 0.6, changes the fact nearly as well as the best that labels can buy.
 # It is on at few positions and misses most, so it reads badly; but its direction *is* the fact's.
 #
-# *One or many*: the latent that reads best steers worse than random directions. It would be easy to conclude that no latent
-# stands for the number, or that the number is not a direction at all. Both would be wrong, and one backward pass
-# shows it. The gradient alone, 256 numbers, does what reading the other story does. And there *is* a latent: its AUC
-# is 0.5. It says nothing of whether the subject is plural where the labels ask, at every word; it acts where the verb is
+# *One or many*: the latent that reads best steers worse than random directions. It would be easy to conclude that no
+# latent stands for the number, or that the number is not a direction at all. Both would be wrong, and one backward pass
+# shows it. The gradient alone, 256 numbers, does what reading the other story does. And there *is* a latent: its AUC is
+# 0.5. It says nothing of whether the subject is plural where the labels ask, at every word; it acts where the verb is
 # chosen.
 #
-# So **reading and steering are two questions, in both directions**, and a latent that is to be *used* should be chosen by
-# what it does. (The gradient saw 16 pairs and the truth about them, more than labels say. It was judged on other pairs.)
+# So **reading and steering are two questions, in both directions**, and a latent that is to be *used* should be chosen
+# by what it does. (The gradient saw 16 pairs and the truth about them, more than labels say. It was judged on other
+# pairs.)
 #
 # ## 4 · Splitting, seen against the key
 #
 # Why do latents read badly? A dictionary may **split** a fact into many, each for one kind of place, and a latent that
-# seems general may be silent where a special one takes over (**absorption**, Chanin et al., 2024). The key can tell. Which
-# latents are *pure*, active at labelled positions alone?
+# seems general may be silent where a special one takes over (**absorption**, Chanin et al., 2024). The key can tell.
+# Which latents are *pure*, active at labelled positions alone?
 
 # %%
 @exercise("11.pure_latents")
@@ -536,17 +540,17 @@ claim("and more than the words do that occur in first sentences only", together,
       words_cover("first sentence of a story"), unit="share of the labelled positions")
 
 # %% [markdown]
-# For most of the questions there is no pure latent at all. ("We know where the actor is" holds nearly everywhere, so nearly
-# every latent is pure for it: purity needs its base rate.) "First sentence" is the clearest case of splitting: fourteen
-# latents are on in first sentences and hardly elsewhere, each covers a part, and no latent stands for the sentence. Nor is
-# absorption the word for that: it needs a general latent with exceptions, and there is no general one. If you ask for *the*
-# latent of a fact, the dictionary often has no answer.
+# For most of the questions there is no pure latent at all. ("We know where the actor is" holds nearly everywhere, so
+# nearly every latent is pure for it: purity needs its base rate.) "First sentence" is the clearest case of splitting:
+# fourteen latents are on in first sentences and hardly elsewhere, each covers a part, and no latent stands for the
+# sentence. Nor is absorption the word for that: it needs a general latent with exceptions, and there is no general one.
+# If you ask for *the* latent of a fact, the dictionary often has no answer.
 #
 # ## 5 · Another seed, another width, another kind
 #
-# SAEBench (Karvonen et al., 2025) judges dictionaries by what they are used for. In miniature: explained variance, one latent
-# (its *sparse probing* with k = 1), twenty latents (k = 20), and steering with twenty, against the truth. Two small
-# dictionaries are trained now, alike but for the seed.
+# SAEBench (Karvonen et al., 2025) judges dictionaries by what they are used for. In miniature: explained variance, one
+# latent (its *sparse probing* with k = 1), twenty latents (k = 20), and steering with twenty, against the truth. Two
+# small dictionaries are trained now, alike but for the seed.
 
 # %%
 acts = collect_activations(model, HOOK, sample_text(model, n=200, length=LENGTH, seed=1), exact=True)
@@ -585,28 +589,30 @@ print(f"cosine with the most similar latent of the other seed {recur.mean():.2f}
 claim("two seeds read alike to within 0.05", first["twenty"], "≈", second["twenty"], within=0.05, unit="AUC")
 claim("fewer than half of one seed's latents have a partner in the other with a cosine above 0.7", (recur > 0.7).float(),
       "<", 0.5, unit="share")
-claim("the best single latents of a wider dictionary read alike to within 0.05", by_text["topk, 768 wide"]["one"], "≈", first["one"],
-      within=0.05, unit="AUC")
+claim("the best single latents of a wider dictionary read alike to within 0.05", by_text["topk, 768 wide"]["one"], "≈",
+      first["one"], within=0.05, unit="AUC")
 
 # %% [markdown]
 # What these dictionaries *can do* is stable over seeds; what their latents *are* is not. "This latent means X" is a
-# statement about one training run. (A short one, in which the latents still resemble their random start. Dictionaries that
-# are trained for longer share more.)
+# statement about one training run. (A short one, in which the latents still resemble their random start. Dictionaries
+# that are trained for longer share more.)
 #
 # And the benchmark? Sort the table by each column in turn. Twenty latents read better where more variance is explained;
-# a single latent does not, and steering with twenty can hardly tell the dictionaries apart. Which of them is best depends
-# on the evaluation, and with five of them no order is certain, so no claim stands here. Chanin (2026) asked this on
-# a larger scale: how much does a measure change with the seed, does it agree with known true features, does it tell
-# early from late in training? Two of SAEBench's measures failed more than one of these tests and should, he concludes, not be
-# used; a variant of k-sparse probing was the most reliable, and even that hardly separates variants of one architecture.
+# a single latent does not, and steering with twenty can hardly tell the dictionaries apart. Which of them is best
+# depends on the evaluation, and with five of them no order is certain, so no claim stands here. Chanin (2026) asked
+# this on a larger scale: how much does a measure change with the seed, does it agree with known true features, does it
+# tell early from late in training? Two of SAEBench's measures failed more than one of these tests and should, he
+# concludes, not be used; a variant of k-sparse probing was the most reliable, and even that hardly separates variants
+# of one architecture.
 #
 # ## 6 · What a probe cannot give
 #
 # All winners above were told what to look for. A dictionary was not. So ask the question the other way round: take
-# directions chosen without labels, look at the 30 strongest places of each, and *name* it by the word that stands there, or
-# just before, most often. The name is good if on new text most of the strongest places have that word, too. How many
-# *different* good names does a set of directions give? The controls need no labels either: random directions, the axes in both
-# signs, and the cheapest thing that has seen the data: 256 **activations**, picked at random and used as directions.
+# directions chosen without labels, look at the 30 strongest places of each, and *name* it by the word that stands
+# there, or just before, most often. The name is good if on new text most of the strongest places have that word, too.
+# How many *different* good names does a set of directions give? The controls need no labels either: random directions,
+# the axes in both signs, and the cheapest thing that has seen the data: 256 **activations**, picked at random and used
+# as directions.
 #
 # **Predict before you look:** 256 latents find about 27 different names. How many do 256 activations, picked at random?
 
@@ -664,13 +670,14 @@ claim("but as many as activations that were picked at random, to within five", n
       numbers["activations"], within=5, unit="different names")
 
 # %% [markdown]
-# Without the last control this section would end in praise. Random directions share half a dozen names (the full stop and
-# "the" among them); latents find several times as many. But so does *anything that the data chose*: pick 256 activations,
-# train nothing, and the list is as long. (So "its strongest places look alike" is no evidence for a dictionary.)
+# Without the last control this section would end in praise. Random directions share half a dozen names (the full stop
+# and "the" among them); latents find several times as many. But so does *anything that the data chose*: pick 256
+# activations, train nothing, and the list is as long. (So "its strongest places look alike" is no evidence for a
+# dictionary.)
 #
-# Is anything left? A dictionary was not trained to have names, but to *take an activation apart* into a few of its rows. Hold
-# it to that: 24 of its 768 rows against 24 of 768 activations, chosen one by one, each time the one that explains most of what
-# is left (matching pursuit).
+# Is anything left? A dictionary was not trained to have names, but to *take an activation apart* into a few of its
+# rows. Hold it to that: 24 of its 768 rows against 24 of 768 activations, chosen one by one, each time the one that
+# explains most of what is left (matching pursuit).
 
 # %%
 def explained_by_24(rows, x, centre):
@@ -691,8 +698,9 @@ claim("24 rows of the dictionary explain more than 24 of as many activations", o
       unit="share of the variance")
 
 # %% [markdown]
-# That is what training bought: not directions that have names, which text gives away, but few of them at a time that add up
-# to the activation. It lets you *account* for an activation, and see how much the account leaves out (lesson 07).
+# That is what training bought: not directions that have names, which text gives away, but few of them at a time that
+# add up to the activation. It lets you *account* for an activation, and see how much the account leaves out (lesson
+# 07).
 #
 # ## 7 · A real language model
 
@@ -727,15 +735,16 @@ if real_model is not None:
     measured("SmolLM2: dense probe, token before, mean AUC", real_mean["dense probe"].mean(), at_least=0.5)
 
 # %% [markdown]
-# The dense probe comes first again; behind it the order changes, and two means do worst here. The labels are the only ones
-# that this text has: what kind of token stood before. (The dictionary is a small one; a large one might do better, and
-# costs more.)
+# The dense probe comes first again; behind it the order changes, and two means do worst here. The labels are the only
+# ones that this text has: what kind of token stood before. (The dictionary is a small one; a large one might do better,
+# and costs more.)
 #
 # ## On your own
 #
-# *Ablate* instead of steering: set the stream's share along a direction to its mean, with `course_utils.probes.setting`.
-# Does the model, which then should not know who acts, come to give She and He equal chances? Hand in a claim; a number
-# with its interval; the control; what would have refuted you; and what it does not show.
+# *Ablate* instead of steering: set the stream's share along a direction to its mean, with
+# `course_utils.probes.setting`. Does the model, which then should not know who acts, come to give She and He equal
+# chances? Hand in a claim; a number with its interval; the control; what would have refuted you; and what it does not
+# show.
 
 # %% tags=["solution-only"]
 from course_utils.probes import hooked_logits, setting  # noqa: E402
@@ -762,37 +771,40 @@ claim("without the difference of means the model is less certain who acts than w
       ablated["difference of means"], "<", ablated["random direction"], unit="share, from a half")
 
 # %% [markdown] tags=["solution-only"]
-# *A model answer.* The claim and its interval stand above; an ablated random direction, the control, leaves the model as
-# certain as it was, 0.5 from a half. An interval that reached 0 would have refuted me. It does not show that the fact is
-# gone: what is left of the certainty stands in other directions, and later layers may read the name again.
+# *A model answer.* The claim and its interval stand above; an ablated random direction, the control, leaves the model
+# as certain as it was, 0.5 from a half. An interval that reached 0 would have refuted me. It does not show that the
+# fact is gone: what is left of the certainty stands in other directions, and later layers may read the name again.
 
 # %% [markdown]
 # ## What this does not show
 #
 # - A dozen facts of one small language are not a benchmark. They were named by us, which favours probes.
-# - One site, and dictionaries of 256 and 768 latents, the small ones hardly trained. Wider ones might hold single latents for more facts, or split them.
+# - One site, and dictionaries of 256 and 768 latents, the small ones hardly trained. Wider ones might hold single
+#   latents for more facts, or split them.
 # - Steering was judged at one kind of place, for two facts. A direction that does well there may do harm elsewhere.
 # - A name by the strongest places is not a meaning. Lesson 06 showed a latent whose name failed at its weak ones.
 # - The interval over questions is missing: they are too few, and were not drawn at random.
-# - Intervals over texts to judge by leave out the texts to learn from, but for section 2. No k was chosen on held-out text.
+# - Intervals over texts to judge by leave out the texts to learn from, but for section 2. No k was chosen on held-out
+#   text.
 #
 # ## Summary
 #
 # - If you can name the fact and have labels, train a dense probe. Nothing reads better here.
-# - Compare with something that nobody trained. Twenty raw axes, and the last three words, read nearly as well as twenty latents.
+# - Compare with something that nobody trained. Twenty raw axes, and the last three words, read nearly as well as twenty
+#   latents.
 # - Tune both sides. Untuned, the dictionary loses with few labels and wins with wrong ones; tuned, it draws both times.
-# - Reading and steering are two questions. A latent with an AUC of 0.5 steers; the one with the best AUC need not. Choose by
-#   what it does: one gradient finds both a direction and a latent.
+# - Reading and steering are two questions. A latent with an AUC of 0.5 steers; the one with the best AUC need not.
+#   Choose by what it does: one gradient finds both a direction and a latent.
 # - Latents are split, and differ from seed to seed. What they can do together does not.
-# - Names come from data, not from training: activations picked at random find as many. What a dictionary adds is the sum: few
-#   rows at a time that account for an activation.
+# - Names come from data, not from training: activations picked at random find as many. What a dictionary adds is the
+#   sum: few rows at a time that account for an activation.
 #
 # Sources: Kantamneni et al., [Are Sparse Autoencoders Useful?](https://arxiv.org/abs/2502.16681) (2025); Smith et al.,
-# "Negative Results for SAEs On Downstream Tasks and Deprioritising SAE Research" (Google DeepMind, 2025); Karvonen et al.,
-# [SAEBench](https://arxiv.org/abs/2503.09532) (2025); Chanin,
-# [Are Sparse Autoencoder Benchmarks Reliable?](https://arxiv.org/abs/2605.18229) (2026); Chanin et al.,
-# [A is for Absorption](https://arxiv.org/abs/2409.14507) (2024); Gurnee et al.,
-# [Finding Neurons in a Haystack](https://arxiv.org/abs/2305.01610) (2023).
+# "Negative Results for SAEs On Downstream Tasks and Deprioritising SAE Research" (Google DeepMind, 2025); Karvonen et
+# al., [SAEBench](https://arxiv.org/abs/2503.09532) (2025); Chanin, [Are Sparse Autoencoder Benchmarks
+# Reliable?](https://arxiv.org/abs/2605.18229) (2026); Chanin et al., [A is for
+# Absorption](https://arxiv.org/abs/2409.14507) (2024); Gurnee et al., [Finding Neurons in a
+# Haystack](https://arxiv.org/abs/2305.01610) (2023).
 
 # %% tags=["exercise-only"]
 progress("11")
