@@ -169,7 +169,7 @@ ANSWERS = {
     "11.worse_examples": Answers(
         reject=[
             Wrong(worse(rows="torch.randint(len(labels), (texts,), generator=rng)"), says="seen twice"),
-            Wrong(worse(rows="torch.arange(texts)"), says="always the same texts"),
+            Wrong(worse(rows="torch.arange(texts)"), says="the same texts whatever"),
             Wrong(worse(rows="torch.randperm(len(labels))[:texts]")),
             Wrong(worse(wrong="torch.rand(seen.shape) < noise")),
             Wrong(worse(wrong="(torch.rand(texts, 1, generator=rng) < noise).expand_as(seen)"), says="wrong together"),

@@ -144,6 +144,9 @@ TEXT_MISTAKES = variants(auc_by_text, {
     "these are the AUCs without each text: n · AUC − (n − 1) · that": {EACH: ""},
     "these are only differences from the AUC of all: n · AUC − (n − 1) · AUC without the text":
         ({EACH: "whole - "}, {EACH: "(n - 1) * whole - (n - 1) * "}),
+    "positions without an answer count as a no: leave them out":
+        {"known & texts[:, None]": "texts[:, None].expand_as(known)", "labels[asked]": "(labels & known)[asked]"},
+    "larger values should speak for the label: this is the AUC of −values": {"values[asked]": "-values[asked]"},
     "positions are counted that have no answer": {"known & texts[:, None]": "texts[:, None].expand_as(known)"},
     "the factors are swapped: n for the AUC of all, n − 1 for that without the text":
         {EACH: "(n - 1) * whole - n * "},
@@ -163,6 +166,8 @@ STEER_MISTAKES = variants(steered_logits, {
         ({"strength[:, None, None] * unit": "unit"}, {"strength[:, None, None]": "strength.sign()[:, None, None]"}),
     "one strength for all texts: each has its own": ({"strength[:, None, None]": "strength[0]"},
                                                      {"strength[:, None, None]": "strength.mean()"}),
+    "`strength` is a length: it is not a multiple of the stream's norm":
+        {"+= strength[:, None, None]": "+= x[:, start:].norm(dim=-1, keepdim=True) * strength[:, None, None]"},
     "the stream is replaced: the direction is added to it": {"+= strength": "= strength"},
     "these are the logits at another position, or at all: take the last":
         ({"[:, -1]": ""}, {"[:, -1]": "[:, 0]"}, {"[:, -1]": "[:, start]"}),
@@ -180,6 +185,8 @@ TRUTH_MISTAKES = variants(distance_from_truth, {
         seen(lambda got, expected: _any(got, torch.isnan)),
     "this is KL(model‖truth), or infinite: the truth comes first":
         seen(lambda got, expected: _any(got, torch.isinf)),
+    "this is KL(model‖truth): weigh by the truth's probabilities, and subtract the model's from its log":
+        "torch.where(log_p > -torch.inf, log_q.exp() * (log_q - log_p), 0).sum(dim=-1)",
     "nothing is left out: set the left-out tokens to −inf in both, then normalise":
         ({f"true_log_probs{LEFT_OUT}": "true_log_probs", f"logits{LEFT_OUT}": "logits"},
          {f"true_log_probs{LEFT_OUT}.log_softmax(dim=-1)": f"true_log_probs{LEFT_OUT}", f"logits{LEFT_OUT}": "logits"}),
@@ -199,7 +206,8 @@ TRUTH_MISTAKES = variants(distance_from_truth, {
 PURE_MISTAKES = variants(pure_latents, {
     "this is recall, the share of the labelled positions at which it is active: precision is the share of its active "
     "positions that are labelled": {"precision * times": "precision * labels.sum()"},
-    "rare latents are among them: a latent counts from `at_least` active positions on": {"(times >= at_least) & ": ""},
+    "rare latents are among them: a latent counts from `at_least` active positions on":
+        ({"(times >= at_least) & ": ""}, {"times >= at_least": "times > 0"}),
     "`at_least` counts active positions, not labelled ones": {"times >= at_least": "right >= at_least"},
     "exactly at a limit counts, too: ≥": ({"times >= at_least": "times > at_least"},
                                           {"right >= precision": "right > precision"}),
@@ -214,10 +222,10 @@ PURE_MISTAKES = variants(pure_latents, {
 SPOILED_SAYS = {
     "form": "two answers: the rows of the texts that are seen, int [texts], and their labels, bool [texts, pos]",
     "twice": "a text is seen twice: draw without replacement",
-    "first": "always the same texts: draw them with `rng`",
+    "first": "the same texts whatever `rng` says: draw them with `generator=rng`",
     "others": "without noise the labels are those of the rows: `labels[rows]`",
     "rate": "a share `noise` of the labels is wrong, and others stay as they are",
-    "stretches": "whole texts, or whole columns, are wrong together: each label is wrong or right for itself",
+    "stretches": "whole texts, or whole columns, are wrong together: each label is wrong or right independently",
     "one way": "labels become wrong in both directions: a yes becomes a no as often as a no a yes",
     "rng": "the draws do not come from `rng`: with `generator=rng` they can be drawn again",
     "input": "it changes its input: work on a copy",
