@@ -435,7 +435,7 @@ EXERCISES = [
         check=compare_cases(kept_cases, KEPT_MISTAKES, keeps_inputs=True),
         hints=(
             "Three passes: the model on clean, the model on corrupted, and `run_circuit`.",
-            "0 is what the corrupted text gives, 1 what the clean one gives, on the mean.",
+            "0 is what the corrupted text gives, 1 what the clean one gives, on average.",
             "`(kept - nothing) / (whole - nothing).mean()`",
         ),
         minutes=8,
