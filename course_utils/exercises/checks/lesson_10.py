@@ -74,7 +74,7 @@ def circuit_kept(
 
 
 def areas(shares: Float[Tensor, "k"], kept: Float[Tensor, "k"]) -> tuple[float, float]:
-    """CPR, the area under the curve of what is kept over the share of edges; CMD, that between the curve and 1."""
+    """CPR and CMD: the areas under what is kept and under |1 − kept|, over the share of edges."""
     return torch.trapezoid(kept, shares).item(), torch.trapezoid((1 - kept).abs(), shares).item()
 
 
@@ -191,6 +191,10 @@ ANSWER_MISTAKES = variants(answer_difference, {
     "another position is read: the answer is predicted at the last one, −1":
         ({"logits[text, -1, right] - logits[text, -1, wrong]": "logits[text, -2, right] - logits[text, -2, wrong]"},
          {"logits[text, -1, right] - logits[text, -1, wrong]": "logits[text, 0, right] - logits[text, 0, wrong]"}),
+    "this is a mean over positions: the answer is predicted at the last one, −1":
+        "logits.mean(1)[text, right] - logits.mean(1)[text, wrong]",
+    "this is a sum over positions: the answer is predicted at the last one, −1":
+        "logits.sum(1)[text, right] - logits.sum(1)[text, wrong]",
     "this is a mean over texts: keep one number for each": {
         "logits[text, -1, right] - logits[text, -1, wrong]":
         "(logits[text, -1, right] - logits[text, -1, wrong]).mean()"},
@@ -242,7 +246,13 @@ EDGE_MISTAKES = variants(edge_attribution, {
     "only the last position is counted: sum over all": {
         '"rnpd,snpd->rsn", torch.stack(slopes), other - own':
         '"rnd,snd->rsn", torch.stack(slopes)[:, :, -1], (other - own)[:, :, -1]'},
-    "these are sizes: keep the sign": (f"(scores{EDGES_ONLY}).abs()", f"scores.abs(){EDGES_ONLY}"),
+    "these are sizes: keep the sign": (f"scores.abs(){EDGES_ONLY}", "scores.abs()"),
+    "a size is taken before the sum: keep the sign of every term": (
+        {'torch.einsum("rnpd,snpd->rsn", torch.stack(slopes), other - own)':
+         'torch.einsum("rnpd,snpd->rsnp", torch.stack(slopes), other - own).abs().sum(-1)'},
+        {"torch.stack(slopes), other - own": "torch.stack(slopes).abs(), (other - own).abs()"},
+        {"torch.stack(slopes), other - own": "torch.stack(slopes), (other - own).abs()"},
+        {"torch.stack(slopes), other - own": "torch.stack(slopes).abs(), other - own"}),
     "summed or averaged over texts: keep one number for each, [receiver, sender, n]":
         seen(lambda got, expected: got.ndim == 2),
     "transposed: rows are receivers, columns senders": seen(
@@ -256,7 +266,9 @@ KEPT_MISTAKES = variants(circuit_kept, {
     "each text is divided by its own difference: where that is near 0 it outweighs all others. Divide by the mean":
         "(kept - nothing) / (whole - nothing)",
     "the corrupted text's value is not subtracted: 0 is what the corrupted text gives":
-        ("kept / whole.mean()", "(kept - nothing) / whole.mean()", "kept / (whole - nothing).mean()"),
+        ("kept / whole.mean()", "kept / whole", "kept / (whole - nothing).mean()", "kept / (whole - nothing)"),
+    "divided by the clean text's value: the unit is what it adds to the corrupted text's, (whole − nothing).mean()":
+        ("(kept - nothing) / whole.mean()", "(kept - nothing) / whole"),
     "this is what is lost: what is kept is measured from the corrupted text's value":
         "(whole - kept) / (whole - nothing).mean()",
     "the other edges are kept: `circuit` says which edges stay clean":
@@ -278,6 +290,21 @@ AREA_MISTAKES = variants(areas, {
         {"(1 - kept).abs()": "1 - kept"},
     "the absolute value is taken of the area, not of the distance":
         "torch.trapezoid(kept, shares).item(), abs(torch.trapezoid(1 - kept, shares).item())",
+    "this is the exact area between the lines and 1: take the trapezoid rule on |1 − kept| at the given points":
+        "a, b, gap = (1 - kept)[:-1], (1 - kept)[1:], shares.diff()\n"
+        "crossed = (a ** 2 + b ** 2) / (2 * (a.abs() + b.abs()).clamp(min=1e-12))\n"
+        "far = torch.where(a * b < 0, crossed, (a + b).abs() / 2)\n"
+        "return torch.trapezoid(kept, shares).item(), (far * gap).sum().item()",
+    "clamped: what is kept may be below 0 or above 1, and counts as it is": tuple(
+        f"torch.trapezoid({cpr}, shares).item(), torch.trapezoid({cmd}, shares).item()" for cpr, cmd in (
+            ("kept.clamp(0, 1)", "1 - kept.clamp(0, 1)"), ("kept.clamp(0, 1)", "(1 - kept).abs()"),
+            ("kept.clamp(min=0)", "(1 - kept).abs()"), ("kept.clamp(max=1)", "(1 - kept).abs()"),
+            ("kept.clamp(min=0)", "(1 - kept.clamp(min=0)).abs()"), ("kept.clamp(max=1)", "1 - kept.clamp(max=1)"),
+            ("kept", "1 - kept.clamp(0, 1)"), ("kept", "(1 - kept).clamp(min=0)"),
+            ("kept", "(1 - kept).abs().clamp(max=1)"))),
+    "divided by the range of the shares: these are areas, not means": (
+        "torch.trapezoid(kept, shares).item() / (shares[-1] - shares[0]).item(), "
+        "torch.trapezoid((1 - kept).abs(), shares).item() / (shares[-1] - shares[0]).item()"),
     "squared: the distance is |1 − kept|": {"(1 - kept).abs()": "(1 - kept) ** 2"},
     "every circuit counts alike: the area is over the share of edges, and the steps differ": (
         "kept.mean().item(), (1 - kept).abs().mean().item()",
@@ -408,7 +435,7 @@ EXERCISES = [
         check=compare_cases(kept_cases, KEPT_MISTAKES, keeps_inputs=True),
         hints=(
             "Three passes: the model on clean, the model on corrupted, and `run_circuit`.",
-            "0 is what the corrupted text gives, 1 what the clean one gives, on the mean.",
+            "0 is what the corrupted text gives, 1 what the clean one gives, on average.",
             "`(kept - nothing) / (whole - nothing).mean()`",
         ),
         minutes=8,
