@@ -134,8 +134,8 @@ def test_integrated_gradients_are_complete(model):
     clean, corrupted = pair()
     whole = difference(model(corrupted)) - difference(model(clean))
     error = [(attribution_scores(model, clean, corrupted, difference, steps=n)[:, 0].sum(0) - whole).abs().max().item()
-             for n in (1, 50, 200)]
-    assert error[2] < 0.01 * whole.abs().max() and error[2] < error[0]
+             for n in (1, 100)]
+    assert error[1] < 0.01 * whole.abs().max() and error[1] < error[0]
 
 
 @torch.no_grad()

@@ -89,10 +89,12 @@ def run_here(folder: str, lesson: str, kind: str, hub, monkeypatch) -> None:
 
 # learned positions and LayerNorm, or rotary positions, grouped queries and RMSNorm
 KINDS = [(("gpt2", "llama")[number % 2], lesson) for number, lesson in enumerate(LESSONS)]
+# Those take tiny whatever the model is, and so as long as the lesson itself: in a kernel, by make matrix.
+ON_TINY_ONLY = ("10_faithful_circuits", "11_worth_it")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, lesson", [each for each in KINDS if each[1] not in browser.UNTOUCHED])
+@pytest.mark.parametrize("kind, lesson", [each for each in KINDS if each[1] not in (*browser.UNTOUCHED, *ON_TINY_ONLY)])
 def test_the_exercise_notebook_runs_untouched(kind, lesson, hub, shell, monkeypatch):
     """JupyterLab runs those of browser.UNTOUCHED, in a kernel; nbval runs every worked notebook in one."""
     run_here("notebooks", lesson, kind, hub, monkeypatch)
