@@ -291,7 +291,7 @@ plot_scatter(exact.mean(-1)[graph.edges], on_the_way.mean(-1)[graph.edges], "exa
 some = few[:4]
 with torch.no_grad():
     clean, corrupted = (end.cpu() for end in both_ends(some, difference_of(some)))
-whole, steps, incomplete, from_exact = corrupted - clean, [10, 20, 40], {}, {}
+whole, steps, incomplete, from_exact = corrupted - clean, [10, 16, 32], {}, {}
 for n in steps:
     found = on_the_way[:, :, :4] if n == 10 else attribution_scores(
         model, some.clean, some.corrupted, difference_of(some), steps=n).cpu()
@@ -300,9 +300,9 @@ for n in steps:
     print(f"{n:2} steps: {incomplete[n].mean():.0e} of the change is missing; "
           f"error against exact {from_exact[n].mean():.3f}")
 claim("ten gradients are complete to 1 %, in every text", incomplete[10].max(), "<", 0.01, unit="share of the change")
-claim("from 20 steps to 40, what is missing falls to a quarter", incomplete[40], "≈", incomplete[20] / 4, within=5e-6,
+claim("from 16 steps to 32, what is missing falls to a quarter", incomplete[32], "≈", incomplete[16] / 4, within=5e-6,
       unit="share of the change")
-claim("more steps do not bring single edges nearer to exact", from_exact[40], "≈", from_exact[10], within=0.01,
+claim("more steps do not bring single edges nearer to exact", from_exact[32], "≈", from_exact[10], within=0.01,
       unit="logit difference")
 
 # %% [markdown]
@@ -539,8 +539,8 @@ claim("the same circuit keeps less when the other edges are zero", by_zero, "<",
 # other fact.
 
 # %%
-texts = {"as found": test, "the name again": who(16, 3, "NAME felt sad and proud ."),
-         "a sentence between": who(16, 3, "The PLACE was foggy and big ."), "one or many": how_many(16, seed=3)}
+texts = {"as found": test, "a sentence between": who(16, 3, "The PLACE was foggy and big ."),
+         "one or many": how_many(16, seed=3)}
 number_scores = attribution_scores(model, number.clean, number.corrupted, difference_of(number), steps=10).cpu()
 circuits = {"who acts": circuit, "one or many": best_edges(number_scores.mean(-1), K, graph.edges)}
 on_text = {name: {text: kept(each, pairs) for text, pairs in texts.items()} for name, each in circuits.items()}
@@ -554,7 +554,7 @@ claim("one or many: its own circuit keeps more than that of who acts", on_text["
       round(on_text["who acts"]["one or many"].mean().item(), 2), unit="share")
 
 # %% [markdown]
-# Here the verdict *does* carry over: sentences that the search never saw change nothing, and each fact has a
+# Here the verdict *does* carry over: a sentence that the search never saw changes nothing, and each fact has a
 # circuit of its own. The two even share a good part of their edges, those from the embedding through head 0.3, and
 # still each is useless for the other.
 #
