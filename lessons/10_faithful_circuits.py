@@ -43,7 +43,15 @@ from course_utils.passes import key_value_head
 from course_utils.planted import planted_induction_model
 from course_utils.repeated_tokens import generate_repeated_tokens
 from course_utils.text import reads_stories
-from course_utils.viz import new_axes, plot_bars, plot_by_position, plot_circuit, plot_head_scores, plot_scatter
+from course_utils.viz import (
+    interactive_circuit,
+    new_axes,
+    plot_bars,
+    plot_by_position,
+    plot_circuit,
+    plot_head_scores,
+    plot_scatter,
+)
 
 Metric = Callable[[Float[Tensor, "n pos vocab"]], Float[Tensor, "n"]]
 
@@ -426,7 +434,14 @@ claim(f"they keep more than the {K} edges with the largest exact scores", found,
 shown = best_edges(on_the_way.mean(-1), SIZES[2], graph.edges)
 weights = {(graph.senders[s], str(graph.receivers[r])): -on_the_way[r, s].mean().item()
            for r, s in shown.nonzero().tolist()}
-plot_circuit(weights, f"{MODEL}, who acts: the {SIZES[2]} largest of {N_EDGES} edges", unit="logit difference")
+title = f"{MODEL}, who acts: the {SIZES[2]} largest of {N_EDGES} edges"
+plot_circuit(weights, title, unit="logit difference")
+
+# %% [markdown]
+# The same to play with: point at a part to see its edges alone, and move the slider to hide the small ones.
+
+# %%
+interactive_circuit(weights, title, unit="logit difference")
 
 # %% [markdown]
 # In `tiny` you can read it: head 0.3, which looks at its own position (lesson 04), writes the name's sex; head 1.0

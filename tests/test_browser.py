@@ -182,3 +182,26 @@ def test_stored_widgets_draw_each_in_its_own_box(browser, tmp_path, place):
         texts = watched.page.locator("[id^=circuits-vis-]").all_inner_texts()
         assert [(first in text, second in text) for text in texts] == 2 * [(True, False), (False, True)]
         assert watched.complaints == watched.refused == []
+
+
+@pytest.mark.parametrize("place", ["JupyterLab", "VS Code"])
+def test_the_circuit_answers_the_pointer_and_the_slider(browser, tmp_path, place):
+    """Two of them in one output: the second is played with, and the first stays as it was."""
+    graph = viz.interactive_circuit({("embed", "0.1.v"): 4.0, ("0.1", "1.0.q"): -1.0, ("1.0", "logits"): 2.0})
+    seen = """edges => edges.map(edge => getComputedStyle(edge)).map(
+        style => [style.display !== "none", Number(style.opacity) > 0.5])"""
+    with watched_page(browser, tmp_path) as watched:
+        watched.page.evaluate(INSERT, [2 * graph.html, place])
+        first, second = (watched.page.locator(".course-graph").nth(i) for i in (0, 1))
+        edges = second.locator("path")                                      # the smallest first: −1, 2, 4
+        assert edges.evaluate_all(seen) == 3 * [[True, True]]
+        second.locator("[data-node='0.1']").first.hover()                   # it wrote −1 and read 4
+        assert edges.evaluate_all(seen) == [[True, True], [True, False], [True, True]]
+        second.locator("[data-node='logits']").hover()
+        assert edges.evaluate_all(seen) == [[True, False], [True, True], [True, False]]
+        second.locator("input").fill("60")                                  # 0.6² of the largest, 1.44, and more
+        second.locator("svg").hover(position={"x": 2, "y": 2})
+        assert edges.evaluate_all(seen) == [[False, True], [True, True], [True, True]]
+        assert second.locator("output").inner_text() == "1.4"
+        assert first.locator("path").evaluate_all(seen) == 3 * [[True, True]]
+        assert watched.complaints == watched.refused == []

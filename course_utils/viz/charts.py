@@ -7,7 +7,7 @@ Each function returns a Figure that is already closed: as the last expression of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -335,10 +335,8 @@ def plot_circuit(edges: Mapping[tuple[str, str], float], title: str = "", *, uni
     """
     if not edges:
         raise ValueError("edges is empty; it must hold at least one {(sender, receiver): size}")
-    heads = 1 + max(int(found[1]) for part in ["0.0", *sum(edges, ())] if (found := re.match(r"\d+\.(\d+)", part)))
-    places = {part: _place(part, heads) for edge in edges for part in edge}
-    top = 1 + max((y for part, (_, y) in places.items() if part != "logits"), default=0)
-    places = {part: (x, top if part == "logits" else y) for part, (x, y) in places.items()}
+    places = circuit_places(edges)
+    heads, top = _heads(edges), max(y for _, y in places.values())
     largest = max(map(abs, edges.values())) or 1.0
     ax = new_axes(1.5 + 0.58 * top)
     for (sender, receiver), size in sorted(edges.items(), key=lambda item: abs(item[1])):
@@ -360,6 +358,23 @@ def plot_circuit(edges: Mapping[tuple[str, str], float], title: str = "", *, uni
     ax.xaxis.label.set_size(8)
     ax.figure.legend(fontsize=8, ncols=4, loc="outside lower center")
     return ax.figure
+
+
+def circuit_places(edges: Iterable[tuple[str, str]]) -> dict[str, tuple[float, float]]:
+    """{part: (column, row)} of a circuit's parts, the embedding in row 0, the logits in the last one.
+
+    Raises:
+        ValueError: when a part has another name than those of `plot_circuit`.
+    """
+    edges = list(edges)
+    places = {part: _place(part, _heads(edges)) for edge in edges for part in edge}
+    top = 1 + max((y for part, (_, y) in places.items() if part != "logits"), default=0)
+    return {part: (x, top if part == "logits" else y) for part, (x, y) in places.items()}
+
+
+def _heads(edges: Iterable[tuple[str, str]]) -> int:
+    """One more than the largest number of a head."""
+    return 1 + max(int(found[1]) for part in ["0.0", *sum(edges, ())] if (found := re.match(r"\d+\.(\d+)", part)))
 
 
 def _place(part: str, heads: int) -> tuple[float, float]:
