@@ -484,9 +484,8 @@ claim("one gradient changes it as well as if the model read the changed story", 
 #
 # *One or many*: the latent that reads best steers worse than random directions. It would be easy to conclude that no
 # latent stands for the number, or that the number is not a direction at all. Both would be wrong, and one backward pass
-# shows it. The gradient alone, 256 numbers, does what reading the other story does. And there *is* a latent: its AUC is
-# 0.5. It says nothing of whether the subject is plural where the labels ask, at every word; it acts where the verb is
-# chosen.
+# shows it. The gradient alone, 256 numbers, does what reading the other story does. And there *is* a latent that
+# decides the verb. Its AUC is 0.5: whether it is on says nothing of the subject's number.
 #
 # So **reading and steering are two questions, in both directions**, and a latent that is to be *used* should be chosen
 # by what it does. (The gradient saw 16 pairs and the truth about them, more than labels say. It was judged on other
