@@ -145,7 +145,7 @@ def test_any_one_failure_is_enough_for_the_status(report, tmp_path, values, erro
     (tmp_path / "report.jsonl").touch()
     for value in values:
         measured("x", value, at_least=0.8)
-    text, found = run_course.summary([run_course.LessonRun("00_case", report(), error=error)])
+    text, found = run_course.summary([run_course.LessonRun("00_case", report(), error=error)], 0.0)
     assert found == status and text.startswith(expected)
 
 

@@ -4,18 +4,22 @@
     REAL=1 python tools/run_course.py                    with the sections on a real language model
     python tools/run_course.py 03 --model smollm2-135m   one lesson on another model
 
-The lessons run as copies, so the stored notebooks stay as they are. Status 1 when a lesson crashed, a
+Two lessons run at a time where there are two cores (with a real model one, for its memory), the later ones first, since
+they take longest. The lessons run as copies, so the stored notebooks stay as they are. Status 1 when a lesson crashed, a
 measured value is outside its bounds, a claim does not hold on `tiny`, or nothing was measured at all.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import os
+import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,8 +51,11 @@ class LessonRun:
     error: str = ""
 
 
-def run_lesson(path: Path, html_folder: Path, env: dict[str, str], bar: tqdm) -> LessonRun:
-    """Run one solutions notebook in a fresh kernel; write its HTML, up to the crash if there is one."""
+def run_lesson(path: Path, html_folder: Path, env: dict[str, str], bar: tqdm, kernels: list[int]) -> LessonRun:
+    """Run one solutions notebook in a fresh kernel; write its HTML, up to the crash if there is one.
+
+    `kernels` gets the number of the kernel's process.
+    """
     run, notebook = LessonRun(path.stem), read_notebook(path)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -58,7 +65,8 @@ def run_lesson(path: Path, html_folder: Path, env: dict[str, str], bar: tqdm) ->
         measured = Path(folder, "report.jsonl")
         measured.touch()
         try:
-            run_notebook(notebook, {**env, "COURSE_REPORT": str(measured)}, on_cell=bar.update)
+            run_notebook(notebook, {**env, "COURSE_REPORT": str(measured)}, on_cell=bar.update,
+                         on_kernel=kernels.append)
         except LessonError as error:
             run.error = str(error)
         try:
@@ -85,16 +93,29 @@ def to_html(notebook: NotebookNode, title: str) -> str:
     return head + (bundle_script() if "CircuitsVis" in rest else "") + tag + rest
 
 
-def run_all(paths: list[Path], html_folder: Path, env: dict[str, str]) -> list[LessonRun]:
-    """Every lesson in turn, with one progress bar over all their code cells."""
-    cells = [sum(c.cell_type == "code" for c in read_notebook(p).cells) for p in paths]
-    runs = []
-    with tqdm(total=sum(cells), unit="cell", file=sys.stderr) as bar:
-        for path, end in zip(paths, [sum(cells[: i + 1]) for i in range(len(cells))], strict=True):
+def run_all(paths: list[Path], html_folder: Path, env: dict[str, str], jobs: int = 1) -> list[LessonRun]:
+    """Every lesson, `jobs` at a time, with one progress bar over all their code cells."""
+    n_cells = {path: sum(c.cell_type == "code" for c in read_notebook(path).cells) for path in paths}
+    if jobs > 1:
+        env = {**env, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    kernels: list[int] = []
+    pool = ThreadPoolExecutor(jobs)
+    with tqdm(total=sum(n_cells.values()), unit="cell", file=sys.stderr) as bar:
+        def run(path: Path) -> LessonRun:
             bar.set_description(path.stem)
-            runs.append(run_lesson(path, html_folder, env, bar))
-            bar.update(end - bar.n)  # the cells after a crash, and empty ones
-    return runs
+            return run_lesson(path, html_folder, env, bar, kernels)
+
+        try:
+            runs = dict(zip(reversed(paths), pool.map(run, reversed(paths)), strict=True))
+        except KeyboardInterrupt:
+            for kernel in kernels:                                  # what runs in them would hold up the end
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(kernel, signal.SIGTERM)
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        bar.update(bar.total - bar.n)                               # the cells after a crash, and empty ones
+    return [runs[path] for path in paths]
 
 
 # ------------------------------------------------------------------------------------------------ the table
@@ -139,7 +160,7 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in [columns, rule, *lines])
 
 
-def summary(runs: list[LessonRun], *, claims_must_hold: bool = True) -> tuple[str, int]:
+def summary(runs: list[LessonRun], seconds: float, *, claims_must_hold: bool = True) -> tuple[str, int]:
     """The closing lines and the exit status."""
     rows = [(run.name, row) for run in runs for row in run.rows]
     failed = [f"FAIL {lesson}: {row['name']} is {row['value']:.4g}, bound {bound_text(row) or 'finite'}"
@@ -148,12 +169,11 @@ def summary(runs: list[LessonRun], *, claims_must_hold: bool = True) -> tuple[st
     claims = [(run.name, row) for run in runs for row in run.claims]
     if claims_must_hold:
         failed += [f"FAIL {lesson}: does not hold: {row['claim']}" for lesson, row in claims if not row["holds"]]
-    total = sum(run.seconds for run in runs)
     if not failed and not rows:
         failed = ["FAIL no lesson measured anything"]
     holding = sum(row["holds"] for _, row in claims)
     counts = (f"{len(runs)} lessons, {len(rows)} measured values, {holding} of {len(claims)} claims hold, "
-              f"{len(failed)} failed, {total:.0f} s")
+              f"{len(failed)} failed, {seconds:.0f} s")
     return "\n".join([*failed, counts]), int(bool(failed))
 
 
@@ -171,15 +191,17 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     html_folder = args.root / "build" / "html"
     env = {"COURSE_MODEL": args.model, "COURSE_REAL": "auto" if os.environ.get("REAL") == "1" else "skip"}
+    began = time.perf_counter()
     try:
-        runs = run_all(paths, html_folder, env)
+        jobs = 1 if env["COURSE_REAL"] == "auto" else min(2, os.cpu_count() or 1)
+        runs = run_all(paths, html_folder, env, jobs)
     except LessonError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nstopped: the lessons that have run are in {html_folder}", file=sys.stderr)
         return 130
-    text, status = summary(runs, claims_must_hold=args.model == "tiny")
+    text, status = summary(runs, time.perf_counter() - began, claims_must_hold=args.model == "tiny")
     print(f"\n{table(HEADER, table_rows(runs))}\n\n{table(CLAIMS, claim_rows(runs))}\n\n{text}\n")
     print(f"The lessons as pages: {html_folder}")
     print("To work through the exercises in JupyterLab: make lab")
