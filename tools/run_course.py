@@ -5,7 +5,7 @@
     python tools/run_course.py 03 --model smollm2-135m   one lesson on another model
 
 Two lessons run at a time where there are two cores (with a real model one, for its memory), the later ones first, since
-they take longest. The lessons run as copies, so the stored notebooks stay as they are. Status 1 when a lesson crashed, a
+they take longest. They run as copies, so the stored notebooks stay as they are. Status 1 when a lesson crashed, a
 measured value is outside its bounds, a claim does not hold on `tiny`, or nothing was measured at all.
 """
 
