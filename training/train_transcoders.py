@@ -1,0 +1,88 @@
+"""Train the transcoders that the course ships, one for each MLP of `tiny`. Each run resumes if it is killed.
+
+    python training/train_transcoders.py                            # all four: about a quarter of an hour on one core
+    python training/train_transcoders.py tiny/0 tiny/3              # some
+    python training/train_transcoders.py --report                   # measure those that are finished, train none
+    python training/train_transcoders.py --export course_utils/weights/transcoders
+
+They learn from what `tiny` learned from: stories, and random tokens twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from course_utils.language import stream
+from course_utils.metrics import delta_cross_entropy, explained_variance, kl_divergence
+from course_utils.models import load_model
+from course_utils.repeated_tokens import generate_repeated_tokens
+from course_utils.sae_training import TrainingConfig
+from course_utils.text import sample_text
+from course_utils.transcoders import Transcoder, mlp_inputs_and_outputs, replaced_logits, train_transcoder
+
+STORY_ROWS, REPEATED_ROWS = 2700, 900           # of 128 and 127 tokens: 460,000 positions
+RECIPE = TrainingConfig(d_sae=512, kind="topk", k=20, steps=3000, batch=1024, lr=1e-3)
+NAMES = tuple(f"tiny/{layer}" for layer in range(4))
+
+
+def texts(model, story_rows: int, repeated_rows: int, seed: int) -> dict[str, Tensor]:
+    """Stories and random tokens twice, each [n, 127]."""
+    stories = torch.tensor(list(islice(stream(seed, 128), story_rows)))[:, :127]
+    return {"stories": stories, "repeats": generate_repeated_tokens(model, 63, repeated_rows, seed=seed).cpu()}
+
+
+def report(model, transcoders: dict[int, Transcoder]) -> list[dict]:
+    """How good they are on text that they have not learned from: one line for each layer alone, one for all."""
+    held_out = {"stories": sample_text(model, n=64, seed=5)[:, :127],
+                "repeats": generate_repeated_tokens(model, 63, 64, seed=5).to(model.cfg.device)}
+    lines = []
+    for name, tokens in held_out.items():
+        clean = model(tokens)
+        for layers in [*([layer] for layer in transcoders), list(transcoders)]:
+            patched = replaced_logits(model, {layer: transcoders[layer] for layer in layers}, tokens)
+            line = {"text": name, "layers": layers,
+                    "delta_ce": delta_cross_entropy(clean, patched, tokens), "kl": kl_divergence(clean, patched)}
+            if len(layers) == 1:
+                x, y = mlp_inputs_and_outputs(model, layers[0], tokens)
+                features = transcoders[layers[0]].encode(x)
+                line |= {"explained_variance": explained_variance(y, transcoders[layers[0]].decode(features, x)),
+                         "l0": (features != 0).sum(1).float().mean(), "dead": (features == 0).all(0).float().mean()}
+            lines.append({key: value if key in ("text", "layers") else round(float(value), 4)
+                          for key, value in line.items()})
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=[], help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--no-skip", action="store_true", help="without a linear path from what is read")
+    parser.add_argument("--out", type=Path, default=Path("build/transcoders"), help="checkpoints, and what is finished")
+    parser.add_argument("--report", action="store_true", help="train none, measure those that are finished")
+    parser.add_argument("--export", type=Path, help="copy what is finished here")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(NAMES):
+        parser.error(f"there is no recipe {', '.join(sorted(unknown))}")
+    model = load_model("tiny", device="cpu")
+    for name in args.names or ([] if args.export or args.report else NAMES):
+        tokens = torch.cat(list(texts(model, STORY_ROWS, REPEATED_ROWS, seed=2002).values()))
+        transcoder = train_transcoder(model, int(name.partition("/")[2]), tokens, RECIPE, skip=not args.no_skip,
+                                      folder=args.out / "runs" / name)
+        transcoder.save(args.out / name)
+    finished = {int(name.partition("/")[2]): Transcoder.load(args.out / name)
+                for name in NAMES if (args.out / name).exists()}
+    if args.export:
+        for layer, transcoder in finished.items():
+            transcoder.save(args.export / "tiny" / str(layer))
+        return
+    for line in report(model, finished):
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
