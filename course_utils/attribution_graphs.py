@@ -109,12 +109,12 @@ class FrozenModel:
     def replaced_logits(self, errors: bool = True) -> Float[Tensor, "pos vocab"]:
         """Logits of the replacement model: the model's own; without the errors, what the features alone make."""
         def write(layer: int, read: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
-            error = self.errors[layer] if errors else self.first_alone(layer)
+            error = self.errors[layer] if errors else self.at_first(layer)
             return self.transcoders[layer].write(self.encode(layer, read), read) + error
 
         return self.reads(self.embedded, write)[-1] @ self.model.W_U + self.model.b_U
 
-    def first_alone(self, layer: int) -> Float[Tensor, "pos d_model"]:
+    def at_first(self, layer: int) -> Float[Tensor, "pos d_model"]:
         """A layer's errors at the first position, where they are all that the MLP writes; 0 at the others."""
         return torch.cat([self.errors[layer][:1], torch.zeros_like(self.errors[layer][1:])])
 
@@ -197,61 +197,62 @@ def attribution_graph(
     Raises:
         ValueError, NotForThisModel: as `FrozenModel` does; ValueError also if there is no answer.
     """
-    frozen = FrozenModel(model, transcoders, tokens.to(model.cfg.device))
-    last, n_layers = len(tokens) - 1, model.cfg.n_layers
+    frozen, n_layers = FrozenModel(model, transcoders, tokens.to(model.cfg.device)), model.cfg.n_layers
     probabilities = frozen.logits[-1].softmax(-1)
     if answers is None:
         p, order = probabilities.topk(min(10, len(probabilities)))
         answers = order[: int((p.cumsum(0) < 0.95).sum()) + 1].tolist()
-    if not len(answers):
+    if not answers:
         raise ValueError("answers is empty: a graph explains at least one logit")
-    nodes, written, values = [], [], []
+    nodes: list[Node] = []
+    written, values, directions, biases = [], [], [], []                        # of each node, group by group
     for layer, features in enumerate(frozen.features):
         at, number = features.nonzero(as_tuple=True)
         nodes += [Node("feature", layer, *each) for each in zip(at.tolist(), number.tolist())]
         values.append(features[at, number])
         written.append(values[-1][:, None] * transcoders[layer].W_dec[number])
-    n_features = len(nodes)
-    nodes += [Node("error", layer, at) for layer in range(n_layers) for at in range(1, last + 1)]
+        directions.append(transcoders[layer].W_enc.T[number])
+        biases.append(transcoders[layer].b_enc[number])
+    nodes += [Node("error", layer, at) for layer in range(n_layers) for at in range(1, len(tokens))]
     nodes += [Node("embedding", -1, at, token) for at, token in enumerate(tokens.tolist())]
-    written += [error[1:] for error in frozen.errors] + [frozen.embedded]
-    vectors = torch.cat(written)                                                # [source, d_model]
-    n_sources = len(nodes)
-    nodes += [Node("logit", n_layers, last, i) for i in range(len(answers))]
-    slots = torch.tensor([node.layer + 1 for node in nodes[:n_sources]])        # 0: the embedding, 1: MLP 0, …
-    places = torch.tensor([node.position for node in nodes[:n_sources]])
-
-    edges, constants = vectors.new_zeros(len(nodes), len(nodes)), vectors.new_zeros(len(nodes))
-    added = vectors.new_zeros(n_layers + 1, len(tokens), model.cfg.d_model)     # what nodes write: so far nothing
-    with torch.enable_grad():
-        added.requires_grad_()
-        reads = frozen.reads(added[0], lambda layer, read: added[layer + 1] + frozen.first_alone(layer) +
-                             transcoders[layer].write(torch.zeros_like(frozen.features[layer]), read))
-    begin = 0
-    for layer in range(n_layers + 1):
-        if layer < n_layers:                                                    # the targets that read here
-            targets = [node for node in nodes[:n_features] if node.layer == layer]
-            number = [node.index for node in targets]
-            directions, bias = transcoders[layer].W_enc.T[number], transcoders[layer].b_enc[number]
-        else:
-            targets, begin = nodes[n_sources:], n_sources
-            directions, bias = answer_values(model.W_U, answers).T, answer_values(model.b_U, answers)
-        for some in range(0, len(targets), AT_ONCE):
-            at = torch.tensor([node.position for node in targets[some : some + AT_ONCE]])
-            toward = directions[some : some + AT_ONCE].to(vectors)              # [target, d_model]
-            rows = slice(begin + some, begin + some + len(at))
-            asked = vectors.new_zeros(len(at), *reads[layer].shape)
-            asked[torch.arange(len(at)), at] = toward
-            slopes, = torch.autograd.grad(reads[layer], added, asked, is_grads_batched=True, retain_graph=True)
-            edges[rows, :n_sources] = torch.einsum("tsd,sd->ts", slopes[:, slots, places], vectors)
-            constants[rows] = (reads[layer][at] * toward).sum(-1) + bias[some : some + AT_ONCE]
-        begin += len(targets)
+    others = torch.cat([*(error[1:] for error in frozen.errors), frozen.embedded])
+    nodes += [Node("logit", n_layers, len(tokens) - 1, i) for i in range(len(answers))]
+    written += [others, others.new_zeros(len(answers), model.cfg.d_model)]
+    values += [others.norm(dim=-1), answer_values(frozen.logits[-1], answers)]
+    directions += [torch.zeros_like(others), answer_values(model.W_U, answers).T]
+    biases += [torch.zeros_like(values[-2]), answer_values(model.b_U, answers)]
+    each_written = torch.cat(written)                                           # [node, d_model]
+    edges, constants = _direct_effects(frozen, nodes, each_written, torch.cat(directions), torch.cat(biases))
     weights = torch.zeros_like(constants)
-    weights[n_sources:] = torch.stack([
+    weights[-len(answers):] = torch.stack([
         probabilities.new_ones(()) if isinstance(each, tuple) else probabilities[each] for each in answers])
-    values = torch.cat([*values, vectors[n_features:].norm(dim=-1), answer_values(frozen.logits[-1], answers)])
-    vectors = torch.cat([vectors, vectors.new_zeros(len(answers), model.cfg.d_model)])
-    return AttributionGraph(tuple(nodes), edges, values, constants, vectors, weights, tokens, tuple(answers))
+    return AttributionGraph(tuple(nodes), edges, torch.cat(values), constants, each_written, weights, tokens,
+                            tuple(answers))
+
+
+def _direct_effects(
+    frozen: FrozenModel, nodes: Sequence[Node], written: Float[Tensor, "node d_model"],
+    directions: Float[Tensor, "node d_model"], biases: Float[Tensor, "node"],
+) -> tuple[Float[Tensor, "node node"], Float[Tensor, "node"]]:
+    """Edges and constants of a graph: what each target reads in its direction, by one backward pass each."""
+    layers, places = (torch.tensor([getattr(node, name) for node in nodes]) for name in ("layer", "position"))
+    kinds = torch.tensor([node.kind in ("feature", "logit") for node in nodes])
+    edges, constants, n_layers = written.new_zeros(len(nodes), len(nodes)), torch.zeros_like(biases), len(frozen.errors)
+    with torch.enable_grad():                                   # what nodes write: embeddings, MLP 0, …; so far nothing
+        added = written.new_zeros(n_layers + 1, *frozen.embedded.shape, requires_grad=True)
+        reads = frozen.reads(added[0], lambda layer, read: added[layer + 1] + frozen.at_first(layer) +
+                             frozen.transcoders[layer].write(torch.zeros_like(frozen.features[layer]), read))
+    sources = layers < n_layers
+    for layer, read in enumerate(reads):
+        for some in (kinds & (layers == layer)).nonzero()[:, 0].split(AT_ONCE):
+            if len(some):
+                asked = read.new_zeros(len(some), *read.shape)                  # [target, pos, d_model]
+                asked[torch.arange(len(some)), places[some]] = directions[some]
+                slopes, = torch.autograd.grad(read, added, asked, is_grads_batched=True, retain_graph=True)
+                slopes = slopes[:, layers[sources] + 1, places[sources]]        # [target, source, d_model]
+                edges[some[:, None], sources.nonzero()[:, 0]] = torch.einsum("tsd,sd->ts", slopes, written[sources])
+                constants[some] = (read[places[some]] * directions[some]).sum(-1) + biases[some]
+    return edges, constants
 
 
 def answer_values(logits: Float[Tensor, "... vocab"], answers: Sequence[Answer]) -> Float[Tensor, "... answer"]:
@@ -367,9 +368,11 @@ def interventions(
     measured = graph.values.new_zeros(len(features), len(graph.answers))
     for layer in range(model.cfg.n_layers):
         of_layer = [row for row, each in enumerate(features) if graph.nodes[each].layer == layer]
-        for some in (of_layer[i : i + AT_ONCE] for i in range(0, len(of_layer), AT_ONCE)):
+        for some in torch.tensor(of_layer, dtype=torch.long).split(AT_ONCE):
+            if not len(some):
+                continue
             residual = run.residuals[layer + 1].repeat(len(some), 1, 1)
-            for row, which in zip(residual, (features[each] for each in some)):
+            for row, which in zip(residual, (features[each] for each in some.tolist())):
                 row[graph.nodes[which].position] += (factor - 1) * graph.written[which]
             after = run.continue_from(layer + 1, residual)[:, -1]
             measured[some] = answer_values(run.logits(after), graph.answers) - before

@@ -69,20 +69,10 @@ class Transcoder(SparseAutoencoder):
     def extra_repr(self) -> str:
         return super().extra_repr().replace("normalize=none", f"skip={self.skip}")
 
-    def decode(
-        self, latents: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None = None
-    ) -> Float[Tensor, "... d_in"]:
-        """What is written, of the features and, with a skip connection, of what was read.
-
-        Raises:
-            ValueError: if there is a skip connection and x is missing.
-        """
-        return self.write(latents, x)
-
     def write(
         self, latents: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None
     ) -> Float[Tensor, "... d_in"]:
-        """f W_dec + b_dec + W_skip x. Raises ValueError as `decode` does."""
+        """f W_dec + b_dec + W_skip x. Raises ValueError if there is a skip connection and x is missing."""
         if not self.skip:
             return super().write(latents, x)
         if x is None:

@@ -69,7 +69,7 @@ def exact_transcoders(model):
 
 
 MODELS = {"multi_head": small_models.multi_head, "grouped_query": small_models.grouped_query, "relu": relu_model,
-          "beside": lambda: families.bridge("pythia")}
+          "beside": lambda: families.family("pythia").bridge}
 CASES = [("multi_head", "topk", True), ("grouped_query", "jumprelu", False), ("relu", "relu", False),
          ("beside", "topk", True)]
 
@@ -89,7 +89,7 @@ def close(found, wanted, tolerance):
 # --- transcoders ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind, skip", itertools.product(KINDS, (False, True)))
+@pytest.mark.parametrize("kind, skip", list(itertools.product(KINDS, (False, True))))
 def test_the_formulas_by_loops(kind, skip):
     transcoder, x = random_transcoder(kind, skip), some_activations(5)
     for row, found, written in zip(x, transcoder.encode(x), transcoder(x)):
@@ -161,7 +161,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_transcoder(tmp_path, monkeypa
         fit(Transcoder(D_IN, D_SAE, "topk", k=K, skip=True), x, config, tmp_path, targets=y)
     again = fit(Transcoder(D_IN, D_SAE, "topk", k=K, skip=True), x, config, tmp_path, targets=y)
     assert same_weights(whole, again) and whole.training_log == again.training_log and whole.W_skip.abs().max() > 0
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="another target_scale"):
         fit(Transcoder(D_IN, D_SAE, "topk", k=K, skip=True), x, config, tmp_path, targets=2 * y)
 
 
@@ -186,7 +186,7 @@ def test_replacing_one_mlp_is_a_plain_patch_at_all_positions_but_the_first():
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind, skip", itertools.product(KINDS, (False, True)))
+@pytest.mark.parametrize("kind, skip", list(itertools.product(KINDS, (False, True))))
 def test_what_was_saved_is_what_is_loaded(tmp_path, kind, skip):
     transcoder, x = random_transcoder(kind, skip, **PLACES).half(), some_activations().half()
     transcoder.save(tmp_path)
@@ -331,7 +331,7 @@ def test_pruning():
     assert len(pruned(graph, 1, 1).nodes) <= len(graph.nodes)
     few, order = pruned(graph, 0.6, 0.9), graph.influence().argsort(descending=True)
     n = next(n for n in itertools.count() if graph.influence()[order[:n]].sum() >= 0.6 * graph.influence().sum())
-    allowed = {graph.nodes[i] for i in order[:n]} | {node for node in graph.nodes if node.kind in ("embedding", "logit")}
+    allowed = {graph.nodes[i] for i in order[:n]} | {each for each in graph.nodes if each.kind in ("embedding", "logit")}
     assert set(few.nodes) <= allowed and len(few.nodes) > 0.8 * len(allowed)
     place = {node: i for i, node in enumerate(graph.nodes)}
     for i, target in enumerate(few.nodes):
@@ -412,6 +412,6 @@ def test_what_does_not_fit_is_refused_in_words():
         fit(Transcoder(D_IN, D_SAE), some_activations(), training_config(), targets=some_activations(99))
     for family in ("gemma2", "falcon"):
         with pytest.raises(NotForThisModel, match="is not for this model"):
-            attribution_graph(families.bridge(family), transcoders, tokens)
+            attribution_graph(families.family(family).bridge, transcoders, tokens)
         with pytest.raises(NotForThisModel, match="a transcoder is not for this model"):
-            mlp_inputs_and_outputs(families.bridge(family), 0, tokens[None])
+            mlp_inputs_and_outputs(families.family(family).bridge, 0, tokens[None])

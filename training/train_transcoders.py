@@ -27,7 +27,7 @@ from course_utils.text import sample_text
 from course_utils.transcoders import Transcoder, mlp_inputs_and_outputs, replaced_logits, train_transcoder
 
 STORY_ROWS, REPEATED_ROWS = 2700, 900           # of 128 and 127 tokens: 460,000 positions
-RECIPE = TrainingConfig(d_sae=512, kind="topk", k=20, steps=3000, batch=1024, lr=1e-3)
+RECIPE = TrainingConfig(d_sae=512, kind="topk", k=20, steps=2500, batch=1024, lr=3e-3)
 NAMES = tuple(f"tiny/{layer}" for layer in range(4))
 
 
@@ -61,7 +61,7 @@ def report(model, transcoders: dict[int, Transcoder]) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=[], help=f"of {', '.join(NAMES)}")
-    parser.add_argument("--no-skip", action="store_true", help="without a linear path from what is read")
+    parser.add_argument("--skip", action="store_true", help="with a linear path from what is read; none that ships has")
     parser.add_argument("--out", type=Path, default=Path("build/transcoders"), help="checkpoints, and what is finished")
     parser.add_argument("--report", action="store_true", help="train none, measure those that are finished")
     parser.add_argument("--export", type=Path, help="copy what is finished here")
@@ -71,7 +71,7 @@ def main() -> None:
     model = load_model("tiny", device="cpu")
     for name in args.names or ([] if args.export or args.report else NAMES):
         tokens = torch.cat(list(texts(model, STORY_ROWS, REPEATED_ROWS, seed=2002).values()))
-        transcoder = train_transcoder(model, int(name.partition("/")[2]), tokens, RECIPE, skip=not args.no_skip,
+        transcoder = train_transcoder(model, int(name.partition("/")[2]), tokens, RECIPE, skip=args.skip,
                                       folder=args.out / "runs" / name)
         transcoder.save(args.out / name)
     finished = {int(name.partition("/")[2]): Transcoder.load(args.out / name)
