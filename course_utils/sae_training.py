@@ -1,4 +1,4 @@
-"""Training a sparse autoencoder on a model's activations: each step in plain sight, and exact resume.
+"""Training a sparse autoencoder, or a transcoder, on a model's activations: each step in plain sight, and exact resume.
 
 The activations are collected once and kept in memory. A raw autoencoder (`normalize="none"`) is trained on
 activations divided by one number, so that the mean of ‖x‖² is d_in whatever the layer, and the same learning rate and

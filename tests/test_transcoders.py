@@ -219,7 +219,7 @@ def test_saelens_loads_ours(sae_lens, tmp_path, kind, skip):
     close(transcoder(x), theirs(x), 1e-6)
     assert theirs.cfg.metadata.hook_name_out == PLACES["hook_name_out"]
     random_transcoder("topk", skip).save(tmp_path)
-    with pytest.raises(ValueError, match="topk"):
+    with pytest.raises(KeyError, match="topk"):
         sae_lens.SAE.load_from_disk(tmp_path)                       # it has none of this kind
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from course_utils.language import stream
 from course_utils.metrics import delta_cross_entropy, explained_variance, kl_divergence
 from course_utils.models import load_model
+from course_utils.passes import all_but_first
 from course_utils.repeated_tokens import generate_repeated_tokens
 from course_utils.sae_training import TrainingConfig
 from course_utils.text import sample_text
@@ -72,7 +73,7 @@ def main() -> None:
     for name in args.names or ([] if args.export or args.report else NAMES):
         tokens = torch.cat(list(texts(model, STORY_ROWS, REPEATED_ROWS, seed=2002).values()))
         transcoder = train_transcoder(model, int(name.partition("/")[2]), tokens, RECIPE, skip=args.skip,
-                                      folder=args.out / "runs" / name)
+                                      folder=args.out / "runs" / name, mask=all_but_first(tokens))
         transcoder.save(args.out / name)
     finished = {int(name.partition("/")[2]): Transcoder.load(args.out / name)
                 for name in NAMES if (args.out / name).exists()}
