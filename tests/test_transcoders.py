@@ -331,7 +331,8 @@ def test_pruning():
     assert len(pruned(graph, 1, 1).nodes) <= len(graph.nodes)
     few, order = pruned(graph, 0.6, 0.9), graph.influence().argsort(descending=True)
     n = next(n for n in itertools.count() if graph.influence()[order[:n]].sum() >= 0.6 * graph.influence().sum())
-    allowed = {graph.nodes[i] for i in order[:n]} | {each for each in graph.nodes if each.kind in ("embedding", "logit")}
+    ends = {node for node in graph.nodes if node.kind in ("embedding", "logit")}
+    allowed = {graph.nodes[i] for i in order[:n]} | ends
     assert set(few.nodes) <= allowed and len(few.nodes) > 0.8 * len(allowed)
     place = {node: i for i, node in enumerate(graph.nodes)}
     for i, target in enumerate(few.nodes):
