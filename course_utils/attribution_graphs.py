@@ -91,7 +91,7 @@ class FrozenModel:
     def attention(self, layer: int, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
         """What a layer's heads write if each gathers, by its frozen pattern, what stands in the stream x."""
         heads, normed = self.heads[layer], centred(self.model, x) / self.scales[layer]
-        values = torch.einsum("kd,hde->hke", normed, heads["V"]) + heads["b_V"][:, None]
+        values = torch.einsum("kd,hde->hke", normed, heads["V"])                # b_V is 0 in the models that fit
         return torch.einsum("hqk,hke,hed->qd", self.patterns[layer], values, heads["O"]) + heads["b_O"][0]
 
     def reads(
@@ -313,7 +313,7 @@ def pruned(graph: AttributionGraph, nodes: float = 0.8, edges: float = 0.98) -> 
     keep = _largest(graph.influence(), nodes) | ends
     among = torch.where(keep[:, None] & keep, graph.edges, 0)
     carried = normalized(among) * (influence(among, graph.weights) + graph.weights)[:, None]
-    used = _largest(carried.flatten(), edges).reshape(among.shape)
+    used = _largest(carried.flatten(), edges).reshape(among.shape) & (among != 0)
     before = None
     while before is None or not torch.equal(keep, before):
         before, used = keep, used & keep[:, None] & keep

@@ -12,7 +12,9 @@ from small_saes import D_IN, D_SAE, K, random_sae, same_weights, some_activation
 
 from course_utils import sae_training
 from course_utils.attribution_graphs import (
+    AttributionGraph,
     FrozenModel,
+    Node,
     attribution_graph,
     graph_scores,
     influence,
@@ -325,6 +327,23 @@ def test_influence_and_scores_by_hand():
     torch.testing.assert_close(influence(HAND, 3 * weights), 3 * found)
 
 
+def test_pruning_by_hand():
+    """Carried: into the logit 1/4, 1/4, 1/2; into feature 4 1/4 and 1/4; into feature 3 3/8 and 1/8; two in all."""
+    nodes = tuple(Node(kind, 0, i) for i, kind in enumerate(KINDS_BY_HAND))
+    some, weights = torch.arange(6.0), torch.tensor([0, 0, 0, 0, 0, 1.0])
+    graph = AttributionGraph(nodes, HAND, some, some, torch.zeros(6, 2), weights, torch.arange(2), (1,))
+
+    def kept(share_of_nodes, share_of_edges):
+        found = pruned(graph, share_of_nodes, share_of_edges)
+        assert torch.equal(found.values, some[[node.position for node in found.nodes]])
+        return [node.position for node in found.nodes], (found.edges != 0).sum().item()
+
+    assert kept(1, 1) == ([0, 1, 2, 3, 4, 5], 7)
+    assert kept(1, 0.6) == ([0, 1, 2, 3, 4, 5], 6)                  # without feature 3's edge from the error
+    assert kept(1, 0.4) == ([0, 1, 5], 0)                           # only 0 -> 3 and 4 -> 5: no path, so no feature
+    assert kept(0.4, 1) == ([0, 1, 3, 4, 5], 5)                     # the two features have half of all influence
+
+
 def test_pruning():
     model, transcoders, tokens = made("multi_head")
     graph = attribution_graph(model, transcoders, tokens)
@@ -401,7 +420,7 @@ def test_interventions_are_plain_patches_and_are_predicted_where_nothing_is_froz
         interventions(model, graph, [len(graph.nodes) - 1])
 
 
-def test_what_does_not_fit_is_refused_in_words():
+def test_what_does_not_fit_is_refused_in_words(monkeypatch):
     model, transcoders, tokens = made("multi_head")
     with pytest.raises(ValueError, match="a transcoder of width 24 for each layer"):
         attribution_graph(model, {0: transcoders[0]}, tokens)
@@ -411,6 +430,9 @@ def test_what_does_not_fit_is_refused_in_words():
         Transcoder(4, 4, "gated")
     with pytest.raises(ValueError, match="targets are"):
         fit(Transcoder(D_IN, D_SAE), some_activations(), training_config(), targets=some_activations(99))
+    with monkeypatch.context() as patch, pytest.raises(NotForThisModel, match="MLP 0 does not read the norm"):
+        patch.setattr(model.cfg, "eps", 9.0)
+        attribution_graph(model, transcoders, tokens)
     for family in ("gemma2", "falcon"):
         with pytest.raises(NotForThisModel, match="is not for this model"):
             attribution_graph(families.family(family).bridge, transcoders, tokens)

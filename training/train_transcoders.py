@@ -1,6 +1,6 @@
 """Train the transcoders that the course ships, one for each MLP of `tiny`. Each run resumes if it is killed.
 
-    python training/train_transcoders.py                            # all four: about a quarter of an hour on one core
+    python training/train_transcoders.py                            # all four: a quarter of an hour on one busy core
     python training/train_transcoders.py tiny/0 tiny/3              # some
     python training/train_transcoders.py --report                   # measure those that are finished, train none
     python training/train_transcoders.py --export course_utils/weights/transcoders
@@ -27,8 +27,8 @@ from course_utils.sae_training import TrainingConfig
 from course_utils.text import sample_text
 from course_utils.transcoders import Transcoder, mlp_inputs_and_outputs, replaced_logits, train_transcoder
 
-STORY_ROWS, REPEATED_ROWS = 2700, 900           # of 128 and 127 tokens: 460,000 positions
-RECIPE = TrainingConfig(d_sae=512, kind="topk", k=20, steps=2500, batch=1024, lr=3e-3)
+STORY_ROWS, REPEATED_ROWS = 1500, 500           # of 127 tokens: a quarter of a million positions
+RECIPE = TrainingConfig(d_sae=512, kind="topk", k=20, steps=1500, batch=1024, lr=3e-3)
 NAMES = tuple(f"tiny/{layer}" for layer in range(4))
 
 
