@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Answer = int | tuple[int, int]      # a token: its logit less the mean of all; two: the difference of their logits
-AT_ONCE = 64                        # backward passes, or patched passes, that run together
+AT_ONCE = 32                        # backward passes, or patched passes, that run together
 
 
 class FrozenModel:

@@ -24,11 +24,22 @@ from course_utils.attribution_graphs import (
     total_effects,
 )
 from course_utils.house import NotForThisModel
-from course_utils.metrics import explained_variance
+from course_utils.metrics import delta_cross_entropy, explained_variance
 from course_utils.models import as_bridge, word_tokenizer
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_training import TrainingConfig, fit
-from course_utils.transcoders import KINDS, Transcoder, mlp_inputs_and_outputs, replaced_logits, train_transcoder
+from course_utils.text import sample_text
+from course_utils.transcoders import (
+    KINDS,
+    TRANSCODERS_FOLDER,
+    Transcoder,
+    load_shipped_transcoder,
+    mlp_in,
+    mlp_inputs_and_outputs,
+    replaced_logits,
+    shipped_transcoders,
+    train_transcoder,
+)
 
 PLACES = {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": "blocks.1.hook_mlp_out", "model_name": "tiny"}
 
@@ -438,3 +449,26 @@ def test_what_does_not_fit_is_refused_in_words(monkeypatch):
             attribution_graph(families.family(family).bridge, transcoders, tokens)
         with pytest.raises(NotForThisModel, match="a transcoder is not for this model"):
             mlp_inputs_and_outputs(families.family(family).bridge, 0, tokens[None])
+
+
+# --- what is shipped --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_shipped():
+    assert shipped_transcoders("tiny") == [0, 1, 2, 3] and shipped_transcoders("gpt2-small") == []
+    assert sum(file.stat().st_size for file in TRANSCODERS_FOLDER.rglob("*") if file.is_file()) <= 12e6
+    with pytest.raises(ValueError, match="no transcoder of layer 4 is shipped for tiny; there are: 0, 1, 2, 3"):
+        load_shipped_transcoder("tiny", 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", range(4))
+def test_the_shipped_transcoders_are_good(layer):
+    model, transcoder = small_models.tiny(), load_shipped_transcoder("tiny", layer)
+    assert (transcoder.hook_name, transcoder.hook_name_out) == (mlp_in(layer), f"blocks.{layer}.hook_mlp_out")
+    tokens = sample_text(model, 32, 128, seed=321)
+    x, y = mlp_inputs_and_outputs(model, layer, tokens)
+    features = transcoder.encode(x)
+    assert explained_variance(y, transcoder.decode(features, x)) > 0.8
+    assert (features != 0).sum(1).float().mean() <= 20
+    assert delta_cross_entropy(model(tokens), replaced_logits(model, {layer: transcoder}, tokens), tokens) < 0.1
