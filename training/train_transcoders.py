@@ -38,6 +38,7 @@ def texts(model, story_rows: int, repeated_rows: int, seed: int) -> dict[str, Te
     return {"stories": stories, "repeats": generate_repeated_tokens(model, 63, repeated_rows, seed=seed).cpu()}
 
 
+@torch.no_grad()
 def report(model, transcoders: dict[int, Transcoder]) -> list[dict]:
     """How good they are on text that they have not learned from: one line for each layer alone, one for all."""
     held_out = {"stories": sample_text(model, n=64, seed=5)[:, :127],
@@ -48,7 +49,8 @@ def report(model, transcoders: dict[int, Transcoder]) -> list[dict]:
         for layers in [*([layer] for layer in transcoders), list(transcoders)]:
             patched = replaced_logits(model, {layer: transcoders[layer] for layer in layers}, tokens)
             line = {"text": name, "layers": layers,
-                    "delta_ce": delta_cross_entropy(clean, patched, tokens), "kl": kl_divergence(clean, patched)}
+                    "delta_ce": delta_cross_entropy(clean, patched, tokens)[:, 1:].mean(),
+                    "kl": kl_divergence(clean, patched)[:, 1:].mean()}           # in nats, but after BOS
             if len(layers) == 1:
                 x, y = mlp_inputs_and_outputs(model, layers[0], tokens)
                 features = transcoders[layers[0]].encode(x)
