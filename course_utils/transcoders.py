@@ -139,9 +139,11 @@ def train_transcoder(
 
 @torch.no_grad()
 def replaced_logits(
-    model: TransformerBridge, transcoders: Mapping[int, Transcoder], tokens: Int[Tensor, "batch pos"]
+    model: TransformerBridge, transcoders: Mapping[int, nn.Module], tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos vocab"]:
     """Logits when the MLPs of some layers are replaced by transcoders, {layer: transcoder}, without their errors.
+
+    Any module may take a transcoder's place that gives d_model numbers for d_model numbers.
 
     At the first position the MLPs stay: no transcoder has learned from it. All else is computed anew.
     Raises:

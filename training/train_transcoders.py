@@ -38,9 +38,23 @@ def texts(model, story_rows: int, repeated_rows: int, seed: int) -> dict[str, Te
     return {"stories": stories, "repeats": generate_repeated_tokens(model, 63, repeated_rows, seed=seed).cpu()}
 
 
+class Mean(torch.nn.Module):
+    """Writes the same whatever it reads."""
+
+    def __init__(self, mean: Tensor) -> None:
+        super().__init__()
+        self.mean = mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mean.to(x).expand_as(x)
+
+
 @torch.no_grad()
 def report(model, transcoders: dict[int, Transcoder]) -> list[dict]:
-    """How good they are on text that they have not learned from: one line for each layer alone, one for all."""
+    """How good they are on text that they have not learned from.
+
+    One line for each layer alone and one for all; below them, as a control, all MLPs at their means over the text.
+    """
     held_out = {"stories": sample_text(model, n=64, seed=5)[:, :127],
                 "repeats": generate_repeated_tokens(model, 63, 64, seed=5).to(model.cfg.device)}
     lines = []
@@ -58,6 +72,11 @@ def report(model, transcoders: dict[int, Transcoder]) -> list[dict]:
                          "l0": (features != 0).sum(1).float().mean(), "dead": (features == 0).all(0).float().mean()}
             lines.append({key: value if key in ("text", "layers") else round(float(value), 4)
                           for key, value in line.items()})
+        means = {layer: Mean(mlp_inputs_and_outputs(model, layer, tokens)[1].mean(0)) for layer in transcoders}
+        patched = replaced_logits(model, means, tokens)
+        lines.append({"text": name, "means": list(means),
+                      "delta_ce": round(float(delta_cross_entropy(clean, patched, tokens)[:, 1:].mean()), 4),
+                      "kl": round(float(kl_divergence(clean, patched)[:, 1:].mean()), 4)})
     return lines
 
 
