@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -102,7 +103,7 @@ class SparseAutoencoder(nn.Module):
         Raises:
             ValueError: if it normalizes and x is missing.
         """
-        return self.undo_norm(latents @ self.W_dec + self.b_dec, x)
+        return self.undo_norm(self.write(latents, x), x)
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
         """The reconstruction of an activation."""
@@ -139,6 +140,12 @@ class SparseAutoencoder(nn.Module):
         pre = (x - self.b_dec if self.subtract_b_dec else x) @ self.W_enc
         return pre if self.kind == "gated" else pre + self.b_enc
 
+    def write(
+        self, latents: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None
+    ) -> Float[Tensor, "... d_in"]:
+        """f W_dec + b_dec."""
+        return latents @ self.W_dec + self.b_dec
+
     def activate(self, pre: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
         """Latents from pre-activations."""
         if self.kind == "gated":
@@ -163,14 +170,16 @@ class SparseAutoencoder(nn.Module):
         """Write cfg.json and sae_weights.safetensors into `folder`, in the form that SAELens loads."""
         write_sae(self, Path(folder))
 
+    _read_files = staticmethod(read_folder)
+
     @classmethod
-    def load(cls, folder: str | Path) -> SparseAutoencoder:
+    def load(cls, folder: str | Path) -> Self:
         """Read what `save`, or SAELens, or another library of `sae_formats` wrote.
 
         Raises:
             ValueError: if a file is missing, damaged or a pickle, or asks for what this class does not do.
         """
-        (settings, weights, fold), weight_file, settings_file = read_folder(Path(folder))
+        (settings, weights, fold), weight_file, settings_file = cls._read_files(Path(folder))
         try:
             sae = cls(**settings)
         except ValueError as error:

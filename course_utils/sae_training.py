@@ -1,4 +1,4 @@
-"""Training a sparse autoencoder on a model's activations: each step in plain sight, and exact resume.
+"""Training a sparse autoencoder, or a transcoder, on a model's activations: each step in plain sight, and exact resume.
 
 The activations are collected once and kept in memory. A raw autoencoder (`normalize="none"`) is trained on
 activations divided by one number, so that the mean of ‖x‖² is d_in whatever the layer, and the same learning rate and
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,7 @@ from course_utils.sae import SparseAutoencoder, Step
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+Trained = TypeVar("Trained", bound=SparseAutoencoder)
 STATE = "state.safetensors"
 LOG_EVERY = 50  # steps
 LOGGED = {"step", "mse", "l0", "dead"}
@@ -89,18 +90,23 @@ def _check_count(n: int, config: TrainingConfig) -> None:
 
 
 def fit(
-    sae: SparseAutoencoder, activations: Float[Tensor, "n d_in"], config: TrainingConfig,
-    folder: str | Path | None = None,
-) -> SparseAutoencoder:
-    """Train on these activations; see `train_sae`. What was seen on the way is in the answer's `training_log`."""
-    training = Training(sae, activations, config, Path(folder) if folder else None)
+    sae: Trained, activations: Float[Tensor, "n d_in"], config: TrainingConfig,
+    folder: str | Path | None = None, targets: Float[Tensor, "n d_out"] | None = None,
+) -> Trained:
+    """Train on these activations; see `train_sae`. What was seen on the way is in the answer's `training_log`.
+
+    Args:
+        targets: what a transcoder learns to give for each activation; None: an autoencoder gives the activation itself.
+    """
+    training = Training(sae, activations, config, Path(folder) if folder else None, targets)
     bar = tqdm(range(training.step, config.steps), initial=training.step, total=config.steps, delay=1,
                desc=f"training {config.kind}", unit="step", disable=bars_are_off())
     for _ in bar:
         seen = training.one_step(training.batch())
         if seen:
             bar.set_postfix({name: f"{value:.3g}" for name, value in seen.items() if name != "step"})
-    return training.finish()
+    training.finish()
+    return sae
 
 
 class Training:
@@ -108,20 +114,24 @@ class Training:
 
     def __init__(
         self, sae: SparseAutoencoder, activations: Float[Tensor, "n d_in"], config: TrainingConfig,
-        folder: Path | None = None,
+        folder: Path | None = None, targets: Float[Tensor, "n d_out"] | None = None,
     ) -> None:
         _check_count(len(activations), config)
-        if not activations.isfinite().all():
+        if not all(each.isfinite().all() for each in (activations, targets) if each is not None):
             raise ValueError("some activations are not finite (NaN or infinite)")
+        if targets is not None and (targets.shape != activations.shape or config.normalize != "none"):
+            raise ValueError(f"targets are {list(targets.shape)} and activations {list(activations.shape)}, with "
+                             f"normalize={config.normalize}; a transcoder needs one target for each activation, both "
+                             "of the width d_in, and normalizes nothing")
         self.sae, self.config, self.folder = sae.requires_grad_(True).train(), config, folder
-        self.activations = activations
-        self.scale = 1.0
-        if config.normalize == "none":
-            self.scale = (activations.double().pow(2).sum(1).mean() / sae.d_in).sqrt().item() or 1.0
+        self.activations, self.targets = activations, targets
+        self.scale = _size(activations) if config.normalize == "none" else 1.0
+        self.target_scale = self.scale if targets is None else _size(targets)
         for weight in sae.parameters():                             # a fused Adam reads memory in order, as files do
             weight.data = weight.data.contiguous()
         with torch.no_grad():
-            sample = activations[:: max(1, len(activations) // 20_000)].to(sae.b_dec) / self.scale
+            given = activations if targets is None else targets
+            sample = given[:: max(1, len(activations) // 20_000)].to(sae.b_dec) / self.target_scale
             sae.b_dec.copy_(sae.normalized(sample).mean(dim=0))
         self.optimizer = torch.optim.Adam(sae.parameters(), lr=config.lr, fused=True)
         self.step, self.idle = 0, torch.zeros(sae.d_sae, device=sae.b_dec.device)      # idle: steps since last active
@@ -131,27 +141,33 @@ class Training:
             self._claim(folder)
             self._load(folder / STATE)
 
-    def batch(self) -> Float[Tensor, "batch d_in"]:
-        """The activations of this step: a function of the seed and the step alone, so a resumed run sees the same."""
+    def batch(self) -> Float[Tensor, "batch d_in"] | tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_out"]]:
+        """The activations of this step, and their targets if there are any.
+
+        They are a function of the seed and the step alone, so a resumed run sees the same.
+        """
         per_epoch = len(self.activations) // self.config.batch
         epoch, place = divmod(self.step, per_epoch)
         if self._order[0] != epoch:
             rng = torch.Generator().manual_seed(self.config.seed + 1_000_003 * (epoch + 1))
             self._order = epoch, torch.randperm(len(self.activations), generator=rng)
         rows = self._order[1][place * self.config.batch : (place + 1) * self.config.batch]
-        return self.activations[rows].to(self.sae.b_dec) / self.scale
+        x = self.activations[rows].to(self.sae.b_dec) / self.scale
+        return x if self.targets is None else (x, self.targets[rows].to(self.sae.b_dec) / self.target_scale)
 
     @torch.enable_grad()
-    def one_step(self, x: Float[Tensor, "batch d_in"]) -> dict[str, float]:
+    def one_step(
+        self, x: Float[Tensor, "batch d_in"] | tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_out"]]
+    ) -> dict[str, float]:
         """One step of Adam; every LOG_EVERY steps, what it saw."""
         config, sae = self.config, self.sae
         growth = min(1.0, (self.step + 1) / config.warm_up)
         left = (config.steps - self.step) / max(1.0, config.decay * config.steps)
         self.optimizer.param_groups[0]["lr"] = config.lr * growth * min(1.0, left)
-        x = sae.normalized(x)
+        x, target = x if isinstance(x, tuple) else 2 * (sae.normalized(x),)
         pre = pre_activations(sae, x)
         latents = sae.activate(pre)
-        error = latents @ sae.W_dec + sae.b_dec - x
+        error = sae.write(latents, x) - target
         mse = error.pow(2).sum(dim=1).mean()
         loss = mse + sparsity_loss(sae, x, pre, latents, config.sparsity * growth)
         dead = self.idle >= config.dead_after
@@ -177,10 +193,13 @@ class Training:
     @torch.no_grad()
     def finish(self) -> SparseAutoencoder:
         """The autoencoder, for activations as they are: without the scale they had in training."""
-        for name in ("b_dec", "b_enc", "b_gate", "b_mag", "threshold"):
+        names = dict.fromkeys(("b_dec", "b_enc", "b_gate", "b_mag", "threshold"), self.target_scale)
+        if self.targets is not None:
+            names |= dict.fromkeys(("W_enc", "W_skip"), self.target_scale / self.scale)
+        for name, scale in names.items():
             if hasattr(self.sae, name):
-                getattr(self.sae, name).mul_(self.scale)
-        self.scale = 1.0
+                getattr(self.sae, name).mul_(scale)
+        self.scale = self.target_scale = 1.0
         self.sae.training_log = self.log
         return self.sae.requires_grad_(False).eval()
 
@@ -191,7 +210,8 @@ class Training:
         folder.mkdir(parents=True, exist_ok=True)
         claim_folder(folder, {
             **asdict(self.config), "activations": list(self.activations.shape), "scale": f"{self.scale:.5g}",
-            "model": self.sae.model_name, "hook": self.sae.hook_name, "head": self.sae.head})
+            "model": self.sae.model_name, "hook": self.sae.hook_name, "head": self.sae.head,
+            **({} if self.targets is None else {"target_scale": f"{self.target_scale:.5g}", "sae": repr(self.sae)})})
 
     def save(self) -> None:
         """Write a checkpoint, if the run has a folder, then give it its name: a kill leaves the previous one."""
@@ -228,6 +248,11 @@ class Training:
             moments.setdefault(key, {})[name] = tensors[f"adam/{key}/{name}"]
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _size(x: Float[Tensor, "n d"]) -> float:
+    """The root of the mean square of all numbers; 1 if they are all 0."""
+    return (x.double().pow(2).sum(1).mean() / x.shape[1]).sqrt().item() or 1.0
 
 
 def pre_activations(sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:

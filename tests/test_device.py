@@ -20,6 +20,7 @@ from second_device import DEVICE, second_device
 import course_utils
 from course_utils import (
     ablation,
+    attribution_graphs,
     baselines,
     circuits,
     claims,
@@ -41,6 +42,7 @@ from course_utils import (
     sae_training,
     splicing,
     text,
+    transcoders,
     viz,
 )
 from course_utils.exercises import Exercise, assess, grading
@@ -148,6 +150,10 @@ def inputs(device: str) -> SimpleNamespace:
     i.cpu_sae = sae_files.load_shipped_sae("tiny", "topk-2")             # an autoencoder that is loaded is the CPU's
     i.gated, i.jump = (sae.SparseAutoencoder(256, 32, kind, hook_name=i.sae.hook_name).to(device)
                        for kind in ("gated", "jumprelu"))
+    i.transcoders = {layer: transcoders.Transcoder(256, 24, "topk", k=5, skip=True, seed=layer).to(device)
+                     for layer in range(4)}
+    i.prompt = i.text[0, :6].cpu()                                      # it may be on either device
+    i.graph = attribution_graphs.attribution_graph(i.model, i.transcoders, i.prompt, [5, (7, 9)])
     i.site = sites.Site(i.model, i.sae.hook_name)
     i.clean, i.x, i.latents, i.x_hat = faithfulness.run_and_reconstruct(i.model, i.sae, i.text, i.site)
     i.clean_z = clean_run.CleanRun(i.model, i.tokens, [ablation.hook_z(1)])
@@ -326,6 +332,22 @@ CASES = {
         i.model, i.text[:1], i.text[1:2], lambda x: x[:, -1, 3], steps=2),
     "edges.run_circuit": lambda i: edges.run_circuit(
         i.model, i.text[:1], i.text[1:2], edges.graph_of(i.model).edges & (torch.arange(21) % 2 == 0)),
+    "transcoders.Transcoder": lambda i: i.transcoders[1](i.x),
+    "transcoders.mlp_inputs_and_outputs": lambda i: transcoders.mlp_inputs_and_outputs(
+        i.model, 1, i.text, i.mask.cpu(), batch_size=2),
+    "transcoders.train_transcoder": lambda i: transcoders.train_transcoder(i.model, 1, i.text, i.config, skip=True),
+    "transcoders.replaced_logits": lambda i: transcoders.replaced_logits(i.model, i.transcoders, i.text),
+    "attribution_graphs.FrozenModel": lambda i: attribution_graphs.FrozenModel(
+        i.model, i.transcoders, i.text[0]).replaced_logits(errors=False),
+    "attribution_graphs.attribution_graph": lambda i: (i.graph, i.graph.scores(), i.graph.top(3)),
+    "attribution_graphs.answer_values": lambda i: attribution_graphs.answer_values(i.logits, [3, (4, 5)]),
+    "attribution_graphs.normalized": lambda i: attribution_graphs.normalized(i.graph.edges),
+    "attribution_graphs.influence": lambda i: attribution_graphs.influence(i.graph.edges, i.graph.weights),
+    "attribution_graphs.graph_scores": lambda i: attribution_graphs.graph_scores(
+        i.graph.edges, i.graph.weights, i.graph.of_kind("embedding"), i.graph.of_kind("error")),
+    "attribution_graphs.pruned": lambda i: attribution_graphs.pruned(i.graph, 0.7),
+    "attribution_graphs.total_effects": lambda i: attribution_graphs.total_effects(i.graph),
+    "attribution_graphs.interventions": lambda i: attribution_graphs.interventions(i.model, i.graph, [0, 5], 0.5),
     "probes.difference_of_means": lambda i: probes.difference_of_means(i.flat, i.labels),
     "probes.sparse_probe": lambda i: probes.sparse_probe(i.flat, i.labels, 5),
     "probes.logistic_probe": lambda i: probes.logistic_probe(i.flat[:, :6], i.labels, ridge=0.1),

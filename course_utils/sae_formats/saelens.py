@@ -16,6 +16,10 @@ from course_utils.sae_formats.others import Read, read_floats, with_one_threshol
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 ARCHITECTURES = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}  # ours: SAELens's
+TRANSCODERS = {  # SAELens's, and one of ours: it has no transcoder whose k largest latents are active, and refuses it
+    ("relu", False): "transcoder", ("relu", True): "skip_transcoder",
+    ("jumprelu", False): "jumprelu_transcoder", ("jumprelu", True): "jumprelu_skip_transcoder",
+    ("topk", False): "topk_transcoder", ("topk", True): "topk_skip_transcoder"}
 BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")  # as SAELens trains them; it saves them for use as jumprelu
 TYPES = {  # of the entries of cfg.json that are used here
     "d_in": (int,), "d_sae": (int,), "k": (int, NoneType), "hook_head_index": (int, NoneType),
@@ -53,6 +57,9 @@ def config_of(sae: torch.nn.Module) -> dict[str, Any]:
                      "prepend_bos": True,
                      "sae_lens_version": "6.54.0"},  # the version whose form this is
     }
+    if (hook_name_out := getattr(sae, "hook_name_out", None)) is not None:
+        config |= {"architecture": TRANSCODERS[sae.kind, sae.skip], "d_out": sae.d_in}
+        config["metadata"] |= {"hook_name_out": hook_name_out}
     if sae.kind == "topk":
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
     return config
@@ -80,7 +87,33 @@ def read_saelens(folder: Path) -> Read:
     }, weights, fold=bool(config["rescale_acts_by_decoder_norm"]) and config["architecture"] in ("topk", *BATCH_TOPK))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_transcoder(folder: Path) -> tuple[Read, Path, Path]:
+    """A transcoder of SAELens, or one that `write_sae` wrote; and the files of weights and of settings.
+
+    Raises:
+        ValueError: as `read_config` does, or if it is not a transcoder of one width that reads what it gets as it is.
+    """
+    file = folder / CONFIG
+    config, weights = read_config(folder, tuple(TRANSCODERS.values())), read_floats(folder / WEIGHTS)
+    about, width = {**config, **config["metadata"]}, config["d_in"]
+    if config.get("d_out", width) != width or config["normalize_activations"] != "none":
+        raise ValueError(f"{file}: d_in is {width}, d_out {str(config.get('d_out'))[:80]} and normalize_activations "
+                         f"{config['normalize_activations'][:80]!r}; this course knows transcoders that read and give "
+                         "d_model numbers as they are")
+    if (shape := tuple(weights["W_dec"].shape) if "W_dec" in weights else None) != (config["d_sae"], width):
+        raise ValueError(f"{folder / WEIGHTS} does not fit {file}: W_dec is {shape}")
+    kind, skip = next(each for each, name in TRANSCODERS.items() if name == config["architecture"])
+    return Read({
+        "d_in": width, "d_sae": config["d_sae"], "kind": kind, "k": config["k"], "skip": skip,
+        "hook_name": about["hook_name"], "hook_name_out": str(about.get("hook_name_out") or ""),
+        "model_name": about["model_name"],
+    }, weights, fold=False), folder / WEIGHTS, file
+
+
+KNOWN = (*ARCHITECTURES.values(), *BATCH_TOPK)
+
+
+def read_config(folder: Path, known: tuple[str, ...] = KNOWN) -> dict[str, Any]:
     """cfg.json with the names of SAELens 6, also where an older version wrote it, and with every entry in TYPES.
 
     Raises:
@@ -93,7 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     old_names = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index",
                  "activation_fn_str": "activation_fn"}
     config = {**DEFAULTS, **{old_names.get(name, name): value for name, value in config.items()}}
-    _judge_architecture(config, file)
+    _judge_architecture(config, file, known)
     config["metadata"] = {} if config["metadata"] is None else config["metadata"]
     if config["architecture"] in BATCH_TOPK:
         config["k"] = None                                                  # a mean over a batch, not needed any more
@@ -108,9 +141,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _judge_architecture(config: dict[str, Any], file: Path) -> None:
+def _judge_architecture(config: dict[str, Any], file: Path, known: tuple[str, ...]) -> None:
     """Fill in the architecture where an old file names only its activation function. Raises ValueError if unknown."""
-    known, function = (*ARCHITECTURES.values(), *BATCH_TOPK), config["activation_fn"]
+    function = config["activation_fn"]
     if config["architecture"] in (None, "standard"):
         config["architecture"] = "topk" if function == "topk" else "standard"           # before topk was one by itself
     if config["architecture"] not in known:
