@@ -28,7 +28,8 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3g}" if self.low == self.high else f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+        value, low, high = (f"{0.0 + number:.3g}" for number in self)       # −0 is 0, too
+        return value if self.low == self.high else f"{value} ({low} to {high})"
 
 
 Side = float | Float[Tensor, "n"] | tuple[float, float, float]

@@ -19,6 +19,7 @@ def test_the_mean_has_two_standard_errors_on_each_side():
     assert estimate(torch.tensor([1.0, 2, 3, 6])) == pytest.approx((3, 3 - two_errors, 3 + two_errors))
     assert estimate(0.25) == (0.25, 0.25, 0.25) == estimate(torch.tensor(0.25))
     assert estimate((0.5, 0.2, 0.6)) == Estimate(0.5, 0.2, 0.6)
+    assert str(estimate(-0.0)) == "0" and str(estimate((-0.0, -0.5, 0.0))) == "0 (-0.5 to 0)"
 
 
 def test_pairing_removes_what_both_sides_share():
