@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.ablation import replace_head
-from course_utils.house import NotForThisModel, bars_are_off
-from course_utils.passes import CleanRun, require
+from course_utils.house import bars_are_off
+from course_utils.passes import CleanRun, require_plain_blocks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -67,10 +67,7 @@ def graph_of(model: TransformerBridge) -> Graph:
     Raises:
         NotForThisModel: for other blocks: one norm for both, or outputs that are normed before they are added.
     """
-    traits = require(model, "a graph of edges", "logits", "parts", "reads", "writes")
-    if not traits.plain or not all(hasattr(block, "ln2") for block in model.blocks):
-        raise NotForThisModel(f"a graph of edges is not for this model ({model.cfg.model_name}): it needs blocks that "
-                              "add what heads and MLP write as it is, each read through a norm of its own")
+    require_plain_blocks(model, "a graph of edges", "logits", "parts", "reads", "writes")
     senders, receivers = ["embed"], []
     for layer, block in enumerate(model.blocks):
         before = len(senders)

@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from course_utils.house import WEIGHTS, NotForThisModel
-from course_utils.passes import CleanRun, checked_mask, mlp_out, require
+from course_utils.house import WEIGHTS
+from course_utils.passes import CleanRun, checked_mask, mlp_out, require_plain_blocks
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_formats import read_transcoder
 from course_utils.sae_training import TrainingConfig, fit
@@ -89,10 +89,7 @@ def mlp_in(layer: int) -> str:
 
 def check_blocks(model: TransformerBridge, what: str) -> None:
     """Raise NotForThisModel unless each MLP reads a norm of its own and adds what it writes to the stream as it is."""
-    traits = require(model, what, "logits", "unembedding", "parts", "patterns", "writes", "reads", "zero")
-    if not traits.plain or not all(hasattr(block, "ln2") and hasattr(block, "mlp") for block in model.blocks):
-        raise NotForThisModel(f"{what} is not for this model ({model.cfg.model_name}): it needs blocks that add what "
-                              "heads and MLP write as it is, each read through a norm of its own")
+    require_plain_blocks(model, what, "logits", "unembedding", "parts", "patterns", "writes", "reads", "zero")
 
 
 @torch.no_grad()

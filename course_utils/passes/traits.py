@@ -38,3 +38,15 @@ def require(model: TransformerBridge, what: str, *needs: str) -> Traits:
             raise NotForThisModel(f"{what} is not for this model ({model.cfg.model_name}): it needs {NEEDS[need]}. "
                                   f"When the model was tried: {traits.lacks[need]}.")
     return traits
+
+
+def require_plain_blocks(model: TransformerBridge, what: str, *needs: str) -> None:
+    """As `require`, and each block adds what its heads and its MLP write as it is, each read through a norm of its own.
+
+    Raises:
+        NotForThisModel: for other blocks, too: one norm for both, or outputs that are normed before they are added.
+    """
+    traits = require(model, what, *needs)
+    if not traits.plain or not all(hasattr(block, "ln2") and hasattr(block, "mlp") for block in model.blocks):
+        raise NotForThisModel(f"{what} is not for this model ({model.cfg.model_name}): it needs blocks that add what "
+                              "heads and MLP write as it is, each read through a norm of its own")

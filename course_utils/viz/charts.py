@@ -340,7 +340,7 @@ def plot_circuit(edges: Mapping[tuple[str, str], float], title: str = "", *, uni
     largest = max(map(abs, edges.values())) or 1.0
     ax = new_axes(1.5 + 0.58 * top)
     for (sender, receiver), size in sorted(edges.items(), key=lambda item: abs(item[1])):
-        colour, share = OKABE_ITO["qkv".find(receiver[-1]) if receiver.count(".") == 2 else 3], abs(size) / largest
+        colour, share = edge_colour(receiver), abs(size) / largest
         bend = 0.0 if abs(places[receiver][1] - places[sender][1]) < 1.5 else 0.12
         ax.annotate("", places[receiver], places[sender], arrowprops={
             "arrowstyle": "-|>", "color": colour, "linewidth": 0.6 + 5 * share, "alpha": 0.35 + 0.6 * share,
@@ -358,6 +358,11 @@ def plot_circuit(edges: Mapping[tuple[str, str], float], title: str = "", *, uni
     ax.xaxis.label.set_size(8)
     ax.figure.legend(fontsize=8, ncols=4, loc="outside lower center")
     return ax.figure
+
+
+def edge_colour(receiver: str) -> str:
+    """The colour of a circuit's edge: by whether it goes into queries, keys, values or another part."""
+    return OKABE_ITO["qkv".find(receiver[-1]) if receiver.count(".") == 2 else 3]
 
 
 def circuit_places(edges: Iterable[tuple[str, str]]) -> dict[str, tuple[float, float]]:

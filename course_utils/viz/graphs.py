@@ -12,11 +12,10 @@ import re
 from collections.abc import Mapping
 
 from course_utils.viz.axes import OKABE_ITO
-from course_utils.viz.charts import circuit_places
+from course_utils.viz.charts import INTO, circuit_places, edge_colour
 
 STEP_X, STEP_Y, MARGIN = 110, 44, 40        # pixels between nodes, and around all
 DASHES = ' stroke-dasharray="5 4"'
-INTO = {"q": "queries", "k": "keys", "v": "values"}
 
 # The script finds its box as the attention widget's does: the first one that no script has taken.
 _PAGE = """<div data-graph class="course-graph" style="max-width:%(width)dpx">
@@ -112,7 +111,7 @@ def interactive_circuit(
         way = receiver[-1] if receiver.count(".") == 2 else ""
         node = f"{heads[receiver]} {way}".strip()
         joined[sender, node] = size
-        colours[sender, node] = OKABE_ITO["qkv".find(way) if way else 3]
+        colours[sender, node] = edge_colour(receiver)
     spread = {"q": -0.22, "k": 0.0, "v": 0.22}
     at = {}
     for part, (x, y) in places.items():
