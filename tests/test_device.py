@@ -437,6 +437,7 @@ CASES = {
     "text.own_text": lambda i: i.rotary_text,
     "text.stories_in_english": lambda i: text.stories_in_english(i.model, 2, 12),
     "traits.require": lambda i: traits.require(i.model, "this", "parts").as_text(),
+    "traits.require_plain_blocks": lambda i: traits.require_plain_blocks(i.model, "this", "parts"),
     "traits.traits_of": lambda i: [traits.traits_of(model).score_scale for model in (i.model, i.rotary)],
     "trial.try_out": lambda i: [vars(trial.try_out(model)) | {"turns": 0} for model in (i.model, i.rotary)],
     "trial.relative_error": lambda i: trial.relative_error(i.x_hat, i.x),
