@@ -75,7 +75,7 @@ def ablations():
     model = load_model("tiny")
     tokens = generate_repeated_tokens(model, 50, 10, seed=0)
     scores = head_ablation_scores(model, tokens, "mean", seq_len=50)
-    return plot_head_scores(scores, "Take one head away", vmax=None, unit="change of the loss (nats)", diverging=True)
+    return plot_head_scores(scores, "Silence one head", vmax=None, unit="change of the loss (nats)", diverging=True)
 
 
 def in_the_way():
