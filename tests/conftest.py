@@ -1,12 +1,13 @@
 """What every test has: no progress bars, no window, and nothing written to the learner's own files."""
 
 import os
-import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import matplotlib
 import pytest
+from filelock import FileLock
 
-sys.modules.setdefault("rfc3987_syntax", None)      # nbformat's validator would build a grammar of addresses, for 2 s
 matplotlib.use("Agg")
 os.environ.update(COURSE_BARS="off", COURSE_VIZ="compact")
 for name in ("COURSE_MODEL", "COURSE_REAL", "COURSE_REPORT"):  # the defaults, whatever the shell says
@@ -23,3 +24,20 @@ def own_progress_file(progress_file, monkeypatch):
     """Attempts made in a test go to a file that is empty when it begins."""
     progress_file.unlink(missing_ok=True)
     monkeypatch.setenv("COURSE_PROGRESS", str(progress_file))
+
+
+@pytest.fixture(scope="session")
+def once_for_all(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """once_for_all(name, make): the folder that make(folder) made, once, also when several processes run the tests."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of

@@ -136,17 +136,13 @@ def needs_tools() -> None:
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory) -> Path:
-    """The whole book, built once, also when several processes run these tests."""
-    needs_tools()
-    from filelock import FileLock
+def book(once_for_all) -> Path:
+    """The whole book, built once."""
+    def build(folder: Path) -> None:
+        assert build_book.main(["--out", str(folder)]) == 0
 
-    folder = tmp_path_factory.getbasetemp()
-    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    with FileLock(shared / "book.lock"):
-        if not (shared / "book").exists():
-            assert build_book.main(["--out", str(shared / "book")]) == 0
-    return shared / "book"
+    needs_tools()
+    return once_for_all("book", build)
 
 
 def page_text(book: Path, name: str) -> str:

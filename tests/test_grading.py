@@ -4,6 +4,7 @@ import csv
 import importlib
 import io
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -43,24 +44,28 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def graded(tmp_path_factory):
+def graded(once_for_all):
     """The table that the command writes for all submissions, by submission; a file to destroy; its exit status."""
-    folder = tmp_path_factory.mktemp("submitted")
-    victim = folder.parent / "victim.txt"
-    victim.write_text("still here")
-    expected = submissions_made.make(folder, victim)
-    (folder / "notes.txt").write_text("not a notebook")
-    (folder / "forged_progress" / "progress.jsonl").write_text('{"id": "01.chance_log_prob", "verdict": "passed"}\n')
-    out = folder.parent / "grades.csv"
-    run = subprocess.run(
-        [sys.executable, "-m", "course_utils", "grade", str(folder), "--out", str(out), "--seconds", "1"],
-        capture_output=True, text=True, timeout=900, cwd=folder.parent,
-        env={**os.environ, "COURSE_PROGRESS": str(folder / "forged_progress" / "progress.jsonl")})
-    rows = list(csv.DictReader(io.StringIO(out.read_text(encoding="utf-8"))))
+    def run_grader(folder: Path) -> None:
+        submitted = folder / "submitted"
+        submitted.mkdir(parents=True)
+        (folder / "victim.txt").write_text("still here")
+        expected = submissions_made.make(submitted, folder / "victim.txt")
+        (submitted / "notes.txt").write_text("not a notebook")
+        forged = submitted / "forged_progress" / "progress.jsonl"
+        forged.write_text('{"id": "01.chance_log_prob", "verdict": "passed"}\n')
+        run = subprocess.run(
+            [sys.executable, "-m", "course_utils", "grade", str(submitted), "--out", str(folder / "grades.csv"),
+             "--seconds", "1"],
+            capture_output=True, text=True, timeout=900, cwd=folder, env={**os.environ, "COURSE_PROGRESS": str(forged)})
+        (folder / "run.pickle").write_bytes(pickle.dumps((expected, run)))
+
+    folder = once_for_all("graded", run_grader)
+    expected, run = pickle.loads((folder / "run.pickle").read_bytes())
     by_submission = {}
-    for row in rows:
+    for row in csv.DictReader(io.StringIO((folder / "grades.csv").read_text(encoding="utf-8"))):
         by_submission.setdefault(row["submission"], {})[row["exercise"]] = row
-    return expected, by_submission, victim, run
+    return expected, by_submission, folder / "victim.txt", run
 
 
 @pytest.mark.slow
