@@ -261,8 +261,8 @@ def broken_links(site: Path) -> list[str]:
     """`page: link: what is wrong`, from LinkChecker, for every link, image and anchor inside the site.
 
     LinkChecker reads a copy: one that everybody may read, for it gives up the rights of an administrator who runs it,
-    and without the tags that are neither a link nor the place of one, which are most, for it parses a page again at each
-    anchor. It names a page with the anchor by which it came there, if it came by one.
+    and without the tags that are neither a link nor the place of one, which are most, for it parses a page again at
+    each anchor. It names a page with the anchor by which it came there, if it came by one.
     """
     with tempfile.TemporaryDirectory() as folder:
         copy, settings = Path(folder, "site"), Path(folder, "settings")

@@ -160,7 +160,7 @@ def head_cases() -> list[Case]:
 def path_cases() -> list[Case]:
     two, one = repeated_distinct(2, 6, vocab=40, seed=2), repeated_distinct(1, 4, vocab=40, seed=1)
     return [
-        Case(random_model(), one, 4, 2, 1, 3, label="head 2.1 of a random model, nearly linear, 3 points"),     # soon done
+        Case(random_model(), one, 4, 2, 1, 3, label="head 2.1 of a random model, nearly linear, 3 points"),  # soon done
         Case(random_model(), one, 4, 1, 1, 20, label="its head 1.1, 20 points"),
         Case(grouped_query_model(), two, 6, 0, 3, 20, label="head 0.3 of a grouped-query model, 2 rows, 20 points"),
         Case(grouped_query_model(), one, 4, 0, 4, points=20, label="its head 0.4, 20 points"),
