@@ -118,13 +118,16 @@ def correct_token_log_probs(
 # Large vocabularies make large logits, so we run a few sequences at a time.
 
 # %%
-log_probs, bets, guesses = [], [], []
+log_probs, bets, guesses, average = [], [], [], 0.0
 for rows in tokens.split(8):
     logits = model(rows)                            # [8, pos, vocab]
     log_probs.append(correct_token_log_probs(logits, rows).cpu())
     guesses.append(logits.argmax(dim=-1).cpu())
     first_two = rows[:, None, 1:3].expand(-1, SEQ_LEN, -1)          # their probabilities, all along the first copy
-    bets.append(logits[:, 1:SEQ_LEN + 1].softmax(dim=-1).gather(2, first_two).cpu())
+    on_first_copy = logits[:, 1:SEQ_LEN + 1].softmax(dim=-1)
+    bets.append(on_first_copy.gather(2, first_two).cpu())
+    no_bet = on_first_copy.scatter(2, first_two[..., :1], 0.0)      # what it predicts if the repeat does not begin
+    average += (no_bet / no_bet.sum(dim=-1, keepdim=True)).sum(dim=(0, 1)).cpu() / (BATCH * SEQ_LEN)     # [vocab]
 log_probs, bets, guesses = map(torch.cat, (log_probs, bets, guesses))
 plot_by_position(
     {"mean over sequences": log_probs.mean(dim=0), "chance": torch.full((2 * SEQ_LEN, ), chance)},
@@ -212,12 +215,16 @@ left = gap[:, 1:] - lost
 for name, part in (("the first token", gap[:, :1]), ("the bet", lost), ("after a token seen before", left * seen),
                    ("all else", left * ~seen)):
     print(f"    of this, {name}: {estimate(part.sum(dim=1) / SEQ_LEN)} nats per token of the copy")
+same = average.log()[tokens[:, 2:SEQ_LEN + 1].cpu()] - chance           # if it predicted its mean at each position
+claim("one prediction, the same at each position, would cost less than all else", same.sum(dim=1) / SEQ_LEN, ">",
+      (left * ~seen).sum(dim=1) / SEQ_LEN, unit="nats from chance")
 
 # %% [markdown]
 # If you said "chance" for the first copy, you forgot that a model may be confident in the wrong tokens. `tiny` pays
 # for expecting a story right after BOS (the first point of the first plot), for its bet at every position, and for
 # copying where a token happens to come twice. The rest, nearly half of the gap, is an uneven guess over all other
-# tokens. Which tokens it prefers, and why, we have not asked.
+# tokens. And it is not one guess: the mean of its predictions (but for the bet), made at every position, would cost
+# far less. What it prefers changes from place to place; how, we have not asked.
 #
 # The same arithmetic on numbers published for GPT-2 small: TransformerLens's main demo stores a loss of 0.399 nats on
 # the second copy, and 0.183 without the boundary token. If both are means over copies of 50 tokens, that one token
