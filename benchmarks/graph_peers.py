@@ -10,6 +10,9 @@ In its graphs an embedding node is the token's embedding alone; what a learned p
 In the course's it is what enters block 0, token and position. "as it is": its graphs, unchanged; all edges but those of
 embeddings must agree, the rest is shown. "+ position": its embedding nodes write both; all must agree.
 
+Its TopK, which its loaders never use, keeps numbers below 0 among the k largest; the shipped transcoders learned with
+them at 0, and so a ReLU follows it here.
+
 The shipped transcoders are topk. Random ones, which explain little, try what those leave out: jumprelu, relu, and a
 linear path from what is read to what is written. Answers: the most probable tokens, as each side chooses them, or the
 difference of two.
@@ -25,7 +28,6 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -35,14 +37,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from benchmarks.edge_peers import hooked
-from course_utils.attribution_graphs import (
-    Answer,
-    AttributionGraph,
-    Node,
-    answer_values,
-    attribution_graph,
-    pruned,
-)
+from course_utils.attribution_graphs import Answer, AttributionGraph, Node, attribution_graph, pruned
 from course_utils.models import load_model
 from course_utils.pairs import sex_pairs
 from course_utils.transcoders import Transcoder, load_shipped_transcoder
@@ -128,12 +123,12 @@ def add_positions(other) -> None:
     other.setup_attribution = setup
 
 
-def its_graph(other, tokens: Int[Tensor, "pos"], answers: Sequence[Answer] | None) -> Peer:
-    """Graph, influence, scores and masks, by the library alone; if answers is None, of the tokens that it chooses."""
+def its_graph(other, tokens: Int[Tensor, "pos"], pair: tuple[int, int] | None) -> Peer:
+    """Graph, influence, scores and masks, by the library alone: of a difference, or of the tokens that it chooses."""
     from circuit_tracer.attribution.attribute import attribute
     from circuit_tracer.graph import compute_graph_scores, compute_node_influence, prune_graph
 
-    targets = answers and [(str(pair), 1.0, answer_values(other.W_U, [pair])[:, 0]) for pair in answers]
+    targets = [(str(pair), 1.0, other.W_U[:, pair[0]] - other.W_U[:, pair[1]])] if pair else None
     found = attribute(tokens, other, attribution_targets=targets, batch_size=64)
     n_layers, n_answers, edges = other.cfg.n_layers, len(found.logit_targets), found.adjacency_matrix
     nodes = [Node("feature", *each) for each in found.active_features.tolist()]
@@ -142,8 +137,8 @@ def its_graph(other, tokens: Int[Tensor, "pos"], answers: Sequence[Answer] | Non
     nodes += [Node("logit", n_layers, len(tokens) - 1, i) for i in range(n_answers)]
     weights = torch.cat([torch.zeros(len(nodes) - n_answers), found.logit_probabilities])
     kept = prune_graph(found, *SHARES)
-    return Peer(nodes, answers or found.logit_token_ids.tolist(), edges, compute_node_influence(edges, weights),
-                compute_graph_scores(found), kept.node_mask, kept.edge_mask)
+    return Peer(nodes, [pair] if pair else found.logit_token_ids.tolist(), edges,
+                compute_node_influence(edges, weights), compute_graph_scores(found), kept.node_mask, kept.edge_mask)
 
 
 
@@ -216,9 +211,9 @@ def main(arguments: list[str] | None = None) -> None:
                 add_positions(other)
             for row, kind in product(range(n_prompts), ("tokens", "difference")):
                 tokens, pair = pairs.clean[row], (int(pairs.right[row]), int(pairs.wrong[row]))
-                answers = [pair] if kind == "difference" else None
-                found = compared(attribution_graph(model, transcoders, tokens, answers),
-                                 its_graph(other, tokens, answers))
+                explained = pair if kind == "difference" else None
+                found = compared(attribution_graph(model, transcoders, tokens, [explained] if explained else None),
+                                 its_graph(other, tokens, explained))
                 agree &= found.agrees(positions)
                 print(f"{name:17}{'+ position' if positions else 'as it is':11}{row:6} {kind:11}{found.features:8}"
                       f"{found.edges:8.0e}{found.other_edges:8.0e}{found.influence:11.0e}"
