@@ -9,7 +9,8 @@ each target, in which nothing flows through another feature.
 What the graph holds fixed it does not explain: why heads attend where they do, and which features are active at all.
 
 Sources: Ameisen et al., "Circuit tracing: revealing computational graphs in language models" (2025); the definitions of
-influence, pruning and both scores are those of circuit-tracer (Hanna et al., 2025).
+influence, pruning and both scores are those of circuit-tracer (Hanna et al., 2025). One choice is not: an embedding
+node writes what enters block 0; in circuit-tracer it writes the token alone, and a learned position is a constant.
 """
 
 from __future__ import annotations
