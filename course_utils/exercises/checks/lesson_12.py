@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,7 +15,6 @@ from course_utils import transcoders as package_transcoders
 from course_utils.attribution_graphs import FrozenModel, Node, run_features
 from course_utils.exercises.checking import Case, Exercise, compare_cases
 from course_utils.exercises.checks.shared import drawn, grouped_query_model, random_model, random_tokens
-from course_utils.exercises.leftovers import made_once
 from course_utils.exercises.mistakes import seen, variants
 from course_utils.passes import centred
 from course_utils.transcoders import Transcoder
@@ -85,12 +85,16 @@ def most_influential(scores: Float[Tensor, "node"], share: float) -> Bool[Tensor
 def equally_large(
     sizes: Float[Tensor, "node"], places: Int[Tensor, "node"], chosen: list[int]
 ) -> list[int]:
-    """For each chosen node, in order, the one nearest in size at the same place that is not chosen or taken yet."""
+    """For each chosen node, in order, the one nearest in size at the same place that is not chosen or taken yet.
+
+    A chosen node for which none is free has none.
+    """
     found = []
     for node in chosen:
         free = [other for other in range(len(sizes))
                 if places[other] == places[node] and other not in chosen and other not in found]
-        found.append(min(free, key=lambda other: abs(sizes[other] - sizes[node]).item()))
+        if free:
+            found.append(min(free, key=lambda other: abs(sizes[other] - sizes[node]).item()))
     return found
 
 
@@ -133,7 +137,7 @@ def last_difference(logits):
     return logits[:, -1, 4] - logits[:, -1, 9]
 
 
-@made_once
+@cache
 def random_transcoders() -> dict[str, dict[int, Transcoder]]:
     """Transcoders with random weights for each layer of the two random models."""
     return {name: {layer: random_transcoder(model.cfg.d_model, layer) for layer in range(model.cfg.n_layers)}
@@ -198,7 +202,7 @@ def most_cases() -> list[Case]:
     return [Case(torch.tensor([0.1, 0.5, 0.05, 0.3, 0.05]), 0.7, label="0.7 of five"),
             Case(torch.tensor([3.0, 1.0, 8.0, 2.0, 6.0, 0.5]), 0.5, label="half of six, whose sum is not 1"),
             Case(drawn(12, seed=4).abs(), 0.9, label="0.9 of twelve"),
-            Case(torch.tensor([0.2, 0.4, 0.4]), 0.2, label="the first is enough")]
+            Case(torch.tensor([0.2, 0.35, 0.45]), 0.2, label="the first is enough")]
 
 
 def large_cases() -> list[Case]:
@@ -207,8 +211,8 @@ def large_cases() -> list[Case]:
         sizes = torch.randperm(50, generator=rng)[:n].float() + torch.arange(n) / 100
         return Case(sizes, torch.randint(places, (n,), generator=rng), chosen, label=label)
     return [case(14, 2, [3, 0, 7], 2, "14 nodes at 2 places"), case(20, 3, [5, 2, 11, 8], 4, "20 nodes at 3 places"),
-            Case(torch.tensor([5.0, 5.1, 4.8, 9.0, 5.3, 1.0]), torch.zeros(6, dtype=torch.long), [0, 1],
-                 label="two that want the same")]
+            Case(torch.tensor([5.0, 5.1, 4.7, 9.0, 5.25, 1.0, 7.0]), torch.tensor([0, 0, 0, 0, 0, 0, 1]), [6, 0, 1],
+                 label="two that want the same, and one without a partner")]
 
 
 def pattern_cases() -> list[Case]:
@@ -305,9 +309,8 @@ EDGE_MISTAKES = variants(edge, {
 
 
 INFLUENCE_MISTAKES = variants(influence, {
-    "the signs are kept: an inhibition is an influence, so take sizes": (
-        {"sizes = edges.abs()": "sizes = edges"},
-        {"sizes / sizes.sum(dim=1, keepdim=True)": "edges / sizes.sum(dim=1, keepdim=True)"}),
+    "the signs are kept: an inhibition is an influence, so take sizes": {
+        "sizes / sizes.sum(dim=1, keepdim=True)": "edges / sizes.sum(dim=1, keepdim=True)"},
     "each source's edges are made to add up to 1: it is those into each target, a row": {"dim=1": "dim=0"},
     "the edges are not shares: divide each by the sum of its row": {
         "sizes / sizes.sum(dim=1, keepdim=True).clamp(min=1e-10)": "sizes"},
