@@ -33,7 +33,6 @@ from course_utils.attribution_graphs import (
     FrozenModel,
     Node,
     attribution_graph,
-    graph_scores,
     interventions,
     pruned,
     run_features,
@@ -424,7 +423,7 @@ agree = {key: torch.stack([correlation(a, b) for a, b in zip(guesses, effects[ke
          for key, guesses in predicted.items()}
 reveal("12.as_large", agree["graph", "as large"].mean())
 for label, found in effects.items():
-    print(f"{label}: mean size of the effect {torch.stack(found).abs().mean():.2f}; correlation with it: "
+    print(f"{label}: mean size of the effect {torch.cat(found).abs().mean():.2f}; correlation with it: "
           + ", ".join(f"{rival} {agree[rival, label].mean():.2f}" for rival, which in agree if which == label))
 plot_scatter(torch.cat(predicted["graph", "the graph's 20"]), torch.cat(effects["the graph's 20"]), "predicted by the graph",
              "measured change of the logit difference", title="Silencing each of the 20 most influential features")
@@ -601,7 +600,13 @@ claim("the 20 do not: what they carry is not the pronoun alone", moved[20, "most
       moved[20, "as large"], unit="nats")
 
 # %% [markdown]
-# PLACEHOLDER-6A
+# The names are true: three features hold more than half of the difference, they are active where the language says that
+# a woman acts (or a man), and without them nothing else changes. As many others, as large, do nothing to the pronoun, or
+# rather raise it a little, by the norm.
+#
+# But go down the list, and it falls apart. Without twenty features *no less* of the difference is left than without
+# five, and the rest of the prediction is destroyed. Influence asks what the two logits are made of, and both are made
+# of "a sentence begins here" as much as of "a woman acts". A graph of a difference is not a graph of what differs.
 #
 # Now the other way: **steer**. In the twin story, about a person of the other sex, set the n most influential features
 # of the clean story's graph to the values that they have there.
@@ -637,7 +642,10 @@ claim("but all features of the graph go less of it than all features that there 
       way["all that there are"], unit="share of the way")
 
 # %% [markdown]
-# PLACEHOLDER-6B
+# Three features go two fifths of the way, and all seven hundred hardly farther: half. What is missing is not in the
+# graph because it is not *active* in the clean story. The twin's own features still say He, and a graph lists
+# what is there, not what would have to be absent. (Nor do all features together go all of the way. The
+# name's embedding and the heads that carry it are still the twin's.)
 #
 # ## 7 · Beside the circuit of lesson 10
 #
@@ -709,7 +717,11 @@ claim("10 features keep more than 10 edges", kept["effect times change, two grap
 measured("kept by 10 features of two graphs", kept["effect times change, two graphs", 10].mean(), at_least=0.8)
 
 # %% [markdown]
-# PLACEHOLDER-7
+# Ten features of two graphs, of about 740 that are active in one of the texts, keep nearly all; ten edges of lesson 10,
+# of 483, three tenths. But the one graph of the clean text keeps half, with all of its features. A contrast
+# needs both texts. (The two counts are not of one kind: here embeddings, heads and errors stay as they come, which keeps
+# 0.28 without a single feature; and a feature is counted at one position, an edge at all.) And a plain rival comes
+# close: without a graph, the twenty features that change most keep more than four fifths.
 #
 # ## 8 · What the graph leaves out
 #
@@ -784,7 +796,10 @@ again_words = words.decode(again.clean[0].tolist()).split()
 plot_attribution_graph(pruned(again_graphs[0], 0.5, 0.6), again_words, None, f"Why {words.vocabulary[int(again.right[0])]!r}?")
 
 # %% [markdown]
-# PLACEHOLDER-8
+# The token that is *looked for* decides everything, and the graph gives it nothing. It names the value, and the
+# heads carry that; why they looked there, at the token after the query's first copy, is frozen. For induction that is
+# the whole mechanism (lesson 05). The same graph is complete for "who acts" and blind for the query, and nothing in it
+# tells you which case you are in. The experiment does.
 #
 # **Inhibition.** Influence is made of sizes, |·|. It cannot tell a feature that raises the answer from one that lowers
 # it.
@@ -845,7 +860,10 @@ claim("a graph without a feature has a replacement score above 0.4", scores["lin
       0.4, unit="score")
 
 # %% [markdown]
-# PLACEHOLDER-9
+# The scores rank the four as they should. But their zero is not at 0. Shuffled decoders write nonsense, and almost four
+# fifths of what enters a node is still no error: embeddings reach everything through the frozen heads, whatever the
+# features do. A graph without *any* feature gets two thirds as its replacement score. Report both beside such a control;
+# a 0.9 alone says little.
 #
 # ## 10 · A real language model
 
@@ -867,7 +885,9 @@ if real_model is not None:
     measured("SmolLM2: effect of who gives that is left with frozen patterns", real_left.mean(), unit="share")
 
 # %% [markdown]
-# PLACEHOLDER-10A
+# More than half of the effect runs through patterns, which an attribution graph of this prompt would not show. Graphs of
+# large models need transcoders that cost weeks; here is what a minute buys, on the model's own text: one layer, some
+# thousand features.
 
 # %%
 if real_model is not None:
@@ -891,16 +911,80 @@ if real_model is not None:
           real_costs["random features"], unit="nats")
 
 # %% [markdown]
-# PLACEHOLDER-10B
+# On five thousand tokens a transcoder learns a part of a layer. The order is that of `tiny`, and the distance to a good
+# one is long: the error nodes of a graph over this one would be most of it.
 #
 # ## On your own
 #
-# PLACEHOLDER-OWN
+# Eight short stories named a few features. Do these do the same work in stories that no graph has seen, with a sentence
+# between (`sex_pairs(…, then="The PLACE was foggy and big .")`)? Hand in a claim; a number with its interval; the
+# control; what would have refuted you; and what your experiment does not show.
+
+# %% tags=["solution-only"]
+longer = sex_pairs(model, 16, seed=9, then="The PLACE was foggy and big .")
+named = sorted({(node.layer, node.index) for text in range(len(pairs)) for node in nodes_in(three, text)})
+there = {}
+run_features(model, shipped, longer.clean, lambda layer, f: there.setdefault(layer, f))
+controls = []
+for layer in LAYERS:
+    size = there[layer][:, -1].mean(dim=0).cpu() * shipped[layer].W_dec.norm(dim=1).cpu()
+    chosen = [index for at, index in named if at == layer]
+    controls += [(layer, index) for index in equally_large(size, torch.where(size > 0, 0, -1), chosen)]
+
+
+@torch.no_grad()
+def without(these):
+    """The share of the logit difference that is left when these features are silent at the last position."""
+    def silence(layer, f):
+        f[:, -1, [index for at, index in these if at == layer]] = 0
+        return f
+
+    here = difference_of(longer)
+    return here(run_features(model, shipped, longer.clean, silence)) / here(model(longer.clean)).mean()
+
+
+print(f"the {len(named)} named features: " + ", ".join(f"{layer}/{index}" for layer, index in named))
+claim("on longer stories less is left without the named features than without others that are as large", without(named),
+      "<", without(controls), unit="share of the logit difference")
+
+# %% [markdown] tags=["solution-only"]
+# *A model answer.* The claim stands above, with its interval; the control is as many features of the same layers that
+# are as large there. An interval that reached 0 would have refuted me. It does not show that these features are all
+# that carries the fact in longer stories, nor that they carry nothing else there: I did not look at the rest.
 
 # %% [markdown]
 # ## What this does not show
 #
-# - PLACEHOLDER
+# - A graph is of one prompt, for one answer. That the same features come back in eight prompts of one kind is not yet a
+#   mechanism for all.
+# - Features are those of these transcoders. Others, as good, would name others (lesson 11).
+# - The patterns, the norms' scales and which features are active are held. Where those move, the graph is wrong, and
+#   does not say so.
+# - Silenced features leave activations that the model has never seen. That holds of every ablation here.
+# - `tiny`'s transcoders miss next to nothing. On large models errors are a large share of most graphs.
+# - Cross-layer transcoders, which Ameisen et al. use, were not tried.
+#
+# ## Summary
+#
+# - A transcoder gives what an MLP writes, from what it reads. Hold it against random features with a fitted decoder,
+#   and put it into the model.
+# - With errors, frozen patterns and frozen norms, everything is a sum; an edge is one term. That it adds up is no
+#   evidence.
+# - Its edges between features are true here: silenced sources move their targets as the paths say. Its most influential
+#   features do what it predicts.
+# - For features as large as those it fails, since norms are frozen, and one slope of the whole model does better.
+#   Choose a control that could refute you: random features have no effect to be wrong about.
+# - One graph knows what is active, not what is absent. For a contrast take the graphs of both texts.
+# - It cannot say why heads look where they do. Measure how much runs through patterns before you believe it.
+# - Influence has no sign, and scores have no zero at 0. Put a graph over nonsense beside yours.
+#
+# Sources: Dunefsky et al., [Transcoders Find Interpretable LLM Feature Circuits](https://arxiv.org/abs/2406.11944)
+# (2024); Ameisen et al., [Circuit Tracing: Revealing Computational Graphs in Language
+# Models](https://transformer-circuits.pub/2025/attribution-graphs/methods.html) (2025); Paulo et al., [Transcoders Beat
+# Sparse Autoencoders for Interpretability](https://arxiv.org/abs/2501.18823) (2025); Marks et al., [Sparse Feature
+# Circuits](https://arxiv.org/abs/2403.19647) (2024), for what a set of features keeps; the library
+# [circuit-tracer](https://github.com/safety-research/circuit-tracer) (Hanna et al., 2025), whose definitions of influence,
+# pruning and both scores are used here.
 
 # %% tags=["exercise-only"]
 progress("12")
