@@ -95,18 +95,18 @@ def transcode(
 # same weights held against an autoencoder's task show the difference: they give y, not x.
 
 # %%
-def fitted(features, y):
+def fitted(features, y, ridge=1e-4):
     """W_dec and b_dec with the least squared error for these features."""
     x = torch.cat([features, torch.ones(len(features), 1)], dim=1)
     gram = x.T @ x
-    weights = torch.linalg.solve(gram + 1e-4 * gram.diagonal().mean() * torch.eye(len(gram)), x.T @ y)
+    weights = torch.linalg.solve(gram + ridge * gram.diagonal().mean() * torch.eye(len(gram)), x.T @ y)
     return weights[:-1], weights[-1]
 
 
-def with_random_features(x, y, d_sae=512, k=20, seed=0):
+def with_random_features(x, y, d_sae=512, k=20, seed=0, ridge=1e-4):
     """A transcoder with a random encoder, and the decoder that suits it."""
     found = Transcoder(x.shape[1], d_sae, "topk", k=k, seed=seed).requires_grad_(False)
-    found.W_dec.data, found.b_dec.data = fitted(found.encode(x), y)
+    found.W_dec.data, found.b_dec.data = fitted(found.encode(x), y, ridge)
     return found
 
 
@@ -258,7 +258,7 @@ print(f"{len(graph.nodes)} nodes; edges + constants miss a feature's activation 
 #
 # ## 4 · Influence, pruning, pictures
 #
-# Seven hundred nodes cannot be read. Divide the size of each edge by the sum of all sizes into its target: shares,
+# Seven hundred nodes cannot be read, so keep the most influential. Divide the size of each edge by the sum of all sizes into its target: shares,
 # A. A node's **influence** is the sum over all paths from it to the answer of the product of the shares on the path.
 
 # %%
@@ -273,17 +273,10 @@ def influence(edges: Float[Tensor, "node node"], weights: Float[Tensor, "node"])
 
 
 # %%
-@exercise("12.most_influential")
-def most_influential(scores: Float[Tensor, "node"], share: float) -> Bool[Tensor, "node"]:
-    """The fewest nodes that together have at least this share of all influence."""
-    raise NotImplementedError
-
-
-# %%
 flow = influence(graph.edges.double(), graph.weights.double())
-for share in (0.5, 0.8, 0.95):
-    print(f"{share:.2f} of the influence: {int(most_influential(flow, share).sum())} of {len(graph.nodes)} nodes")
-small = pruned(graph, nodes=0.72, edges=0.9)
+ordered = flow.sort(descending=True).values.cumsum(0) / flow.sum()
+print("; ".join(f"{share:.2f} of the influence: {int((ordered < share).sum()) + 1} nodes" for share in (0.5, 0.8, 0.95)))
+small = pruned(graph, nodes=0.72, edges=0.9)            # the fewest nodes with this share, then the fewest edges
 print(f"drawn: {len(small.nodes)} nodes, {int((small.edges != 0).sum())} edges")
 
 # %% [markdown]
@@ -891,13 +884,13 @@ if real_model is not None:
 
 # %%
 if real_model is not None:
-    REAL_LAYER, real_text = 4, sample_text(real_model, 64, 96)
-    real_learn, real_judge = real_text[:52], real_text[52:]
+    REAL_LAYER, real_text = 12, sample_text(real_model, 96, 96)
+    real_learn, real_judge = real_text[:84], real_text[84:]
     real_x, real_y = mlp_inputs_and_outputs(real_model, REAL_LAYER, real_learn)
-    real_config = TrainingConfig(d_sae=1024, kind="topk", k=32, steps=200, batch=512, lr=2e-3, warm_up=20)
+    real_config = TrainingConfig(d_sae=1024, kind="topk", k=32, steps=250, batch=512, lr=2e-3, warm_up=20)
     real_width = real_model.cfg.d_model
     real_kinds = {"trained": fit(Transcoder(real_width, 1024, "topk", k=32), real_x, real_config, targets=real_y),
-                  "random features": with_random_features(real_x, real_y, 1024, 32), "mean": Mean(real_y.mean(dim=0))}
+                  "random features": with_random_features(real_x, real_y, 1024, 32, ridge=0.03), "mean": Mean(real_y.mean(dim=0))}
     new_x, new_y = mlp_inputs_and_outputs(real_model, REAL_LAYER, real_judge)
     real_costs = {}
     with torch.no_grad():
@@ -907,12 +900,13 @@ if real_model is not None:
                 real_logits, replaced_logits(real_model, {REAL_LAYER: each}, real_judge), real_judge)[:, 1:].mean(dim=1)
             print(f"layer {REAL_LAYER}, {name:15} explains {explained_variance(new_y, each(new_x)):.2f}, "
                   f"ΔCE {estimate(real_costs[name])} nats")
-    claim("SmolLM2: a transcoder trained for a minute costs less than random features", real_costs["trained"], "<",
-          real_costs["random features"], unit="nats")
+    for name in ("random features", "mean"):
+        claim(f"SmolLM2: a transcoder trained for a minute costs less than {name}", real_costs["trained"], "<",
+              real_costs[name], unit="nats")
 
 # %% [markdown]
-# On five thousand tokens a transcoder learns a part of a layer. The order is that of `tiny`, and the distance to a good
-# one is long: the error nodes of a graph over this one would be most of it.
+# On eight thousand tokens a transcoder learns a part of the layer. The order is that of `tiny`, but most of the variance
+# is missing: in a graph over this one the errors would have the word.
 #
 # ## On your own
 #

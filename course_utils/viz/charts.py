@@ -419,7 +419,7 @@ def plot_attribution_graph(
         ax.text(x, y, labels[node], ha="center", va="center", fontsize=6.5, zorder=5,
                 bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "0.3"})
     rows = sorted({(y, node.layer) for node, (_, y) in zip(graph.nodes, places.values())})
-    ax.set(xlim=(-0.8, right + 0.8), ylim=(-0.7, top + 0.7), xticks=[], title=title,
+    ax.set(xlim=(-0.8, right + 0.8), ylim=(-0.7, top + 0.7), xticks=[], title=title, ylabel="layer of the node",
            xlabel="positions of the prompt →  (solid: adds to its target, dashed: inhibits)")
     ax.set_yticks([y for y, _ in rows], ["embeddings" if layer < 0 else "logits" if y == top else f"layer {layer}"
                                          for y, layer in rows], fontsize=8)
@@ -446,7 +446,8 @@ def attribution_places(graph: AttributionGraph) -> dict[str, tuple[float, float]
     cells: dict[tuple[int, int], list[Node]] = {}
     for node in graph.nodes:
         cells.setdefault((node.position, node.layer), []).append(node)
-    places, left = {}, 0
+    places: dict[str, tuple[float, float]] = {}
+    left = 0
     for position in sorted({position for position, _ in cells}):
         width = max(len(nodes) for (at, _), nodes in cells.items() if at == position)
         for (at, layer), nodes in cells.items():

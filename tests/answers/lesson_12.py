@@ -3,8 +3,8 @@
 import torch
 
 from answers import Answers, Wrong
-from course_utils.attribution_graphs import run_features
 from course_utils.attribution_graphs import influence as by_solving
+from course_utils.attribution_graphs import run_features
 from course_utils.passes import centred
 from course_utils.transcoders import replaced_logits
 
@@ -41,8 +41,7 @@ def softmaxed(x, W_enc, b_enc, W_dec, b_dec, k):
 # --- 12.replaced_logits ---------------------------------------------------------------------------------------
 
 
-def from_the_residual(model, transcoders, tokens):
-    """The MLP's input is worked out again, from the stream before it."""
+def with_partial(model, transcoders, tokens):
     from functools import partial
 
     read = {}
@@ -59,7 +58,7 @@ def from_the_residual(model, transcoders, tokens):
         (f"blocks.{layer}.hook_mlp_out", partial(write, layer)) for layer in transcoders])
 
 
-def last_position_stays(model, transcoders, tokens):
+def one_place_late(model, transcoders, tokens):
     swapped = {layer: Shifted(each) for layer, each in transcoders.items()}
     return replaced_logits(model, swapped, tokens)
 
@@ -118,25 +117,6 @@ def from_the_answers_down(edges, weights):
     for target in reversed(range(len(edges))):
         found = found + (found[target] + weights[target]) * shares[target]
     return found
-
-
-# --- 12.most_influential --------------------------------------------------------------------------------------
-
-
-def one_after_the_other(scores, share):
-    keep, got = torch.zeros(len(scores), dtype=torch.bool), 0.0
-    for node in scores.argsort(descending=True).tolist():
-        if got >= share * scores.sum():
-            break
-        keep[node] = True
-        got += scores[node].item()
-    return keep
-
-
-def by_sorted_shares(scores, share):
-    ordered = scores.sort(descending=True).values
-    n = int((ordered.cumsum(0) < share * ordered.sum()).sum()) + 1
-    return scores >= ordered[n - 1]
 
 
 # --- 12.equally_large -----------------------------------------------------------------------------------------
@@ -209,20 +189,15 @@ def kept_by_factors(model, transcoders, clean, corrupted, kept, metric):
     others = {}
     low = metric(run_features(model, transcoders, corrupted, lambda layer, f: others.setdefault(layer, f)))
     high = metric(run_features(model, transcoders, clean, lambda layer, f: f))
-    got = metric(run_features(model, transcoders, clean, lambda layer, f: f * kept[layer] + others[layer] * ~kept[layer]))
+    got = metric(run_features(model, transcoders, clean,
+                              lambda layer, f: f * kept[layer] + others[layer] * ~kept[layer]))
     return torch.stack([each / (high - low).mean() for each in got - low])
 
 
 def frozen_features(model, transcoders, clean, corrupted, kept, metric):
     """Kept features have the clean pass's value: they do not answer to what changes below."""
-    values = {}
+    values, others = {}, {}
     run_features(model, transcoders, clean, lambda layer, f: values.setdefault(layer, f))
-    return kept_in_place(model, transcoders, clean, corrupted, kept, metric) * 0 + _frozen(
-        model, transcoders, clean, corrupted, kept, metric, values)
-
-
-def _frozen(model, transcoders, clean, corrupted, kept, metric, values):
-    others = {}
     low = metric(run_features(model, transcoders, corrupted, lambda layer, f: others.setdefault(layer, f)))
     got = metric(run_features(model, transcoders, clean,
                               lambda layer, f: torch.where(kept[layer], values[layer], others[layer])))
@@ -235,9 +210,9 @@ ANSWERS = {
         accept=[by_threshold, token_by_token],
     ),
     "12.replaced_logits": Answers(
-        reject=[Wrong(last_position_stays), Wrong(lambda model, transcoders, tokens: model(tokens),
+        reject=[Wrong(one_place_late), Wrong(lambda model, transcoders, tokens: model(tokens),
                                                   says="this is the untouched model")],
-        accept=[from_the_residual, lambda model, transcoders, tokens: torch.cat(
+        accept=[with_partial, lambda model, transcoders, tokens: torch.cat(
             [replaced_logits(model, transcoders, row[None]) for row in tokens])],
     ),
     "12.edge": Answers(
@@ -252,12 +227,6 @@ ANSWERS = {
                 Wrong(lambda edges, weights: by_solving(edges, weights) + weights, says="the answers themselves"),
                 Wrong(lambda edges, weights: by_solving(edges.T, weights))],
         accept=[by_powers, from_the_answers_down],
-    ),
-    "12.most_influential": Answers(
-        reject=[Wrong(lambda scores, share: one_after_the_other(scores, share).nonzero()[:, 0], says="give a mask"),
-                Wrong(lambda scores, share: one_after_the_other(scores, 1 - share)),
-                Wrong(lambda scores, share: one_after_the_other(scores, share).float())],
-        accept=[one_after_the_other, by_sorted_shares],
     ),
     "12.equally_large": Answers(
         reject=[Wrong(lambda sizes, places, chosen: chosen),

@@ -73,15 +73,6 @@ def influence(edges: Float[Tensor, "node node"], weights: Float[Tensor, "node"])
     return found
 
 
-def most_influential(scores: Float[Tensor, "node"], share: float) -> Bool[Tensor, "node"]:
-    """The fewest nodes that together have at least this share of all influence."""
-    ordered, order = scores.sort(descending=True)
-    before = ordered.cumsum(0) - ordered
-    keep = torch.zeros_like(scores, dtype=torch.bool)
-    keep[order] = before < share * scores.sum()
-    return keep
-
-
 def equally_large(
     sizes: Float[Tensor, "node"], places: Int[Tensor, "node"], chosen: list[int]
 ) -> list[int]:
@@ -196,13 +187,6 @@ def influence_cases() -> list[Case]:
     return [Case(some_graph(6, 0), torch.eye(6)[5], label="6 nodes, one answer"),
             Case(some_graph(9, 1), torch.tensor([0.0] * 7 + [0.6, 0.3]), label="9 nodes, two answers"),
             Case(some_graph(12, 2), 2 * torch.eye(12)[11], label="12 nodes")]
-
-
-def most_cases() -> list[Case]:
-    return [Case(torch.tensor([0.1, 0.5, 0.05, 0.3, 0.05]), 0.7, label="0.7 of five"),
-            Case(torch.tensor([3.0, 1.0, 8.0, 2.0, 6.0, 0.5]), 0.5, label="half of six, whose sum is not 1"),
-            Case(drawn(12, seed=4).abs(), 0.9, label="0.9 of twelve"),
-            Case(torch.tensor([0.2, 0.35, 0.45]), 0.2, label="the first is enough")]
 
 
 def large_cases() -> list[Case]:
@@ -327,27 +311,6 @@ INFLUENCE_MISTAKES = variants(influence, {
 })
 
 
-MOST_MISTAKES = variants(most_influential, {
-    "one node too few: together they must have at least the share": {
-        "before < share * scores.sum()": "before + ordered < share * scores.sum()"},
-    "one node too many: stop when the share is reached": {
-        "before < share * scores.sum()": "before - torch.cat([ordered.new_zeros(1), ordered[:-1]]) "
-        "< share * scores.sum()"},
-    "this is a share of the nodes: it is a share of their influence": {
-        "before < share * scores.sum()": "torch.arange(len(scores)) < share * len(scores)"},
-    "the share is compared with sums that do not add up to 1: divide by the sum of all": {
-        "share * scores.sum()": "share"},
-    "these are the nodes above a share of the largest: add them up, the largest first": {
-        "keep[order] = before < share * scores.sum()": "keep = scores >= (1 - share) * scores.max()"},
-    "the least influential are kept: begin with the largest": {"descending=True": "descending=False"},
-    "the mask is in order of influence: node i must stay node i": {"keep[order] =": "keep[:] ="},
-    "these are numbers of nodes: give a mask, True for those that are kept": seen(
-        lambda got, expected: isinstance(got, torch.Tensor) and not got.dtype.is_floating_point
-        and got.dtype != torch.bool and set(got.tolist()) == set(expected.nonzero()[:, 0].tolist())
-        and len(got) == int(expected.sum())),
-})
-
-
 NEAREST = "min(free, key=lambda other: abs(sizes[other] - sizes[node]).item())"
 LARGE_MISTAKES = variants(equally_large, {
     "a chosen node is its own control, or another chosen one's: leave all chosen ones out": {
@@ -466,19 +429,6 @@ EXERCISES = [
             "In a loop over `len(edges)` steps: `flow = flow @ A`, then `found = found + flow`.",
         ),
         minutes=10,
-        difficulty=2,
-    ),
-    Exercise(
-        id="12.most_influential",
-        title="Pruning",
-        reference=most_influential,
-        check=compare_cases(most_cases, MOST_MISTAKES, keeps_inputs=True),
-        hints=(
-            "Sort from the largest down. A node is needed if those before it do not yet have the share.",
-            "`ordered.cumsum(0) - ordered` is the sum of all that come before.",
-            "`keep[order] = before < share * scores.sum()`, where `ordered, order = scores.sort(descending=True)`.",
-        ),
-        minutes=8,
         difficulty=2,
     ),
     Exercise(
