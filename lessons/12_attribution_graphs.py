@@ -179,8 +179,8 @@ repeats = generate_repeated_tokens(model, 30, 16, seed=5)
 for name, each in all_four.items():
     print(f"all four MLPs replaced: {name:15} ΔCE {estimate(each)} nats on stories")
 print(f"shipped, on random tokens that come twice: ΔCE {estimate(costs(shipped, repeats))} nats")
-claim("four transcoders cost less than a hundredth of what random features cost", all_four["shipped"], "<",
-      all_four["random features"] / 100, unit="nats")
+claim("four transcoders cost less than a twentieth of what random features cost", all_four["shipped"], "<",
+      all_four["random features"] / 20, unit="nats")
 
 # %% [markdown]
 # ΔCE is an average, and this one is nearly nothing: with transcoders in place of all MLPs the model tells the same
@@ -691,10 +691,10 @@ with torch.no_grad():
                                          - at_corrupted) / (at_clean - at_corrupted).mean()
         kept["edges of lesson 10", 0] = 0 * at_clean
 curves = {name: torch.stack([kept[name, n].mean() for n in SIZES]) for name in (*ranks, "edges of lesson 10")}
-ax = plot_by_position(curves, "share of the logit difference kept", x=torch.tensor(SIZES), markers=True,
-                      xlabel="features, or edges, in the circuit (logarithmic above 1)", title="What k features keep")
-ax.axes[0].set_xscale("symlog", linthresh=1)
-ax
+figure = plot_by_position(curves, "share of the logit difference kept", x=torch.tensor(SIZES), markers=True,
+                          xlabel="features, or edges, in the circuit (logarithmic above 1)", title="What k features keep")
+figure.axes[0].set_xscale("symlog", linthresh=1)
+display(figure)
 
 # %%
 print(f"all {sum(int(each.sum()) for each in in_graph.values()) / len(pairs):.0f} features of the clean text's graph keep "
@@ -900,13 +900,16 @@ if real_model is not None:
                 real_logits, replaced_logits(real_model, {REAL_LAYER: each}, real_judge), real_judge)[:, 1:].mean(dim=1)
             print(f"layer {REAL_LAYER}, {name:15} explains {explained_variance(new_y, each(new_x)):.2f}, "
                   f"ΔCE {estimate(real_costs[name])} nats")
-    for name in ("random features", "mean"):
-        claim(f"SmolLM2: a transcoder trained for a minute costs less than {name}", real_costs["trained"], "<",
-              real_costs[name], unit="nats")
+        explained = {name: 1 - (each(new_x) - new_y).unflatten(0, (12, -1)).square().sum((1, 2))
+                     / (new_y - new_y.mean(dim=0)).unflatten(0, (12, -1)).square().sum((1, 2))
+                     for name, each in real_kinds.items()}
+    claim("SmolLM2: a transcoder trained for a minute explains more of what the MLP writes than random features",
+          explained["trained"], ">", explained["random features"], unit="share of each text's variance")
 
 # %% [markdown]
-# On eight thousand tokens a transcoder learns a part of the layer. The order is that of `tiny`, but most of the variance
-# is missing: in a graph over this one the errors would have the word.
+# It explains more than random features do, and the loss hardly notices: look at the intervals of the ΔCE, the mean's
+# among them. One MLP of thirty costs little, whatever stands in its place, so no claim is made of it. Most of the
+# variance is missing, too: in a graph over this transcoder the errors would have the word.
 #
 # ## On your own
 #

@@ -84,7 +84,7 @@ def edge_by_difference(frozen, written, source, target):
     without = torch.zeros_like(with_it)
     for layer in range(source.layer + 1, target.layer + 1):
         with_it, without = with_it + frozen.attention(layer, with_it), without + frozen.attention(layer, without)
-    change = centred(frozen.model, with_it - without)[target.position] / frozen.mlp_scales[target.layer][target.position]
+    change = (centred(frozen.model, with_it - without) / frozen.mlp_scales[target.layer])[target.position]
     return change @ frozen.transcoders[target.layer].W_enc[:, target.index]
 
 

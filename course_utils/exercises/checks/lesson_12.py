@@ -168,7 +168,7 @@ def edge_cases() -> list[Case]:
         return Case(frozen, drawn(model.cfg.d_model, seed=seed), source, target, label=label)
     return [
         case(random_model(), "random", 6, Node("feature", 0, 2, 3), Node("feature", 2, 4, 5), 5, "layer 0 to 2"),
-        case(random_model(), "random", 7, Node("embedding", -1, 1, 8), Node("feature", 1, 3, 7), 6, "an embedding to 1"),
+        case(random_model(), "random", 7, Node("embedding", -1, 1, 8), Node("feature", 1, 3, 7), 6, "embedding to 1"),
         case(random_model(), "random", 6, Node("error", 1, 3), Node("feature", 2, 3, 2), 7, "an error, one place"),
         case(grouped_query_model(), "grouped", 6, Node("feature", 0, 1, 4), Node("feature", 1, 5, 9), 8,
              "grouped queries"),
@@ -244,7 +244,7 @@ TRANSCODE_MISTAKES = variants(transcode, {
 
 WRITE = "torch.cat([y[:, :1], transcoders[layer](read[layer])[:, 1:]], dim=1)"
 REPLACED_MISTAKES = variants(replaced_logits, {
-    "the first position is replaced, too: no transcoder has learned from it": {WRITE: "transcoders[layer](read[layer])"},
+    "the first position is replaced, too: no transcoder learned from it": {WRITE: "transcoders[layer](read[layer])"},
     "the transcoder's output is added to the MLP's: it takes its place":
         {WRITE: "torch.cat([y[:, :1], (y + transcoders[layer](read[layer]))[:, 1:]], dim=1)"},
     "the transcoder reads the stream: it reads what the MLP reads, after the norm, at `mlp.hook_in`": {
@@ -318,7 +318,8 @@ LARGE_MISTAKES = variants(equally_large, {
     "a control is taken twice: each once": {" and other not in found]": "]"},
     "the place is left out: compare at the same layer and position": {
         "places[other] == places[node] and ": ""},
-    "another place is asked for: it is to be the same": {"places[other] == places[node]": "places[other] != places[node]"},
+    "another place is asked for: it is to be the same": {
+        "places[other] == places[node]": "places[other] != places[node]"},
     "the sign of the difference is kept: the smallest node is not the nearest": {
         "abs(sizes[other] - sizes[node]).item()": "(sizes[other] - sizes[node]).item()"},
     "these are the largest ones left: take the nearest in size": {NEAREST: "max(free, key=lambda other: sizes[other])"},
@@ -381,7 +382,7 @@ EXERCISES = [
             "Three steps: pre-activations, the k largest of each token, what these write.",
             "`pre.topk(k, dim=-1)` has `.values` and `.indices`; a zero tensor's `.scatter(-1, indices, values)` puts "
             "them in place.",
-            "`f = torch.zeros_like(pre).scatter(-1, largest.indices, largest.values.relu())`, then `f @ W_dec + b_dec`.",
+            "`torch.zeros_like(pre).scatter(-1, largest.indices, largest.values.relu())` is f; y is `f @ W_dec + b_dec`.",
         ),
         minutes=6,
         difficulty=1,
@@ -392,8 +393,8 @@ EXERCISES = [
         reference=replaced_logits,
         check=compare_cases(replaced_cases, REPLACED_MISTAKES, keeps_inputs=True),
         hints=(
-            "Two hooks for each layer: one remembers what the MLP reads, the other gives something else in the place of "
-            "what it writes.",
+            "Two hooks for each layer: one remembers what the MLP reads, the other gives something else in place "
+            "of what it writes.",
             "A function made in a loop sees the loop's last `layer`: bind it, `def note(x, hook, layer=layer)`.",
             "The second returns `torch.cat([y[:, :1], transcoders[layer](read[layer])[:, 1:]], dim=1)`.",
         ),
@@ -406,10 +407,10 @@ EXERCISES = [
         reference=edge,
         check=compare_cases(edge_cases, EDGE_MISTAKES, loose_scalars=True),
         hints=(
-            "Start with a stream that is 0 but for `written` at the source's position, and follow it up to the MLP that "
-            "the target belongs to.",
+            "Start with a stream that is 0 but for `written` at the source's position, and follow it up to the MLP "
+            "that the target belongs to.",
             "The heads of layers source.layer + 1 to target.layer add to it what they gather; `frozen.attention(layer, "
-            "x)` also adds a bias, which is what it gives for zeros. Other MLPs add nothing: that would be another path.",
+            "x)` also adds a bias, which is what it gives for zeros. Other MLPs add nothing: that is another path.",
             "`x = x + frozen.attention(layer, x) - frozen.attention(layer, nothing)` for each layer; then "
             "`centred(frozen.model, x) / frozen.mlp_scales[target.layer]`, at the target's position, times the column "
             "`W_enc[:, target.index]`.",
@@ -465,8 +466,8 @@ EXERCISES = [
         reference=features_kept,
         check=compare_cases(kept_cases, KEPT_MISTAKES, keeps_inputs=True),
         hints=(
-            "Three values of the metric, as in lesson 10: on the corrupted text, on the clean one, and on the clean one "
-            "with the other features replaced.",
+            "Three values of the metric, as in lesson 10: on the corrupted text, on the clean one, and on the clean "
+            "one with the other features replaced.",
             "`run_features` calls `change(layer, features)`: on the corrupted text let it remember the features and "
             "return them, on the clean one let it mix.",
             "`torch.where(kept[layer], features, others[layer])`, and at the end "
