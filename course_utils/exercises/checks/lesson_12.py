@@ -382,7 +382,8 @@ EXERCISES = [
             "Three steps: pre-activations, the k largest of each token, what these write.",
             "`pre.topk(k, dim=-1)` has `.values` and `.indices`; a zero tensor's `.scatter(-1, indices, values)` puts "
             "them in place.",
-            "`torch.zeros_like(pre).scatter(-1, largest.indices, largest.values.relu())` is f; y is `f @ W_dec + b_dec`.",
+            "`torch.zeros_like(pre).scatter(-1, largest.indices, largest.values.relu())` is f; y is "
+            "`f @ W_dec + b_dec`.",
         ),
         minutes=6,
         difficulty=1,
