@@ -66,7 +66,7 @@ MODEL = os.environ.get("COURSE_MODEL", "tiny")
 if not shipped_transcoders(MODEL):
     print(f"no transcoders are shipped for {MODEL}: this lesson takes tiny")
     MODEL = "tiny"
-model = load_model(MODEL)
+model = load_model(MODEL, device="cpu")          # as transcoders and what they read
 LAYERS = list(range(model.cfg.n_layers))
 words = StoryLanguage()
 
@@ -149,7 +149,7 @@ class Mean(torch.nn.Module):
 
     def __init__(self, mean):
         super().__init__()
-        self.mean = mean
+        self.register_buffer("mean", mean)
 
     def forward(self, x):
         return self.mean.expand_as(x)
@@ -889,20 +889,18 @@ if real_model is not None:
     real_x, real_y = mlp_inputs_and_outputs(real_model, REAL_LAYER, real_learn)
     real_config = TrainingConfig(d_sae=1024, kind="topk", k=32, steps=250, batch=512, lr=2e-3, warm_up=20)
     real_width = real_model.cfg.d_model
-    real_kinds = {"trained": fit(Transcoder(real_width, 1024, "topk", k=32), real_x, real_config, targets=real_y),
+    real_kinds = {"trained": fit(Transcoder(real_width, 1024, "topk", k=32), real_x, real_config, targets=real_y).cpu(),
                   "random features": with_random_features(real_x, real_y, 1024, 32, ridge=0.03), "mean": Mean(real_y.mean(dim=0))}
     new_x, new_y = mlp_inputs_and_outputs(real_model, REAL_LAYER, real_judge)
-    real_costs = {}
     with torch.no_grad():
         real_logits = real_model(real_judge)
-        for name, each in real_kinds.items():
-            real_costs[name] = delta_cross_entropy(
-                real_logits, replaced_logits(real_model, {REAL_LAYER: each}, real_judge), real_judge)[:, 1:].mean(dim=1)
-            print(f"layer {REAL_LAYER}, {name:15} explains {explained_variance(new_y, each(new_x)):.2f}, "
-                  f"ΔCE {estimate(real_costs[name])} nats")
         explained = {name: 1 - (each(new_x) - new_y).unflatten(0, (12, -1)).square().sum((1, 2))
                      / (new_y - new_y.mean(dim=0)).unflatten(0, (12, -1)).square().sum((1, 2))
                      for name, each in real_kinds.items()}
+        for name, each in real_kinds.items():
+            replaced = replaced_logits(real_model, {REAL_LAYER: each.to(real_model.cfg.device)}, real_judge)
+            cost = delta_cross_entropy(real_logits, replaced, real_judge)[:, 1:].mean(dim=1)
+            print(f"layer {REAL_LAYER}, {name:15} explains {estimate(explained[name])}, ΔCE {estimate(cost)} nats")
     claim("SmolLM2: a transcoder trained for a minute explains more of what the MLP writes than random features",
           explained["trained"], ">", explained["random features"], unit="share of each text's variance")
 
