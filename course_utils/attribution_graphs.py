@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -140,6 +141,10 @@ class Node:
     layer: int
     position: int
     index: int = 0
+
+    def __str__(self) -> str:
+        layer = {"feature": f" {self.layer}/{self.index}", "error": f" {self.layer}", "logit": f" {self.index}"}
+        return f"{self.kind}{layer.get(self.kind, '')} at {self.position}"
 
 
 @dataclass(frozen=True)
@@ -378,3 +383,33 @@ def interventions(
             after = run.continue_from(layer + 1, residual)[:, -1]
             measured[some] = answer_values(run.logits(after), graph.answers) - before
     return (factor - 1) * total_effects(graph)[:, list(features)].T, measured
+
+
+@torch.no_grad()
+def run_features(
+    model: TransformerBridge, transcoders: Mapping[int, Transcoder], tokens: Int[Tensor, "batch pos"],
+    change: Callable[[int, Float[Tensor, "batch pos d_sae"]], Float[Tensor, "batch pos d_sae"]],
+) -> Float[Tensor, "batch pos vocab"]:
+    """Logits when each MLP writes what it writes with change(layer, its features) in the place of its features.
+
+    Features are encoded from what the MLP reads in this pass, so that they answer to changes below; errors are those of
+    this pass, too, and nothing is frozen. A `change` that gives its features back is the model itself. At the first
+    position there is no feature.
+    Raises:
+        NotForThisModel: see `transcoders.check_blocks`.
+    """
+    check_blocks(model, "features that are changed")
+    features: dict[int, Tensor] = {}
+
+    def read(layer: int, x: Float[Tensor, "batch pos d_model"], hook) -> None:
+        features[layer] = transcoders[layer].encode(x)
+        features[layer][:, 0] = 0
+
+    def write(layer: int, y: Float[Tensor, "batch pos d_model"], hook) -> Float[Tensor, "batch pos d_model"]:
+        changed = change(layer, features[layer].clone()) - features[layer]
+        changed[:, 0] = 0
+        return y + changed @ transcoders[layer].W_dec
+
+    hooks = [(mlp_in(layer), partial(read, layer)) for layer in transcoders]
+    hooks += [(mlp_out(layer), partial(write, layer)) for layer in transcoders]
+    return model.run_with_hooks(tokens, fwd_hooks=hooks)

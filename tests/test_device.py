@@ -340,6 +340,9 @@ CASES = {
     "attribution_graphs.FrozenModel": lambda i: attribution_graphs.FrozenModel(
         i.model, i.transcoders, i.text[0]).replaced_logits(errors=False),
     "attribution_graphs.attribution_graph": lambda i: (i.graph, i.graph.scores(), i.graph.top(3)),
+    "attribution_graphs.run_features": lambda i: attribution_graphs.run_features(
+        i.model, i.transcoders, i.text, lambda layer, f: 0.5 * f),
+    "charts.attribution_places": lambda i: (charts.attribution_places(i.graph), charts.attribution_edges(i.graph)),
     "attribution_graphs.answer_values": lambda i: attribution_graphs.answer_values(i.logits, [3, (4, 5)]),
     "attribution_graphs.normalized": lambda i: attribution_graphs.normalized(i.graph.edges),
     "attribution_graphs.influence": lambda i: attribution_graphs.influence(i.graph.edges, i.graph.weights),

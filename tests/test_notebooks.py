@@ -90,7 +90,7 @@ def run_here(folder: str, lesson: str, kind: str, hub, monkeypatch) -> None:
 # learned positions and LayerNorm, or rotary positions, grouped queries and RMSNorm
 KINDS = [(("gpt2", "llama")[number % 2], lesson) for number, lesson in enumerate(LESSONS)]
 # Those take tiny whatever the model is, and so as long as the lesson itself: in a kernel, by make matrix.
-ON_TINY_ONLY = ("10_faithful_circuits", "11_worth_it")
+ON_TINY_ONLY = ("10_faithful_circuits", "11_worth_it", "12_attribution_graphs")
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from course_utils.attribution_graphs import (
     interventions,
     normalized,
     pruned,
+    run_features,
     total_effects,
 )
 from course_utils.house import NotForThisModel
@@ -429,6 +430,35 @@ def test_interventions_are_plain_patches_and_are_predicted_where_nothing_is_froz
         assert measured[0, 1].item() == pytest.approx(wanted.item(), abs=2e-4)
     with pytest.raises(ValueError, match="only what an MLP writes"):
         interventions(model, graph, [len(graph.nodes) - 1])
+
+
+@pytest.mark.parametrize("name, kind, skip", CASES)
+def test_changed_features_are_plain_patches_layer_by_layer(name, kind, skip):
+    """Against passes that change one layer after the other, each from what the MLP reads after the changes below."""
+    model, transcoders, _ = made(name, kind, skip)
+    tokens = random_tokens(2, 6, seed=5)
+
+    def changed(layer, f):
+        f[:, :, 3] += 0.7
+        return f * (0.5 + layer)
+
+    delta = {}
+    for layer, transcoder in transcoders.items():
+        seen = []
+        hooks = [(f"blocks.{below}.hook_mlp_out", lambda y, hook, below=below: y + delta[below]) for below in delta]
+        model.run_with_hooks(tokens, fwd_hooks=[*hooks, (mlp_in(layer), lambda x, hook: seen.append(x.detach()))])
+        features = transcoder.encode(seen[0])
+        features[:, 0] = 0
+        new = changed(layer, features.clone())
+        delta[layer] = transcoder.decode(new, seen[0]) - transcoder.decode(features, seen[0])
+        delta[layer][:, 0] = 0
+    wanted = model.run_with_hooks(tokens, fwd_hooks=[
+        (f"blocks.{layer}.hook_mlp_out", lambda y, hook, layer=layer: y + delta[layer]) for layer in delta])
+    found = run_features(model, transcoders, tokens, changed)
+    close(found, wanted.detach(), 1e-5)
+    assert (found - model(tokens).detach()).abs().max() > 1e-2
+    assert torch.equal(found[:, 0], model(tokens)[:, 0].detach())
+    close(run_features(model, transcoders, tokens, lambda layer, f: f), model(tokens).detach(), 1e-6)
 
 
 def test_what_does_not_fit_is_refused_in_words(monkeypatch):

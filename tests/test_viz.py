@@ -1,5 +1,6 @@
 """Pictures: right shapes, labelled axes, nothing drawn twice; widgets: small, escaped, stable."""
 
+import dataclasses
 import json
 import re
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from course_utils import viz
+from course_utils.attribution_graphs import AttributionGraph, Node
 from course_utils.viz import charts
 
 TOKENS = ["<bos>", "the", "cat", "</script>"]
@@ -242,6 +244,45 @@ def test_a_circuit_has_an_arrow_for_each_edge_thicker_for_a_larger_one():
     assert "embed → 0.1.v 2, 0.1 → mlp 0 -1" in figure.alt() and "(nats)" in figure.alt()
 
 
+def small_graph():
+    """A word, a feature that it drives, one that is inhibited at the same place, the logit: sizes by hand."""
+    nodes = (Node("feature", 0, 1, 7), Node("feature", 1, 1, 9), Node("error", 0, 1), Node("embedding", -1, 0, 5),
+             Node("embedding", -1, 1, 6), Node("logit", 2, 1, 0))
+    edges = torch.zeros(6, 6)
+    edges[0, 3], edges[1, 0], edges[1, 4] = 2.0, -3.0, 1.0
+    edges[5, 0], edges[5, 1], edges[5, 2] = 1.0, 2.0, -1.0
+    numbers = torch.arange(6.0)
+    return AttributionGraph(nodes, edges, numbers, numbers, torch.zeros(6, 2), torch.tensor([0, 0, 0, 0, 0, 2.0]),
+                            torch.tensor([5, 6]), (3,))
+
+
+def test_an_attribution_graph_has_its_shares_signs_and_places():
+    """Half of the answer comes from feature 9, of which three quarters from feature 7; the error is against."""
+    graph = small_graph()
+    edges = charts.attribution_edges(graph)
+    assert edges == pytest.approx({
+        ("feature 1/9 at 1", "logit 0 at 1"): 0.5, ("feature 0/7 at 1", "logit 0 at 1"): 0.25,
+        ("error 0 at 1", "logit 0 at 1"): -0.25, ("feature 0/7 at 1", "feature 1/9 at 1"): -0.375,
+        ("embedding at 1", "feature 1/9 at 1"): 0.125, ("embedding at 0", "feature 0/7 at 1"): 0.625})
+    places = charts.attribution_places(graph)
+    assert len(set(places.values())) == 6
+    assert [places[str(node)][1] for node in graph.nodes] == [1, 2, 1, 0, 0, 3]
+    assert places["embedding at 0"][0] < min(x for node, (x, _) in places.items() if node.endswith("at 1"))
+    figure = charts.plot_attribution_graph(graph, ["Julia", "sat"], {graph.nodes[1]: "she"}, "why")
+    texts = {each.get_text() for each in figure.axes[0].texts if each.get_text()}
+    assert texts == {"Julia", "sat", "she", "0/7", "error", "logit"}
+    arrows = {each.arrow_patch.get_linestyle() for each in figure.axes[0].texts
+              if each.__class__.__name__ == "Annotation"}
+    assert len(arrows) == 2 and "inhibits" in figure.alt()
+    notes = {graph.nodes[1]: "a woman <acts>"}
+    drawn = viz.interactive_attribution_graph(graph, ["Julia", "sat"], title="why", notes=notes)
+    assert drawn.n == (6, 6) and drawn.svg.count("stroke-dasharray") == 2
+    assert "feature 1/9 at 1, 1: a woman &lt;acts&gt;" in drawn.svg and "0.625 of the influence" in drawn.svg
+    assert "http" not in drawn.html.replace("http://www.w3.org/2000/svg", "")
+    with pytest.raises(ValueError, match="no edge"):
+        charts.plot_attribution_graph(dataclasses.replace(graph, edges=0 * graph.edges), ["Julia", "sat"])
+
+
 DRAWINGS = {  # each with the labels of its axes
     "attention": (lambda **k: viz.plot_attention(PATTERN, TOKENS, **k),
                   "key: the position looked at", "query: the position that looks"),
@@ -259,6 +300,9 @@ DRAWINGS = {  # each with the labels of its axes
     "points": (lambda **k: charts.plot_points({"a": (1, 2)}, "L0", "loss (nats)", **k), "L0", "loss (nats)"),
     "circuit": (lambda **k: charts.plot_circuit({("embed", "logits"): 1.5}, unit="nats", **k),
                 "largest (nats): embed → logits 1.5", "later layers ↑"),
+    "attribution graph": (lambda **k: charts.plot_attribution_graph(small_graph(), ["a", "b"], **k),
+                          "positions of the prompt →  (solid: adds to its target, dashed: inhibits)",
+                          "layer of the node"),
 }
 ON_GIVEN_AXES = ["attention", "head scores", "by position"]
 

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
+from course_utils.attribution_graphs import AttributionGraph, Node, normalized
 from course_utils.viz.axes import LINE_STYLES, OKABE_ITO, as_array, new_axes, new_picture
 
 MAX_ANNOTATED = 64  # a heat map with more cells than this is read by colour only
@@ -391,3 +392,80 @@ def _place(part: str, heads: int) -> tuple[float, float]:
     if found := re.fullmatch(r"mlp (\d+)", part):
         return float(heads), 2 + 2 * float(found[1])
     raise ValueError(f'there is no part {part!r}; parts are "embed", "1.0", "1.0.v", "mlp 2" and "logits"')
+
+
+def plot_attribution_graph(
+    graph: AttributionGraph, tokens: Sequence[str], names: Mapping[Node, str] | None = None, title: str = "",
+) -> Figure:
+    """An attribution graph, embeddings at the bottom, logits on top, positions from left to right.
+
+    An edge is as thick as the share of the answer that comes through it; dashed, it is an inhibition.
+    Args:
+        graph: pruned: some dozens of nodes can be read.
+        tokens: the prompt's words. names: what stands in a node, if not its number.
+    Raises:
+        ValueError: when the graph has no edge.
+    """
+    places, edges = attribution_places(graph), attribution_edges(graph)
+    labels, largest = attribution_labels(graph, tokens, names), max(map(abs, edges.values()))
+    right, top = (max(each) for each in zip(*places.values()))
+    ax = new_axes(1.2 + 0.5 * top)
+    for (source, target), size in sorted(edges.items(), key=lambda item: abs(item[1])):
+        share = abs(size) / largest
+        ax.annotate("", places[target], places[source], arrowprops={
+            "arrowstyle": "-|>", "color": OKABE_ITO[3 if size > 0 else 1], "linewidth": 0.4 + 4 * share,
+            "alpha": 0.12 + 0.8 * share, "shrinkA": 8, "shrinkB": 8, "linestyle": "-" if size > 0 else "--"})
+    for node, (x, y) in places.items():
+        ax.text(x, y, labels[node], ha="center", va="center", fontsize=6.5, zorder=5,
+                bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "0.3"})
+    rows = sorted({(y, node.layer) for node, (_, y) in zip(graph.nodes, places.values())})
+    ax.set(xlim=(-0.8, right + 0.8), ylim=(-0.7, top + 0.7), xticks=[], title=title, ylabel="layer of the node",
+           xlabel="positions of the prompt →  (solid: adds to its target, dashed: inhibits)")
+    ax.set_yticks([y for y, _ in rows], ["embeddings" if layer < 0 else "logits" if y == top else f"layer {layer}"
+                                         for y, layer in rows], fontsize=8)
+    return ax.figure
+
+
+def attribution_edges(graph: AttributionGraph) -> dict[tuple[str, str], float]:
+    """{(source, target): share of the answer's influence that comes through this edge, with the edge's sign}.
+
+    Raises:
+        ValueError: when there is no edge.
+    """
+    carried = normalized(graph.edges) * (graph.influence() + graph.weights)[:, None] * graph.edges.sign()
+    carried = carried / graph.weights.sum()
+    found = {(str(graph.nodes[source]), str(graph.nodes[target])): carried[target, source].item()
+             for target, source in carried.nonzero().tolist()}
+    if not found:
+        raise ValueError("the graph has no edge: was it pruned too far?")
+    return found
+
+
+def attribution_places(graph: AttributionGraph) -> dict[str, tuple[float, float]]:
+    """{node: (column, row)}: a row for each layer, a column for each node of the fullest layer at a position."""
+    cells: dict[tuple[int, int], list[Node]] = {}
+    for node in graph.nodes:
+        cells.setdefault((node.position, node.layer), []).append(node)
+    places: dict[str, tuple[float, float]] = {}
+    left = 0
+    for position in sorted({position for position, _ in cells}):
+        width = max(len(nodes) for (at, _), nodes in cells.items() if at == position)
+        for (at, layer), nodes in cells.items():
+            if at == position:
+                places |= {str(node): (left + i + (width - len(nodes)) / 2, layer + 1.0)
+                           for i, node in enumerate(nodes)}
+        left += width
+    return {str(node): places[str(node)] for node in graph.nodes}
+
+
+def attribution_labels(
+    graph: AttributionGraph, tokens: Sequence[str], names: Mapping[Node, str] | None = None
+) -> dict[str, str]:
+    """{node: what stands in it}: a word for an embedding, layer and number for a feature that has no name."""
+    def label(node: Node) -> str:
+        if names and node in names:
+            return names[node]
+        return {"embedding": tokens[node.position], "error": "error", "logit": "logit",
+                "feature": f"{node.layer}/{node.index}"}[node.kind]
+
+    return {str(node): label(node) for node in graph.nodes}

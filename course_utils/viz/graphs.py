@@ -9,10 +9,18 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from course_utils.attribution_graphs import AttributionGraph, Node
 from course_utils.viz.axes import OKABE_ITO
-from course_utils.viz.charts import INTO, circuit_places, edge_colour
+from course_utils.viz.charts import (
+    INTO,
+    attribution_edges,
+    attribution_labels,
+    attribution_places,
+    circuit_places,
+    edge_colour,
+)
 
 STEP_X, STEP_Y, MARGIN = 110, 44, 40        # pixels between nodes, and around all
 DASHES = ' stroke-dasharray="5 4"'
@@ -123,6 +131,24 @@ def interactive_circuit(
     labels = {node: node[-1] for node in notes}
     return InteractiveGraph(at, joined, title=title, unit=unit, labels=labels, notes=notes, colours=colours,
                             groups={node: node[:-2] for node in notes})
+
+
+def interactive_attribution_graph(
+    graph: AttributionGraph, tokens: Sequence[str], names: Mapping[Node, str] | None = None, title: str = "", *,
+    notes: Mapping[Node, str] | None = None,
+) -> InteractiveGraph:
+    """`plot_attribution_graph` to play with: point at a node to see its edges alone and to read what is known of it.
+
+    Args and errors: as `plot_attribution_graph`.
+        notes: what is told when the pointer is on a node, beside its place and value.
+    """
+    edges = attribution_edges(graph)
+    places = {node: (0.6 * x, 1.7 * y) for node, (x, y) in attribution_places(graph).items()}
+    told = {str(node): f"{node}, {value:.3g}" + (f": {notes[node]}" if notes and node in notes else "")
+            for node, value in zip(graph.nodes, graph.values.tolist())}
+    colours = {edge: OKABE_ITO[3 if size > 0 else 1] for edge, size in edges.items()}
+    return InteractiveGraph(places, edges, title=title, unit="of the influence", colours=colours, notes=told,
+                            labels=attribution_labels(graph, tokens, names))
 
 
 def _edge(ends: tuple[tuple[float, float], tuple[float, float]], edge: tuple[str, str], groups: tuple[str, ...],
