@@ -141,7 +141,6 @@ def its_graph(other, tokens: Int[Tensor, "pos"], pair: tuple[int, int] | None) -
                 compute_node_influence(edges, weights), compute_graph_scores(found), kept.node_mask, kept.edge_mask)
 
 
-
 # --- both sides -------------------------------------------------------------------------------------------------------
 
 
