@@ -1,6 +1,7 @@
-"""Draw six of the README's eight pictures from the shipped model: python tools/readme_pictures.py
+"""Draw six of the README's ten pictures from the shipped model: python tools/readme_pictures.py
 
-The other two are outputs of lesson 06, saved from a browser: facts.png is its bar chart, dashboard.png a dashboard.
+The others are outputs of lessons, saved from a browser: facts.png and dashboard.png of lesson 06, circuit.png of 10,
+attribution_graph.png of 12.
 """
 
 from __future__ import annotations
