@@ -325,8 +325,7 @@ plot_attribution_graph(small, story, names, "Which features make She, not He?")
 # The same to play with: point at a node to see its edges and what is known of it.
 
 # %%
-interactive_attribution_graph(small, story, {node: name.replace("\n", " ") for node, name in names.items()},
-                              "Which features make She, not He?", notes=notes)
+interactive_attribution_graph(small, story, title="Which features make She, not He?", notes=notes)
 
 # %%
 first = small.top(1)[0][1]

@@ -419,8 +419,12 @@ def plot_attribution_graph(
         ax.text(x, y, labels[node], ha="center", va="center", fontsize=6.5, zorder=5,
                 bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "0.3"})
     rows = sorted({(y, node.layer) for node, (_, y) in zip(graph.nodes, places.values())})
+    strongest = sorted(edges.items(), key=lambda item: -abs(item[1]))[:3]
+    said = ", ".join(f"{source} → {target} {size:.2f}" for (source, target), size in strongest)
     ax.set(xlim=(-0.8, right + 0.8), ylim=(-0.7, top + 0.7), xticks=[], title=title, ylabel="layer of the node",
-           xlabel="positions of the prompt →  (solid: adds to its target, dashed: inhibits)")
+           xlabel="positions of the prompt →  (solid: adds to its target, dashed: inhibits)\n"
+                  f"largest (share of the influence): {said}")
+    ax.xaxis.label.set_fontsize(8)
     ax.set_yticks([y for y, _ in rows], ["embeddings" if layer < 0 else "logits" if y == top else f"layer {layer}"
                                          for y, layer in rows], fontsize=8)
     return ax.figure
