@@ -419,7 +419,7 @@ def plot_attribution_graph(
         ax.text(x, y, labels[node], ha="center", va="center", fontsize=6.5, zorder=5,
                 bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "0.3"})
     rows = sorted({(y, node.layer) for node, (_, y) in zip(graph.nodes, places.values())})
-    strongest = sorted(edges.items(), key=lambda item: -abs(item[1]))[:3]
+    strongest = sorted(edges.items(), key=lambda item: -abs(item[1]))[:2]
     said = ", ".join(f"{source} → {target} {size:.2f}" for (source, target), size in strongest)
     ax.set(xlim=(-0.8, right + 0.8), ylim=(-0.7, top + 0.7), xticks=[], title=title, ylabel="layer of the node",
            xlabel="positions of the prompt →  (solid: adds to its target, dashed: inhibits)\n"
