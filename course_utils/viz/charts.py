@@ -352,13 +352,17 @@ def plot_circuit(edges: Mapping[tuple[str, str], float], title: str = "", *, uni
                 bbox={"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "0.3"})
     for i, what in enumerate(INTO.values()):
         ax.plot([], [], color=OKABE_ITO[i], linewidth=2, label=f"into {what}")
-    strongest = sorted(edges, key=lambda edge: -abs(edges[edge]))[:5]
     ax.set(xlim=(-0.6, heads + 0.6), ylim=(-0.5, top + 0.5), yticks=[], xticks=[], title=title, ylabel="later layers ↑",
-           xlabel=f"largest{f' ({unit})' if unit else ''}: "
-                  + ", ".join(f"{' → '.join(edge)} {edges[edge]:.2g}" for edge in strongest))
+           xlabel=f"largest{f' ({unit})' if unit else ''}: {_largest(edges, 5, '.2g')}")
     ax.xaxis.label.set_size(8)
     ax.figure.legend(fontsize=8, ncols=4, loc="outside lower center")
     return ax.figure
+
+
+def _largest(edges: Mapping[tuple[str, str], float], n: int, digits: str) -> str:
+    """The n largest edges in words."""
+    chosen = sorted(edges, key=lambda edge: -abs(edges[edge]))[:n]
+    return ", ".join(f"{' → '.join(edge)} {edges[edge]:{digits}}" for edge in chosen)
 
 
 def edge_colour(receiver: str) -> str:
@@ -419,11 +423,9 @@ def plot_attribution_graph(
         ax.text(x, y, labels[node], ha="center", va="center", fontsize=6.5, zorder=5,
                 bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "0.3"})
     rows = sorted({(y, node.layer) for node, (_, y) in zip(graph.nodes, places.values())})
-    strongest = sorted(edges.items(), key=lambda item: -abs(item[1]))[:2]
-    said = ", ".join(f"{source} → {target} {size:.2f}" for (source, target), size in strongest)
     ax.set(xlim=(-0.8, right + 0.8), ylim=(-0.7, top + 0.7), xticks=[], title=title, ylabel="layer of the node",
            xlabel="positions of the prompt →  (solid: adds to its target, dashed: inhibits)\n"
-                  f"largest (share of the influence): {said}")
+                  f"largest (share of the influence): {_largest(edges, 2, '.2f')}")
     ax.xaxis.label.set_fontsize(8)
     ax.set_yticks([y for y, _ in rows], ["embeddings" if layer < 0 else "logits" if y == top else f"layer {layer}"
                                          for y, layer in rows], fontsize=8)
