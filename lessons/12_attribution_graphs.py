@@ -430,8 +430,8 @@ claim("one slope of the whole model predicts them better than the graph", agree[
       agree["graph", "as large"], unit="correlation")
 claim("and those of the graph's own features, too", agree["slope of the model", "the graph's 20"], ">",
       agree["graph", "the graph's 20"], unit="correlation")
-claim("direct edges to the answer alone do as well as all paths, to within 0.02",
-      agree["its direct edges alone", "the graph's 20"], "≈", agree["graph", "the graph's 20"], within=0.02,
+claim("direct edges to the answer alone do as well as all paths, to within 0.05",
+      agree["its direct edges alone", "the graph's 20"], "≈", agree["graph", "the graph's 20"], within=0.05,
       unit="correlation")
 claim("with patterns frozen the slope still predicts better than with norms frozen, too",
       agree["slope, patterns frozen", "as large"], ">", agree["slope, patterns and norms frozen", "as large"],
