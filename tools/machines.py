@@ -2,7 +2,8 @@
 
     python tools/machines.py                 every setting that this processor can run
     python tools/machines.py AVX2 plain      the settings whose names begin so
-    python tools/machines.py --only 06       one lesson, and no comparisons
+    python tools/machines.py --only 06 11    two lessons, and no comparisons
+    python tools/machines.py --busy 4        beside four processes that keep the cores busy
 
 The libraries below PyTorch choose their instructions by the processor and share a sum among threads, so that on another
 machine the last digits come out otherwise. The settings ask for what such a machine would take; none is left out
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -94,16 +97,30 @@ def chosen(names: list[str], able: set[str]) -> tuple[list[Setting], list[str]]:
     return can, [f"{s.name}: not run, this processor has no {s.needs}" for s in asked if s not in can]
 
 
+@contextmanager
+def beside(busy: int) -> Iterator[None]:
+    """With so many other processes that want a core all the time."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+    try:
+        yield
+    finally:
+        for each in others:
+            each.kill()
+            each.wait()
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", help="the start of a setting's name")
-    parser.add_argument("--only", default="", help="the start of a lesson's name; the comparisons are left out")
+    parser.add_argument("--only", nargs="+", help="the starts of lessons' names; the comparisons are left out")
     parser.add_argument("--peers", default=str(ROOT / ".venv-peers/bin/python"), help="the second environment's Python")
     parser.add_argument("--cores", type=int, default=2, help="threads at a time, all processes together")
+    parser.add_argument("--busy", type=int, default=0, help="other processes beside, which do nothing but compute")
     args = parser.parse_args(argv)
     settings, left_out = chosen(args.settings, flags())
     peers = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.peers" in path.read_text()]
-    lessons = [str(path.relative_to(ROOT)) for path in reversed(stored_lessons(ROOT / "solutions", args.only))]
+    stored = {path for start in args.only or [""] for path in stored_lessons(ROOT / "solutions", start)}
+    lessons = [str(path.relative_to(ROOT)) for path in sorted(stored, reverse=True)]
     if not settings or not lessons:
         print("error: no such setting or lesson", *left_out, sep="\n", file=sys.stderr)
         return 1
@@ -115,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
         if not args.only:
             parts["comparisons"] = (args.peers, "-m", "peers", *peers)
         for what, (python, *arguments) in parts.items():
-            passed, failed, seconds = run(python, setting, jobs, *arguments)
+            with beside(args.busy):
+                passed, failed, seconds = run(python, setting, jobs, *arguments)
             failures += failed
             print(f"{setting.name:10}{setting.threads:8}  {what:12}{passed:7}{failed:7}{seconds:8.0f}", flush=True)
     print("\n".join(left_out))
