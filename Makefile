@@ -15,7 +15,8 @@ RUNS ?= 20
 VENV := .venv
 PEERS := .venv-peers
 PY := $(VENV)/bin/python
-PIP := -m pip --disable-pip-version-check --quiet install
+# Of what is installed a run imports a part: that is compiled when it is first imported, the rest never.
+PIP := -m pip --disable-pip-version-check --quiet install --no-compile
 TORCH := torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PYTEST := -m pytest -n $(JOBS) --dist worksteal --durations=15
 # nbval is for the stored lessons alone, and imports much in each process.
@@ -32,7 +33,7 @@ PEERS_READY := $(PEERS)/.ready
 STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help course book wheel room costs lint test quick matrix machines flakes peers lab bench notebooks real-model clean
+.PHONY: help course book wheel room costs lint test quick matrix machines flakes peers environments lab bench notebooks real-model clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -63,6 +64,9 @@ $(MORE_READY): $(READY) requirements-more.lock
 	@touch $@
 
 peers: $(PEERS_READY)
+
+# All that the tests need, made beforehand; with `make --jobs 2 environments` both at once.
+environments: $(MORE_READY) $(PEERS_READY) real-model
 
 # --- the course -----------------------------------------------------------------------------------------------
 
