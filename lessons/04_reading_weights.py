@@ -166,7 +166,7 @@ for token in sample:
 def top_k_accuracy(matrix: FactoredMatrix, k: int = 1, *, best: str = "key") -> float:
     """Share of tokens whose own entry (the diagonal) is among the k largest of its row, or of its column.
 
-    A tie does not count: the own entry must be larger than the k-th best of the others.
+    A tie does not count: a token's own entry must be larger than the k-th best of the others.
     """
     raise NotImplementedError
 

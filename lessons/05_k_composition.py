@@ -172,7 +172,8 @@ def random_head_pairs(
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Different pairs ((layer, head), (later layer, head)), none with an excluded head.
 
-    Every set of n_pairs such pairs is equally likely. The same seed gives the same pairs, another seed others.
+    Every set of n_pairs such pairs is equally likely; there are that many. The same seed gives the same pairs, another
+    seed others.
     """
     raise NotImplementedError
 
