@@ -367,7 +367,7 @@ def right_logit(logits):
 
 
 def watched(run, *arguments, **options):
-    """What a run of the model returns, and the receivers' mean attention to the token that came next the first time."""
+    """What a run of the model returns, and the receivers' mean attention to what followed the token the first time."""
     patterns = {}
     watch = [(f"blocks.{layer}.attn.hook_pattern", lambda x, hook: patterns.update({hook.layer(): x}))
              for layer in {layer for layer, _ in receivers}]
