@@ -138,7 +138,8 @@ def path_cases() -> list[Case]:
         Case(random_model(), random_tokens, (0, 0), [(2, 1), (1, 1)], "qv", label="0.0 into 2.1 and 1.1"),
         Case(grouped_query_model(), grouped, (0, 4), [(1, 5)], "k", label="grouped queries: 0.4 into the keys of 1.5"),
         Case(grouped_query_model(), grouped, (0, 2), [(1, 1), (1, 3)], "vq", label="0.2 into heads of two groups"),
-        Case(own_norms_model(), repeated_distinct(2, 5), (0, 1), [(1, 0)], "kq", label="a model whose norms all differ"),
+        Case(own_norms_model(), repeated_distinct(2, 5), (0, 1), [(1, 0)], "kq",
+             label="a model whose norms all differ"),
     ]
 
 
