@@ -3,8 +3,8 @@
 In `[BOS, r1 … rn, r1 … rn]`, a head of each kind puts its attention on one stripe:
 
     previous token    position d looks at d − 1
-    duplicate token   position d of the second copy looks at d − n, the same token's first occurrence
-    induction         position d of the second copy looks at d − n + 1, the token *after* that occurrence
+    duplicate token   position d of the second copy looks at d − n, its own place in the first copy
+    induction         position d of the second copy looks at d − n + 1, the place *after* that one
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Pattern = Float[Tensor, "batch head query key"]
 def induction_scores(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int, *, whole_diagonal: bool = False
 ) -> Float[Tensor, "layer head"]:
-    """Mean attention from each token of the second copy to the token after its first occurrence.
+    """Mean attention from each position of the second copy to the one after its own place in the first copy.
 
     The stripe is the diagonal at offset 1 − seq_len. Its first two entries (queries seq_len − 1 and seq_len)
     lie in the first copy, where there is nothing to look back at: they are left out, unlike in Xiang
@@ -65,7 +65,7 @@ def previous_token_scores(
 def duplicate_token_scores(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], seq_len: int
 ) -> Float[Tensor, "layer head"]:
-    """Mean attention from each token of the second copy to its own first occurrence.
+    """Mean attention from each position of the second copy to its own place in the first copy.
 
     The stripe is the diagonal at offset −seq_len without its first entry, query seq_len, which looks at BOS.
     TransformerLens `detect_head`: ours = theirs * pos / seq_len when no token occurs twice in a copy.

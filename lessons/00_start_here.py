@@ -225,8 +225,9 @@ print(textwrap.fill(language.decode(sample.tokens[STORY, 1:60]) + " …", 80))
 
 # %% [markdown]
 # Names come back, a thing belongs to the one who picked it up, `he` is the person who acts, and `were` follows the
-# *tigers*, not the nearer *kitten*. Compare, at one place in that story, what can come next with what the model
-# expects. (Only `tiny` speaks this language, so this section always uses it.)
+# *tigers*, not the nearer *kitten*. Compare, at one place in that story, the ten words that are likeliest to come next
+# with what the model expects. (Many more are possible. Only `tiny` speaks this language, so this section always uses
+# it.)
 
 # %%
 story_model = model if MODEL == "tiny" else load_model("tiny")

@@ -160,6 +160,9 @@ if MODEL == "tiny":
     for step, bet in ((1200, earlier), ("last", again)):            # j = 2, 4, … 20 against j = 3, 5, … 21
         zigzag = (bet[:, 1:20:2] - bet[:, 2:21:2]).mean(dim=1)
         print(f"even j minus odd j, step {step}: {zigzag.mean():.3f} ± {2 * zigzag.std() / BATCH**0.5:.3f}")
+    twice = (tokens[:, 28] == tokens[:, 1]).cpu()                       # the first token is also the 28th
+    print(f"the second token at j = 28: {other[twice, 27].mean():.3f} in the {twice.sum()} sequences whose first token "
+          f"is also the 28th, {other[~twice, 27].mean():.3f} in the others")
 
 # %% [markdown]
 # `tiny` bets, and boldly. It was trained on periods from 2 to 63, all equally likely (in the first 600 steps only

@@ -166,7 +166,7 @@ for token in sample:
 def top_k_accuracy(matrix: FactoredMatrix, k: int = 1, *, best: str = "key") -> float:
     """Share of tokens whose own entry (the diagonal) is among the k largest of its row, or of its column.
 
-    A tie does not count: the own entry must be larger than the k-th best of the others.
+    A tie does not count: a token's own entry must be larger than the k-th best of the others.
     """
     raise NotImplementedError
 
@@ -476,7 +476,7 @@ if real_model is not None:
 
 # %% [markdown]
 # In SmolLM2 the first MLP *is* part of the embedding. Its best induction head has a clearly positive copying score,
-# yet its OV circuit from W_E to W_U puts the own token on top for fewer than one token in a thousand: more than chance,
+# yet by its OV circuit from W_E to W_U fewer than one token in a thousand raises its own logit most: more than chance,
 # but not a description of the head. In layer 18 of 0 to 29 it does not read a bare embedding, and eleven more layers
 # work on what it writes. A circuit of weights is a claim about a direct path; the longer the real path, the weaker the
 # claim.

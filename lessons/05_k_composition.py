@@ -172,7 +172,8 @@ def random_head_pairs(
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Different pairs ((layer, head), (later layer, head)), none with an excluded head.
 
-    Every set of n_pairs such pairs is equally likely. The same seed gives the same pairs, another seed others.
+    Every set of n_pairs such pairs is equally likely; there are that many. The same seed gives the same pairs, another
+    seed others.
     """
     raise NotImplementedError
 
@@ -366,7 +367,7 @@ def right_logit(logits):
 
 
 def watched(run, *arguments, **options):
-    """What a run of the model returns, and the receivers' mean attention to the token that came next the first time."""
+    """What a run of the model returns, and the receivers' mean attention to what followed the token the first time."""
     patterns = {}
     watch = [(f"blocks.{layer}.attn.hook_pattern", lambda x, hook: patterns.update({hook.layer(): x}))
              for layer in {layer for layer, _ in receivers}]

@@ -402,7 +402,7 @@ DIFFERENT = [
     (ONES.numpy(), ONES, "ndarray"), (torch.tensor(1.0), 1.0, "`.item()` makes a number"),
     (1.0, torch.tensor(1.0), "Tensor"),
     (True, 1, "is a bool"), (1, True, "is an int"), (2.0, 2, "a whole number was expected"), ("b", "a", "was expected"),
-    ([1], [1, 2], "1 items; 2"), ([1, 3], [1, 2], "the answer[1] is 3; 2"), ({"b": 1}, {"a": 1}, "keys"),
+    ([1], [1, 2], "1 item; 2"), ([1, 3], [1, 2], "the answer[1] is 3; 2"), ({"b": 1}, {"a": 1}, "keys 'b'; 'a' were"),
     ({"a": 2}, {"a": 1}, "the answer['a'] is 2"),
     (Report(1.0, 2 * ONES), Report(1.0, ONES), "scores[0, 0] is 2"),
     (3.0, Report(1.0, ONES), "no field 'loss'"),

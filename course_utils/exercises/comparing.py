@@ -229,7 +229,8 @@ def _mapping_difference(got: Any, expected: Mapping, options: dict, where: str) 
     if not isinstance(got, Mapping):
         return f"{where} is {_a(_type_name(got))}; a dict was expected"
     if set(got) != set(expected):
-        return f"{where} has the keys {sorted(map(repr, got))}; {sorted(map(repr, expected))} were expected"
+        keys, wanted = (", ".join(sorted(map(repr, each))) for each in (got, expected))
+        return f"{where} has the keys {keys}; {wanted} were expected"
     found = (first_difference(got[key], expected[key], where=f"{where}[{key!r}]", **options) for key in expected)
     return next(filter(None, found), None)
 
@@ -238,7 +239,8 @@ def _sequence_difference(got: Any, expected: list | tuple, options: dict, where:
     if not isinstance(got, (list, tuple)):
         return f"{where} is {_a(_type_name(got))}; {_a(_type_name(expected))} was expected"
     if len(got) != len(expected):
-        return f"{where} has {len(got)} items; {len(expected)} were expected"
+        items = f"{len(got)} item{'s' * (len(got) != 1)}"
+        return f"{where} has {items}; {len(expected)} were expected"
     pairs = enumerate(zip(got, expected))
     found = (first_difference(a, b, where=f"{where}[{i}]", **options) for i, (a, b) in pairs)
     return next(filter(None, found), None)

@@ -94,7 +94,7 @@ def f(model, tokens, entries):
 MEAN_OF_CHUNKS = """
 def f(model, tokens, entries):
     chunks = []
-    for rows in tokens.split(8):
+    for rows in tokens.split({n_rows}):
         _, cache = model.run_with_cache(rows)
         chunks.append(torch.stack([entries(cache["pattern", i]).mean((0, -1)) for i in range(model.cfg.n_layers)]))
     return torch.stack(chunks).mean(0)
@@ -222,7 +222,7 @@ ANSWERS = {
             Wrong(NO_HOOK_RUNS, says="no hook ran"),
             Wrong(HARD_CODED),
             Wrong(HOOKS_LEFT, says="leaves a hook"),
-            Wrong(MEAN_OF_CHUNKS),
+            *(Wrong(MEAN_OF_CHUNKS.format(n_rows=n)) for n in (3, 8, 16, 64)),      # the last chunk counts too much
             Wrong(EIGHT_ROWS),
             Wrong(PATTERN_RETURNED),
         ],

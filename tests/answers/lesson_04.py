@@ -141,7 +141,7 @@ def others_masked(matrix, k=1, *, best="key", tokens=None):
 
 def kth_value(matrix, k=1, *, best="key", tokens=None):
     m = matrix.AB
-    bar = m.kthvalue(len(m) - k, dim={"key": 1, "query": 0}[best]).values        # with a tie, the own entry is the bar
+    bar = m.kthvalue(len(m) - k, dim={"key": 1, "query": 0}[best]).values        # with a tie, its own entry is the bar
     return (m.diag() > bar).double().mean().item()
 
 

@@ -387,6 +387,8 @@ ANSWERS = {
             Wrong(path(stream="cache[f'blocks.{sender[0]}.hook_resid_pre']")),
             Wrong(path(change="(ablate(z, 'resample') - z) @ O")),
             Wrong(path(reading="(stream + change) @ weights[name.upper()] + weights['b_' + name.upper()]")),
+            *(Wrong(path(reading=f"{norm}(stream + change) @ weights[name.upper()] + weights['b_' + name.upper()]"))
+              for norm in ("block.ln2", "model.blocks[0].ln1", "model.ln_final")),
             Wrong(path(reading="(block.ln1(stream) + block.ln1(change)) @ weights[name.upper()]")),
             Wrong(path(answer="model.run_with_hooks(tokens, return_type='loss', fwd_hooks=hooks)")),
         ],

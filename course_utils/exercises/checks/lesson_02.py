@@ -78,7 +78,7 @@ def the_first_key(pattern):
 def collecting_cases() -> list[Case]:
     return [
         Case(planted_model(), repeated_distinct(2, 6), one_back, label="the planted model: head 0.0 must score 1"),
-        Case(random_model(), random_tokens(9, 11), one_before_the_copy, label="a random model, 9 rows"),
+        Case(random_model(), random_tokens(67, 11), one_before_the_copy, label="a random model, 67 rows"),
         Case(random_model(), random_tokens(3, 7, seed=1), the_first_key, label="attention to BOS"),
     ]
 

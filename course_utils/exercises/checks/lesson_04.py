@@ -34,7 +34,7 @@ def full_OV_circuit(model: TransformerBridge, layer: int, head: int) -> Factored
 def top_k_accuracy(matrix: FactoredMatrix, k: int = 1, *, best: str = "key") -> float:
     """Share of tokens whose own entry (the diagonal) is among the k largest of its row, or of its column.
 
-    A tie does not count: the own entry must be larger than the k-th best of the others.
+    A tie does not count: a token's own entry must be larger than the k-th best of the others.
     """
     matrix = matrix.AB if best == "key" else matrix.AB.T
     others = matrix.clone().fill_diagonal_(-torch.inf)
@@ -181,6 +181,8 @@ WRONG_GROUPS = tuple(
 OV_MISTAKES = variants(full_OV_circuit, {
     "the bias b_V is in it: a head adds it wherever it looks, so it says nothing about the token":
         {'model.W_E @ weights["V"]': 'model.W_E @ weights["V"] + weights["b_V"]'},
+    "a norm is in it: the circuit is a product of weights alone":
+        {"model.W_E @": "model.blocks[layer].ln1(model.W_E.detach()[None])[0] @"},
     "transposed: rows are the token attended to, columns the token whose logit is raised":
         {"model.W_U)": "model.W_U).T"},
     "the key or value head is the wrong one under grouped-query attention: see `key_value_head`": WRONG_GROUPS,
@@ -196,9 +198,9 @@ ACCURACY_MISTAKES = variants(top_k_accuracy, {
     'key and query are swapped: best="key" asks each row for its largest entry': {'== "key"': '== "query"'},
     "`best` is ignored: for the best query look down the columns": {' if best == "key" else matrix.AB.T': ""},
     "`k` is ignored: the token's own entry may be any of the k largest": {"topk(k,": "topk(1,"},
-    "a tie counts as a hit here: with all entries equal nothing is matched. The own entry must be larger than "
+    "a tie counts as a hit here: with all entries equal nothing is matched. Its own entry must be larger than "
     "the k-th best of the others": seen(lambda got, expected: expected == 0 and got > 0),     # only where all are equal
-    "one off: the own entry is among the k largest, so k − 1 others may be larger": {"topk(k,": "topk(k + 1,"},
+    "one off: its own entry is among the k largest, so k − 1 others may be larger": {"topk(k,": "topk(k + 1,"},
     "one off: its own entry counts itself, so up to k entries may be as large as it (≤ k, not < k)":
         "((matrix >= matrix.diagonal()[:, None]).sum(dim=1) < k).float().mean().item()",
     "this is the number of hits: divide by the number of tokens": {"mean()": "sum()"},
@@ -247,8 +249,10 @@ POSITION_MISTAKES = variants(positional_pattern, {
 EMBEDDING_MISTAKES = variants(effective_embedding, {
     "this is another norm: `ln2` stands before the MLP (`ln1` before attention, `ln_final` at the end)":
         ({"ln2": "ln1"}, {"block.ln2": "model.ln_final"}),
-    "the norm is written out, but not every model's norm is that one (here are an RMSNorm, and one with weights): call "
-    "`block.ln2`": {"block.ln2(residual)": "torch.nn.functional.layer_norm(residual, residual.shape[-1:])"},
+    "the norm is written out, but not every model's norm is that one (here are a LayerNorm, an RMSNorm, and one with "
+    "weights; the ε under the root differs, too): call `block.ln2`": tuple(
+        {"block.ln2(residual)": f"F.{norm}(residual, residual.shape[-1:], eps={eps})"}
+        for norm in ("layer_norm", "rms_norm") for eps in (1e-5, 1e-6, 1e-12)),
     "this is what the MLP adds: W_E itself is part of the residual stream": "block.mlp(block.ln2(residual))[0]",
     "the norm before the MLP is left out: the MLP reads ln2 of the residual stream":
         {"block.ln2(residual)": "residual"},

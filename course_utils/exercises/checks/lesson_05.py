@@ -47,7 +47,8 @@ def random_head_pairs(
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Different pairs ((layer, head), (later layer, head)), none with an excluded head.
 
-    Each such pair is equally likely. The same seed gives the same pairs, another seed others.
+    Every set of n_pairs such pairs is equally likely; there are that many. The same seed gives the same pairs, another
+    seed others.
     """
     heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads) if (layer, head) not in exclude]
     pairs = [(first, second) for first in heads for second in heads if first[0] < second[0]]
@@ -137,6 +138,8 @@ def path_cases() -> list[Case]:
         Case(random_model(), random_tokens, (0, 0), [(2, 1), (1, 1)], "qv", label="0.0 into 2.1 and 1.1"),
         Case(grouped_query_model(), grouped, (0, 4), [(1, 5)], "k", label="grouped queries: 0.4 into the keys of 1.5"),
         Case(grouped_query_model(), grouped, (0, 2), [(1, 1), (1, 3)], "vq", label="0.2 into heads of two groups"),
+        Case(own_norms_model(), repeated_distinct(2, 5), (0, 1), [(1, 0)], "kq",
+             label="a model whose norms all differ"),
     ]
 
 
@@ -161,6 +164,11 @@ WRONG_VALUES = [{'previous["V"]': f"(V := model.blocks[prev_token_layer_index].a
                 for own in ("prev_token_head_index % len(V)", "min(prev_token_head_index, len(V) - 1)")]
 WRONG_KEYS = [{'induction["K"]': f"(K := model.blocks[ind_layer_index].attn.W_K)[{own}]"}
               for own in ("ind_head_index % len(K)", "min(ind_head_index, len(K) - 1)")]
+SCORES_BIASES = {'@ induction["Q"]': '@ induction["Q"] + induction["b_Q"]',
+                 '@ induction["K"]': '@ induction["K"] + induction["b_K"]'}
+NORMED_QUERIES, NORMED_KEYS = (
+    {f"{side} = model.W_E": f"{side} = model.blocks[{layer}].ln1(model.W_E.detach()[None])[0]"}
+    for side, layer in (("queries", "ind_layer_index"), ("keys", "prev_token_layer_index")))
 CIRCUIT_MISTAKES = variants(K_comp_full_circuit, {
     "W_E is missing: rows and columns are tokens, so both sides begin with the embedding":
         ({"model.W_E @ ": ""}, {"keys = model.W_E @ ": "keys = "}, {"queries = model.W_E @ ": "queries = "}),
@@ -189,7 +197,11 @@ CIRCUIT_MISTAKES = variants(K_comp_full_circuit, {
         "FactoredMatrix(queries / model.cfg.d_head ** 0.5, keys.T)",
     "a bias is in it: the circuit is a product of weights alone": (
         {'model.W_E @ induction["Q"]': 'model.W_E @ induction["Q"] + induction["b_Q"]'},
-        {'model.W_E @ previous["V"]': '(model.W_E @ previous["V"] + previous["b_V"])'}),
+        {'model.W_E @ previous["V"]': '(model.W_E @ previous["V"] + previous["b_V"])'},
+        {'@ induction["K"]': '@ induction["K"] + induction["b_K"]'}, SCORES_BIASES,
+        {**SCORES_BIASES, 'model.W_E @ previous["V"]': '(model.W_E @ previous["V"] + previous["b_V"])'}),
+    "a norm is in it: the circuit is a product of weights alone (section 4 puts the norm back)": (
+        NORMED_QUERIES, NORMED_KEYS, {**NORMED_QUERIES, **NORMED_KEYS}),
 })
 
 
