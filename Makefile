@@ -67,7 +67,7 @@ peers: $(PEERS_READY)
 # --- the course -----------------------------------------------------------------------------------------------
 
 course: $(READY)
-	@$(PY) tools/run_course.py
+	@$(PY) -m course_utils course --pages build/html
 
 book: $(MORE_READY)
 	@$(PY) tools/build_book.py
