@@ -1,11 +1,13 @@
-"""What pyproject.toml cannot say: a wheel carries the notebooks, which lie beside the package, inside it."""
+"""What pyproject.toml cannot say: a wheel carries the notebooks, which lie beside the package, inside it.
 
+The worked lessons go in without their outputs, which are most of their bytes: `faithful-circuits course` makes them again.
+"""
+
+import json
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
-
-FOLDERS = ("notebooks", "solutions")
 
 
 class BuildWithNotebooks(build_py):
@@ -15,11 +17,19 @@ class BuildWithNotebooks(build_py):
         super().run()
         if self.editable_mode:
             return
-        for folder in FOLDERS:
+        for folder in ("notebooks", "solutions"):
             inside = Path(self.build_lib, "course_utils", folder)
             inside.mkdir(exist_ok=True)
-            for notebook in sorted(Path(folder).glob("[0-9][0-9]_*.ipynb")):
-                self.copy_file(str(notebook), str(inside / notebook.name))
+            for path in sorted(Path(folder).glob("[0-9][0-9]_*.ipynb")):
+                (inside / path.name).write_text(without_outputs(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def without_outputs(text: str) -> str:
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell.update(outputs=[], execution_count=None)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
 setup(cmdclass={"build_py": BuildWithNotebooks})

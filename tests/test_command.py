@@ -258,9 +258,11 @@ def test_the_wheel_carries_the_notebooks_and_stays_small(tmp_path):
     wheel = make_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as packed:
         names = set(packed.namelist())
-        for folder in ("notebooks", "solutions"):
-            for path in (ROOT / folder).glob("*.ipynb"):
-                assert packed.read(f"course_utils/{folder}/{path.name}") == path.read_bytes()
+        for path in (ROOT / "notebooks").glob("*.ipynb"):
+            assert packed.read(f"course_utils/notebooks/{path.name}") == path.read_bytes()
+        for path in (ROOT / "solutions").glob("*.ipynb"):
+            worked = nbformat.reads(packed.read(f"course_utils/solutions/{path.name}").decode(), as_version=4)
+            assert sources(worked.cells) == sources(path) and not any(cell.get("outputs") for cell in worked.cells)
         (entry,) = (name for name in names if name.endswith("entry_points.txt"))
         assert b"faithful-circuits = course_utils.__main__:main" in packed.read(entry)
     assert not [name for name in names if not name.startswith(("course_utils/", "faithful_circuits-"))]
