@@ -1,6 +1,6 @@
 """What pyproject.toml cannot say: a wheel carries the notebooks, which lie beside the package, inside it.
 
-The worked lessons go in without their outputs, which are most of their bytes: `faithful-circuits course` makes them again.
+The worked lessons go in without their outputs, most of their bytes: `faithful-circuits course` makes them again.
 """
 
 import json

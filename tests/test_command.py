@@ -165,12 +165,12 @@ def test_an_answer_goes_below_the_new_text_of_its_exercise():
     assert sources(found) == ["1", "text", new, ANSWER, "plot"] and counts == {"new": 2, "of yours kept": 1}
 
 
-def test_cells_that_are_the_same_keep_their_outputs():
+def test_cells_that_are_the_same_keep_their_outputs_and_all_their_ids():
     mine = cells(a="1", b="2")
     for cell in mine:
         cell.outputs = [nbformat.v4.new_output("stream", text="out")]
     found, _ = merged(mine, folders.hashes_of({"cells": mine}), cells(a="1", b="3"))
-    assert [len(cell.outputs) for cell in found] == [1, 0]
+    assert [(cell.id, len(cell.outputs)) for cell in found] == [("a", 1), ("b", 0)]
 
 
 def test_cells_without_ids_are_known_by_their_text():
