@@ -71,7 +71,7 @@ environments: $(MORE_READY) $(PEERS_READY) real-model
 # --- the course -----------------------------------------------------------------------------------------------
 
 course: $(READY)
-	@$(PY) tools/run_course.py
+	@$(PY) -m course_utils course --pages build/html
 
 book: $(MORE_READY)
 	@$(PY) tools/build_book.py

@@ -58,5 +58,5 @@ def sweep_tiny(quick: bool = False) -> list[Row]:
 def sweep_smollm2(quick: bool = False) -> list[Row]:
     """The same on a real language model, four of its 30 layers."""
     if not is_cached("smollm2-135m"):
-        return [row("skipped: smollm2-135m is not fetched (python -m course_utils fetch smollm2-135m)", "")]
+        return [row("skipped: smollm2-135m is not fetched (faithful-circuits fetch smollm2-135m)", "")]
     return compare_sweeps("smollm2-135m", [0, 10, 20, 29], 3 if quick else 50, 1 if quick else 2, wanted=6)

@@ -49,7 +49,8 @@ def lessons(quick: bool = False) -> list[Row]:
     The start of the kernel counts as part of the first cell, the one with the imports.
     """
     import costs
-    from notebook_runs import stored_lessons
+
+    from course_utils.runs import stored_lessons
 
     paths = stored_lessons(ROOT / "solutions", "04" if quick else "")
     rows, total = [], 0.0

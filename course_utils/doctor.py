@@ -1,4 +1,4 @@
-"""What works on this machine, and what to do about what does not: `python -m course_utils doctor`.
+"""What works on this machine, and what to do about what does not: `faithful-circuits doctor`.
 
 Each check looks at one thing and answers with a `Finding`. None of them downloads anything; one asks the Hugging Face
 hub for its front page and waits a few seconds, unless `--offline` is given.
@@ -19,6 +19,7 @@ from pathlib import Path
 PACKAGE = "faithful-circuits"
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 HUB_SECONDS = 4
+FOR_NOTEBOOKS = ("ipykernel", "ipywidgets", "jupyterlab", "latex2mathml", "nbclient", "nbconvert", "nbformat", "pip")
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ def check_python() -> Finding:
 
 
 def check_packages() -> Finding:
-    """Every package that the course requires, in a version that it accepts."""
-    wrong = [problem for problem in map(_requirement_problem, _requirements()) if problem]
+    """Every package that the lessons need, in a version that the course accepts."""
+    wrong = {each: problem for each in _requirements() if (problem := _requirement_problem(each))}
     if wrong:
-        return Finding("packages", PROBLEM, "; ".join(wrong), "pip install -r requirements.lock")
+        needed = " ".join(f'"{each}"' for each in wrong)
+        return Finding("packages", PROBLEM, "; ".join(wrong.values()), f"pip install {needed}")
     return Finding("packages", OK, ", ".join(f"{name} {version(name)}" for name in ("transformer-lens", "circuitsvis")))
 
 
@@ -97,7 +99,7 @@ def check_models() -> Finding:
     if "smollm2-135m" in here:
         return Finding("larger models", OK, ", ".join(here))
     return Finding("larger models", NOTE, ", ".join(here) or "none",
-                   "for the real-model sections, once, with network: python -m course_utils fetch smollm2-135m")
+                   "for the real-model sections, once, with network: faithful-circuits fetch smollm2-135m")
 
 
 def check_hub(offline: bool = False) -> Finding:
@@ -166,9 +168,10 @@ def _place(name: str, path: Path, needed_mb: int, variable: str, is_file: bool =
 
 
 def _requirements() -> list[str]:
-    """The course's own requirements, without its extras."""
+    """The course's own requirements, without its extras, and without what opens and runs notebooks."""
     try:
-        return [each for each in requires(PACKAGE) or [] if "extra ==" not in each]
+        return [each for each in requires(PACKAGE) or []
+                if "extra ==" not in each and not each.startswith(FOR_NOTEBOOKS)]
     except PackageNotFoundError:                                    # used from its folder, without being installed
         return ["torch>=2.6", "transformer-lens>=3.9", "circuitsvis>=1.43"]
 

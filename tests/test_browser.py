@@ -16,7 +16,7 @@ import small_models
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("jupyterlab")
-run_course = pytest.importorskip("run_course")
+runs = pytest.importorskip("course_utils.runs")
 
 from browser import FLAGS, UNTOUCHED, Lab, LabNotebook, find_chromium, painted, watched_page, what_is_missing  # noqa: E402
 
@@ -156,7 +156,7 @@ def test_the_exported_page_shows_its_widgets_and_plots_offline(browser, tmp_path
     stored = nbformat.read(ROOT / "solutions" / f"{lesson}.ipynb", as_version=4)
     pictures = [o for c in stored.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     path = tmp_path / f"{lesson}.html"
-    path.write_text(run_course.to_html(stored, lesson), encoding="utf-8")
+    path.write_text(runs.to_html(stored, lesson), encoding="utf-8")
     with watched_page(browser, tmp_path) as watched:
         watched.page.goto(path.as_uri())
         plots = watched.page.locator(".jp-RenderedImage img")

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 jupytext = pytest.importorskip("jupytext")
-formulas = pytest.importorskip("formulas")
+formulas = pytest.importorskip("course_utils.runs.formulas")
 
 LESSONS = sorted((Path(__file__).resolve().parent.parent / "lessons").glob("[0-9][0-9]_*.py"))
 

@@ -568,7 +568,7 @@ def test_an_intact_folder_of_another_process_stays(tmp_path):
 def test_the_real_model_note(fake_smollm2, cache, monkeypatch, capsys):
     assert models.load_real_model() is None
     note = capsys.readouterr().out
-    assert "python -m course_utils fetch smollm2-135m" in note and len(note.splitlines()) == 1
+    assert "faithful-circuits fetch smollm2-135m" in note and len(note.splitlines()) == 1
     models.fetch("smollm2-135m")
     monkeypatch.setenv("COURSE_REAL", "skip")
     capsys.readouterr()

@@ -18,7 +18,8 @@ from course_utils.exercises import progress_store
 nbformat = pytest.importorskip("nbformat")
 build_notebooks = pytest.importorskip("build_notebooks")
 import browser  # noqa: E402
-from notebook_runs import run_notebook  # noqa: E402
+
+from course_utils.runs import run_notebook  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 LESSONS = [path.stem for path in build_notebooks.lesson_sources(ROOT)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 nbformat = pytest.importorskip("nbformat")
-run_course = pytest.importorskip("run_course")
+run_course = pytest.importorskip("course_utils.runs.course")
 
 from course_utils.measured import main as check_report
 from course_utils.measured import measured, passed
@@ -75,6 +75,10 @@ def lesson(root: Path, name: str, *cells: str) -> None:
     nbformat.write(notebook, root / "solutions" / f"{name}.ipynb")
 
 
+def course(root: Path, **options) -> int:
+    return run_course.run_course(root / "solutions", root / "build" / "html", **options)
+
+
 GOOD = """from course_utils.measured import measured
 measured('score', 0.9, at_least=0.8, published='0.91 (quoted)')"""
 
@@ -85,10 +89,9 @@ def test_table_and_status_of_a_lesson_on_the_embedded_model_without_the_real_sec
     check = "import os\nassert (os.environ['COURSE_MODEL'], os.environ['COURSE_REAL']) == ('tiny', 'skip')"
     lesson(tmp_path, "00_case", GOOD, check)
     stored = (tmp_path / "solutions" / "00_case.ipynb").read_bytes()
-    assert run_course.main(["--root", str(tmp_path)]) == 0
+    assert course(tmp_path) == 0
     out = capsys.readouterr().out
-    for text in ("00_case", "0.9", "0.91 (quoted)", "≥ 0.8", "pass", "1 measured values, 0 of 0 claims hold, 0 failed",
-                 "make lab"):
+    for text in ("00_case", "0.9", "0.91 (quoted)", "≥ 0.8", "pass", "1 measured values, 0 of 0 claims hold, 0 failed"):
         assert text in out, out
     assert (tmp_path / "build" / "html" / "00_case.html").exists()
     assert (tmp_path / "solutions" / "00_case.ipynb").read_bytes() == stored
@@ -98,7 +101,7 @@ def test_table_and_status_of_a_lesson_on_the_embedded_model_without_the_real_sec
 def test_lessons_that_fail_do_not_keep_the_next_from_running(tmp_path, capsys):
     lesson(tmp_path, "00_case", GOOD, GOOD.replace("0.9,", "0.7,"), "x = 1\n1 / 0", "x")
     lesson(tmp_path, "01_case", GOOD, "import os\nos._exit(1)")
-    assert run_course.main(["--root", str(tmp_path)]) == 1
+    assert course(tmp_path) == 1
     out = capsys.readouterr().out
     for text in ("FAIL 00_case: score is 0.7, bound ≥ 0.8", "FAIL 00_case: code cell 3 ('x = 1'): ZeroDivisionError",
                  "FAIL 01_case: code cell 2 ('import os'): the kernel died", "pass",
@@ -114,12 +117,12 @@ claim("it is sure", 0.7, ">", 0.8)"""
 
 def test_a_claim_that_does_not_hold_fails_on_tiny_and_is_told_on_other_models(tmp_path, capsys):
     lesson(tmp_path, "00_case", GOOD, CLAIMING)
-    assert run_course.main(["--root", str(tmp_path)]) == 1
+    assert course(tmp_path) == 1
     out = capsys.readouterr().out
     assert "FAIL 00_case: does not hold: it is sure" in out and "1 of 2 claims hold, 1 failed" in out
     held, broken = [line.split() for line in out.splitlines() if " copying helps " in line or " it is sure  " in line]
     assert held[3:] == ["0.9", ">", "0.5", "nats", "holds"] and broken[-3:] == ["DOES", "NOT", "HOLD"]
-    assert run_course.main(["--root", str(tmp_path), "--model", "llama"]) == 0
+    assert course(tmp_path, model="llama") == 0
     assert "DOES NOT HOLD" in capsys.readouterr().out
 
 
@@ -130,7 +133,7 @@ def test_ctrl_c_says_what_is_there(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_course, "run_lesson", interrupted)
-    assert run_course.main(["--root", str(tmp_path)]) == 130
+    assert course(tmp_path) == 130
     assert str(tmp_path / "build" / "html") in capsys.readouterr().err
 
 
@@ -150,8 +153,8 @@ def test_any_one_failure_is_enough_for_the_status(report, tmp_path, values, erro
 
 
 def test_no_lessons_is_an_error(tmp_path, capsys):
-    assert run_course.main(["--root", str(tmp_path)]) == 1
-    assert "make notebooks" in capsys.readouterr().err
+    assert course(tmp_path) == 1
+    assert "no worked lesson * in" in capsys.readouterr().err
 
 
 def test_pages_hold_the_bundle_once_and_load_nothing():
@@ -179,6 +182,6 @@ def test_the_sample_lesson(tmp_path, monkeypatch, capsys):
     shutil.copytree(SAMPLE, tmp_path, dirs_exist_ok=True)
     from sample_exercises import get
     assert build_notebooks.main(["--root", str(tmp_path)], get) == 0
-    assert run_course.main(["--root", str(tmp_path)]) == 0
+    assert course(tmp_path) == 0
     out = capsys.readouterr().out
     assert "42 (quoted)" in out and "41 to 43" in out and "0.3333 nats" in out

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
-import os
 import posixpath
 import re
 import shutil
@@ -206,7 +205,8 @@ def checked_lessons(root: Path) -> list[Lesson]:
 def stage(root: Path, folder: Path) -> list[Lesson]:
     """Write what Sphinx is to build into `folder`, and say which lessons it has."""
     import nbformat
-    from notebook_runs import LessonError, read_notebook
+
+    from course_utils.runs import LessonError, read_notebook
 
     lessons = checked_lessons(root)
     pages = {each.number: each.page for each in lessons}
@@ -293,8 +293,7 @@ def run_sphinx(source: Path, site: Path, notes: Path) -> None:
     """Build `source` into `site`; Sphinx keeps its own notes elsewhere."""
     options = ["-q", "-W", "--keep-going", "-b", "html", "-d", str(notes)]
     command = [sys.executable, "-m", "sphinx", *options, str(source), str(site)]
-    tools = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}            # conf.py draws with tools/formulas.py
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=tools)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise BookError(f"Sphinx found something to mend:\n{done.stdout}\n{done.stderr}".replace(f"{source}/", ""))
 

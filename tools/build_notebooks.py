@@ -37,9 +37,9 @@ import nbformat
 import tomllib
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
-from notebook_runs import LessonError, read_notebook, run_notebook
 
 from course_utils.house import write_whole
+from course_utils.runs import LessonError, read_notebook, run_notebook
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

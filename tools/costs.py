@@ -20,9 +20,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from memory import GB, HighestMemory
-from notebook_runs import read_notebook, run_notebook, stored_lessons
 
 from course_utils.house import read_json, write_whole
+from course_utils.runs import read_notebook, run_notebook, stored_lessons
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = Path("lessons") / "costs.json"

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from notebook_runs import stored_lessons
+from course_utils.runs import stored_lessons
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSOR = Path("/proc/cpuinfo")

@@ -78,7 +78,7 @@ def pytest_configure(config):
 def pytest_runtest_setup(item):
     """Before the first cell of a notebook starts its kernel: the variables the solutions were made with."""
     if item.path.suffix == ".ipynb":
-        from notebook_runs import course_environment
+        from course_utils.runs import course_environment
 
         folder = Path(TEMPORARY.name, item.path.stem)
         folder.mkdir(exist_ok=True)

@@ -23,11 +23,12 @@ import venv
 from pathlib import Path
 
 from build_notebooks import SETUP
-from notebook_runs import LessonError, read_notebook, run_notebook, stored_lessons
+
+from course_utils.runs import LessonError, read_notebook, run_notebook, stored_lessons
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = "import torch, numpy; print(torch.__version__, numpy.__version__)"
-PARTS = ("course_utils", "pyproject.toml", "README.md", "LICENSE")
+PARTS = ("course_utils", "notebooks", "solutions", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
 def make_wheel(folder: Path) -> Path:

@@ -19,10 +19,11 @@ from course_utils.house.files import (
     whole_file,
     write_whole,
 )
-from course_utils.house.settings import WEIGHTS, bars_are_off, cache_dir, progress_file
+from course_utils.house.settings import WEIGHTS, bars_are_off, cache_dir, progress_file, shipped_notebooks
 
 __all__ = [
     "CacheNotWritable", "DamagedModelFile", "ModelUnavailable", "NotForThisModel", "UnknownModel", "UnknownStep",
     "WEIGHTS", "bars_are_off", "cache_dir", "check_checkpoint", "claim_folder", "damaged", "first_line",
-    "in_columns", "is_printable", "progress_file", "read_json", "read_tensors", "whole_file", "write_whole",
+    "in_columns", "is_printable", "progress_file", "read_json", "read_tensors", "shipped_notebooks", "whole_file",
+    "write_whole",
 ]

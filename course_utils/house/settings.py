@@ -12,7 +12,21 @@ from pathlib import Path
 from platformdirs import user_cache_path, user_data_path
 
 FOLDER_NAME = "faithful-circuits"
-WEIGHTS = Path(__file__).parent.parent / "weights"  # what ships with the course
+PACKAGE = Path(__file__).parent.parent
+WEIGHTS = PACKAGE / "weights"  # what ships with the course
+
+
+def shipped_notebooks(kind: str) -> Path:
+    """The folder of the course's own "notebooks" or "solutions": in the package that a wheel installed, else beside it.
+
+    Raises:
+        FileNotFoundError: if there is none; it says where it was looked for.
+    """
+    places = [PACKAGE / kind, PACKAGE.parent / kind]
+    for place in places:
+        if any(place.glob("[0-9][0-9]_*.ipynb")):
+            return place
+    raise FileNotFoundError(f"the course's {kind} are neither {places[0]} nor {places[1]}: install it again")
 
 
 def cache_dir() -> Path:

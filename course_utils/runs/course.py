@@ -1,17 +1,11 @@
-"""Run every worked lesson, print what was measured and which claims hold, and write the lessons as HTML.
-
-    python tools/run_course.py                           the embedded model only, no network (`make course`)
-    REAL=1 python tools/run_course.py                    with the sections on a real language model
-    python tools/run_course.py 03 --model smollm2-135m   one lesson on another model
+"""Run every worked lesson, say what was measured and which claims hold, and write the lessons as HTML.
 
 Two lessons run at a time where there are two cores (with a real model one, for its memory), the later ones first, since
-they take longest. They run as copies, so the stored notebooks stay as they are. Status 1 when a lesson crashed, a
-measured value is outside its bounds, a claim does not hold on `tiny`, or nothing was measured at all.
+they take longest. They run as copies, so the stored notebooks stay as they are.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import os
@@ -23,21 +17,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from formulas import with_mathml
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
-from notebook_runs import LessonError, read_notebook, run_notebook, stored_lessons
 from tqdm import tqdm
 
 from course_utils import measured as report
 from course_utils.claims import read as read_claims
 from course_utils.house import in_columns
+from course_utils.runs.formulas import with_mathml
+from course_utils.runs.notebook import LessonError, read_notebook, run_notebook, stored_lessons
 from course_utils.measured import passed
 from course_utils.viz import bundle_script
 
 HEADER = ("lesson", "what was measured", "value", "published", "bound", "result", "seconds")
 CLAIMS = ("lesson", "claim", "value (95 %)", "", "control (95 %)", "unit", "verdict")
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -177,36 +170,32 @@ def summary(runs: list[LessonRun], seconds: float, *, claims_must_hold: bool = T
     return "\n".join([*failed, counts]), int(bool(failed))
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("only", nargs="?", default="", help="the start of a lesson's name, for example 01")
-    parser.add_argument("--model", default="tiny", help="the model that the lessons load (default: tiny)")
-    parser.add_argument("--root", type=Path, default=ROOT)
-    args = parser.parse_args(argv)
-    folder = args.root / "solutions"
-    paths = stored_lessons(folder, args.only)
+def run_course(solutions: Path, pages: Path, only: str = "", model: str = "tiny", real: bool = False) -> int:
+    """Run the worked lessons in `solutions` whose names start with `only`, print the tables, write HTML into `pages`.
+
+    Args:
+        model: the model that the lessons load.
+        real: with the sections on a real language model; else they are left out, and no network is used.
+
+    Returns:
+        The exit status. 1 when a lesson crashed, a measured value is outside its bounds, a claim does not hold on
+        `tiny`, or nothing was measured at all.
+    """
+    paths = stored_lessons(solutions, only)
     if not paths:
-        print(f"error: no worked lesson {args.only}* in {folder}; run `make notebooks`", file=sys.stderr)
+        print(f"error: no worked lesson {only}* in {solutions}", file=sys.stderr)
         return 1
-    html_folder = args.root / "build" / "html"
-    env = {"COURSE_MODEL": args.model, "COURSE_REAL": "auto" if os.environ.get("REAL") == "1" else "skip"}
+    env = {"COURSE_MODEL": model, "COURSE_REAL": "auto" if real else "skip"}
     began = time.perf_counter()
     try:
-        jobs = 1 if env["COURSE_REAL"] == "auto" else min(2, os.cpu_count() or 1)
-        runs = run_all(paths, html_folder, env, jobs)
+        runs = run_all(paths, pages, env, jobs=1 if real else min(2, os.cpu_count() or 1))
     except LessonError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped: the lessons that have run are in {html_folder}", file=sys.stderr)
+        print(f"\nstopped: the lessons that have run are in {pages}", file=sys.stderr)
         return 130
-    text, status = summary(runs, time.perf_counter() - began, claims_must_hold=args.model == "tiny")
+    text, status = summary(runs, time.perf_counter() - began, claims_must_hold=model == "tiny")
     print(f"\n{table(HEADER, table_rows(runs))}\n\n{table(CLAIMS, claim_rows(runs))}\n\n{text}\n")
-    print(f"The lessons as pages: {html_folder}")
-    print("To work through the exercises in JupyterLab: make lab")
+    print(f"The lessons as pages: {pages}")
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())
