@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jupyterhub.auth import DummyAuthenticator
 from jupyterhub.spawner import SimpleLocalProcessSpawner
 
 c = get_config()  # noqa: F821
@@ -32,13 +31,14 @@ c.JupyterHub.cookie_secret_file = str(PLACE / "cookie_secret")
 c.ConfigurableHTTPProxy.command = os.environ.get("PROXY", "configurable-http-proxy")
 c.ConfigurableHTTPProxy.pid_file = str(PLACE / "proxy.pid")
 
-c.JupyterHub.authenticator_class = DummyAuthenticator
-c.DummyAuthenticator.password = os.environ["CLASS_PASSWORD"]
+c.JupyterHub.authenticator_class = "shared-password"
+c.SharedPasswordAuthenticator.user_password = os.environ["CLASS_PASSWORD"]      # 8 characters or more
 c.Authenticator.allow_all = True
 
 c.JupyterHub.spawner_class = SimpleLocalProcessSpawner
 c.SimpleLocalProcessSpawner.home_dir_template = str(PLACE / "homes" / "{username}")
 c.Spawner.cmd = [str(BIN / "jupyterhub-singleuser")]
+c.Spawner.args = ["--allow-root"] if os.geteuid() == 0 else []      # in a container
 c.Spawner.default_url = "/lab/tree/faithful-circuits"
 c.Spawner.pre_spawn_hook = copy_notebooks
 c.Spawner.http_timeout = 300

@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     if Path(sys.prefix) != PLACE / "venv":
         return subprocess.run([python, __file__, *sys.argv[1:]]).returncode
 
-    from notebook_runs import read_notebook, stored_lessons
+    from course_utils.runs import read_notebook, stored_lessons
 
     from course_utils.exercises import exercises_of, progress_store
 
