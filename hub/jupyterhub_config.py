@@ -42,14 +42,16 @@ c.Spawner.args = ["--allow-root"] if os.geteuid() == 0 else []      # in a conta
 c.Spawner.default_url = "/lab/tree/faithful-circuits"
 c.Spawner.pre_spawn_hook = copy_notebooks
 c.Spawner.http_timeout = 300
-c.Spawner.environment = {
+environment = {
     "OMP_NUM_THREADS": "1",     # one thread for each user: all threads for everybody would only wait for each other
     # One file of attempts for each learner, in one folder: `faithful-circuits progress --class FOLDER` reads them.
     # Tell the class that you see them; without this line each file lies in its user's home.
     "COURSE_PROGRESS": lambda spawner: str(PLACE / "progress" / f"{spawner.user.name}.jsonl"),
 }
+c.Spawner.environment = environment
 
 if token := os.environ.get("CLASS_TOKEN"):      # for a program that looks after the class, such as tools/try_hub.py
     c.JupyterHub.services = [{"name": "teacher", "api_token": token}]
     c.JupyterHub.load_roles = [{"name": "teacher", "services": ["teacher"],
                                 "scopes": ["admin:users", "admin:servers", "access:servers"]}]
+    environment["JUPYTERHUB_ALLOW_TOKEN_IN_URL"] = "1"      # a kernel's client has nowhere else to put it

@@ -45,7 +45,8 @@ def installed() -> Path:
         site = next((PLACE / "venv" / "lib").glob("python*/site-packages"))
         (site / "course.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
         subprocess.run([python, "-m", "pip", "install", "--quiet", *WANTED], check=True)
-        subprocess.run(["npm", "install", "--silent", "--prefix", PLACE / "proxy", "configurable-http-proxy"], check=True)
+        proxy = ["--prefix", PLACE / "proxy", "configurable-http-proxy"]
+        subprocess.run(["npm", "install", "--silent", *proxy], check=True)
     return python
 
 
@@ -139,7 +140,7 @@ class Watch(threading.Thread):
 def lesson_of(user: int, cells: list[str], first: str) -> list[str]:
     """The cells that a user runs: every second one begins with a wrong answer to the lesson's first exercise."""
     at = next(i for i, source in enumerate(cells) if f'@exercise("{first}")' in source)
-    wrong = [f'exercise("{first}")(lambda *inputs: None)'] if user % 2 else []
+    wrong = [f'exercise("{first}")(lambda *inputs: 0.0)'] if user % 2 else []
     return [*cells[:at], *wrong, *cells[at:]]
 
 
@@ -166,9 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
     if Path(sys.prefix) != PLACE / "venv":
         return subprocess.run([python, __file__, *sys.argv[1:]]).returncode
 
-    from course_utils.runs import read_notebook, stored_lessons
-
     from course_utils.exercises import exercises_of, progress_store
+    from course_utils.runs import read_notebook, stored_lessons
 
     [lesson] = stored_lessons(ROOT / "solutions", options.lesson)
     cells = [cell.source for cell in read_notebook(lesson).cells if cell.cell_type == "code"]

@@ -24,8 +24,8 @@ from typing import Any
 
 from course_utils.exercises import progress_store
 from course_utils.exercises.cards import Card, show, show_card, table_html, table_text
-from course_utils.exercises.class_progress import class_table
 from course_utils.exercises.checking import Exercise, Verdict, assess
+from course_utils.exercises.class_view import class_table
 
 CHECKS = "course_utils.exercises.checks"  # the package with one module per lesson: lesson_00, lesson_01, …
 

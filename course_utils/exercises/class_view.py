@@ -51,4 +51,6 @@ def _when(entry: dict) -> str:
 
 def _what(entry: dict) -> str:
     """What stopped a learner last: nothing, if the last attempt passed."""
-    return "" if entry.get("verdict") in (None, "passed") else f"{entry['id']}: {entry.get('mistake') or entry['verdict']}"
+    if entry.get("verdict") in (None, "passed"):
+        return ""
+    return f"{entry['id']}: {entry.get('mistake') or entry['verdict']}"
