@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / "build" / "hub"
@@ -45,12 +46,12 @@ def installed() -> Path:
         site = next((PLACE / "venv" / "lib").glob("python*/site-packages"))
         (site / "course.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
         subprocess.run([python, "-m", "pip", "install", "--quiet", *WANTED], check=True)
-        proxy = ["--prefix", PLACE / "proxy", "configurable-http-proxy"]
+        proxy = ["--prefix", str(PLACE / "proxy"), "configurable-http-proxy"]
         subprocess.run(["npm", "install", "--silent", *proxy], check=True)
     return python
 
 
-def ask(method: str, path: str) -> object:
+def ask(method: str, path: str) -> Any:
     """What the hub answers to a request of its REST API; None where it answers nothing."""
     request = urllib.request.Request(f"{ADDRESS}/hub/api{path}", method=method,
                                      headers={"Authorization": f"token {TOKEN}"})
@@ -66,7 +67,7 @@ def hub(python: Path) -> Iterator[None]:
     settings = {"CLASS_FOLDER": str(PLACE / "class"), "CLASS_ADDRESS": ADDRESS, "CLASS_TOKEN": TOKEN,
                 "CLASS_PASSWORD": secrets.token_hex(8), "COURSE_REAL": "skip",
                 "PROXY": str(PLACE / "proxy" / "node_modules" / ".bin" / "configurable-http-proxy")}
-    command = [python, "-m", "jupyterhub", "--config", ROOT / "hub" / "jupyterhub_config.py"]
+    command = [str(python), "-m", "jupyterhub", "--config", str(ROOT / "hub" / "jupyterhub_config.py")]
     with (PLACE / "class" / "hub.log").open("w") as log:
         process = subprocess.Popen(command, cwd=PLACE / "class", env=os.environ | settings, stdout=log, stderr=log)
         try:
