@@ -53,11 +53,14 @@ def run_course(options: argparse.Namespace) -> int:
 
 
 def run_progress(options: argparse.Namespace) -> int:
-    from course_utils.exercises import progress
+    from course_utils.exercises import class_progress, progress
 
     try:
-        progress(options.lesson)
-    except ValueError as error:
+        if options.of_class:
+            class_progress(options.of_class)
+        else:
+            progress(options.lesson)
+    except (ValueError, FileNotFoundError) as error:
         return _failed(error)
     return 0
 
@@ -134,6 +137,8 @@ def _course_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _progress_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("lesson", nargs="?", help="one lesson, for example 02")
+    parser.add_argument("--class", dest="of_class", type=Path, metavar="FOLDER",
+                        help="of a class: the folder with a file of attempts for each learner (docs/hub.md)")
 
 
 def _fetch_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,11 +19,13 @@ import inspect
 import pkgutil
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from course_utils.exercises import progress_store
 from course_utils.exercises.cards import Card, show, show_card, table_html, table_text
 from course_utils.exercises.checking import Exercise, Verdict, assess
+from course_utils.exercises.class_view import class_table
 
 CHECKS = "course_utils.exercises.checks"  # the package with one module per lesson: lesson_00, lesson_01, …
 
@@ -180,6 +182,16 @@ def progress(lesson: str | None = None) -> None:
     """Show every exercise of every lesson, or of one ("02"): open, tried or passed."""
     rows, header, closing = progress_table(lesson)
     show(f"{table_text(rows, header)}\n{closing}", html=f"{table_html(rows, header)}<div>{closing}</div>")
+
+
+def class_progress(folder: Path) -> None:
+    """Show how far each learner of a class has got, from their files of attempts in a folder: ada.jsonl, …
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    header, *rows = class_table(folder, {lesson: len(exercises_of(lesson)) for lesson in lessons()})
+    show(table_text(rows, header), html=table_html(rows, header))
 
 
 # --- predictions -------------------------------------------------------------------------------------------
