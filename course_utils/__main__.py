@@ -20,10 +20,10 @@ def run_lab(options: argparse.Namespace) -> int:
         folder = options.folder or default_folder()
         copied = fill(folder)
         if copied:
-            print(f"{len(copied)} notebooks copied to {folder}: begin with {copied[0]}")
+            print(f"{len(copied)} notebook{'s' if len(copied) > 1 else ''} copied to {folder}: begin with {copied[0]}")
         elif not is_current(folder):
             print("The course has newer notebooks: `faithful-circuits update` brings yours up to date.")
-        return open_in_jupyter(folder, options.jupyter, notebook=options.notebook)
+        return 0 if options.copy else open_in_jupyter(folder, options.jupyter, notebook=options.notebook)
     except (CannotUse, FileNotFoundError) as error:
         return _failed(error)
 
@@ -116,9 +116,10 @@ def _failed(error: Exception) -> int:
 
 
 def _lab_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "%(prog)s [folder] [--notebook] [options of JupyterLab, such as --no-browser]"
+    parser.usage = "%(prog)s [folder] [--notebook | --copy] [options of JupyterLab, such as --no-browser]"
     _folder_argument(parser)
     parser.add_argument("--notebook", action="store_true", help="open Jupyter Notebook 7 in place of JupyterLab")
+    parser.add_argument("--copy", action="store_true", help="copy the notebooks and open nothing: in a hub, say")
 
 
 def _folder_argument(parser: argparse.ArgumentParser) -> None:
@@ -194,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def for_jupyter(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments of `lab` apart: ours, and JupyterLab's, which begin with the first option that is not ours."""
-    ours = {"-h", "--help", "--notebook"}
+    ours = {"-h", "--help", "--notebook", "--copy"}
     first = next((i for i, each in enumerate(arguments) if each.startswith("-") and each not in ours), len(arguments))
     return list(arguments[:first]), list(arguments[first:])
 

@@ -15,14 +15,14 @@ from jupyterhub.spawner import SimpleLocalProcessSpawner
 c = get_config()  # noqa: F821
 BIN = Path(sys.executable).parent
 PLACE = Path(os.environ.get("CLASS_FOLDER", "class")).resolve()
-COPY = 'from pathlib import Path; from course_utils.lab import fill; fill(Path("faithful-circuits"))'
+COPY = ("-m", "course_utils", "lab", "faithful-circuits", "--copy")
 
 
 def copy_notebooks(spawner):
     """The notebooks go into the user's home once; what a learner has written is never touched."""
     home = PLACE / "homes" / spawner.user.name
     home.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-c", COPY], cwd=home, check=True)
+    subprocess.run([sys.executable, *COPY], cwd=home, check=True)
 
 
 c.JupyterHub.bind_url = os.environ.get("CLASS_ADDRESS", "http://127.0.0.1:8000")

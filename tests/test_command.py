@@ -76,6 +76,7 @@ def opened(monkeypatch, tmp_path):
 
 
 def test_lab_copies_every_notebook_once_and_opens_them(opened, tmp_path, capsys):
+    assert main(["lab", "--copy"]) == 0 and opened == []
     assert main(["lab", "--no-browser", "--port", "9000"]) == 0
     mine = tmp_path / "faithful-circuits"
     assert opened == [[str(mine), "--LabApp.news_url=None", "--no-browser", "--port", "9000"]]
@@ -93,7 +94,7 @@ def test_lab_never_overwrites_and_brings_back_what_was_deleted(opened, tmp_path,
     (mine / NOTEBOOKS[2]).unlink()
     assert main(["lab", "elsewhere"]) == 0
     assert (mine / FIRST).read_text() == "my work" and (mine / NOTEBOOKS[1]).read_text() == "more work"
-    assert (mine / NOTEBOOKS[2]).exists() and "1 notebooks copied" in capsys.readouterr().out
+    assert (mine / NOTEBOOKS[2]).exists() and "1 notebook copied" in capsys.readouterr().out
 
 
 def test_lab_in_the_learners_folder_opens_that(opened, tmp_path, monkeypatch):
