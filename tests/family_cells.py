@@ -8,6 +8,7 @@ from functools import cached_property
 
 import families
 import plain_edges
+import plain_graphs
 import plain_passes as slow
 import plain_paths as paths
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from course_utils import (
     ablation,
+    attribution_graphs,
     baselines,
     circuits,
     edges,
@@ -26,6 +28,7 @@ from course_utils import (
     repeated_tokens,
     splicing,
     text,
+    transcoders,
 )
 from course_utils.house import NotForThisModel
 from course_utils.logit_attribution import direct_logit_attribution
@@ -448,6 +451,89 @@ def _(case):
 @cell("setting", _plainly_moved(lambda x, unit: x - (x @ unit) * unit + 1.5 * unit))
 def _(case):
     return _moved(case, probes.setting(_direction(case), 1.5, start=2))
+
+
+# --- transcoders, attribution graphs ---------------------------------------------------------------------------------
+
+D_SAE, ANSWERS, FACTOR = 8, [3, (4, 9)], 0.5
+
+
+def _transcoders(case):
+    """{layer: random weights}. What they write has no mean, as what a LayerNorm's model writes once it is wrapped."""
+    found = {}
+    for layer in range(case.plain.n_layers):
+        found[layer] = transcoders.Transcoder(case.plain.d_model, D_SAE, skip=True).requires_grad_(False)
+        rng = torch.Generator().manual_seed(layer)
+        for name, weight in found[layer].named_parameters():
+            weight.copy_(torch.randn(weight.shape, generator=rng) / 3)
+            if name != "b_enc":
+                axis = 0 if name in ("W_enc", "W_skip") else -1                     # W_skip's rows are what is written
+                weight -= weight.mean(axis, keepdim=True)
+    return found
+
+
+def _prompt(case):
+    return case.tokens[:1, :6]
+
+
+@cell("mlp_inputs_and_outputs", lambda c: {f"{layer} {name}": of(c.plain, c.tokens, layer)[:, 1:].flatten(0, 1)
+      for layer in range(c.plain.n_layers)
+      for name, of in (("in", plain_graphs.mlp_read), ("out", plain_graphs.mlp_written))})
+def _(case):
+    found = {layer: transcoders.mlp_inputs_and_outputs(case.bridge, layer, case.tokens, batch_size=2)
+             for layer in range(case.plain.n_layers)}
+    return {f"{layer} {name}": case.plain.centred(x) for layer, both in found.items() for name, x in zip(
+        ("in", "out"), both)}
+
+
+SOME = ([1], [0, 1, 2])
+
+
+@cell("replaced_logits", each(tuple(map(tuple, SOME)), lambda c, some: plain_graphs.replaced(
+    c.plain, c.tokens, {layer: _transcoders(c)[layer] for layer in some})))
+def _(case):
+    return each(tuple(map(tuple, SOME)), lambda c, some: transcoders.replaced_logits(
+        c.bridge, {layer: _transcoders(c)[layer] for layer in some}, c.tokens).log_softmax(-1))(case)
+
+
+@cell("FrozenModel", each((True, False), lambda c, errors: plain_graphs.Frozen(
+    c.plain, _prompt(c), _transcoders(c)).replacement(errors)[0]))
+def _(case):
+    frozen = attribution_graphs.FrozenModel(case.bridge, _transcoders(case), _prompt(case)[0])
+    return each((True, False), lambda c, errors: frozen.replaced_logits(errors).log_softmax(-1))(case)
+
+
+@cell("attribution_graph", lambda c: plain_graphs.Frozen(c.plain, _prompt(c), _transcoders(c)).graph(ANSWERS))
+def _(case):
+    graph = attribution_graphs.attribution_graph(case.bridge, _transcoders(case), _prompt(case)[0], ANSWERS)
+    logits = graph.of_kind("logit")
+    targets = graph.of_kind("feature") | logits
+    return {"values": graph.values[targets], "edges": graph.edges[targets][:, ~logits],
+            "constants": graph.constants[targets]}
+
+
+CHANGED = [0, 5, 12, -8]                # nodes: features, and an error (the last before the embeddings)
+
+
+@cell("interventions", lambda c: plain_graphs.Frozen(c.plain, _prompt(c), _transcoders(c)).interventions(
+    ANSWERS, CHANGED, FACTOR))
+def _(case):
+    graph = attribution_graphs.attribution_graph(case.bridge, _transcoders(case), _prompt(case)[0], ANSWERS)
+    which = [i if i >= 0 else i + len(graph.nodes) - len(ANSWERS) for i in CHANGED]
+    predicted, measured = attribution_graphs.interventions(case.bridge, graph, which, FACTOR)
+    return {"predicted": predicted.float(), "measured": measured}
+
+
+def _changed(layer, features):
+    features = features.clone()
+    features[..., 3] += 0.7
+    return features * (0.5 + layer)
+
+
+@cell("run_features", lambda c: {"": plain_graphs.with_features(c.plain, c.tokens, _transcoders(c), _changed)})
+def _(case):
+    return {"": attribution_graphs.run_features(
+        case.bridge, _transcoders(case), case.tokens, _changed).log_softmax(-1)}
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------

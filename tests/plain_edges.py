@@ -28,14 +28,21 @@ def written(p: Plain, tokens: Tensor, *changes: tuple) -> Tensor:
 
     Of a head without what biases add: the same in every text.
     """
-    parts = [p.value_of(tokens, p.layers[0], "in", *changes)]
+    seen: dict[tuple, Tensor] = {}
+
+    def note(place: tuple) -> tuple:
+        return *place, lambda value: seen.update({place: value.clone().reshape(*tokens.shape, -1)})
+
+    gathered, mlps = [(out, "in") for out in p.out], [(writer[-1], "out") for writer in p.mlp_writer]
+    p.run(tokens, *changes, *map(note, [(p.layers[0], "in"), *gathered, *mlps]))
+    parts = [seen[p.layers[0], "in"]]
     for layer in range(p.n_layers):
         if len(p.attention_writer[layer]) > 1:
             raise OnlyRefusal("a norm of all heads together stands between a head and the stream")
         a, m = multipliers(p, layer)
-        z = p.z(tokens, layer, *changes)
+        z = seen[gathered[layer]].unflatten(-1, (p.n_heads, -1))
         parts += [a * p.head_writes(layer, head, z[:, :, head]) for head in range(p.n_heads)]
-        parts.append(m * p.value_of(tokens, p.mlp_writer[layer][-1], "out", *changes))
+        parts.append(m * seen[mlps[layer]])
     return torch.stack(parts)
 
 
@@ -95,8 +102,9 @@ def exact(p: Plain, clean: Tensor, corrupted: Tensor) -> Tensor:
     change, before = written(p, corrupted) - written(p, clean), answer(p, clean)
     scores = torch.zeros(len(readers(p)), *change.shape[:2])
     for row, (where, senders) in zip(scores, readers(p)):
-        for s in range(senders):
-            row[s] = answer(p, clean, reading(p, clean, where, change[s])) - before
+        texts = clean.repeat(senders, 1)                            # one copy for each sender
+        row[:senders] = answer(p, texts, reading(p, texts, where, change[:senders].flatten(0, 1))).unflatten(
+            0, (senders, -1)) - before
     return scores
 
 
