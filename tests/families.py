@@ -94,11 +94,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", LLAMA),
     "granite": ("GraniteConfig", {**LLAMA, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
                                   "logits_scaling": 2.0, "attention_multiplier": 0.2}),
+    "granite-plain": ("GraniteConfig", {**LLAMA, "embedding_multiplier": 1.0, "residual_multiplier": 1.0,
+                                        "logits_scaling": 2.0, "attention_multiplier": 8 ** -0.5}),
     "cohere": ("CohereConfig", {**LLAMA, "logit_scale": 0.3}),
     "starcoder2": ("Starcoder2Config", {**LLAMA, "use_bias": True, "sliding_window": WINDOW}),
     "mixtral": ("MixtralConfig", MOE),
     "qwen3-moe": ("Qwen3MoeConfig", {**MOE, "head_dim": 8}),
     "qwen2-moe": ("Qwen2MoeConfig", {**MOE, "shared_expert_intermediate_size": 20}),
+    "glm4-moe": ("Glm4MoeConfig", {**MOE, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1,
+                                   "pad_token_id": 0, "head_dim": 8}),
+    "ernie4.5-moe": ("Ernie4_5_MoeConfig", {**MOE, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1}),
     "gpt-bigcode": ("GPTBigCodeConfig", GPT2),
     "gpt-bigcode-full": ("GPTBigCodeConfig", {**GPT2, "multi_query": False}),
     "xglm": ("XGLMConfig", {"d_model": WIDTH, "ffn_dim": 20, "num_layers": LAYERS, "attention_heads": HEADS,
@@ -123,6 +128,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral3": ("Ministral3Config", {**LLAMA, "head_dim": 8}),
     "openai-gpt": ("OpenAIGPTConfig", {**GPT2}),
     "jais2": ("Jais2Config", LLAMA),
+    "nanochat": ("NanoChatConfig", LLAMA),
 }
 NAMED = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "phi3", "pythia", "gemma2", "gemma3", "gpt-neo", "opt")
 

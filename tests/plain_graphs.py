@@ -157,7 +157,7 @@ class Frozen:
                 given.append(x)
 
             def linear(out: Tensor, norm: nn.Module = norm, given: list[Tensor] = given, divisor=divisor) -> Tensor:
-                x = given.pop()
+                x = given.pop().reshape(-1, *self.embedded.shape[1:])
                 return (unscaled(norm, x) / divisor + norm.forward(torch.zeros_like(x))).reshape(out.shape)
 
             changes += [(norm, "in", note), (norm, "out", linear)]

@@ -126,6 +126,12 @@ def after_unembedding(model: TransformerBridge, logits: Float[Tensor, "... vocab
     return logits if transform is None else transform(logits)
 
 
+def output_factor(model: TransformerBridge) -> float:
+    """What the model multiplies its logits by at the end (Granite, Cohere); 1 if it does nothing, or caps them."""
+    one, two = after_unembedding(model, torch.tensor([1.0, 2.0], device=model.cfg.device)).tolist()
+    return one if abs(two - 2 * one) < 1e-6 * abs(one) else 1.0
+
+
 def _run(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], pre_hooks: list, fwd_hooks: Sequence = ()) -> None:
     """A pass that may end early (`Enough`), with functions called before some modules, and hooks."""
     handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in pre_hooks]

@@ -42,8 +42,8 @@ def try_out(model: TransformerBridge) -> Traits:
     with torch.no_grad():
         trial = _Trial(model, traits)
         errors = {"logits": trial.logits, "unembedding": trial.unembedding, "parts": trial.parts,
-                  "patterns": trial.patterns, "writes": trial.writes, "reads": trial.reads, "zero": trial.zero,
-                  "embedding": trial.embedding, "scores": trial.scores}
+                  "patterns": trial.patterns, "writes": trial.writes, "reads": trial.reads, "mlps": trial.mlps,
+                  "zero": trial.zero, "embedding": trial.embedding, "scores": trial.scores}
         for need, error in errors.items():
             if seen := _judged(error):
                 traits.lacks[need] = seen
@@ -178,6 +178,16 @@ class _Trial:
                     own = key_value_head(head, self.model.cfg.n_heads, values.shape[2])
                     found = normed @ weights[name.upper()] + weights[f"b_{name.upper()}"]
                     errors.append(relative_error(found, values[:, :, own]))
+        return max(errors)
+
+    def mlps(self) -> float:
+        errors = []
+        for layer in self.layers:
+            stream = self.clean.residuals[layer]
+            if not self.model.cfg.parallel_attn_mlp:
+                stream = stream + self.at(layer, "hook_attn_out")
+            errors.append(relative_error(self.at(layer, "ln2.hook_in"), stream))
+            errors.append(relative_error(self.at(layer, "mlp.hook_in"), normalize(self.model, stream)))
         return max(errors)
 
     def zero(self) -> float:
