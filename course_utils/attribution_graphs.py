@@ -88,8 +88,8 @@ class FrozenModel:
             self.errors.append(written - transcoder.write(self.features[-1], read))
         if (self.unembedded(centred(model, run.residuals[-1][0]) / self.scales[-1]) - self.logits).norm() > (
                 1e-3 * self.logits.norm()):
-            raise NotForThisModel(f"an attribution graph is not for this model ({model.cfg.model_name}): its logits are "
-                                  "capped, and so are not a sum of what its parts write")
+            raise NotForThisModel(f"an attribution graph is not for this model ({model.cfg.model_name}): its logits "
+                                  "are capped, and so are not a sum of what its parts write")
 
     def encode(self, layer: int, read: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_sae"]:
         """A layer's features; none at the first position."""

@@ -13,7 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.circuits import token_vectors
-from course_utils.passes import after_unembedding, check_unpadded, head_weights, hook_z, mlp_out, output_factor, output_scale, require
+from course_utils.passes import (
+    after_unembedding,
+    check_unpadded,
+    head_weights,
+    hook_z,
+    mlp_out,
+    output_factor,
+    output_scale,
+    require,
+)
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

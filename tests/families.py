@@ -128,7 +128,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral3": ("Ministral3Config", {**LLAMA, "head_dim": 8}),
     "openai-gpt": ("OpenAIGPTConfig", {**GPT2}),
     "jais2": ("Jais2Config", LLAMA),
-    "nanochat": ("NanoChatConfig", LLAMA),
 }
 NAMED = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "phi3", "pythia", "gemma2", "gemma3", "gpt-neo", "opt")
 

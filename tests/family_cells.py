@@ -279,8 +279,8 @@ PATHS = (((0, 1), ((1, 2), (2, 0)), "k", "mean"), ((0, 2), ((1, 0),), "q", "zero
     c.plain, c.tokens, SEQ_LEN, at[0], list(at[1]), at[2], at[3]).items()})
 def _(case):
     found = {at: path_patching(case.bridge, case.tokens, SEQ_LEN, at[0], at[1], into=at[2], kind=at[3]) for at in PATHS}
-    return {f"{at} {key}": torch.tensor(getattr(effect, key)) for at, effect in found.items()
-            for key in ("clean", "path", "total")}
+    return {f"{at} {key}": torch.tensor(value) for at, effect in found.items() for key, value in (
+        ("clean", effect.clean), ("by path", effect.path - effect.clean), ("in all", effect.total - effect.clean))}
 
 
 def _place(case: Case, point: str) -> tuple[paths.Place, paths.Autoencoder]:

@@ -127,7 +127,7 @@ def attributed(p: Plain, clean: Tensor, corrupted: Tensor, ways: tuple[float, ..
 
 
 def circuit(p: Plain, clean: Tensor, corrupted: Tensor, kept: Callable[[int, int], bool]) -> Tensor:
-    """Log-probabilities where receiver r reads of sender s what it writes in this pass if kept(r, s), else elsewhere."""
+    """Log-probabilities where receiver r reads of sender s what it writes here if kept(r, s), else elsewhere."""
     other, changes = written(p, corrupted), []
     for r, (where, senders) in enumerate(readers(p)):
         change = other - written(p, clean, *changes)

@@ -1,4 +1,4 @@
-"""Slow passes for transcoders and attribution graphs; see plain_passes.py. Of a transcoder only the weights are read."""
+"""Slow passes for transcoders and attribution graphs; see plain_passes.py. Of a transcoder they read the weights."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Patterns(TorchFunctionMode):
         out = function(*args, **(kwargs or {}))
         if function is torch.nn.functional.softmax and out.ndim > 2:
             pattern = self.left.pop(0)
-            return pattern.expand(out.numel() // pattern.numel(), *pattern.shape[1:]).reshape(out.shape)
+            return pattern.expand(out.numel() // pattern.numel(), *pattern.shape[1:]).reshape(out.shape).contiguous()
         return out
 
 
@@ -172,7 +172,7 @@ class Frozen:
 
         return self.run(write, self.embedded)[1].log_softmax(-1)
 
-    # --- the graph -----------------------------------------------------------------------------------------------------
+    # --- the graph ----------------------------------------------------------------------------------------------------
 
     def sources(self) -> list[tuple[int, int, Tensor]]:
         """(layer, position, what it writes): features, errors, embeddings (of layer -1)."""
@@ -230,6 +230,6 @@ class Frozen:
 
 def answered(logits: Tensor, answers: Answers) -> Tensor:
     """At the last position: a token's logit less the mean of all, or the difference of two, [row, answer]."""
-    last = logits[:, -1]
-    return torch.stack([last[:, each[0]] - last[:, each[1]] if isinstance(each, tuple) else last[:, each] - last.mean(-1)
+    last = logits[:, -1].T
+    return torch.stack([last[each[0]] - last[each[1]] if isinstance(each, tuple) else last[each] - last.mean(0)
                         for each in answers], -1)

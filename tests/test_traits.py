@@ -73,6 +73,8 @@ def functions(model):
                      lambda: heads.induction_scores_in_text(model, tokens)],
         "writes": [attribution, OV, K, compose],
         "reads": [path, OV, QK, K, compose, positional],
+        "own": [path, lambda: edges.graph_of(model),
+                lambda: path_patching.path_logits(model, tokens, (0, 0), [(1, 1)])],
         "mlps": [lambda: edges.graph_of(model), lambda: transcoders.mlp_inputs_and_outputs(model, 0, tokens),
                  lambda: transcoders.replaced_logits(model, {}, tokens),
                  lambda: attribution_graphs.run_features(model, {}, tokens, lambda layer, f: f),
@@ -121,7 +123,7 @@ def broken(model, name):
     return getattr(seen, name)()
 
 
-@pytest.mark.parametrize("name", [name for name in NEEDS if name not in ("unembedding", "zero")])
+@pytest.mark.parametrize("name", [name for name in NEEDS if name not in ("unembedding", "own", "zero")])
 def test_the_trial_sees_what_is_off_by_a_tenth(name):
     torch.manual_seed(0)
     assert broken(small_models.multi_head(), name) > 20 * trial.TOLERANCE
