@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from course_utils.house import NotForThisModel
-from course_utils.passes import CleanRun, centred, head_weights, mlp_out
+from course_utils.passes import CleanRun, centred, head_weights, mlp_out, output_factor, require_plain_blocks
 from course_utils.transcoders import Transcoder, check_blocks, mlp_in
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class FrozenModel:
         features: of each layer, [pos, d_sae], 0 at the first position.
         errors: of each layer, [pos, d_model]: what the MLP wrote less what the transcoder gives for what it read.
         logits: the model's own, [pos, vocab].
+        W_U, b_U: the unembedding, times what the model multiplies its logits by at the end.
     """
 
     @torch.no_grad()
@@ -57,7 +58,7 @@ class FrozenModel:
             ValueError: if there is not one transcoder for each layer, or the prompt is not two tokens or more.
             NotForThisModel: for blocks that are not the sum of heads and an MLP, each behind a norm of its own.
         """
-        check_blocks(model, "an attribution graph")
+        require_plain_blocks(model, "an attribution graph", "logits", "unembedding", "patterns", "zero")
         layers = range(model.cfg.n_layers)
         if sorted(transcoders) != list(layers) or any(each.d_in != model.cfg.d_model for each in transcoders.values()):
             raise ValueError(f"an attribution graph needs a transcoder of width {model.cfg.d_model} for each layer, "
@@ -73,6 +74,7 @@ class FrozenModel:
         self.patterns = [run.activations[name][0] for name in patterns]             # [head, query, key]
         heads = [[head_weights(model, layer, head) for head in range(model.cfg.n_heads)] for layer in layers]
         self.heads = [{name: torch.stack([head[name] for head in each]) for name in each[0]} for each in heads]
+        self.W_U, self.b_U = (output_factor(model) * each for each in (model.W_U, model.b_U))
         self.scales = [_scale(model, residual[0]) for residual in run.residuals]    # before attention, unembedding
         self.mlp_scales, self.features, self.errors = [], [], []
         for layer, transcoder in sorted(transcoders.items()):
@@ -84,6 +86,10 @@ class FrozenModel:
                                       f"{layer} does not read the norm of the stream, without weights of its own")
             self.features.append(self.encode(layer, read))
             self.errors.append(written - transcoder.write(self.features[-1], read))
+        if (self.unembedded(centred(model, run.residuals[-1][0]) / self.scales[-1]) - self.logits).norm() > (
+                1e-3 * self.logits.norm()):
+            raise NotForThisModel(f"an attribution graph is not for this model ({model.cfg.model_name}): its logits "
+                                  "are capped, and so are not a sum of what its parts write")
 
     def encode(self, layer: int, read: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_sae"]:
         """A layer's features; none at the first position."""
@@ -114,7 +120,11 @@ class FrozenModel:
             error = self.errors[layer] if errors else self.at_first(layer)
             return self.transcoders[layer].write(self.encode(layer, read), read) + error
 
-        return self.reads(self.embedded, write)[-1] @ self.model.W_U + self.model.b_U
+        return self.unembedded(self.reads(self.embedded, write)[-1])
+
+    def unembedded(self, read: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos vocab"]:
+        """Logits of what the unembedding reads."""
+        return read @ self.W_U + self.b_U
 
     def at_first(self, layer: int) -> Float[Tensor, "pos d_model"]:
         """A layer's errors at the first position, where they are all that the MLP writes; 0 at the others."""
@@ -155,7 +165,8 @@ class AttributionGraph:
         nodes: features, errors, embeddings, logits, in this order; none but embeddings at the first position.
         edges: [target, source], what the source adds to the target: to a feature's pre-activation, or to a logit.
         values: a feature's activation, a logit's value (both in their own units), the norm of an error or embedding.
-        constants: what no node adds: biases, on all ways, and what the MLPs write at the first position.
+        constants: what no node adds: biases, on all ways, and what the MLPs write at the first position (but for what
+            goes there along a skip connection).
         written: [node, d_model], what a node adds to the residual stream; 0 for logits.
         weights: of each node in what is to be explained: a token's probability, 1 for a difference, 0 if not a logit.
         tokens: [pos]; answers: what the logits are.
@@ -225,8 +236,8 @@ def attribution_graph(
     nodes += [Node("logit", n_layers, len(tokens) - 1, i) for i in range(len(answers))]
     written += [others, others.new_zeros(len(answers), model.cfg.d_model)]
     values += [others.norm(dim=-1), answer_values(frozen.logits[-1], answers)]
-    directions += [torch.zeros_like(others), answer_values(model.W_U, answers).T]
-    biases += [torch.zeros_like(values[-2]), answer_values(model.b_U, answers)]
+    directions += [torch.zeros_like(others), answer_values(frozen.W_U, answers).T]
+    biases += [torch.zeros_like(values[-2]), answer_values(frozen.b_U, answers)]
     each_written = torch.cat(written)                                           # [node, d_model]
     edges, constants = _direct_effects(frozen, nodes, each_written, torch.cat(directions), torch.cat(biases))
     weights = torch.zeros_like(constants)

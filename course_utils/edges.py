@@ -67,7 +67,7 @@ def graph_of(model: TransformerBridge) -> Graph:
     Raises:
         NotForThisModel: for other blocks: one norm for both, or outputs that are normed before they are added.
     """
-    require_plain_blocks(model, "a graph of edges", "logits", "parts", "reads", "writes")
+    require_plain_blocks(model, "a graph of edges", "logits", "own")
     senders, receivers = ["embed"], []
     for layer, block in enumerate(model.blocks):
         before = len(senders)

@@ -13,7 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.circuits import token_vectors
-from course_utils.passes import after_unembedding, check_unpadded, head_weights, hook_z, mlp_out, output_scale, require
+from course_utils.passes import (
+    after_unembedding,
+    check_unpadded,
+    head_weights,
+    hook_z,
+    mlp_out,
+    output_factor,
+    output_scale,
+    require,
+)
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -67,17 +76,11 @@ def direct_logit_attribution(
             parts[f"attn {layer} bias"] = weights[0]["b_O"].expand_as(parts["embed"]) / scale
         if mlp_out(layer) in cache:
             parts[f"mlp {layer}"] = cache[mlp_out(layer)]
-    scale, W_U, factor = cache["ln_final.hook_scale"], model.W_U, _factor_after_unembedding(model)
+    scale, W_U, factor = cache["ln_final.hook_scale"], model.W_U, output_factor(model)
     added = {part: factor * logit_contributions(output, scale, W_U, tokens) for part, output in parts.items()}
     return added | {"unembed bias": factor * model.b_U[tokens[:, 1:]]}
 
 
 def capped(model: TransformerBridge, total: Float[Tensor, "*position"]) -> Float[Tensor, "*position"]:
     """The logits, from the sum of the parts: that sum, or softly capped where the model does so at the end."""
-    return after_unembedding(model, total / _factor_after_unembedding(model))
-
-
-def _factor_after_unembedding(model: TransformerBridge) -> float:
-    """What the model multiplies its logits by at the end (Granite, Cohere); 1 if it does nothing, or caps them."""
-    one, two = after_unembedding(model, torch.tensor([1.0, 2.0], device=model.cfg.device)).tolist()
-    return one if abs(two - 2 * one) < 1e-6 * abs(one) else 1.0
+    return after_unembedding(model, total / output_factor(model))

@@ -73,7 +73,7 @@ def path_patching(
     check_paths(model, sender, receivers, into)
     check_kind(kind, len(tokens))
     check_zero(model, kind)
-    require(model, "path patching", "logits", "parts", "reads")
+    require(model, "path patching", "logits", "parts", "reads", *(["own"] if set(into) & set("qk") else []))
     layer, head = sender
     first = min(layer for layer, _ in receivers)
     clean = CleanRun(model, tokens, [hook_z(layer)])
@@ -112,7 +112,7 @@ def path_logits(
     Raises ValueError as `path_patching` does, but the tokens need not be two copies.
     """
     check_paths(model, sender, receivers, into)
-    require(model, "path patching", "parts", "reads")
+    require(model, "path patching", "parts", "reads", *(["own"] if set(into) & set("qk") else []))
     layer, head = sender
     clean = CleanRun(model, tokens, [hook_z(layer)])
     ablated = [(hook_z(layer), replace_head(head, ablate(clean.activations[hook_z(layer)][:, :, head], "mean")))]

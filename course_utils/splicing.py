@@ -99,7 +99,7 @@ def log_probs_reading(
     """
     check_repeated(tokens, seq_len)
     check_into(into)
-    used = [need for need, names in (("scores", "qk"), ("patterns", "v")) if set(into) & set(names)]
+    used = [need for need, names in (("own", "qk"), ("patterns", "v")) if set(into) & set(names)]
     require(model, "reading a stream through single heads", "reads", *used)
     site = residual_site(model, sae)
     if too_low := [f"{layer}.{head}" for layer, head in heads if layer < site.enters]:

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from course_utils.house import WEIGHTS
-from course_utils.passes import CleanRun, checked_mask, mlp_out, require_plain_blocks
+from course_utils.passes import CleanRun, checked_mask, mlp_out, require
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_formats import read_transcoder
 from course_utils.sae_training import TrainingConfig, fit
@@ -88,8 +88,11 @@ def mlp_in(layer: int) -> str:
 
 
 def check_blocks(model: TransformerBridge, what: str) -> None:
-    """Raise NotForThisModel unless each MLP reads a norm of its own and adds what it writes to the stream as it is."""
-    require_plain_blocks(model, what, "logits", "unembedding", "parts", "patterns", "writes", "reads", "zero")
+    """Raise NotForThisModel unless each MLP reads the stream through a norm of its own, and adds to it what it writes.
+
+    Where a norm follows the MLP (Gemma 2), it counts as a part of it: what it gives is what is written.
+    """
+    require(model, what, "parts", "mlps")
 
 
 @torch.no_grad()

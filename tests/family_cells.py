@@ -7,13 +7,29 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import families
+import plain_edges
+import plain_graphs
 import plain_passes as slow
 import plain_paths as paths
 import torch
 from plain_model import OnlyRefusal, Plain
 from torch import Tensor
 
-from course_utils import ablation, baselines, circuits, faithfulness, heads, repeated_tokens, splicing, text
+from course_utils import (
+    ablation,
+    attribution_graphs,
+    baselines,
+    circuits,
+    edges,
+    faithfulness,
+    heads,
+    pairs,
+    probes,
+    repeated_tokens,
+    splicing,
+    text,
+    transcoders,
+)
 from course_utils.house import NotForThisModel
 from course_utils.logit_attribution import direct_logit_attribution
 from course_utils.passes import clean_run, sites
@@ -81,12 +97,12 @@ def _(case):
     return {"tokens": text.own_text(case.bridge, 4, 8, seed=0).float()}
 
 
-def _written(plain, n, length):
+def _written(plain, n, length, seed=0):
     """Each token where the summed probabilities reach a random number, every step from a pass over all before it.
 
     Token 0 ends texts, and pads: no row begins or ends with it. (BOS is token 0 too, so inside it is a text's end.)
     """
-    chance = torch.rand(n, length - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    chance = torch.rand(n, length - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     tokens = torch.zeros(n, 1, dtype=torch.long)
     for place, reach in enumerate(chance.T, 1):
         p = plain.run(tokens).logits[:, -1].double().softmax(-1)
@@ -263,8 +279,8 @@ PATHS = (((0, 1), ((1, 2), (2, 0)), "k", "mean"), ((0, 2), ((1, 0),), "q", "zero
     c.plain, c.tokens, SEQ_LEN, at[0], list(at[1]), at[2], at[3]).items()})
 def _(case):
     found = {at: path_patching(case.bridge, case.tokens, SEQ_LEN, at[0], at[1], into=at[2], kind=at[3]) for at in PATHS}
-    return {f"{at} {key}": torch.tensor(getattr(effect, key)) for at, effect in found.items()
-            for key in ("clean", "path", "total")}
+    return {f"{at} {key}": torch.tensor(value) for at, effect in found.items() for key, value in (
+        ("clean", effect.clean), ("by path", effect.path - effect.clean), ("in all", effect.total - effect.clean))}
 
 
 def _place(case: Case, point: str) -> tuple[paths.Place, paths.Autoencoder]:
@@ -343,6 +359,181 @@ def _(case):
     sae = _place(case, "1 hook_resid_pre")[1]
     return each(("q", "k", "v"), lambda c, into: splicing.log_probs_reading(
         c.bridge, sae, c.tokens, SEQ_LEN, READERS, into))(case)
+
+
+# --- pairs of texts, edges, directions -------------------------------------------------------------------------------
+
+
+@cell("own_pairs", lambda c: _pairs(c.plain, 3, 8))
+def _(case):
+    return {name: tokens.float() for name, tokens in vars(pairs.own_pairs(case.bridge, 3, 8, seed=0)).items()}
+
+
+def _pairs(plain, n, length):
+    """Another text's token in the middle (where it is the same, the one before), and whom that harms and helps most."""
+    clean, middle = _written(plain, n, length), length // 2
+    corrupted, other = clean.clone(), _written(plain, n, length, seed=1)[:, middle]
+    corrupted[:, middle] = torch.where(other == clean[:, middle], clean[:, middle - 1], other)
+    before, after = (plain.log_probs(tokens.long())[:, -1].exp() for tokens in (clean, corrupted))
+    return {"clean": clean, "corrupted": corrupted, "right": (before - after).argmax(-1).float(),
+            "wrong": (after - before).argmax(-1).float()}
+
+
+def _two(case):
+    """Two short texts, and the same with another token at one place."""
+    clean = case.tokens[:2, :6]
+    corrupted = clean.clone()
+    corrupted[:, 3] = clean[:, 3] % (families.VOCAB - 1) + 1
+    return clean, corrupted
+
+
+def _answer(logits):
+    return logits[:, -1, 4] - logits[:, -1, 9]
+
+
+@cell("exact_scores", lambda c: {"": plain_edges.exact(c.plain, *_two(c))})
+def _(case):
+    return {"": edges.exact_scores(case.bridge, *_two(case), _answer)}
+
+
+@cell("attribution_scores", lambda c: {"": plain_edges.attributed(c.plain, *_two(c), (0.0,))})
+def _(case):
+    return {"": edges.attribution_scores(case.bridge, *_two(case), _answer)}
+
+
+@cell("attribution_scores(steps)", lambda c: {"": plain_edges.attributed(c.plain, *_two(c), (0.25, 0.75))})
+def _(case):
+    return {"": edges.attribution_scores(case.bridge, *_two(case), _answer, steps=2)}
+
+
+def _in_circuit(receiver, sender):
+    return (3 * receiver + sender) % 5 > 1
+
+
+@cell("run_circuit", lambda c: {"": plain_edges.circuit(c.plain, *_two(c), _in_circuit)})
+def _(case):
+    mask = edges.graph_of(case.bridge).edges
+    rows, columns = (torch.arange(n) for n in mask.shape)
+    mask &= _in_circuit(rows[:, None], columns)
+    return {"": edges.run_circuit(case.bridge, *_two(case), mask).log_softmax(-1)}
+
+
+MOVED = ((1, "in", "blocks.1.hook_resid_pre"), (1, "out", "blocks.1.hook_resid_post"))
+
+
+def _direction(case):
+    """Without a mean: a LayerNorm's stream has one or not, depending on how it is wrapped."""
+    direction = case.change[0, 0]
+    return direction - direction.mean()
+
+
+def _moved(case, move):
+    """Log-probabilities at the last position with a hook of the course."""
+    return {hook_name: probes.hooked_logits(case.bridge, case.tokens, hook_name, move).log_softmax(-1)
+            for *_, hook_name in MOVED}
+
+
+def _plainly_moved(change):
+    """The same, by change(a vector of the stream, the direction of length 1)."""
+    def slowly(case):
+        unit = _direction(case) / _direction(case).norm()
+        return {hook_name: plain_edges.moved(case.plain, case.tokens, *place, lambda x: change(x, unit))
+                for *place, hook_name in MOVED}
+
+    return slowly
+
+
+@cell("steering", _plainly_moved(lambda x, unit: x + 3 * unit))
+def _(case):
+    return _moved(case, probes.steering(_direction(case), 3.0, start=2))
+
+
+@cell("setting", _plainly_moved(lambda x, unit: x - (x @ unit) * unit + 1.5 * unit))
+def _(case):
+    return _moved(case, probes.setting(_direction(case), 1.5, start=2))
+
+
+# --- transcoders, attribution graphs ---------------------------------------------------------------------------------
+
+D_SAE, ANSWERS, FACTOR = 8, [3, (4, 9)], 0.5
+
+
+def _transcoders(case):
+    """{layer: random weights}. What they write has no mean, as what a LayerNorm's model writes once it is wrapped."""
+    found = {}
+    for layer in range(case.plain.n_layers):
+        found[layer] = transcoders.Transcoder(case.plain.d_model, D_SAE, skip=True).requires_grad_(False)
+        rng = torch.Generator().manual_seed(layer)
+        for name, weight in found[layer].named_parameters():
+            weight.copy_(torch.randn(weight.shape, generator=rng) / 3)
+            if name != "b_enc":
+                axis = 0 if name in ("W_enc", "W_skip") else -1                     # W_skip's rows are what is written
+                weight -= weight.mean(axis, keepdim=True)
+    return found
+
+
+def _prompt(case):
+    return case.tokens[:1, :6]
+
+
+@cell("mlp_inputs_and_outputs", lambda c: {f"{layer} {name}": of(c.plain, c.tokens, layer)[:, 1:].flatten(0, 1)
+      for layer in range(c.plain.n_layers)
+      for name, of in (("in", plain_graphs.mlp_read), ("out", plain_graphs.mlp_written))})
+def _(case):
+    found = {layer: transcoders.mlp_inputs_and_outputs(case.bridge, layer, case.tokens, batch_size=2)
+             for layer in range(case.plain.n_layers)}
+    return {f"{layer} {name}": case.plain.centred(x) for layer, both in found.items() for name, x in zip(
+        ("in", "out"), both)}
+
+
+SOME = ([1], [0, 1, 2])
+
+
+@cell("replaced_logits", each(tuple(map(tuple, SOME)), lambda c, some: plain_graphs.replaced(
+    c.plain, c.tokens, {layer: _transcoders(c)[layer] for layer in some})))
+def _(case):
+    return each(tuple(map(tuple, SOME)), lambda c, some: transcoders.replaced_logits(
+        c.bridge, {layer: _transcoders(c)[layer] for layer in some}, c.tokens).log_softmax(-1))(case)
+
+
+@cell("FrozenModel", each((True, False), lambda c, errors: plain_graphs.Frozen(
+    c.plain, _prompt(c), _transcoders(c)).replacement(errors)[0]))
+def _(case):
+    frozen = attribution_graphs.FrozenModel(case.bridge, _transcoders(case), _prompt(case)[0])
+    return each((True, False), lambda c, errors: frozen.replaced_logits(errors).log_softmax(-1))(case)
+
+
+@cell("attribution_graph", lambda c: plain_graphs.Frozen(c.plain, _prompt(c), _transcoders(c)).graph(ANSWERS))
+def _(case):
+    graph = attribution_graphs.attribution_graph(case.bridge, _transcoders(case), _prompt(case)[0], ANSWERS)
+    logits = graph.of_kind("logit")
+    targets = graph.of_kind("feature") | logits
+    return {"values": graph.values[targets], "edges": graph.edges[targets][:, ~logits],
+            "constants": graph.constants[targets]}
+
+
+CHANGED = [0, 5, 12, -8]                # nodes: features, and an error (the last before the embeddings)
+
+
+@cell("interventions", lambda c: plain_graphs.Frozen(c.plain, _prompt(c), _transcoders(c)).interventions(
+    ANSWERS, CHANGED, FACTOR))
+def _(case):
+    graph = attribution_graphs.attribution_graph(case.bridge, _transcoders(case), _prompt(case)[0], ANSWERS)
+    which = [i if i >= 0 else i + len(graph.nodes) - len(ANSWERS) for i in CHANGED]
+    predicted, measured = attribution_graphs.interventions(case.bridge, graph, which, FACTOR)
+    return {"predicted": predicted.float(), "measured": measured}
+
+
+def _changed(layer, features):
+    features = features.clone()
+    features[..., 3] += 0.7
+    return features * (0.5 + layer)
+
+
+@cell("run_features", lambda c: {"": plain_graphs.with_features(c.plain, c.tokens, _transcoders(c), _changed)})
+def _(case):
+    return {"": attribution_graphs.run_features(
+        case.bridge, _transcoders(case), case.tokens, _changed).log_softmax(-1)}
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------

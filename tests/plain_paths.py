@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @lru_cache
 def columns(p: Plain, layer: int) -> dict[tuple[str, int], tuple[nn.Module, list[int]]]:
-    """{("q", head): (module, its output's columns that are this head's queries), …}, found by nudging each column."""
+    """{("q", head): (module, its output's columns that are this head's queries), …}, found column by column."""
     attention, found = p.attention[layer], {}
     for module in attention.modules():
         wide = is_norm(module) and any(len(weight) > p.d_head for weight in module.parameters())    # over all heads
@@ -32,17 +32,17 @@ def columns(p: Plain, layer: int) -> dict[tuple[str, int], tuple[nn.Module, list
 
 
 def _moved(p: Plain, layer: int, module: nn.Module, width: int, where: int, side: str) -> Tensor:
-    """Whether adding 1 to a column of a module's output, at one of two positions, moves each head."""
-    nudge = torch.cat([torch.zeros(1, width), torch.eye(width)])                            # the first: as it was
+    """Whether a column of a module's output that alone is not 0, at one of two positions, moves each head."""
+    nudge = torch.cat([torch.zeros(1, width), 0.5 * torch.eye(width)])                      # the first: nothing
     tokens = torch.zeros(len(nudge), 2, dtype=torch.long)
     x = torch.randn(1, 2, p.d_model, generator=torch.Generator().manual_seed(1)).repeat(len(nudge), 1, 1)
 
-    def add(out: Tensor) -> Tensor:
+    def alone(out: Tensor) -> Tensor:
         out = out.clone()
-        out[:, where] += nudge
+        out[:, where] = nudge
         return out
 
-    changes = (p.attention[layer], "in", lambda _: x), (module, "out", add)
+    changes = (p.attention[layer], "in", lambda _: x), (module, "out", alone)
     if side == "z":
         values = p.z(tokens, layer, *changes)[:, 0]                                     # position 0 sees itself alone
     else:
@@ -83,8 +83,9 @@ def path_patching(
     frozen = put(p.mlp_writer[layer][-1], "out", mlp)
     change = p.value_of(tokens, p.layers[layer], "out", ablated, frozen) - streams[layer + 1]
     patches = readings(p, tokens, receivers, into, {later: streams[later] + change for later, _ in receivers})
-    return {"clean": p.loss(tokens, start=n), "path": p.loss(tokens, *patches, start=n),
-            "total": p.loss(tokens, ablated, start=n)}
+    clean = p.loss(tokens, start=n)
+    return {"clean": clean, "by path": p.loss(tokens, *patches, start=n) - clean,
+            "in all": p.loss(tokens, ablated, start=n) - clean}
 
 
 # --- autoencoders -----------------------------------------------------------------------------------------------------

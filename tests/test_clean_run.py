@@ -1,5 +1,6 @@
 """Clean runs: whatever continues from one equals a full pass, and the run itself is never changed."""
 
+import families
 import pytest
 import small_models
 import torch
@@ -56,6 +57,16 @@ def test_continuing_equals_a_full_pass_with_the_same_edit(model, start, times):
                 return torch.cat([value[:, :start], value[:, start:] + edit], dim=1)
             full = model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.hook_resid_pre", put)])
             torch.testing.assert_close(got, full[:, start:], atol=2e-4, rtol=1e-4)
+
+
+def test_one_text_is_continued_with_several_rows():
+    """XGLM wants an attention mask for each row."""
+    model = families.family("xglm").bridge
+    tokens = repeated(model, N, batch=1)
+    clean = CleanRun(model, tokens)
+    rows = clean.residuals[1] + noise(clean.residuals[1].repeat(3, 1, 1))
+    for row, got in zip(rows, clean.logits(clean.continue_from(1, rows))):
+        close(got, model.run_with_hooks(tokens, fwd_hooks=[(resid_pre(1), lambda x, hook: row[None])])[0].detach())
 
 
 def test_residuals_are_those_of_the_cache_and_the_last_gives_the_logits(model):

@@ -266,6 +266,7 @@ CASES = {
         i.clean.residuals, i.clean_z.activations, i.clean_z.continue_from(2, i.clean_z.residuals[2][:, 3:], start=3),
         (run := clean_run.CleanRun(i.rotary, i.rotary_text)).continue_from(1, run.residuals[1][:, 2:], start=2),
         run.logits(run.residuals[2])),
+    "resumed.output_factor": lambda i: resumed.output_factor(i.model),
     "resumed.after_unembedding": lambda i: resumed.after_unembedding(i.model, i.logits),
     "resumed.read_activation": lambda i: resumed.read_activation(i.model, i.text, "blocks.1.hook_mlp_out"),
     "dashboards.quantile_places": lambda i: dashboards.quantile_places(i.x[0], (0.5, 0.2)),

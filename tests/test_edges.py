@@ -80,6 +80,11 @@ def test_every_edge_is_what_full_passes_with_plain_hooks_give(model):
     check_edges(model)
 
 
+@pytest.mark.slow
+def test_every_kind_of_edge_in_tiny():
+    check_edges(small_models.tiny(), every=23)
+
+
 @torch.no_grad()
 def check_edges(model, every: int = 3, at_least: float = 0.1):
     """Every third edge (or so) by hand: all kinds are among them."""

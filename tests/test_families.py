@@ -7,7 +7,7 @@ from family_cells import CELLS, Case, judge
 FEW = ("llama-biased", "pythia", "gemma2")
 QUICK = ("load", "CleanRun.continue_from", "mlp_ablation_scores", "direct_logit_attribution",
          "full_QK_circuit(distance)", "full_OV_circuit", "effective_embedding", "score_by_distance", "path_patching",
-         "evaluate_sae(mlp_out)")
+         "evaluate_sae(mlp_out)", "attribution_scores", "run_circuit", "setting", "attribution_graph", "run_features")
 
 
 def bad_cells(name: str, functions) -> dict[str, str]:

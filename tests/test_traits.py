@@ -7,7 +7,7 @@ import pytest
 import small_models
 import torch
 
-from course_utils import ablation, circuits, exercises, heads, path_patching
+from course_utils import ablation, attribution_graphs, circuits, edges, exercises, heads, path_patching, transcoders
 from course_utils.__main__ import main
 from course_utils.house import NotForThisModel
 from course_utils.logit_attribution import direct_logit_attribution
@@ -73,6 +73,12 @@ def functions(model):
                      lambda: heads.induction_scores_in_text(model, tokens)],
         "writes": [attribution, OV, K, compose],
         "reads": [path, OV, QK, K, compose, positional],
+        "own": [path, lambda: edges.graph_of(model),
+                lambda: path_patching.path_logits(model, tokens, (0, 0), [(1, 1)])],
+        "mlps": [lambda: edges.graph_of(model), lambda: transcoders.mlp_inputs_and_outputs(model, 0, tokens),
+                 lambda: transcoders.replaced_logits(model, {}, tokens),
+                 lambda: attribution_graphs.run_features(model, {}, tokens, lambda layer, f: f),
+                 lambda: attribution_graphs.FrozenModel(model, {}, tokens[0])],
         "zero": [lambda: ablation.head_ablation_scores(model, tokens, "zero"),
                  lambda: sites.Site(model, "blocks.0.attn.hook_z"),
                  lambda: ablation.head_attribution_scores(model, tokens, "zero", seq_len=SEQ_LEN),
@@ -110,13 +116,14 @@ def broken(model, name):
         residuals[changed] = residuals[changed] + 0.1 * torch.randn_like(residuals[changed])
         seen.wanted = model(seen.tokens)
     hook = {"parts": "hook_mlp_out", "patterns": "attn.hook_z", "writes": "attn.hook_z", "reads": "attn.hook_k",
+            "mlps": "ln2.hook_in",
             "scores": "attn.hook_q"}.get(name)
     if hook:
         seen.cache[f"blocks.1.{hook}"] = seen.at(1, hook) + 0.1 * torch.randn_like(seen.at(1, hook))
     return getattr(seen, name)()
 
 
-@pytest.mark.parametrize("name", [name for name in NEEDS if name not in ("unembedding", "zero")])
+@pytest.mark.parametrize("name", [name for name in NEEDS if name not in ("unembedding", "own", "zero")])
 def test_the_trial_sees_what_is_off_by_a_tenth(name):
     torch.manual_seed(0)
     assert broken(small_models.multi_head(), name) > 20 * trial.TOLERANCE

@@ -474,11 +474,15 @@ def test_what_does_not_fit_is_refused_in_words(monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(NotForThisModel, match="MLP 0 does not read the norm"):
         patch.setattr(model.cfg, "eps", 9.0)
         attribution_graph(model, transcoders, tokens)
-    for family in ("gemma2", "falcon"):
-        with pytest.raises(NotForThisModel, match="is not for this model"):
-            attribution_graph(families.family(family).bridge, transcoders, tokens)
-        with pytest.raises(NotForThisModel, match="a transcoder is not for this model"):
-            mlp_inputs_and_outputs(families.family(family).bridge, 0, tokens[None])
+    with monkeypatch.context() as patch, pytest.raises(NotForThisModel, match="its logits are capped"):
+        patch.setattr(model.adapter, "apply_output_logits_transform", lambda logits: 3 * (logits / 3).tanh())
+        attribution_graph(model, transcoders, tokens)
+    with pytest.raises(NotForThisModel, match="a norm stands between them and the stream"):
+        attribution_graph(families.family("gemma2").bridge, transcoders, tokens)
+    for name, ask in (("an attribution graph", lambda model: attribution_graph(model, transcoders, tokens)),
+                      ("a transcoder", lambda model: mlp_inputs_and_outputs(model, 0, tokens[None]))):
+        with pytest.raises(NotForThisModel, match=f"^{name} is not for this model .* needs MLPs that read norm"):
+            ask(families.family("falcon").bridge)
 
 
 # --- what is shipped --------------------------------------------------------------------------------------------------

@@ -20,6 +20,9 @@ NEEDS = {
     "patterns": "attention patterns that say what each head gathers: z = pattern times values",
     "writes": "heads that write z W_O, each by itself (up to the scale of a norm that follows)",
     "reads": "heads that read norm(x) W + b, with the norm's weights folded into W",
+    "own": "queries that each head has to itself, without a norm over those of all heads together",
+    "mlps": "MLPs that read norm(x) of the stream (with what the attention of their block wrote, or without), each "
+            "through a norm of its own whose weights are folded into the MLP's",
     "zero": "values without a bias of their own (it is moved to the attention's), so that a head that is zero adds "
             "nothing",
     "embedding": "a residual stream that begins as W_E (times a constant), plus a vector for the position",

@@ -91,7 +91,7 @@ class ResumedPass:
 
     def _through_blocks(self, layer: int, residual: Residual, start: int, stop: int | None, times: int) -> Residual:
         for block, arguments in zip(self.model.blocks[layer:stop], self._block_arguments[layer:stop]):
-            out = block(residual, **_later(arguments, start, times))
+            out = block(residual, **_later(arguments, start, times, len(self.tokens)))
             residual = out[0] if isinstance(out, tuple) else out
         return residual
 
@@ -124,6 +124,12 @@ def after_unembedding(model: TransformerBridge, logits: Float[Tensor, "... vocab
     """What some models do to their logits at the end: a soft cap, or a scale."""
     transform = getattr(getattr(model, "adapter", None), "apply_output_logits_transform", None)
     return logits if transform is None else transform(logits)
+
+
+def output_factor(model: TransformerBridge) -> float:
+    """What the model multiplies its logits by at the end (Granite, Cohere); 1 if it does nothing, or caps them."""
+    one, two = after_unembedding(model, torch.tensor([1.0, 2.0], device=model.cfg.device)).tolist()
+    return one if abs(two - 2 * one) < 1e-6 * abs(one) else 1.0
 
 
 def _run(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], pre_hooks: list, fwd_hooks: Sequence = ()) -> None:
@@ -171,21 +177,22 @@ class _KeysValues:
         return keys, values
 
 
-def _later(arguments: dict[str, Any], start: int, times: int) -> dict[str, Any]:
-    """A block's arguments for positions `start` … last, for `times` copies of the batch."""
+def _later(arguments: dict[str, Any], start: int, times: int, batch: int) -> dict[str, Any]:
+    """A block's arguments for positions `start` … last, for `times` copies of a batch of so many texts."""
 
-    def cut(value: Tensor, dim: int) -> Tensor:
+    def cut(value: Tensor, dim: int, shared: bool) -> Tensor:               # shared: one row for all texts
         value = value.narrow(dim, start, value.shape[dim] - start)
-        return value if len(value) == 1 else value.repeat(times, *[1] * (value.ndim - 1))
+        return value if shared else value.repeat(times, *[1] * (value.ndim - 1))
 
     later = {name: _KeysValues(value.seen, start) if isinstance(value, _KeysValues) else value
              for name, value in arguments.items()}
     if (mask := arguments.get("attention_mask")) is not None:
-        later["attention_mask"] = cut(mask, 2)                              # [batch, 1, query, key]
+        shared = len(mask) == 1 < batch                 # some models want a row for each text, be it one
+        later["attention_mask"] = cut(mask, 2, shared)                      # [batch, 1, query, key]
     if (rotary := arguments.get("position_embeddings")) is not None:
-        later["position_embeddings"] = tuple(cut(each, 1) for each in rotary)       # cos and sin: [1, pos, d_head]
+        later["position_embeddings"] = tuple(cut(each, 1, len(each) == 1) for each in rotary)   # two [1, pos, d_head]
     if (ids := arguments.get("position_ids")) is not None:
-        later["position_ids"] = cut(ids, 1)                                 # [1, pos]
+        later["position_ids"] = cut(ids, 1, len(ids) == 1)                                 # [1, pos]
     if (alibi := arguments.get("alibi")) is not None:
         later["alibi"] = alibi.repeat(times, *[1] * (alibi.ndim - 1))       # [batch * head, 1, key]
     return later

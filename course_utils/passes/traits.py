@@ -46,7 +46,7 @@ def require_plain_blocks(model: TransformerBridge, what: str, *needs: str) -> No
     Raises:
         NotForThisModel: for other blocks, too: one norm for both, or outputs that are normed before they are added.
     """
-    traits = require(model, what, *needs)
-    if not traits.plain or not all(hasattr(block, "ln2") and hasattr(block, "mlp") for block in model.blocks):
+    require(model, what, *needs, "parts", "writes", "reads", "mlps")
+    if any(hasattr(block, norm) for block in model.blocks for norm in ("ln1_post", "ln2_post")):
         raise NotForThisModel(f"{what} is not for this model ({model.cfg.model_name}): it needs blocks that add what "
-                              "heads and MLP write as it is, each read through a norm of its own")
+                              "heads and MLP write as it is, and here a norm stands between them and the stream")

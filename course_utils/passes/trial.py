@@ -26,7 +26,7 @@ from course_utils.passes.parts import (
     output_scale,
 )
 from course_utils.passes.record import Traits, Turn
-from course_utils.passes.resumed import ResumedPass
+from course_utils.passes.resumed import ResumedPass, read_activation
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -42,8 +42,8 @@ def try_out(model: TransformerBridge) -> Traits:
     with torch.no_grad():
         trial = _Trial(model, traits)
         errors = {"logits": trial.logits, "unembedding": trial.unembedding, "parts": trial.parts,
-                  "patterns": trial.patterns, "writes": trial.writes, "reads": trial.reads, "zero": trial.zero,
-                  "embedding": trial.embedding, "scores": trial.scores}
+                  "patterns": trial.patterns, "writes": trial.writes, "reads": trial.reads, "own": trial.own,
+                  "mlps": trial.mlps, "zero": trial.zero, "embedding": trial.embedding, "scores": trial.scores}
         for need, error in errors.items():
             if seen := _judged(error):
                 traits.lacks[need] = seen
@@ -178,6 +178,32 @@ class _Trial:
                     own = key_value_head(head, self.model.cfg.n_heads, values.shape[2])
                     found = normed @ weights[name.upper()] + weights[f"b_{name.upper()}"]
                     errors.append(relative_error(found, values[:, :, own]))
+        return max(errors)
+
+    def own(self) -> float:
+        """Whether the other heads' patterns stay where the first head has another text's queries, thrice as large."""
+        errors = [0.0]
+        for layer in self.layers:
+            if not hasattr(self.model.blocks[layer].attn, "q_norm"):
+                continue
+
+            def change(q: Float[Tensor, "batch pos head d_head"], hook) -> Tensor:
+                return torch.cat([3 * q.flip(0)[:, :, :1], q[:, :, 1:]], dim=2)
+
+            name = f"blocks.{layer}.attn.hook_"
+            with self.model.hooks(fwd_hooks=[(f"{name}q", change)]):
+                pattern = read_activation(self.model, self.tokens, f"{name}pattern")
+            errors.append(relative_error(pattern[:, 1:], self.at(layer, "attn.hook_pattern")[:, 1:]))
+        return max(errors)
+
+    def mlps(self) -> float:
+        errors = []
+        for layer in self.layers:
+            stream = self.clean.residuals[layer]
+            if not self.model.cfg.parallel_attn_mlp:
+                stream = stream + self.at(layer, "hook_attn_out")
+            errors.append(relative_error(self.at(layer, "ln2.hook_in"), stream))
+            errors.append(relative_error(self.at(layer, "mlp.hook_in"), normalize(self.model, stream)))
         return max(errors)
 
     def zero(self) -> float:
