@@ -488,7 +488,8 @@ def silence(latent, texts=test_tokens[:32], draws=10):
     directions = {"own": own[None], "random": torch.randn(draws, len(own), generator=rng).to(own),
                   "others": sae.W_dec[torch.randperm(sae.d_sae, generator=rng)[:draws]].to(own)}
     log_p, on = model(texts).log_softmax(-1), amount[..., 0] > 0
-    found = {"token": model.tokenizer.decode([int((own @ model.W_U).argmax())])}
+    promoted = int((own @ model.W_U).argmax())
+    found = {"token": model.tokenizer.decode([promoted]), "p": log_p[..., promoted][on].exp()}
     for name, rows in directions.items():
         change, kl = [], []
         for direction in rows / rows.norm(dim=1, keepdim=True) * own.norm():
@@ -505,14 +506,15 @@ reveal("06.silenced", -effect["own"].mean())
 print(f"latent {some} promotes {effect['token']!r}; its direction changes that token's log-probability by "
       f"{effect['own'].mean():.1f} nats, ten other latents' directions that of theirs by {effect['others'].mean():.1f}")
 print(f"KL where it is on, own direction: {effect['KL, own'].mean():.1g} nats, random ones: {effect['KL, random'].mean():.1g}")
+print(f"{effect['token']!r} has a probability below 1 % at {(effect['p'] < 0.01).float().mean():.0%} of these places")
 claim(f"without latent {some} its token loses more than the tokens of random directions do", effect["own"], "<",
       effect["random"], unit="nats")
 
 # %% [markdown]
 # So in `tiny` the latent pushes its token. Much of that is by construction: a random direction pushes its own token a
 # third as much, another latent's about half. And is it important here? The KL says how much the whole prediction moved:
-# next to nothing, hardly more than along random directions. The promoted token was unlikely at most of these places,
-# and half a nat of very little is very little. Put both numbers beside a latent's name.
+# next to nothing, hardly more than along random directions. The promoted token was unlikely at nearly all of these
+# places, and half a nat of very little is very little. Put both numbers beside a latent's name.
 #
 # ## 8 · The answer key
 #
@@ -673,9 +675,9 @@ for name in asked:
     knows["place in the text"][name] = judged(share.expand(len(test_tokens), -1), name)
     for k in (5, 20):
         probe = sparse_probe(choose_latents[known], label[known], k)
-        knows[f"{k} latents"][name] = judged(judge_latents @ probe, name)
+        knows[f"{k} latents"][name] = judged(judge_latents @ probe.to(judge_latents), name)
     axes = sparse_probe(x_choose[:ROWS][known], label[known], 20)
-    knows["20 axes of the stream"][name] = judged(x_judge @ axes, name)
+    knows["20 axes of the stream"][name] = judged(x_judge @ axes.to(x_judge), name)
     direction = linear_direction(x_choose[:ROWS][known], label[known])
     knows["any direction of the stream"][name] = judged(x_judge @ direction, name)
 plot_bars(knows, "AUC on text that nothing was chosen on (0.5: knows nothing)", start=0.5,

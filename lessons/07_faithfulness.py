@@ -524,7 +524,7 @@ plot_by_position({"mean KL(p‖q)": means, "2.5 %": lows, "97.5 %": highs}, "nat
 
 # %%
 def share_of_top(values, part=0.01):
-    """Which share of the sum the largest hundredth of the values has."""
+    """What share of the sum the largest hundredth of the values has."""
     ordered = values.flatten().sort(descending=True).values
     return float(ordered[:max(1, round(part * len(ordered)))].sum() / ordered.sum())
 

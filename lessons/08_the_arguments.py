@@ -573,7 +573,7 @@ class Instead:
 
 
 x = collect_activations(model, HOOK, text[:16]).to(model.cfg.device)            # [tokens, d]
-R = covariance_root(torch.cov(x.T))
+R = covariance_root(torch.cov(x.T)).to(x)
 makes = {"x̂": lambda x, x_hat, g: x_hat, "ε-random": epsilon_random, "θ-random": theta_random,
          "covariance": lambda x, x_hat, g: epsilon_random(x, x_hat, g @ R)}
 by_hand = {}
@@ -712,7 +712,7 @@ if real_model is not None:
 if real_model is not None:
     real_floor = noise_floor(real_model, real_sae, texts["its own"][:8], draws=2, batch_size=4,
                              kinds=("epsilon_random", "covariance_random"))
-    display(real_floor.to_frame().round(4))
+    display(real_floor.to_frame().drop(columns="spread of draws").round(4))
     measured("SmolLM2: SAE / ε-random", real_floor.ratio["epsilon_random"])
     measured("SmolLM2: SAE / covariance-matched", real_floor.ratio["covariance_random"])
 

@@ -126,6 +126,8 @@ def test_wrong_answers_are_rejected_and_told_why(item):
         text = card_text(item, verdict)
         assert verdict.status in ("wrong", "error"), f"wrong answer {number} got through:\n{text}"
         assert says is None or says in text, f"wrong answer {number}: {says!r} is not on its card:\n{text}"
+        named = says is None or verdict.mistake is None or says in verdict.mistake
+        assert named, f"wrong answer {number}: told another mistake than {says!r}:\n{text}"
 
 
 @each_exercise

@@ -124,12 +124,12 @@ def in_double():
 # --- 08.tokens_needed -----------------------------------------------------------------------------------------
 
 
-def needed(answer):
+def needed(answer, logarithm="log_softmax(-1)"):
     return f"""
 import math
 
 def f(p_logits, q_logits, precision=0.1):
-    log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
+    log_p, log_q = (logits.{logarithm} for logits in (p_logits, q_logits))
     p, q, r = log_p.exp(), log_q.exp(), log_p - log_q
     kls = (p * r).sum(-1)
     variances = (p * (r - kls[:, None]) ** 2).sum(-1)
@@ -539,6 +539,8 @@ ANSWERS = {
             Wrong(needed(f"math.ceil({RIGHT_NEEDED})"), says="rounded"),
             Wrong(needed(f"float(round({RIGHT_NEEDED}))"), says="rounded"),
             Wrong(needed(f"int({RIGHT_NEEDED})"), says="rounded"),
+            Wrong(needed(RIGHT_NEEDED, "softmax(-1).log()"), says="where logits are far apart"),
+            Wrong(needed(RIGHT_NEEDED, "softmax(-1).add(1e-10).log()"), says="where logits are far apart"),
             Wrong(measured_from_labels),
             Wrong(needed("(q * (r - kls[:, None]) ** 2).sum(-1).mean().item() / (precision * kl) ** 2")),
             Wrong(needed("variance / (precision * kl) ** 2 * len(p)")),

@@ -96,10 +96,10 @@ def shuffled_in_place(stories, repeats, number):
 # --- 09.control -----------------------------------------------------------------------------------------------
 
 
-def controlled(answer):
+def controlled(answer, seed=7):
     return f"""
 def f(x, latent, direction):
-    noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(7))
+    noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed({seed}))
     across = noise - (noise @ direction) / (direction @ direction) * direction
     unit = across / across.norm()
     size = latent[..., None] * direction.norm()
@@ -409,12 +409,14 @@ ANSWERS = {
                   says="the change is not as large"),
             Wrong(controlled("size * unit"), says="positions are changed where the latent is not active"),
             Wrong(controlled("(x - size * unit)[:, 1:]"), says="[n, pos, d]"),
+            Wrong(controlled("(x - size * unit).double()"), says="keeps its dtype"),
             Wrong(control_in_place, says="changes its input"),
             Wrong(controlled("x - size * noise / noise.norm()"), says="a part of this lies along"),
             Wrong(shuffled_direction, says="a part of this lies along"),
         ],
         accept=[
-            controlled("x - size * unit"), controlled("x + size * unit"), another_at_each_position, swapped_pairs,
+            *(controlled("x - size * unit", seed) for seed in range(5)),        # none is the check's own direction
+            controlled("x + size * unit"), another_at_each_position, swapped_pairs,
         ],
     ),
     "09.effect_of": Answers(

@@ -12,8 +12,18 @@ from torch import Tensor
 
 from course_utils import latents, sae
 from course_utils.exercises.calling import call
-from course_utils.exercises.checking import Case, CompareCases, Exercise, compare_cases, property_check, require
-from course_utils.exercises.checks.shared import drawn
+from course_utils.exercises.checking import (
+    Case,
+    CompareCases,
+    CompareThenState,
+    Exercise,
+    compare_cases,
+    or_raised,
+    property_check,
+    require,
+)
+from course_utils.exercises.checks.shared import drawn, shown
+from course_utils.exercises.comparing import describe
 from course_utils.exercises.mistakes import seen, variants
 from course_utils.latents import auc as fast_auc
 from course_utils.latents import dead_latents, top_activations
@@ -103,11 +113,12 @@ def luck(
 
 
 class KeepsDouble(CompareCases):
-    """float64 in, float64 out: the lesson trains in float64, and stops where the two are mixed."""
+    """float64 in, float64 out: the lesson trains in float64, and stops where dtypes are mixed."""
 
     def _difference(self, got: Any, expected: Any) -> str | None:
-        if expected.dtype == torch.float64 and isinstance(got, Tensor) and got.dtype == torch.float32:
-            return "float64 came in and float32 goes out: leave the dtype as it is"
+        narrow = isinstance(got, Tensor) and got.is_floating_point() and got.dtype != torch.float64
+        if expected.dtype == torch.float64 and narrow:
+            return f"float64 came in and {str(got.dtype).removeprefix('torch.')} goes out: leave the dtype as it is"
         return super()._difference(got, expected)
 
 
@@ -168,7 +179,8 @@ def step_cases() -> list[Case]:
         each.b_dec.data += drawn(each.d_in) / 2
         each.b_enc.data += drawn(each.d_sae) / 5
     return [Case(first, "Adam", drawn(3, 20, 5), label="three steps, 5 -> 12, k = 3"),
-            Case(second, "Adam", drawn(3, 9, 8, seed=3) + 1, label="three steps, 8 -> 10, k = 2")]
+            Case(second.double(), "Adam", drawn(3, 9, 8, seed=3).double() + 1,
+                 label="three steps, 8 -> 10, k = 2, in float64, as in the training below")]
 
 
 class AfterSteps(CompareCases):
@@ -270,6 +282,9 @@ RESCALE_MISTAKES = variants(reconstruct_rescaled, {
     "the wrong way round: divide by the scale first and multiply at the end": "autoencoder(x * scale) / scale",
     "one scale for all tokens: each is rescaled by its own norm":
         ({NORM: "x.norm() / len(x) ** 0.5"}, {NORM: f"{NORM}.mean()"}, {NORM: "x.norm()"}),
+    "multiplied by ‖x‖: multiply by the number that you divided by, ‖x‖ / √d_in": {"* scale": f"* {NORM}"},
+    "√d_in is the root of the number of components, x.shape[1], whatever the number of tokens or this model's width":
+        ({"x.shape[1]": "len(x)"}, {"x.shape[1]": "256"}),
     "the norm is taken over tokens: it is that of each x, over its components (dim=1)":
         ({NORM: "x.norm(dim=0)"}, {f"{NORM} / x.shape[1]": "x.norm(dim=0) / len(x)"}),
     "the reconstruction is stretched to the norm of x, which hides that it was too long or too short: "
@@ -419,7 +434,19 @@ AUC_MISTAKES = variants(auc, {
 })
 
 
-# --- experiments: what must be true of their results ---------------------------------------------------------------
+# --- what a comparison cannot state; experiments: what must be true of their results ---------------------------
+
+NOT_DOUBLE = "float64 came in: leave the dtype as it is (`torch.zeros_like(pre)`), for the training below is in float64"
+
+
+@property_check(mistakes=[NOT_DOUBLE])
+def keeps_double(attempt):
+    """float64 in, float64 out, as in the training below"""
+    pre = drawn(5, 6, seed=3).double()
+    got = or_raised(attempt, RuntimeError, pre.clone(), 2)              # torch's, where dtypes are mixed
+    require(isinstance(got, Tensor) and got.dtype == torch.float64, NOT_DOUBLE, input=f"pre = {describe(pre)}\nk = 2",
+            got=shown(got), expected=top_k(pre, 2))
+
 
 NOT_SHUFFLED = "these are the latent's AUCs for its own text: give each text the labels of another one"
 BY_POSITION = ("shuffled position by position: labels hold for stretches and depend on the place in the text, which "
@@ -535,7 +562,8 @@ EXERCISES = [
         id="06.top_k",
         title="The k largest",
         reference=top_k,
-        check=compare_cases(top_k_cases, TOP_K_MISTAKES, keeps_inputs=True, kind=AnyOfEqual),
+        check=CompareThenState(
+            compare_cases(top_k_cases, TOP_K_MISTAKES, keeps_inputs=True, kind=AnyOfEqual), keeps_double),
         hints=(
             "`values, indices = pre.topk(k, dim=-1)` finds them in each row.",
             "Start from `torch.zeros_like(pre)`, and put `values.relu()` in the places `indices`.",

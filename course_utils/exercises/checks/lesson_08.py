@@ -330,7 +330,7 @@ THETA_MISTAKES = variants(theta_random, {
     "the noise still has a part along x: subtract it, so that only what is across x is left": {OFF_X: ""},
     "the noise is made orthogonal to x_hat: make it orthogonal to x":
         {OFF_X: f"- (noise * x_hat).sum(dim=-1, keepdim=True) * x_hat / x_hat.{NORM} ** 2"},
-    "the angle is right, but this is as long as x (as some published code has it): here it is as long as x_hat":
+    "the angle is right, but this is as long as x: here it is as long as x_hat":
         f"({TURNED}) / x_hat.{NORM} * x.{NORM}",
     "the angle is right, but the length is 1: multiply by ‖x̂‖": f"({TURNED}) / x_hat.{NORM}",
     "the part along x is lost: add it to the part across x": {"along + length": "length"},
@@ -364,6 +364,11 @@ def _product(root: Tensor) -> Tensor:
     return root.double().mT @ root.double()
 
 
+def _is_root(root: Tensor, expected: Tensor) -> bool:
+    """Whether R.T @ R is the covariance, whatever R's dtype."""
+    return torch.allclose(_product(root), _product(expected), atol=1e-4, rtol=1e-3)
+
+
 def _entry_by_entry(got: Tensor, expected: Tensor) -> bool:
     """Whether each entry of `got` is the root of the covariance's; the sign may be kept."""
     if not got.is_floating_point():
@@ -376,7 +381,7 @@ def _entry_by_entry(got: Tensor, expected: Tensor) -> bool:
 ROOT_MISTAKES = variants(covariance_root, {
     "R @ R.T is the covariance, but noise @ R needs R.T @ R: transpose it (torch's Cholesky factor is lower; "
     "directions * roots needs `@ directions.T`)":
-        seen(lambda got, expected: torch.allclose(_product(got.mT), _product(expected), atol=1e-4, rtol=1e-3)),
+        seen(lambda got, expected: _is_root(got.mT, expected) and not _is_root(got, expected)),
     "this is not a root: R.T @ R is the covariance squared. Take the root of the variances": "covariance",
     "the root of the variances is missing, and so is `@ directions.T`": "directions * variances",
     "this is the inverse root, which turns coloured noise white: multiply by the roots, do not divide":
@@ -433,6 +438,15 @@ def _agrees(attempt, truth, p, q, message):
     same = torch.allclose(torch.as_tensor(got).to(expected), expected, atol=1e-4, rtol=1e-3)
     inputs = f"true_log_probs = {describe(truth)}\np_logits = {describe(p)}\nq_logits = {describe(q)}"
     require(same, message, input=inputs, got=got, expected=expected)
+
+
+@property_check(mistakes=[FAR_APART])
+def needed_far_apart(attempt):
+    """logits hundreds apart"""
+    p, q = torch.zeros(2, 2), torch.tensor([[0.0, 200.0], [0.0, 0.0]])
+    got, expected = attempt(p.clone(), q.clone()), tokens_needed(p, q)
+    inputs = f"p_logits = {describe(p)}\nq_logits = {describe(q)}"
+    require(abs(float(got) - expected) < 0.1, FAR_APART, input=inputs, got=got, expected=expected)
 
 
 CONTAINERS = "return three lists of numbers, (P, p, q): a set or a dictionary has no order"
@@ -525,7 +539,9 @@ EXERCISES = [
         id="08.tokens_needed",
         title="How many tokens?",
         reference=tokens_needed,
-        check=compare_cases(needed_cases, NEEDED_MISTAKES, keeps_inputs=True, loose_scalars=True, rtol=1e-3),
+        check=CompareThenState(
+            compare_cases(needed_cases, NEEDED_MISTAKES, keeps_inputs=True, loose_scalars=True, rtol=1e-3),
+            needed_far_apart),
         hints=(
             "The standard error of a mean of n is √(variance / n). Set it to precision · KL, and solve for n.",
             "With r = ln(p / q), `kl = (p * r).sum(-1)` and `variance = (p * (r - kl[:, None]) ** 2).sum(-1)`, at each "

@@ -109,7 +109,7 @@ def score_cases() -> list[Case]:
         first = -4 * hardness * (1 + drawn(batch, n, seed=seed).abs())
         second, others_first = -0.4 * drawn(batch, n, seed=seed + 1).abs(), first - hardness
         others_second = others_first.flip(1) + left * (6 + drawn(batch, n, seed=seed + 2))
-        second[:, 0], others_second[:, 0] = -9, -11                     # nobody foresees that the repeat begins
+        second[:, 0], others_second[:, 0] = -9, -11                     # that the repeat begins can only be guessed
         return torch.cat([first, second], dim=1), torch.cat([others_first, others_second], dim=1)
     return [
         Case(*copies(3, 4, 0.5, 0), label="3 sequences, two copies of 4 tokens: a part is left"),
@@ -288,6 +288,7 @@ CONTROL_SAYS = {
     "where": "positions are changed where the latent is not active: change the same ones as taking it out does",
     "same": "this is along the latent's own direction, so it changes what the latent says: go in another direction",
     "partly": "a part of this lies along the latent's own direction: subtract it from your vector, v − (v·w / w·w) w",
+    "dtype": "the stream keeps its dtype: float32 in, float32 out",
     "length": "the change is not as large: at each position ‖change‖ must be latent · ‖direction‖",
     "input": MIX_SAYS["input"],
 }
@@ -298,13 +299,14 @@ def is_a_control(attempt):
     """the same positions, changes of the same size, in a direction at right angles to the latent's"""
     for n, length, d, seed in ((3, 9, 64, 0), (2, 20, 256, 1)):
         x, latent = 5 * drawn(n, length, d, seed=seed) + 1, 3 * drawn(n, length, seed=seed + 1).relu()
-        direction = drawn(d, seed=seed + 2)
+        direction = drawn(d, seed=seed + 2).flip(0)                         # nobody's noise, whatever its seed
         direction = 1.7 * direction / direction.norm()
         given = x.clone(), latent.clone(), direction.clone()
         got = torch.as_tensor(attempt(x, latent, direction))
         inputs = {"input": f"x {list(x.shape)}, latent {list(latent.shape)}, direction of length 1.7"}
         require(all(torch.equal(*each) for each in zip((x, latent, direction), given)), CONTROL_SAYS["input"], **inputs)
         require(got.shape == x.shape, CONTROL_SAYS["shape"], got=f"shape {list(got.shape)}", **inputs)
+        require(got.dtype == x.dtype, CONTROL_SAYS["dtype"], got=f"{got.dtype}", **inputs)
         change = (got - x).double()
         size, wanted = change.norm(dim=-1), 1.7 * latent.double()
         require(size.max() > 1e-3, CONTROL_SAYS["nothing"], **inputs)
@@ -338,7 +340,7 @@ EXERCISES = [
         reference=mixed_activations,
         check=is_a_mixture,
         hints=(
-            "An autoencoder learns what it sees often. Which share of repeats would you show it?",
+            "An autoencoder learns what it sees often. What share of repeats would you show it?",
             "`torch.randperm(len(stories))` has the numbers of all rows in a random order: take as many as you need.",
             "`torch.cat([stories[torch.randperm(len(stories))[: number - half]], repeats[torch.randperm(len(repeats))"
             "[:half]]])`, with `half = number // 2`.",
