@@ -35,7 +35,6 @@ def run_update(options: argparse.Namespace) -> int:
         print("\n".join(update(options.folder or default_folder(), course_utils.__version__)))
     except (CannotUse, FileNotFoundError) as error:
         return _failed(error)
-    print("If a notebook is open in JupyterLab, reload it there (File, Reload Notebook from Disk).")
     return 0
 
 

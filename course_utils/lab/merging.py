@@ -52,7 +52,10 @@ def update(folder: Path, version: str) -> list[str]:
             write_record(folder, record)
     except OSError as error:
         raise CannotUse(f"{folder} cannot be used: {error.strerror or error}") from error
-    return lines + ([f"As they were before: {backup}"] if backup.exists() else [])
+    if backup.exists():
+        lines += [f"As they were before: {backup}",
+                  "If one of them is open in JupyterLab, reload it there (File, Reload Notebook from Disk)."]
+    return lines
 
 
 def _update_one(mine: Path, source: Path, record: dict[str, Hashes], backup: Path, version: str) -> str:
