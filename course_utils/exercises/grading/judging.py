@@ -195,12 +195,15 @@ def _listen(nursery: Nursery, pipe: Connection, run: Run, limits: Limits, whole:
     Raises:
         Ended: when its process ends before, or has to be ended.
     """
+    meter = Meter(nursery)
     while True:
         what = f"cell {run.at + 1}" if run.at >= 0 else "the start"
         step = Allowance("the function" if run.judging else what, limits.seconds + SPARE_SECONDS)
         try:
-            _wait(nursery, pipe, step, whole)
+            meter.wait(pipe, step, whole)
             report = plain.unpacked(pipe.recv_bytes(plain.ANSWER_BYTES + plain.TEXT_BYTES))
+        except Ended:
+            raise
         except (EOFError, OSError) as end:
             raise Ended(_how_it_ended(nursery, pipe)) from end
         except Exception as error:  # whatever reading such a thing may raise
@@ -324,22 +327,28 @@ class Allowance:
                         f"(allowed: {self.seconds:g} in {PATIENCE * self.seconds:g})", by_time=True)
 
 
-def _wait(nursery: Nursery, pipe: Connection, *allowances: Allowance) -> None:
-    """Return when there is something to read.
+class Meter:
+    """What goes on behind the walls, counted at most every LOOK_EVERY seconds."""
 
-    Raises:
-        Ended: when an allowance is used up, or there are too many processes.
-    """
-    if pipe.poll(LOOK_EVERY):
-        return
-    (used, _), begun = nursery.uses(), time.monotonic()
-    while not pipe.poll(LOOK_EVERY):
-        (now, processes), clock = nursery.uses(), time.monotonic()
-        for each in allowances:
-            each.spend(max(0.0, now - used), clock - begun)
-        if processes > 2 * walls.PROCESSES:
-            raise Ended(f"it started more than {walls.PROCESSES} processes")
-        used, begun = now, clock
+    def __init__(self, nursery: Nursery) -> None:
+        self.nursery, self.clock = nursery, time.monotonic()
+        self.used, _ = nursery.uses()
+
+    def wait(self, pipe: Connection, *allowances: Allowance) -> None:
+        """Return when there is something to read.
+
+        Raises:
+            Ended: when an allowance is used up, or there are too many processes.
+        """
+        ready = pipe.poll(LOOK_EVERY)
+        while not ready or time.monotonic() > self.clock + LOOK_EVERY:
+            (used, processes), clock = self.nursery.uses(), time.monotonic()
+            for each in allowances:
+                each.spend(max(0.0, used - self.used), clock - self.clock)
+            self.used, self.clock = used, clock
+            if processes > 2 * walls.PROCESSES:
+                raise Ended(f"it started more than {walls.PROCESSES} processes")
+            ready = ready or pipe.poll(LOOK_EVERY)
 
 
 def exercises_by_id(lessons: list[str]) -> dict[str, Exercise]:

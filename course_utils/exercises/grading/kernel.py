@@ -81,6 +81,7 @@ class Watched:
     """A learner's function, each of whose calls is timed and noted: its answer, and which of its inputs it changed."""
 
     def __init__(self, function: Any, seconds: float) -> None:
+        self.__name__ = ""
         functools.update_wrapper(self, function)
         if hasattr(function, "__code__"):
             self.__code__ = function.__code__
@@ -184,7 +185,7 @@ class Notebook:
             self.report(exercise=item.id, status=ended or verdict.status, cell=self.at, message=verdict.message[:2000],
                         mistake=verdict.mistake, details=[list(each) for each in verdict.details], calls=calls,
                         seconds=self.seconds - watched.left, remark=self._remark(item))
-        if verdict.message == "Your function raised NameError.":
+        if verdict.message == "Your function raised NameError." and f"'{watched.__name__}'" not in str(verdict.details):
             self.later[item.id] = item, attempt, self.at
         return verdict
 
