@@ -1,27 +1,22 @@
 """Grading a folder of submitted notebooks: `python -m course_utils grade FOLDER --out grades.csv`.
 
-Each notebook is run behind walls (`walls`, `kernel`), and each verdict is that of the check outside of them (`judging`).
-Outputs and progress that a submission brings are not looked at. Notebooks are graded side by side, and what is done is
-kept in `<out>.partial`: a run that was ended goes on where it was.
+Each notebook is run behind walls (`walls`, `kernel`), and no exercise is passed without the check outside of them
+(`judging`). Outputs and progress that a submission brings are not looked at. Notebooks are graded side by side, and
+what is done is kept in `<out>.partial`: a run that was ended goes on where it was.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
 import multiprocessing
 import os
 import re
 import sys
 import threading
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, dataclass, fields, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -31,35 +26,20 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from course_utils import __version__
 from course_utils.exercises import exercises_of, lessons
-from course_utils.exercises.cards import table_text
 from course_utils.exercises.checking import assess
 from course_utils.exercises.grading import walls
 from course_utils.exercises.grading.judging import CannotGrade, Limits, Nursery, Run, exercises_by_id, run_notebook
 from course_utils.exercises.grading.submissions import Submission, Unreadable, find, read_cells, shipped_cells
+from course_utils.exercises.grading.table import STATUSES, Journal, Row, legible, legible_row, summary
 from course_utils.models import load_model
 
-STATUSES = ("passed", "named mistake", "wrong", "crashed", "timed out", "not attempted", "unreadable")
+__all__ = ["CannotGrade", "ENVIRONMENT", "Limits", "Row", "STATUSES", "grade", "rows_of", "summary"]
+
 USUAL_LIMITS = Limits()
 GIGABYTES_OF_A_JOB = 2.0  # of memory: a checking process, a nursery, and a notebook
 ENVIRONMENT = {name: walls.ENVIRONMENT[name] for name in (
     "COURSE_MODEL", "COURSE_REAL", "COURSE_BARS", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES")}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: an exercise of a submission, or a submission that could not be read."""
-
-    submission: str
-    student: str
-    id: str
-    lesson: str
-    exercise: str
-    status: str
-    mistake: str = ""
-    detail: str = ""
-    seconds: float = 0.0
 
 
 # --- a folder ----------------------------------------------------------------------------------------------
@@ -82,8 +62,7 @@ def grade(folder: Path, out: Path, limits: Limits = USUAL_LIMITS, jobs: int | No
     journal = Journal(out.with_name(out.name + ".partial"), limits)
     done = {each.name: rows for each in submissions if (rows := journal.rows_of(each)) is not None}
     waiting = [each for each in submissions if each.name not in done]
-    bar = tqdm(total=len(submissions), initial=len(done), desc="grading", unit="notebook", disable=None)
-    with bar:
+    with tqdm(total=len(submissions), initial=len(done), desc="grading", unit="notebook", disable=None) as bar:
         for submission, rows in _graded(waiting, limits, min(jobs or _usual_jobs(), len(waiting)) or 1):
             done[submission.name] = journal.add(submission, rows)
             bar.update()
@@ -125,14 +104,14 @@ def _prepare() -> None:
 
 @lru_cache
 def _walls() -> dict[str, Any]:
-    """The options of a `Nursery` here; says on stderr, once, when the first wall does not stand."""
+    """The arguments of a `Nursery` here; says on stderr, once, when the first wall does not stand."""
     try:
-        return {"alone": True, "options": walls.try_walls()}
+        return {"alone": True, "user": walls.try_walls()}
     except walls.NoWalls as problem:
-        print(f"warning: submissions are not walled off, only watched: {problem}. Grade strangers' code in a container.",
-              file=sys.stderr)
-        nobody = {"user": walls.NOBODY, "group": walls.NOBODY, "extra_groups": []}
-        return {"alone": False, "options": nobody if os.getuid() == 0 and _open_to_all(sys.executable) else {}}
+        print(f"warning: submissions are not walled off, only watched: {problem}. "
+              "Grade strangers' code in a container.", file=sys.stderr)
+        nobody_can = os.getuid() == 0 and _open_to_all(sys.executable)
+        return {"alone": False, "user": walls.NOBODY if nobody_can else None}
 
 
 def _open_to_all(file: str) -> bool:
@@ -178,7 +157,7 @@ def _graded(waiting: Sequence[Submission], limits: Limits, jobs: int) -> Iterato
 
 
 def _rows(submission: Submission, limits: Limits) -> list[Row]:
-    return [_legible(row) for row in rows_of(submission, limits)]
+    return [legible_row(row) for row in rows_of(submission, limits)]
 
 
 def rows_of(submission: Submission, limits: Limits) -> Iterator[Row]:
@@ -225,7 +204,8 @@ def _warm(number: str) -> None:
     for item in exercises_of(number):
         verdict = assess(item, item.reference)
         if not verdict.passed:
-            raise CannotGrade(f"the course's own {item.id} does not pass here: {verdict.message}; is it installed whole?")
+            raise CannotGrade(f"the course's own {item.id} does not pass here: {verdict.message}; "
+                              "is it installed whole?")
 
 
 @lru_cache
@@ -274,85 +254,3 @@ def _verdict(id: str, cells: list[str], run: Run) -> tuple[str, str, str]:
     if places and run.at >= 0 and any("NotImplementedError" not in cells[number] for number in places):
         return "not attempted", "", "found in the text, but no function was given to it when the notebook ran"
     return "not attempted", "", "" if places else f'the notebook has no function under @exercise("{id}")'
-
-
-# --- the table ---------------------------------------------------------------------------------------------
-
-
-class Journal:
-    """`<out>.partial`: a line of JSON for each notebook that is done, so that a later run need not judge it again."""
-
-    def __init__(self, path: Path, limits: Limits) -> None:
-        self.path, self.settings = path, [limits.seconds, limits.gigabytes, __version__]
-        self.lines = dict(self._read())
-        self.file = open(path, "a", encoding="utf-8")
-        if path.stat().st_size:
-            self.file.write("\n")  # what was being written when a run was killed stays a line of its own
-
-    def _read(self) -> Iterator[tuple[str, list[Row]]]:
-        if not self.path.is_file():
-            return
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                key, rows = json.loads(line)
-                yield key, [Row(*row) for row in rows]
-            except (ValueError, TypeError):
-                continue
-
-    def _key(self, submission: Submission) -> str:
-        parts = [submission.name, submission.problem, *self.settings]
-        return hashlib.sha256(json.dumps(parts).encode() + submission.content).hexdigest()
-
-    def rows_of(self, submission: Submission) -> list[Row] | None:
-        """The rows of this very file, judged under these limits; None if there are none yet."""
-        return self.lines.get(self._key(submission))
-
-    def add(self, submission: Submission, rows: list[Row]) -> list[Row]:
-        self.file.write(json.dumps([self._key(submission), [astuple(row) for row in rows]]) + "\n")
-        self.file.flush()
-        return rows
-
-    def close_into(self, out: Path, rows: Sequence[Row]) -> None:
-        """Write the table, and only then remove the journal."""
-        self.file.close()
-        write_table(out, [[field.name for field in fields(Row)], *map(astuple, rows)])
-        self.path.unlink()
-
-
-def write_table(out: Path, lines: Sequence[Sequence[object]]) -> None:
-    """Write a CSV file, whole or not at all; nothing in it is a formula to a spreadsheet."""
-    new = out.with_name(out.name + ".new")
-    with open(new, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([_safe_cell(value) for value in line] for line in lines)
-    os.replace(new, out)
-
-
-def _legible(row: Row) -> Row:
-    texts: dict[str, Any] = {name: legible(value) for name, value in vars(row).items() if isinstance(value, str)}
-    return replace(row, **texts)
-
-
-def legible(text: str) -> str:
-    """Spelled out: what a terminal would obey or cannot show (control and bidirectional signs, half a surrogate pair)."""
-    return "".join(sign if unicodedata.category(sign) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else
-                   sign.encode("unicode_escape", "surrogatepass").decode() for sign in text)
-
-
-def _safe_cell(value: object) -> object:
-    """A text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value
-
-
-# --- the summary -------------------------------------------------------------------------------------------
-
-
-def summary(rows: list[Row]) -> str:
-    """For each submission, how many exercises have each status; then the most frequent mistakes."""
-    counts: dict[str, dict[str, int]] = {}
-    for row in rows:
-        line = counts.setdefault(row.submission, dict.fromkeys(STATUSES, 0))
-        line[row.status] += 1
-    table = [[name, *(str(n) if n else "·" for n in line.values())] for name, line in counts.items()]
-    common = Counter(f"{row.exercise}: {row.mistake}" for row in rows if row.mistake).most_common(5)
-    lines = ["", "most frequent mistakes:", *(f"  {n} × {text}" for text, n in common)] if common else []
-    return "\n".join([table_text(table, ["submission", *STATUSES]), *lines])

@@ -38,7 +38,8 @@ class Cell:
         self.gives = {each.get_name() for each in table.get_symbols() if each.is_assigned() or each.is_imported()}
         self.gives |= set(_changed(self.tree)) | set(_declared_global(table))
         self.uses = set(_read(table)) | set(_changed(self.tree))
-        self.uses |= {word for line in python.split("\n") if "get_ipython()" in line for word in re.findall(r"\w+", line)}
+        magics = (line for line in python.split("\n") if "get_ipython()" in line)
+        self.uses |= {word for line in magics for word in re.findall(r"\w+", line)}
         self.star = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(self.tree))
 
 
@@ -101,7 +102,7 @@ def to_run(cells: Sequence[Cell], own: Collection[int]) -> list[int]:
 
 
 def remark(cell: Cell, answers: Collection[str]) -> str:
-    """That an exercise's cell uses the checks, or a function named in `answers`: the course's own; "" if it does not."""
+    """That an exercise's cell uses the checks, or a function named in `answers`, the course's own; or ""."""
     nodes = list(ast.walk(cell.tree))
     words = {node.attr for node in nodes if isinstance(node, ast.Attribute)} | (cell.uses - cell.gives)
     texts = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

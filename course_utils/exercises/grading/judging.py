@@ -45,7 +45,7 @@ class CannotGrade(Exception):
 class Limits:
     """What a submission may use."""
 
-    seconds: float = 60.0  # of processor time, for each exercise and for each cell; for the whole notebook ten times that
+    seconds: float = 60.0  # of processor time, for each exercise and each cell; ten times that for the whole notebook
     gigabytes: float = 4.0  # on top of what the grader itself uses
 
 
@@ -74,15 +74,16 @@ class Ended(Exception):
 class Nursery:
     """The process behind the walls that notebooks are forked from; it ends with this one."""
 
-    def __init__(self, alone: bool, options: dict[str, Any]) -> None:
+    def __init__(self, alone: bool, user: int | None) -> None:
         command = [sys.executable, "-m", "course_utils.exercises.grading.kernel", "alone" if alone else "guarded"]
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         os.chmod(self.folder.name, 0o777)
         self.control, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)  # a message is read whole, or not at all
-        inside = walls.ENVIRONMENT if alone else {**walls.ENVIRONMENT, "HOME": self.folder.name, "TMPDIR": self.folder.name,
-                                                  "IPYTHONDIR": self.folder.name}
-        self.process = subprocess.Popen(walls.behind_walls(command) if alone else command, stdin=theirs, env=inside,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=self.folder.name, **options)
+        own = {} if alone else dict.fromkeys(("HOME", "TMPDIR", "IPYTHONDIR"), self.folder.name)
+        self.process = subprocess.Popen(
+            walls.behind_walls(command) if alone else command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, env={**walls.ENVIRONMENT, **own}, cwd=self.folder.name,
+            user=user, group=user, extra_groups=None if user is None else [])
         theirs.close()
         self.control.settimeout(START_SECONDS)
         if self._reply() != b"ready":
@@ -100,7 +101,7 @@ class Nursery:
 
     @contextmanager
     def notebook(self, lessons: list[str], request: dict[str, Any]) -> Iterator[Connection]:
-        """A connection to a new process that runs a notebook; the process is ended, and this object with it if need be."""
+        """A connection to a new process that runs a notebook; at the end it is ended, with all that it started."""
         ours, theirs = socket.socketpair()
         socket.send_fds(self.control, [json.dumps(lessons).encode()], [theirs.fileno()])
         theirs.close()
@@ -181,7 +182,7 @@ def run_notebook(
             if run.at < 0 or run.at in skipped or len(skipped) >= RUNS - 1 or left.over():
                 break
             skipped.append(run.at)
-    for id, outcome in lost.outcomes.items():       # a later attempt at the same exercise takes the place of one that ended all
+    for id, outcome in lost.outcomes.items():       # unless a later cell has another attempt at the same exercise
         if id not in run.outcomes or run.outcomes[id].cell < outcome.cell:
             run.outcomes[id] = outcome
     run.errors |= lost.errors
@@ -229,7 +230,7 @@ def _how_it_ended(nursery: Nursery, pipe: Connection) -> str:
 
 def _take(report: dict[str, Any], run: Run, known: dict[str, Exercise], limits: Limits) -> None:
     if "reading" in report or "running" in report:
-        run.at = int(report.get("reading", report.get("running")))
+        run.at = int(report["reading"] if "reading" in report else report["running"])
     elif "judging" in report:
         run.judging, run.at = str(report["judging"]), int(report["cell"])
     elif "exercise" in report:
@@ -346,7 +347,7 @@ class Meter:
             for each in allowances:
                 each.spend(max(0.0, used - self.used), clock - self.clock)
             self.used, self.clock = used, clock
-            if processes > 2 * walls.PROCESSES:
+            if processes > walls.PROCESSES:
                 raise Ended(f"it started more than {walls.PROCESSES} processes")
             ready = ready or pipe.poll(LOOK_EVERY)
 

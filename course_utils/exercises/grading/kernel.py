@@ -63,7 +63,8 @@ def stopped_after(seconds: float, what: str) -> Iterator[None]:
                        f"(allowed: {seconds:g} in {PATIENCE * seconds:g})")
 
     clocks = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, PATIENCE * seconds))
-    outer = [(sign, signal.signal(sign, stop), clock, signal.setitimer(clock, most, 1.0)) for sign, clock, most in clocks]
+    outer = [(sign, signal.signal(sign, stop), clock, signal.setitimer(clock, most, 1.0))
+             for sign, clock, most in clocks]
     try:
         yield
     finally:
@@ -85,8 +86,8 @@ class Watched:
         functools.update_wrapper(self, function)
         if hasattr(function, "__code__"):
             self.__code__ = function.__code__
-        self.function, self.left, self.calls = function, seconds, []
-        self.limit = seconds
+        self.function, self.left = function, seconds
+        self.calls: list[dict[str, Any]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs = list(tensors_in((args, kwargs)))
@@ -126,7 +127,7 @@ class Notebook:
     def __init__(self, pipe: Connection, request: dict[str, Any]) -> None:
         self.sources, self.own, self.skipped = request["cells"], set(request["own"]), set(request["skipped"])
         self.seconds, self.answers = request["seconds"], request["answers"]
-        self.send, self.pack, self.assess = pipe.send_bytes, packed, assess   # what a cell redefines does not change these
+        self.send, self.pack, self.assess = pipe.send_bytes, packed, assess  # whatever a cell redefines
 
     def report(self, **what: Any) -> None:
         self.send(self.pack(what))
@@ -139,15 +140,15 @@ class Notebook:
         self.parsed, self.at = parsed, 0
         self.later: dict[str, tuple] = {}  # functions that lacked a name, which a cell below may define
         shell = _shell()
-        exercises.assess = self.judge
-        exercises.show_card = exercises._record = lambda *_, **__: None
+        vars(exercises).update(assess=self.judge, show_card=_nothing, _record=_nothing)
         for number in cells.to_run(parsed, self.own):
             if number in self.skipped:
                 continue
             self.at = number
             self.report(running=number)
             self.report(cell=number, error=self._error_of(shell, self.sources[number]))
-        for item, attempt, self.at in list(self.later.values()):
+        for item, attempt, number in list(self.later.values()):
+            self.at = number
             self.judge(item, attempt)
         self.report(end=True)
 
@@ -178,7 +179,8 @@ class Notebook:
         except TimedOut as stopped:
             ended, verdict = "timed out", Verdict("timed out", str(stopped))
         except BaseException as error:  # SystemExit, which passes through the check
-            verdict = Verdict("error", f"Your function raised {type(error).__name__}.", None, (("message", str(error)), ))
+            message = (("message", str(error)), )
+            verdict = Verdict("error", f"Your function raised {type(error).__name__}.", None, message)
             raise
         finally:
             calls = watched.calls if verdict.passed else []
@@ -193,14 +195,18 @@ class Notebook:
         return cells.remark(self.parsed[self.at], self.answers.get(item.id, ()))
 
 
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
 def _shell() -> InteractiveShell:
     """IPython as a notebook has it, without history, tracebacks or plots that are shown."""
     config = Config()
     config.HistoryManager.enabled = False
     shell = InteractiveShell.instance(config=config)
-    shell.showtraceback = shell.showsyntaxerror = shell.showindentationerror = lambda *_, **__: None
-    shell.enable_gui = lambda *_, **__: None
-    shell.register_magic_function(lambda line: None, "line", "matplotlib")
+    shell.showtraceback = shell.showsyntaxerror = shell.showindentationerror = _nothing
+    shell.enable_gui = _nothing
+    shell.register_magic_function(_nothing, "line", "matplotlib")
     return shell
 
 
@@ -208,7 +214,7 @@ def _shell() -> InteractiveShell:
 
 
 def nursery() -> None:
-    """Answer for ever: a message names lessons and brings a connection; a child runs the notebook that comes through it."""
+    """Answer for ever: a message names lessons and brings a connection; a child runs the notebook that it brings."""
     control = socket.socket(fileno=os.dup(0))
     alone = sys.argv[1] == "alone"
     walls.die_with_parent()

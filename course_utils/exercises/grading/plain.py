@@ -1,6 +1,7 @@
-"""Values as plain data: how an answer leaves the process of the code that gave it. Nothing runs when it is read.
+"""Values as plain data: how an answer leaves the process whose code gave it. Nothing runs when it is read.
 
-`packed` makes bytes of a message: JSON, and behind it its tensors as safetensors. `encoded` makes plain data of a value.
+`packed` makes bytes of a message: JSON, and behind it its tensors as safetensors. `encoded` makes plain data of a
+value.
 """
 
 from __future__ import annotations

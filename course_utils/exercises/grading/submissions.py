@@ -108,7 +108,8 @@ def _in_archive(name: str, content: bytes, depth: int) -> Iterator[Submission]:
             if len(infos) > MAX_FILES or sum(each.file_size for each in infos) > MAX_ARCHIVE_BYTES:
                 raise Unreadable(f"the archive holds more than {MAX_FILES:,} files or {MAX_ARCHIVE_BYTES / 1e6:.0f} MB")
             for each in sorted(infos, key=lambda info: info.filename):
-                inside = f"{name}/{'/'.join(part for part in PurePosixPath(each.filename).parts if part not in ('..', '/'))}"
+                parts = [part for part in PurePosixPath(each.filename).parts if part not in ("..", "/")]
+                inside = "/".join([name, *parts])
                 wanted = NOTEBOOK.search(inside) or ARCHIVE.search(inside)
                 if NOTEBOOK.search(inside) and each.file_size > MAX_BYTES:
                     yield Submission(inside, problem=f"the file has more than {MAX_BYTES / 1e6:.0f} MB")

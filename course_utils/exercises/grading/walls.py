@@ -1,11 +1,11 @@
 """The walls around a submission's code: two of them, or, where the system forbids the first, one.
 
-**The first wall** is bubblewrap (`bwrap`), which Flatpak uses too: the process in it has no network, sees nothing of the
-disk but Python and the course, cannot write to that either, and sees no process outside. It is made once for each of
-the grader's processes, around a *nursery* that has everything imported; each notebook then runs in a child of the
-nursery that has namespaces of its own within it: no other process to see, a /tmp and a /dev/shm that are empty, and all
-of that is gone with the child. **The second wall** is Python's audit hook. It refuses what would change a file or start
-a process, as far as Python itself does it; a C library can get past it. It stands only where the first one cannot.
+**The first wall** is bubblewrap (`bwrap`), which Flatpak uses too: the process in it has no network, sees nothing of
+the disk but Python and the course, cannot write to that either, and sees no process outside. It is made once for each
+of the grader's processes, around a *nursery* that has everything imported; each notebook then runs in a child of the
+nursery that has namespaces of its own within it: no other process to see, a /tmp and a /dev/shm that are empty, and
+all of that is gone with the child. **The second wall** is Python's audit hook. It refuses what would change a file or
+start a process, so far as Python itself does it; a C library can get past it. It stands only where the first cannot.
 
 This module imports nothing but the standard library: `python walls.py` tries whether the first wall stands.
 """
@@ -27,11 +27,12 @@ from typing import Any
 
 COURSE = Path(__file__).resolve().parents[2]  # the folder of the package
 SCRATCH_BYTES = 512 * 2**20  # in /tmp and in /dev/shm
-PROCESSES = 64  # at most, of one notebook
+PROCESSES = 40  # at most, of one notebook
 TRIAL_SECONDS = 60
 NOBODY = 65534
-FILES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d",
-         "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/fonts", "/etc/localtime", "/etc/alternatives")
+FILES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", *(f"/etc/{name}" for name in (
+    "alternatives", "fonts", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "nsswitch.conf",
+    "passwd")))
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONPATH": str(COURSE.parent), "IPYTHONDIR": "/tmp/ipython", "MPLBACKEND": "agg", "PIP_NO_INDEX": "1",
@@ -57,21 +58,23 @@ def behind_walls(command: list[str]) -> list[str]:
             "--tmpfs", "/tmp", *binds, "--chdir", "/tmp", "--", *command]
 
 
-def try_walls() -> dict[str, Any]:
-    """The options for `Popen` under which the first wall stands: as nobody if this is root and nobody can, too.
+def try_walls() -> int | None:
+    """The user as whom the first wall stands: nobody if this is root and nobody can run Python here; None: this one.
 
     Raises:
         NoWalls: if it does not.
     """
     if not shutil.which("bwrap"):
         raise NoWalls("bubblewrap is not installed (apt install bubblewrap)")
-    nobody = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-    for options in [nobody, {}] if os.getuid() == 0 else [{}]:
-        trial = subprocess.run(behind_walls([sys.executable, str(COURSE / Path(__file__).resolve().relative_to(COURSE))]),
-                               env=ENVIRONMENT, capture_output=True, text=True, timeout=TRIAL_SECONDS, **options)
+    said = ""
+    for user in (NOBODY, None) if os.getuid() == 0 else (None, ):
+        trial = subprocess.run(behind_walls([sys.executable, str(Path(__file__).resolve())]), env=ENVIRONMENT,
+                               capture_output=True, text=True, timeout=TRIAL_SECONDS, user=user, group=user,
+                               extra_groups=None if user is None else [])
         if trial.stdout == "the walls stand\n":
-            return options
-    raise NoWalls(f"namespaces are not allowed here ({(trial.stderr.strip().splitlines() or ['no reason given'])[-1]})")
+            return user
+        said = trial.stderr.strip().splitlines()[-1] if trial.stderr.strip() else said
+    raise NoWalls(f"namespaces are not allowed here ({said})")
 
 
 # --- the first wall, from inside ---------------------------------------------------------------------------
@@ -105,10 +108,10 @@ def forked_alone(run: Callable[[], None]) -> int:
         Path("/proc/self", name).write_text(text)
     if first := os.fork():
         return first
-    die_with_parent()                               # process 1 of the new namespace: when it ends, the kernel ends the rest
+    die_with_parent()               # this is process 1 of the new namespace: when it ends, the system ends the others
     for place in (b"/tmp", b"/dev/shm"):
         _system("mount", b"tmpfs", place, b"tmpfs", NOSUID_NODEV, b"mode=1777,size=%d" % SCRATCH_BYTES)
-    with contextlib.suppress(OSError):              # where it is not allowed, /proc shows processes that cannot be reached
+    with contextlib.suppress(OSError):  # where it is not allowed, /proc shows processes that cannot be reached
         _system("mount", b"proc", b"/proc", b"proc", NOSUID_NODEV, None)
     header, nothing = (ctypes.c_uint32 * 2)(CAPABILITIES_3, 0), (ctypes.c_uint32 * 6)()
     _system("capset", header, nothing)
@@ -117,7 +120,7 @@ def forked_alone(run: Callable[[], None]) -> int:
         run()
         os._exit(0)
     ended = 0
-    while ended != second:                          # orphans become its children, and end here
+    while ended != second:              # orphans become its children, and end here
         ended, status = os.wait()
     os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
 
@@ -147,8 +150,8 @@ REFUSED = (  # audit events (https://docs.python.org/3/library/audit_events.html
     "socket.", "gc.get_", "resource.", "ctypes.", "sqlite3.", "shutil.", "os.chmod", "os.chown", "os.link", "os.mkdir",
     "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate", "os.utime", "os.setxattr", "os.removexattr",
 )
-REMOVED = {"os": ("mkfifo", "mknod", "pidfd_open", "sched_setaffinity", "setpriority"), "signal": ("pidfd_send_signal",),
-           "_posixsubprocess": ("fork_exec",)}
+REMOVED = {"os": ("mkfifo", "mknod", "pidfd_open", "sched_setaffinity", "setpriority"),
+           "signal": ("pidfd_send_signal",), "_posixsubprocess": ("fork_exec",)}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
