@@ -177,7 +177,7 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
                     {"01.correct_token_log_probs": ("wrong", "shape")}),
     "long_text": (with_cells(log_probs("return 'x' * 110_000_000")),
                   {"01.correct_token_log_probs": ("wrong", "is a str")}),
-    "endless_recursion": (with_cells(chance("return chance_log_prob(d_vocab)")), crashed("RecursionError")),
+    "endless_recursion": (with_cells(chance("return chance_log_prob(d_vocab)")), crashed("NameError")),
     "lasting_thread": (with_cells(chance(
         f"import threading, time\nthreading.Thread(target=time.sleep, args=(10**6,)).start()\n{RIGHT}")), PASSED),
     "takes_the_bars_lock": (with_cells(chance("import tqdm\ntqdm.tqdm.get_lock().acquire()\nwhile True:\n    pass")),
@@ -399,6 +399,11 @@ TEXTS["honest_failed_function_is_replaced"] = (TEXTS["honest_failed_function_is_
                                                {**PASSED, "01.correct_token_log_probs": ("wrong", "")})
 TEXTS["honest_metadata_without_values"] = notebook(
     IMPORTS, chance(RIGHT), metadata={"language_info": None, "kernelspec": None}), PASSED
+
+
+TEXTS["zz_right"] = with_cells(chance(RIGHT)), PASSED  # after all the others
+LONG = {"clocks_stopped", "deaf_infinite_loop", "deaf_regular_expression", "slow_value", *(f"hostile_{name}" for name in (
+    "fork_bomb", "heartbeat_for_ever", "floods", "ctypes_fork", "half_a_message", "stops_its_parent"))}  # half a minute each
 
 
 def lesson(number: str, folder: str = "solutions") -> str:
