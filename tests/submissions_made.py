@@ -378,7 +378,7 @@ HOSTILE: dict[str, str] = {
                           "checking.CompareCases.__call__ = lambda *a: None\nreturn 1.0",
     "nan": "return float('nan')",
     "not_a_number": "return 'a' * 1000",
-    "lying_number": "return type('F', (float,), {'__float__': lambda s: -math.log(d_vocab), '__sub__': lambda a, b: 0.0, "
+    "lying_number": "return type('F', (float,), {'__float__': lambda s: -1.0, '__sub__': lambda a, b: 0.0, "
                     "'__rsub__': lambda a, b: 0.0, '__eq__': lambda a, b: True, '__hash__': float.__hash__})(1.0)",
     "huge_integer": "return 10**400",
     "fraction": "from fractions import Fraction\nreturn Fraction(1, 3)",

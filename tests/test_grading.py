@@ -237,7 +237,8 @@ def claim(calls: list, **more) -> Outcome:
 
 @pytest.mark.parametrize("calls", [
     [], [{"answer": ["plain", 1.0], "changed": []}] * 3,
-    [{"answer": ["object", "float", "1.0", {}], "changed": []}] * 3, [{"raised": ["ValueError"], "message": "x"}] * 3, [{"answer": ["plain", float("nan")], "changed": []}] * 3])
+    [{"answer": ["object", "float", "1.0", {}], "changed": []}] * 3,
+    [{"raised": ["ValueError"], "message": "x"}] * 3, [{"answer": ["plain", float("nan")], "changed": []}] * 3])
 def test_a_claim_without_right_answers_is_not_believed(calls):
     assert claim(calls).status in ("wrong", "crashed")
 

@@ -193,11 +193,19 @@ def _run(cells: list[str], numbers: list[str], limits: Limits) -> Run:
     own = [number for number, source in enumerate(cells) if source.strip() in shipped]
     if len(own) == len(cells):
         return Run()  # nothing was written
-    if _nursery is None or _nursery.process.poll() is not None:
-        _nursery = Nursery(**_walls())
     for number in numbers:
         _warm(number)
-    return run_notebook(_nursery, cells, own, numbers, limits, exercises_by_id(lessons()), _answers(tuple(numbers)))
+    known, answers = exercises_by_id(lessons()), _answers(tuple(numbers))
+    for last in (False, True):  # a nursery that has died, of whatever, is replaced
+        if _nursery is None or _nursery.process.poll() is not None:
+            _nursery = Nursery(**_walls())
+        try:
+            return run_notebook(_nursery, cells, own, numbers, limits, known, answers)
+        except OSError as error:
+            _nursery.close()
+            if last:
+                raise CannotGrade(f"the processes for submissions do not last here: {error}") from error
+    raise AssertionError("not reached")
 
 
 @lru_cache

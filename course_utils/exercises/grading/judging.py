@@ -78,26 +78,28 @@ class Nursery:
         command = [sys.executable, "-m", "course_utils.exercises.grading.kernel", "alone" if alone else "guarded"]
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         os.chmod(self.folder.name, 0o777)
+        self.said = tempfile.TemporaryFile()
         self.control, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)  # a message is read whole, or not at all
         own = {} if alone else dict.fromkeys(("HOME", "TMPDIR", "IPYTHONDIR"), self.folder.name)
         self.process = subprocess.Popen(
             walls.behind_walls(command) if alone else command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, env={**walls.ENVIRONMENT, **own}, cwd=self.folder.name,
+            stderr=self.said, env={**walls.ENVIRONMENT, **own}, cwd=self.folder.name,
             user=user, group=user, extra_groups=None if user is None else [])
         theirs.close()
         self.control.settimeout(START_SECONDS)
         if self._reply() != b"ready":
-            raise CannotGrade(f"the processes for submissions do not start here: {self._said()}")
+            raise CannotGrade(f"the processes for submissions do not start here: {self._last_words()}")
 
     def _reply(self) -> bytes:
         with suppress(OSError):
             return self.control.recv(4096)
         return b""
 
-    def _said(self) -> str:
+    def _last_words(self) -> str:
         self.process.kill()
-        said = self.process.stderr.read() if self.process.stderr else b""
-        return (said.decode(errors="replace").strip().splitlines() or ["nothing was said"])[-1]
+        self.process.wait()
+        self.said.seek(0)
+        return (self.said.read().decode(errors="replace").strip().splitlines() or ["nothing was said"])[-1]
 
     @contextmanager
     def notebook(self, lessons: list[str], request: dict[str, Any]) -> Iterator[Connection]:

@@ -185,7 +185,7 @@ class Notebook:
         finally:
             calls = watched.calls if verdict.passed else []
             self.report(exercise=item.id, status=ended or verdict.status, cell=self.at, message=verdict.message[:2000],
-                        mistake=verdict.mistake, details=[list(each) for each in verdict.details], calls=calls,
+                        mistake=verdict.mistake, details=[[label, text[:2000]] for label, text in verdict.details], calls=calls,
                         seconds=self.seconds - watched.left, remark=self._remark(item))
         if verdict.message == "Your function raised NameError." and f"'{watched.__name__}'" not in str(verdict.details):
             self.later[item.id] = item, attempt, self.at
@@ -255,6 +255,7 @@ def _guard(control: socket.socket, pipe: Connection, alone: bool) -> None:
     if alone:
         process = walls.forked_alone(run)
     elif (process := os.fork()) == 0:
+        os.setsid()
         walls.die_with_parent()
         run()
     pipe.close()

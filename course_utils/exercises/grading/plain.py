@@ -65,6 +65,8 @@ def encoded(value: Any) -> tuple:
         return "factored", encoded(value.A), encoded(value.B)
     if value is ...:
         return ("ellipsis",)
+    if isinstance(value, str) and len(value) > TEXT_BYTES:
+        raise TooLarge(f"a text of {len(value):,} characters; at most {TEXT_BYTES:,} are read")
     if value is None or isinstance(value, (bool, str)):
         return "plain", value
     if isinstance(value, Integral):

@@ -108,6 +108,7 @@ def forked_alone(run: Callable[[], None]) -> int:
         Path("/proc/self", name).write_text(text)
     if first := os.fork():
         return first
+    os.setsid()                     # a signal to its process group, which reaches across namespaces, stays within
     die_with_parent()               # this is process 1 of the new namespace: when it ends, the system ends the others
     for place in (b"/tmp", b"/dev/shm"):
         _system("mount", b"tmpfs", place, b"tmpfs", NOSUID_NODEV, b"mode=1777,size=%d" % SCRATCH_BYTES)
@@ -116,6 +117,7 @@ def forked_alone(run: Callable[[], None]) -> int:
     header, nothing = (ctypes.c_uint32 * 2)(CAPABILITIES_3, 0), (ctypes.c_uint32 * 6)()
     _system("capset", header, nothing)
     if (second := os.fork()) == 0:
+        os.setsid()
         os.chdir("/tmp")
         run()
         os._exit(0)
