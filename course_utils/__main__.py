@@ -53,19 +53,20 @@ def _try_model(name: str) -> int:
 
 
 def run_grade(options: argparse.Namespace) -> int:
-    from course_utils.exercises.grading import CannotGrade, Limits, grade, school, summary
+    from course_utils.exercises import grading
+    from course_utils.exercises.grading import CannotGrade, Limits, grade, summary
 
     try:
         if options.gradescope:
-            school.write_gradescope(options.gradescope)
+            grading.write_gradescope(options.gradescope)
             print(f"{options.gradescope}: upload it as an autograder's configuration")
         if options.folder is None and options.gradescope:
             return 0
         if options.folder is None:
             raise CannotGrade("name the folder with the submissions")
         rows = grade(options.folder, options.out, Limits(options.seconds, options.gigabytes), options.jobs)
-        for file, write in ((options.moodle, school.write_moodle), (options.canvas, school.write_canvas),
-                            (options.gradescope_results, school.write_gradescope_results)):
+        for file, write in ((options.moodle, grading.write_moodle), (options.canvas, grading.write_canvas),
+                            (options.gradescope_results, grading.write_gradescope_results)):
             if file:
                 write(file, rows)
     except (CannotGrade, OSError) as error:

@@ -30,11 +30,18 @@ from course_utils.exercises import exercises_of, lessons
 from course_utils.exercises.checking import assess
 from course_utils.exercises.grading import walls
 from course_utils.exercises.grading.judging import CannotGrade, Limits, Nursery, Run, exercises_by_id, run_notebook
+from course_utils.exercises.grading.school import (
+    write_canvas,
+    write_gradescope,
+    write_gradescope_results,
+    write_moodle,
+)
 from course_utils.exercises.grading.submissions import Submission, Unreadable, find, read_cells, shipped_cells
 from course_utils.exercises.grading.table import STATUSES, Journal, Row, legible, legible_row, summary
 from course_utils.models import load_model
 
-__all__ = ["CannotGrade", "ENVIRONMENT", "Limits", "Row", "STATUSES", "grade", "rows_of", "summary"]
+__all__ = ["CannotGrade", "ENVIRONMENT", "Limits", "Row", "STATUSES", "grade", "rows_of", "summary", "write_canvas",
+           "write_gradescope", "write_gradescope_results", "write_moodle"]
 
 USUAL_LIMITS = Limits()
 GIGABYTES_OF_A_JOB = 2.0  # of memory: a checking process, a nursery, and a notebook

@@ -92,7 +92,7 @@ class Nursery:
 
     def _reply(self) -> bytes:
         with suppress(OSError):
-            return self.control.recv(4096)
+            return self.control.recvfrom(4096)[0]
         return b""
 
     def _last_words(self) -> str:

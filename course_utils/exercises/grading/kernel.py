@@ -259,7 +259,7 @@ def _guard(control: socket.socket, pipe: Connection, alone: bool) -> None:
         walls.die_with_parent()
         run()
     pipe.close()
-    control.recv(16)
+    control.recvfrom(16)
     with suppress(ProcessLookupError):
         status = os.waitpid(process, os.WNOHANG)
         if not status[0]:

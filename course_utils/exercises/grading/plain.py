@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 from transformer_lens import FactoredMatrix
@@ -49,7 +50,10 @@ def unpacked(message: bytes) -> Any:
     """
     if len(message) < 8 or (end := 8 + struct.unpack("<Q", message[:8])[0]) > 8 + TEXT_BYTES:
         raise TooLarge(f"more than {TEXT_BYTES:,} bytes of text")
-    tensors = load(message[end:])
+    try:
+        tensors = load(message[end:])
+    except SafetensorError as error:
+        raise ValueError(f"tensors that cannot be read: {error}") from error
     return json.loads(message[8:end], object_hook=lambda each: tensors[each["tensor"]] if "tensor" in each else each)
 
 

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from course_utils import __version__
+import course_utils
 from course_utils.exercises.cards import table_text
 from course_utils.exercises.grading.judging import Limits
 from course_utils.exercises.grading.submissions import Submission
@@ -43,7 +43,7 @@ class Journal:
     """`<out>.partial`: a line of JSON for each notebook that is done, so that a later run need not judge it again."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
-        self.path, self.settings = path, [limits.seconds, limits.gigabytes, __version__]
+        self.path, self.settings = path, [limits.seconds, limits.gigabytes, course_utils.__version__]
         self.lines = dict(self._read())
         self.file = open(path, "a", encoding="utf-8")
         if path.stat().st_size:
