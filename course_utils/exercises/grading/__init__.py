@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -177,16 +176,13 @@ def rows_of(submission: Submission, limits: Limits) -> Iterator[Row]:
     except Unreadable as problem:
         yield _row(submission, status="unreadable", detail=str(problem))
         return
-    start = time.monotonic()
     known = exercises_by_id(lessons())
     run = _run(cells, named, limits)
-    seconds = round(time.monotonic() - start, 1)
     numbers = {id.partition(".")[0] for id, outcome in run.outcomes.items() if outcome.status != "not attempted"}
     for item in known.values():
         number = item.id.partition(".")[0]
         if number in numbers or number in named:
-            status, mistake, detail = _verdict(item.id, cells, run)
-            yield _row(submission, number, item.id, status, mistake, detail, seconds)
+            yield _row(submission, number, item.id, *_verdict(item.id, cells, run))
 
 
 def _row(submission: Submission, lesson: str = "", exercise: str = "", status: str = "", mistake: str = "",
@@ -256,18 +252,18 @@ def _lessons_of(submission: Submission, cells: list[str]) -> list[str]:
     return found or in_name[:1]
 
 
-def _verdict(id: str, cells: list[str], run: Run) -> tuple[str, str, str]:
-    """Status, named mistake and detail; of an exercise that was not judged, why it was not."""
+def _verdict(id: str, cells: list[str], run: Run) -> tuple[str, str, str, float]:
+    """Status, named mistake, detail and seconds; of an exercise that was not judged, why it was not."""
     outcome = run.outcomes.get(id)
     places = [number for number, source in enumerate(cells) if id in _named_in(source)]
     failed = [number for number in places if number in run.errors and (not outcome or outcome.cell < number)]
     if (outcome is None or outcome.status == "not attempted") and failed:
-        return "crashed", "", f"its cell: {run.errors[failed[-1]]}"
+        return "crashed", "", f"its cell: {run.errors[failed[-1]]}", 0.0
     if outcome is not None:
         detail = outcome.detail
         if outcome.status == "crashed" and (before := [each for each in run.errors if each < outcome.cell]):
             detail += f" (a cell above failed: {run.errors[before[-1]][:120]})"
-        return outcome.status, outcome.mistake, detail
+        return outcome.status, outcome.mistake, detail, outcome.seconds
     if places and run.at >= 0 and any("NotImplementedError" not in cells[number] for number in places):
-        return "not attempted", "", "found in the text, but no function was given to it when the notebook ran"
-    return "not attempted", "", "" if places else f'the notebook has no function under @exercise("{id}")'
+        return "not attempted", "", "found in the text, but no function was given to it when the notebook ran", 0.0
+    return "not attempted", "", "" if places else f'the notebook has no function under @exercise("{id}")', 0.0

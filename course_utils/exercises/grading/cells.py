@@ -1,8 +1,9 @@
 """Which cells of a notebook are run for its exercises, and what their text says.
 
 The rule: every cell that is not the lesson's own is run. A cell of the lesson's own, known by its text, is run if it
-gives a value to a name, or changes the object of a name, that a cell that is run uses. So whatever a learner wrote runs
-in the notebook that it was written in, and plots, training and measurements on which nothing of it depends do not.
+gives a value to a name, or changes the object of a name, that a learner's cell uses, or one of the lesson's that is run
+below it. So whatever a learner wrote runs in the notebook that it was written in; plots, training and measurements on
+which nothing of it depends do not run.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ ANY_NAME = {"globals", "locals", "vars", "eval", "exec", "user_ns", "user_global
 
 
 class Cell:
-    """The names that a cell gives a value to, or whose objects it changes; those that it uses; and its syntax tree."""
+    """The names that a cell gives a value to, or whose objects it changes; those that it uses; and its syntax tree.
+
+    `later` are those of its uses that stand in functions: what they mean is looked up when the function is called.
+    """
 
     def __init__(self, source: str) -> None:
         self.gives: set[str] = set()
         self.uses: set[str] = set()
+        self.later: set[str] = set()
         self.tree = ast.Module([], type_ignores=[])
         self.star = False  # it has `from … import *`
         try:
@@ -36,8 +41,11 @@ class Cell:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return  # it fails where it is run
         self.gives = {each.get_name() for each in table.get_symbols() if each.is_assigned() or each.is_imported()}
-        self.gives |= set(_changed(self.tree)) | set(_declared_global(table))
-        self.uses = set(_read(table)) | set(_changed(self.tree))
+        read = set(_read(table))
+        changed = set(_changed(self.tree)) & (self.gives | read)  # of the others, which are a function's own, none
+        self.gives |= changed | set(_declared_global(table))
+        self.uses = read | changed
+        self.later = set().union(*map(_read, table.get_children()))
         magics = (line for line in python.split("\n") if "get_ipython()" in line)
         self.uses |= {word for line in magics for word in re.findall(r"\w+", line)}
         self.star = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(self.tree))
@@ -90,12 +98,15 @@ def to_run(cells: Sequence[Cell], own: Collection[int]) -> list[int]:
     if any(cells[number].uses & ANY_NAME for number in chosen):
         return list(range(len(cells)))
     chosen |= {number for number in own if cells[number].star}
-    while True:
-        wanted = set().union(*(cells[number].uses for number in chosen)) if chosen else set()
-        more = {number for number in own if number not in chosen and cells[number].gives & wanted}
-        if not more:
-            return sorted(chosen)
-        chosen |= more
+    wanted = {name: len(cells) for number in chosen for name in cells[number].uses}  # a name -> given above which cell
+    waiting = sorted(set(own) - chosen, reverse=True)
+    while more := [number for number in waiting if any(number < wanted.get(name, 0) for name in cells[number].gives)]:
+        number = more[0]
+        waiting.remove(number)
+        chosen.add(number)
+        for name in cells[number].uses:
+            wanted[name] = max(wanted.get(name, 0), len(cells) if name in cells[number].later else number)
+    return sorted(chosen)
 
 
 # --- remarks -----------------------------------------------------------------------------------------------

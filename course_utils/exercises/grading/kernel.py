@@ -15,9 +15,11 @@ import gc
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -184,9 +186,10 @@ class Notebook:
             raise
         finally:
             calls = watched.calls if verdict.passed else []
+            details = [[label, text[:2000]] for label, text in verdict.details]
             self.report(exercise=item.id, status=ended or verdict.status, cell=self.at, message=verdict.message[:2000],
-                        mistake=verdict.mistake, details=[[label, text[:2000]] for label, text in verdict.details], calls=calls,
-                        seconds=self.seconds - watched.left, remark=self._remark(item))
+                        mistake=verdict.mistake, details=details, calls=calls, seconds=self.seconds - watched.left,
+                        remark=self._remark(item))
         if verdict.message == "Your function raised NameError." and f"'{watched.__name__}'" not in str(verdict.details):
             self.later[item.id] = item, attempt, self.at
         return verdict
@@ -254,7 +257,10 @@ def _guard(control: socket.socket, pipe: Connection, alone: bool) -> None:
 
     if alone:
         process = walls.forked_alone(run)
-    elif (process := os.fork()) == 0:
+    else:
+        os.chdir(folder := tempfile.mkdtemp())
+        process = os.fork()
+    if process == 0:
         os.setsid()
         walls.die_with_parent()
         run()
@@ -265,16 +271,17 @@ def _guard(control: socket.socket, pipe: Connection, alone: bool) -> None:
         if not status[0]:
             os.kill(process, signal.SIGKILL)
             status = os.waitpid(process, 0)
+    if not alone:
+        shutil.rmtree(folder, ignore_errors=True)
     control.send(json.dumps(os.waitstatus_to_exitcode(status[1])).encode())
     os._exit(0)
 
 
 def _confine(keep: int, request: dict[str, Any], alone: bool) -> None:
     walls.silence(keep)
-    folder = "/tmp" if alone else os.getcwd()
     walls.limit(request["gigabytes"], request["notebook_seconds"] + time.process_time())
     if not alone:
-        walls.refuse_changes(folder)
+        walls.refuse_changes(os.getcwd())
 
 
 if __name__ == "__main__":
