@@ -394,6 +394,18 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert len({line.partition(",")[0] for line in before}) == len(before) >= 8
 
 
+def test_a_notebook_that_ends_its_checking_process_costs_nobody_else_a_verdict(monkeypatch):
+    def rows_of(submission, limits):
+        if submission.name == "b":
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield row(submission.name, "01.x", "passed")
+
+    monkeypatch.setattr(grading, "rows_of", rows_of)
+    graded = dict(grading._graded([Submission(name) for name in "abcd"], LIMITS, jobs=2))
+    found = {submission.name: rows[0].status for submission, rows in graded.items()}
+    assert found == {"a": "passed", "b": "unreadable", "c": "passed", "d": "passed"}
+
+
 def lines_of(partial: Path) -> list[str]:
     text = partial.read_text() if partial.exists() else ""
     return [line for line in text.splitlines(keepends=True) if line.endswith("]]]\n")]
