@@ -126,7 +126,8 @@ def _same(tensor: Tensor, before: Tensor) -> bool:
 class Notebook:
     """Runs the cells of one notebook and reports what became of each, and of each exercise."""
 
-    def __init__(self, pipe: Connection, request: dict[str, Any]) -> None:
+    def __init__(self, pipe: Connection, request: dict[str, Any], shell: InteractiveShell) -> None:
+        self.shell = shell
         self.sources, self.own, self.skipped = request["cells"], set(request["own"]), set(request["skipped"])
         self.seconds, self.answers = request["seconds"], request["answers"]
         self.send, self.pack, self.assess = pipe.send_bytes, packed, assess  # whatever a cell redefines
@@ -141,24 +142,23 @@ class Notebook:
             parsed.append(cells.Cell("" if number in self.skipped else source))
         self.parsed, self.at = parsed, 0
         self.later: dict[str, tuple] = {}  # functions that lacked a name, which a cell below may define
-        shell = _shell()
         vars(exercises).update(assess=self.judge, show_card=_nothing, _record=_nothing)
         for number in cells.to_run(parsed, self.own):
             if number in self.skipped:
                 continue
             self.at = number
             self.report(running=number)
-            self.report(cell=number, error=self._error_of(shell, self.sources[number]))
+            self.report(cell=number, error=self._error_of(self.sources[number]))
         for item, attempt, number in list(self.later.values()):
             self.at = number
             self.judge(item, attempt)
         self.report(end=True)
 
-    def _error_of(self, shell: InteractiveShell, source: str) -> str:
+    def _error_of(self, source: str) -> str:
         """Run a cell; what it raised, in words."""
         try:
             with stopped_after(self.seconds, "the cell"):
-                result = shell.run_cell(source)
+                result = self.shell.run_cell(source)
             error = result.error_before_exec or result.error_in_exec
         except BaseException as stopped:
             error = stopped
@@ -249,9 +249,13 @@ def _guard(control: socket.socket, pipe: Connection, alone: bool) -> None:
 
     def run() -> None:
         control.close()
-        _confine(pipe.fileno(), request, alone)
+        walls.silence(pipe.fileno())
+        notebook = Notebook(pipe, request, _shell())
+        walls.limit(request["gigabytes"], request["notebook_seconds"] + time.process_time())
+        if not alone:
+            walls.refuse_changes(os.getcwd())
         try:
-            Notebook(pipe, request).run()
+            notebook.run()
         finally:
             os._exit(0)  # nothing that the code has registered for the end runs
 
@@ -275,13 +279,6 @@ def _guard(control: socket.socket, pipe: Connection, alone: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     control.send(json.dumps(os.waitstatus_to_exitcode(status[1])).encode())
     os._exit(0)
-
-
-def _confine(keep: int, request: dict[str, Any], alone: bool) -> None:
-    walls.silence(keep)
-    walls.limit(request["gigabytes"], request["notebook_seconds"] + time.process_time())
-    if not alone:
-        walls.refuse_changes(os.getcwd())
 
 
 if __name__ == "__main__":
