@@ -410,6 +410,16 @@ def lesson(number: str, folder: str = "solutions") -> str:
     return next((ROOT / folder).glob(f"{number}_*.ipynb")).read_text(encoding="utf-8")
 
 
+def filled_in(number: str) -> str:
+    """The lesson as a learner hands it in: the worked answers in the notebook that ships."""
+    worked = {cell["id"]: cell["source"] for cell in json.loads(lesson(number))["cells"]}
+    made = json.loads(lesson(number, "notebooks"))
+    for cell in made["cells"]:
+        if cell["cell_type"] == "code" and "@exercise(" in "".join(cell["source"]):
+            cell["source"] = worked[cell["id"]]
+    return json.dumps(made)
+
+
 def write(folder: Path, name: str, text: str | bytes, lesson_number: str = "01") -> str:
     """Write one submission, named as a student's file would be; returns its name in the table."""
     path = folder / name / f"{lesson_number}_lesson.ipynb"
