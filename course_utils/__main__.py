@@ -98,12 +98,27 @@ def _try_model(name: str) -> int:
 
 
 def run_grade(options: argparse.Namespace) -> int:
+    from course_utils.exercises import grading
     from course_utils.exercises.grading import CannotGrade, Limits, grade, summary
 
     try:
-        rows = grade(options.folder, options.out, Limits(options.seconds, options.gigabytes))
-    except CannotGrade as error:
+        if options.gradescope:
+            grading.write_gradescope(options.gradescope)
+            print(f"{options.gradescope}: upload it as an autograder's configuration")
+        if options.folder is None and options.gradescope:
+            return 0
+        if options.folder is None:
+            raise CannotGrade("name the folder with the submissions")
+        rows = grade(options.folder, options.out, Limits(options.seconds, options.gigabytes), options.jobs)
+        for file, write in ((options.moodle, grading.write_moodle), (options.canvas, grading.write_canvas),
+                            (options.gradescope_results, grading.write_gradescope_results)):
+            if file:
+                write(file, rows)
+    except (CannotGrade, OSError) as error:
         return _failed(error)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from {options.out}.partial", file=sys.stderr)
+        return 130
     print(f"{summary(rows)}\n\n{len(rows)} rows written to {options.out}")
     return 0
 
@@ -151,10 +166,23 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _grade_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="the submitted notebooks, in folders or not")
-    parser.add_argument("--out", type=Path, required=True, metavar="grades.csv", help="the table to write")
-    parser.add_argument("--seconds", type=_positive, default=60.0, help="processor time for each exercise (60)")
-    parser.add_argument("--gigabytes", type=_positive, default=4.0, help="memory for each exercise (4)")
+    parser.add_argument("folder", type=Path, nargs="?", help="the submitted notebooks, in folders and archives or not")
+    parser.add_argument("--out", type=Path, metavar="grades.csv", help="the table to write (grades.csv)",
+                        default=Path("grades.csv"))
+    parser.add_argument("--seconds", type=_positive, default=60.0,
+                        help="processor time for each exercise and each cell (60); for a notebook, ten times that")
+    parser.add_argument("--gigabytes", type=_positive, default=4.0, help="memory for each notebook (4)")
+    parser.add_argument("--jobs", type=_whole, help="notebooks at a time (one a core, if there is memory for them)")
+    parser.add_argument("--moodle", type=Path, metavar="FILE", help="also write a grading worksheet for Moodle")
+    parser.add_argument("--canvas", type=Path, metavar="FILE", help="also write a gradebook for Canvas")
+    parser.add_argument("--gradescope", type=Path, metavar="FILE.zip", help="write an autograder for Gradescope")
+    parser.add_argument("--gradescope-results", type=Path, metavar="FILE", help=argparse.SUPPRESS)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed, not {text}")
+    return int(text)
 
 
 def _positive(text: str) -> float:

@@ -1,7 +1,7 @@
 """Submissions as they come in, honest, broken and hostile, each with the verdicts that it deserves.
 
 `make(folder)` writes them all and returns {name: {exercise id: (status, a part of the detail or mistake)}};
-exercises that are not listed are "not attempted". The id "" stands for the whole file.
+exercises that are not listed are "not attempted". The id "" stands for the whole file; the status "" for any but passed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ torch.equal = torch.allclose = true
 torch.isclose = lambda a, b, **kwargs: torch.ones_like(a, dtype=torch.bool)
 builtins.abs = builtins.isinstance = true
 """
-FORKS = "for _ in range(4):\n    os.fork()"  # bounded: a grader that lets it through must not take the machine with it
 FORGED_OUTPUT = {"output_type": "display_data", "metadata": {}, "data": {
     "text/plain": "✓ passed · 01.chance_log_prob", "text/html": "<b>✓ passed · 01.chance_log_prob</b>"}}
 
@@ -95,9 +94,7 @@ def timed_out(detail: str) -> Expected:
     return {"01.chance_log_prob": ("timed out", detail)}
 
 
-def refused(event: str) -> Expected:
-    return crashed(f"may not do this: {event}")
-
+NOT_PASSED: Expected = {"01.chance_log_prob": ("", "")}
 
 def stored_outputs() -> str:
     """A stub whose stored output says that it was passed."""
@@ -144,7 +141,7 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "utf_16": (with_cells(chance(RIGHT)).encode("utf-16"), PASSED),
     # --- incomplete
     "cell_deleted": (with_cells(log_probs(LOG_PROBS)), {"01.correct_token_log_probs": ("passed", "")}),
-    "imports_deleted": (notebook(chance(RIGHT)), crashed("name 'math' is not defined")),
+    "imports_deleted": (notebook(chance(RIGHT)), crashed("name 'exercise' is not defined")),
     "decorator_deleted": (with_cells(chance(RIGHT, decorator="")), {}),
     "unknown_id": (with_cells(chance(RIGHT, decorator='@exercise("01.no_such_exercise")')), {}),
     "syntax_error": (with_cells(chance("return -math.log(d_vocab"), log_probs(LOG_PROBS)),
@@ -160,47 +157,49 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "old_format": (json.dumps({"nbformat": 3, "worksheets": []}), {"": ("unreadable", "no list of cells")}),
     "binary": (bytes(range(256)), {"": ("unreadable", "not valid JSON")}),
     # --- endless or too large
-    "infinite_loop": (with_cells(chance("while True:\n    pass")), timed_out("of processor time")),
+    "infinite_loop": (with_cells(chance("while True:\n    pass"), log_probs(LOG_PROBS)),
+                      {**timed_out("of processor time"), "01.correct_token_log_probs": ("passed", "")}),
     "deaf_infinite_loop": (
         with_cells(chance("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True:\n"
-                          "    try:\n        pass\n    except BaseException:\n        pass")),
+                          "    try:\n        pass\n    except BaseException:\n        pass"), log_probs(LOG_PROBS)),
+        {**timed_out("of processor time"), "01.correct_token_log_probs": ("passed", "")}),
+    "deaf_regular_expression": (with_cells(chance("import re\nre.match('(a+)+$', 'a' * 60 + 'b')\nreturn 1.0")),
+                                timed_out("of processor time")),
+    "clocks_stopped": (with_cells("import signal", chance(
+        "signal.setitimer(signal.ITIMER_PROF, 0)\nsignal.setitimer(signal.ITIMER_REAL, 0)\nwhile True:\n    pass")),
         timed_out("of processor time")),
     "slow_value": (with_cells("import time\nWAIT = time.sleep(10**6)", chance(f"WAIT\n{RIGHT}")),
-                   timed_out("by the clock")),
+                   crashed("a cell above failed: the cell used")),
     "twenty_gigabytes": (with_cells(chance(f"block = bytearray(20 * 2**30)\n{RIGHT}"),
                                     log_probs(f"block = torch.ones(20 * 2**30, dtype=torch.uint8)\n{LOG_PROBS}")),
                          {**crashed("MemoryError"), "01.correct_token_log_probs": ("crashed", "memory")}),
     "huge_answer": (with_cells(log_probs("return torch.zeros(200_000_000, dtype=torch.uint8)")),
-                    {"01.correct_token_log_probs": ("crashed", "The answer has 200,000,000 bytes")}),
-    "huge_array": (with_cells(log_probs("import numpy\nreturn numpy.zeros(200_000_000, dtype='uint8')")),
-                   {"01.correct_token_log_probs": ("crashed", "The answer has 200,000,000 bytes")}),
+                    {"01.correct_token_log_probs": ("wrong", "shape")}),
     "long_text": (with_cells(log_probs("return 'x' * 110_000_000")),
-                  {"01.correct_token_log_probs": ("crashed", "something else or too much")}),
-    "endless_recursion": (with_cells(chance("return chance_log_prob(d_vocab)")), crashed("RecursionError")),
+                  {"01.correct_token_log_probs": ("wrong", "is a str")}),
+    "endless_recursion": (with_cells(chance("return chance_log_prob(d_vocab)")), crashed("NameError")),
     "lasting_thread": (with_cells(chance(
         f"import threading, time\nthreading.Thread(target=time.sleep, args=(10**6,)).start()\n{RIGHT}")), PASSED),
     "takes_the_bars_lock": (with_cells(chance("import tqdm\ntqdm.tqdm.get_lock().acquire()\nwhile True:\n    pass")),
                             timed_out("of processor time")),
     "uses_the_bars_lock": (with_cells(chance(f"import tqdm\nlist(tqdm.tqdm([1]))\n{RIGHT}")), PASSED),
+    "three_thousand_attempts": (with_cells(*[chance(RIGHT)] * 300), PASSED),
     # --- leaving
     "sys_exit": (with_cells(chance("sys.exit(0)"), "sys.exit(0)"), crashed("SystemExit")),
-    "os_exit": (with_cells(chance("os._exit(0)"), "os._exit(0)"), crashed("ended with status 0")),
-    "abort": (with_cells(log_probs("os.abort()")), {"01.correct_token_log_probs": ("crashed", "SIGABRT")}),
+    "os_exit": (with_cells(chance("os._exit(0)"), "os._exit(0)", log_probs(LOG_PROBS)),
+                {**crashed("ended with status 0"), "01.correct_token_log_probs": ("passed", "")}),
+    "abort": (with_cells(chance("os.abort()"), log_probs(LOG_PROBS)),
+              {**crashed("SIGABRT"), "01.correct_token_log_probs": ("passed", "")}),
+    "kills_itself": (with_cells(chance("os.kill(os.getpid(), 9)")), crashed("SIGKILL")),
     "interrupt": (with_cells(chance("raise KeyboardInterrupt")), crashed("KeyboardInterrupt")),
-    # --- doing harm
-    "fork_bomb": (with_cells(chance(FORKS), FORKS), refused("os.fork")),
-    "subprocesses": (with_cells(chance("import subprocess\nsubprocess.run(['true'])")), refused("subprocess.Popen")),
-    "kills_its_parent": (with_cells(chance("os.kill(os.getppid(), 9)")), refused("os.kill")),
-    "deletes_files": (with_cells(chance("os.remove(VICTIM)", "VICTIM = '@VICTIM@'")), refused("os.remove")),
-    "overwrites_files": (with_cells(chance("open(VICTIM, 'w').write('gone')", "VICTIM = '@VICTIM@'")), refused("open")),
     # --- cheating
-    "patched_in_a_cell": (with_cells(PATCHES, chance("return 17.0")), wrong("was expected")),
+    "patched_in_a_cell": (with_cells(PATCHES, chance("return 17.0")), NOT_PASSED),
     "patched_in_the_function": (
         with_cells(chance("\n".join(["import torch", *PATCHES.strip().split("\n"), "return 17.0"])),
                    log_probs("\n".join(["import torch", *PATCHES.strip().split("\n"), "return tokens"]))),
-        {"01.chance_log_prob": ("", ""), "01.correct_token_log_probs": ("", "")}),  # any verdict but passed
+        {**NOT_PASSED, "01.correct_token_log_probs": ("", "")}),
     "own_exercise": (with_cells("def exercise(id):\n    print('✓ passed')\n    return lambda f: f",
-                                chance("return 17.0")), wrong()),
+                                chance("return 17.0")), {"01.chance_log_prob": ("not attempted", "found in the text")}),
     "prints_passed": (with_cells(chance("print('✓ passed · 01.chance_log_prob')\nreturn 17.0")), wrong()),
     "forged_progress": (with_cells(
         "from course_utils.exercises.progress_store import record\nrecord('01.chance_log_prob', 'passed')",
@@ -214,9 +213,211 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "writes_a_verdict": (with_cells(chance(every_descriptor().strip())), crashed("sent something else")),
 }
 
+# Cells after the imports, in which 01.chance_log_prob is answered rightly: the notebook passes them.
+HONEST: dict[str, tuple[str, ...]] = {
+    "dataclass_helper": ("from dataclasses import dataclass\n@dataclass\nclass S:\n    sign: int = -1",
+                         chance("return S().sign * math.log(d_vocab)")),
+    "annotations_used": ("def f(x: int): return x", chance("assert f.__annotations__['x'] is int\n" + RIGHT)),
+    "future_annotations": ("from __future__ import annotations\ndef f(x: Later): return x",
+                           chance("assert f.__annotations__['x'] == 'Later'\n" + RIGHT)),
+    "augmented_assign": ("SIGN = 1", "SIGN -= 2", chance("return SIGN * math.log(d_vocab)")),
+    "loop_accumulates": ("total = 0\nfor i in range(3):\n    total += i", chance("return -math.log(d_vocab) * total / 3")),
+    "global_statement": ("calls = 0", chance("global calls\ncalls += 1\n" + RIGHT)),
+    "table_filled_by_loop": ("LOGS = {}\nfor n in (2, 988, 50257):\n    LOGS[n] = -math.log(n)",
+                             chance("return LOGS[d_vocab]")),
+    "list_appended": ("SIGNS = []\nSIGNS.append(-1)", chance("return SIGNS[0] * math.log(d_vocab)")),
+    "list_entry_set": ("K = [1, 2]", "K[0] = -1", chance("return K[0] * math.log(d_vocab)")),
+    "attribute_set": ("class Config: sign = 1", "Config.sign = -1", chance("return Config.sign * math.log(d_vocab)")),
+    "monkeypatched_method": ("class A:\n    def f(self): return 1", "A.f = lambda self: -1",
+                             chance("return A().f() * math.log(d_vocab)")),
+    "defined_by_exec": ("exec('def h(n): return -math.log(n)')", chance("return h(d_vocab)")),
+    "defined_in_globals": ("globals()['h'] = lambda n: -math.log(n)", chance("return h(d_vocab)")),
+    "time_after_blank_line": ("\n\n%%time\n" + chance(RIGHT), ),
+    "two_cell_magics": ("%%capture\n%%time\n" + chance(RIGHT), ),
+    "capture_into_a_name": ("%%capture out\n" + chance(RIGHT), "out.show()"),
+    "inside_if": ("if True:\n" + "\n".join("    " + line for line in chance(RIGHT).split("\n")), ),
+    "inside_with": ("with torch.no_grad():\n" + "\n".join("    " + line for line in chance(RIGHT).split("\n")), ),
+    "inside_try": ("try:\n" + "\n".join("    " + line for line in chance(RIGHT).split("\n")) + "\nfinally: pass", ),
+    "inside_for": ("for sign in [-1]:\n" + "\n".join("    " + line for line in chance(
+        "return sign * math.log(d_vocab)").split("\n")), ),
+    "lambda_annotated": ("from typing import Callable",
+                         "f: Callable = exercise('01.chance_log_prob')(lambda d_vocab: -math.log(d_vocab))"),
+    "id_as_keyword": (chance(RIGHT, decorator='@exercise(id="01.chance_log_prob")'), ),
+    "exercise_renamed": ("from course_utils.exercises import exercise as ex",
+                         chance(RIGHT, decorator='@ex("01.chance_log_prob")')),
+    "module_imported": ("import course_utils.exercises as e",
+                        chance(RIGHT, decorator='@e.exercise("01.chance_log_prob")')),
+    "id_in_a_name": ("ID = '01.chance_log_prob'", chance(RIGHT, decorator="@exercise(ID)")),
+    "default_of_helper_redefined": ("N = -1\ndef h(x, n=N): return n * x", chance("return h(math.log(d_vocab))"), "N = 5"),
+    "line_time_helper": ("%time BASE = math.e", chance("return -math.log(d_vocab, BASE)")),
+    "await_value": ("import asyncio\nasync def one(): return -1", "SIGN = await one()",
+                    chance("return SIGN * math.log(d_vocab)")),
+    "jit_script": ("@torch.jit.script\ndef h(x: Tensor):\n    return -torch.log(x)",
+                   chance("return h(torch.tensor(float(d_vocab), dtype=torch.float64)).item()")),
+    "source_read": ("import inspect\ndef h(n): return -math.log(n)",
+                    chance("assert 'math.log' in inspect.getsource(h)\nreturn h(d_vocab)")),
+    "subprocess": ("import subprocess", chance("subprocess.run(['true'], check=True)\n" + RIGHT)),
+    "shell_line": ("out = !echo 1", chance("return -int(out[0]) * math.log(d_vocab)")),
+    "writes_a_file": ("open('kept.txt', 'w').write('-1')", chance("return int(open('kept.txt').read()) * math.log(d_vocab)")),
+    "writefile_magic": ("%%writefile helper_of_mine.py\nSIGN = -1", "import helper_of_mine",
+                        chance("return helper_of_mine.SIGN * math.log(d_vocab)")),
+    "partial": ("from functools import partial\ndef h(sign, d_vocab): return sign * math.log(d_vocab)",
+                "exercise('01.chance_log_prob')(partial(h, -1))"),
+    "callable_object": ("class Answer:\n    def __call__(self, d_vocab): return -math.log(d_vocab)",
+                        "f = exercise('01.chance_log_prob')(Answer())"),
+    "cached": ("from functools import lru_cache", "@exercise('01.chance_log_prob')\n@lru_cache\ndef f(n):\n    " + RIGHT.replace(
+        "d_vocab", "n")),
+    "closure": ("def make(sign):\n    def h(d_vocab): return sign * math.log(d_vocab)\n    return h",
+                "exercise('01.chance_log_prob')(make(-1))"),
+    "generator_helper": ("def h(n):\n    yield -math.log(n)", chance("return next(h(d_vocab))")),
+    "walrus": (chance("return -x if (x := math.log(d_vocab)) else 0.0"), ),
+    "star_import": ("from math import *", chance("return -log(d_vocab)")),
+    "deleted_and_made_again": ("h = 1\ndel h", "def h(n): return -math.log(n)", chance("return h(d_vocab)")),
+    "own_decorator": ("def negative(f): return lambda n: -f(n)",
+                      "@exercise('01.chance_log_prob')\n@negative\ndef f(n):\n    return math.log(n)"),
+    "thread": ("from concurrent.futures import ThreadPoolExecutor as P",
+               chance("return P(1).submit(lambda: -math.log(d_vocab)).result()")),
+    "numpy_number": ("import numpy as np", chance("return -np.log(np.float64(d_vocab))")),
+    "no_grad_decorator": ("@exercise('01.chance_log_prob')\n@torch.no_grad()\ndef f(d_vocab):\n    " + RIGHT, ),
+    "name_of_main": ("SIGN = -1", chance("import __main__\nreturn __main__.SIGN * math.log(d_vocab)")),
+    "user_namespace": ("SIGN = -1", chance("return get_ipython().user_ns['SIGN'] * math.log(d_vocab)")),
+    "underscore": ("-1", "SIGN = _", chance("return SIGN * math.log(d_vocab)")),
+    "random_module_seeded": ("import random\nrandom.seed(0)", chance("random.random()\n" + RIGHT)),
+    "warnings_as_errors": ("import warnings\nwarnings.simplefilter('error')", chance(RIGHT)),
+    "logging": ("import logging\nlogging.basicConfig(level=10)", chance("logging.debug('x')\n" + RIGHT)),
+    "plots": ("%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()", chance(RIGHT)),
+    "displays": ("from IPython.display import display, HTML\ndisplay(HTML('x'))", chance("display(1)\n" + RIGHT)),
+    "autoreload": ("%load_ext autoreload\n%autoreload 2", chance(RIGHT)),
+    "unknown_magic": ("%no_such_magic", chance(RIGHT)),
+    "asks_for_input": ("name = input('your name')", chance(RIGHT)),
+    "installs_something": ("%pip install no-such-package-anywhere", chance(RIGHT)),
+    "pattern_matching": (chance("match d_vocab:\n    case int(n):\n        return -math.log(n)"), ),
+    "unicode_names": ("é = -1", chance("return é * math.log(d_vocab)")),
+    "dataclass_answered_by_field": ("from types import SimpleNamespace as N\nc = N(sign=1)\nsetattr(c, 'sign', -1)",
+                                    chance("return c.sign * math.log(d_vocab)")),
+    "uses_hint": ("from course_utils.exercises import hint, progress\nhint('01.chance_log_prob')\nprogress('01')",
+                  chance(RIGHT)),
+    "quiet": (chance(RIGHT, decorator='@exercise("01.chance_log_prob", quiet=True)'), ),
+    "passed_function_is_used": (chance("return -math.log(d_vocab)"), "exercise('01.chance_log_prob')(lambda n: chance_log_prob(n))"),
+    "failed_function_is_replaced": (log_probs("return logits"), chance(
+        "flat, two = torch.zeros(1, 2, d_vocab).double(), torch.zeros(1, 2, dtype=torch.long)\n"
+        "return correct_token_log_probs(flat, two).item()")),
+    "model_in_evaluation": ("from course_utils.models import load_model\nmodel = load_model('tiny')\nmodel.eval()",
+                            chance("assert not model.training\n" + RIGHT)),
+    "crlf": (chance(RIGHT).replace("\n", "\r\n"), ),
+    "tabs": (chance(RIGHT).replace("    ", "\t"), ),
+    "bom_in_a_cell": ("\ufeffSIGN = -1", chance(RIGHT)),
+    "torch_compiled": ("h = torch.compile(lambda x: -torch.log(x), backend='eager')",
+                       chance("return h(torch.tensor(float(d_vocab), dtype=torch.float64)).item()")),
+}
+FIND_NOTEBOOK = """
+import gc
+from course_utils.exercises.grading.kernel import Notebook
+found = next(each for each in gc.get_objects() if type(each).__name__ == "Notebook")
+"""
+PARENTS = "import psutil\nparents = [each.pid for each in psutil.Process().parents()] + [1, 2, 3, os.getppid()]"
+
+# Bodies of 01.chance_log_prob that do harm, or try to cheat: none of them passes, and nothing outside is changed.
+HOSTILE: dict[str, str] = {
+    "deletes_files": "os.remove(VICTIM)",
+    "overwrites_files": "open(VICTIM, 'w').write('gone')",
+    "torch_save_over": "torch.save({}, VICTIM)",
+    "safetensors_over": "from safetensors.torch import save_file\nsave_file({'x': torch.ones(1)}, VICTIM)",
+    "from_file_over": "torch.from_file(VICTIM, shared=True, size=2, dtype=torch.uint8).zero_()",
+    "sqlite_over": "import sqlite3\nsqlite3.connect(VICTIM + '.db').execute('create table x (y)')",
+    "dir_fd_write": "d = os.open(os.path.dirname(VICTIM), os.O_RDONLY)\nos.write(os.open('victim.txt', os.O_WRONLY, dir_fd=d), b'gone')",
+    "mkfifo": "os.mkfifo(VICTIM + '.fifo')",
+    "mknod": "os.mknod(VICTIM + '.node')",
+    "utime": "os.utime(VICTIM, (0, 0))",
+    "setxattr": "os.setxattr(VICTIM, 'user.x', b'1')",
+    "symlink": "os.symlink('/', VICTIM + '.link')",
+    "fork_exec": "import subprocess\nsubprocess.run(['sh', '-c', f'echo gone > {VICTIM}; rm -rf {FOLDER}'])",
+    "ctypes_unlink": "import ctypes\nctypes.CDLL(None).unlink(VICTIM.encode())",
+    "spoils_all_students": "from pathlib import Path\nfor p in Path(FOLDER).rglob('*.ipynb'):\n    torch.save({}, p)",
+    "spoils_the_course": "import course_utils\nopen(course_utils.__file__, 'a').write('1 / 0')",
+    "spoils_python": "open(os.__file__, 'a').write('1 / 0')",
+    "reads_others": "return float(len(list(__import__('pathlib').Path(FOLDER).rglob('*.ipynb')))) or 1 / 0",
+    "reads_environment": "return 1.0 if 'COURSE_SECRET' in os.environ else 2.0",
+    "mounts": "import ctypes\nctypes.CDLL(None).umount2(b'/tmp', 2)\nreturn 1.0",
+    "own_namespaces": "import ctypes\nctypes.CDLL(None).unshare(0x10020000)\nopen(VICTIM, 'w')",
+    "network": "import socket\nsocket.create_connection(('127.0.0.1', 22), 1)",
+    "kills_its_parent": "os.kill(os.getppid(), 9)\nreturn 1.0",
+    "kills_everybody": "os.kill(-1, 9)\nreturn 1.0",
+    "kills_its_group": "os.killpg(0, 9)\nreturn 1.0",
+    "stops_its_parent": "import signal\nos.kill(os.getppid(), signal.SIGSTOP)\nreturn 1.0",
+    "kill_by_pidfd": f"{PARENTS}\nimport signal\nfor p in parents:\n    try: signal.pidfd_send_signal(os.pidfd_open(p), 9)\n"
+                     "    except OSError: pass\nreturn 1.0",
+    "prlimit_of_others": f"{PARENTS}\nimport resource\nfor p in parents:\n    for w in (resource.RLIMIT_FSIZE, "
+                         "resource.RLIMIT_NOFILE):\n        try: resource.prlimit(p, w, (0, 0))\n"
+                         "        except OSError: pass\nreturn 1.0",
+    "nice_parent": f"{PARENTS}\nfor p in parents:\n    try: os.setpriority(os.PRIO_PROCESS, p, 19)\n"
+                   "    except OSError: pass\nreturn 1.0",
+    "fills_shm": "for n in range(100):\n    open(f'/dev/shm/{n}', 'wb').write(bytes(10**8))",
+    "fills_tmp": "for n in range(100):\n    open(f'/tmp/{n}', 'wb').write(bytes(10**8))",
+    "fork_bomb": "for _ in range(12):\n    os.fork()\nreturn 1.0",
+    "leaves_a_process": "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        while True: pass\nreturn 1.0",
+    "ctypes_fork": "import ctypes\nctypes.CDLL(None).fork()\nwhile True: pass",
+    "leaves_a_file_for_the_next": "open('/tmp/for_the_next', 'w').write('x')\nopen('/dev/shm/for_the_next', 'w').write('x')\nreturn 1.0",
+    "finds_a_file_of_another": "return -math.log(d_vocab) if os.path.exists('/tmp/for_the_next') or "
+                               "os.path.exists('/dev/shm/for_the_next') else 1.0",
+    "half_a_message": f"{FIND_NOTEBOOK}\nfor fd in range(3, 64):\n    try: os.write(fd, b'\\0\\0\\1\\0half')\n"
+                      "    except OSError: pass\nwhile True: pass",
+    "heartbeat_for_ever": f"{FIND_NOTEBOOK}\nwhile True:\n    try: found.report(running=1)\n    except BaseException: pass",
+    "floods": f"{FIND_NOTEBOOK}\nwhile True:\n    try: found.report(x='x' * 4_000_000)\n    except BaseException: pass",
+    "claims_to_be_passed": f"{FIND_NOTEBOOK}\nfound.report(exercise='01.chance_log_prob', status='passed', cell=99, "
+                           "calls=[{'answer': ['plain', -1.0], 'changed': []}] * 3)\nos._exit(0)",
+    "claims_without_answers": f"{FIND_NOTEBOOK}\nfound.report(exercise='01.chance_log_prob', status='passed', cell=99, calls=[])\n"
+                              "os._exit(0)",
+    "claims_what_is_no_answer": f"{FIND_NOTEBOOK}\nfound.report(exercise='01.chance_log_prob', status='passed', cell=99, "
+                                "calls=[{'answer': ['tensor', 3], 'changed': 'x'}])\nos._exit(0)",
+    "claims_an_unknown_status": f"{FIND_NOTEBOOK}\nfound.report(exercise='01.chance_log_prob', status='top', cell=99, calls=[])\n"
+                                "os._exit(0)",
+    "answers_nested_deep": f"{FIND_NOTEBOOK}\nfound.send(len(b'[' * 10**6).to_bytes(8, 'little') + b'[' * 10**6)\nos._exit(0)",
+    "patches_the_kernel": "from course_utils.exercises.grading import kernel\nfrom course_utils.exercises import checking\n"
+                          "kernel.Notebook.assess = lambda *a: checking.Verdict('passed', '')\n"
+                          "checking.CompareCases.__call__ = lambda *a: None\nreturn 1.0",
+    "nan": "return float('nan')",
+    "not_a_number": "return 'a' * 1000",
+    "lying_number": "return type('F', (float,), {'__float__': lambda s: -1.0, '__sub__': lambda a, b: 0.0, "
+                    "'__rsub__': lambda a, b: 0.0, '__eq__': lambda a, b: True, '__hash__': float.__hash__})(1.0)",
+    "huge_integer": "return 10**400",
+    "fraction": "from fractions import Fraction\nreturn Fraction(1, 3)",
+    "list_in_itself": "x = []\nx.append(x)\nreturn x",
+    "sparse": "return torch.ones(2).to_sparse()",
+    "meta": "return torch.ones(2, device='meta')",
+    "bad_repr": "return type('R', (), {'__repr__': lambda s: 1 / 0, '__getattr__': lambda s, n: 1 / 0})()",
+    "traced": "sys.settrace(lambda *a: None)\nreturn 1.0",
+    "exit_handlers": "import atexit\natexit.register(lambda: open(VICTIM, 'w'))\nreturn 1.0",
+    "torch_raises_not_implemented": "return torch.ones(1, dtype=torch.long).log_softmax(-1)",
+}
+for name, cells in HONEST.items():
+    TEXTS[f"honest_{name}"] = with_cells(*cells), PASSED
+for name, body in HOSTILE.items():
+    TEXTS[f"hostile_{name}"] = with_cells(chance(body, "VICTIM, FOLDER = '@VICTIM@', '@FOLDER@'")), NOT_PASSED
+TEXTS["hostile_torch_raises_not_implemented"] = TEXTS["hostile_torch_raises_not_implemented"][0], crashed("not implemented for")
+TEXTS["honest_failed_function_is_replaced"] = (TEXTS["honest_failed_function_is_replaced"][0],
+                                               {**PASSED, "01.correct_token_log_probs": ("wrong", "")})
+TEXTS["honest_metadata_without_values"] = notebook(
+    IMPORTS, chance(RIGHT), metadata={"language_info": None, "kernelspec": None}), PASSED
+
+
+TEXTS["zz_right"] = with_cells(chance(RIGHT)), PASSED  # after all the others
+LONG = {"clocks_stopped", "deaf_infinite_loop", "deaf_regular_expression", "slow_value", *(f"hostile_{name}" for name in (
+    "fork_bomb", "heartbeat_for_ever", "floods", "ctypes_fork", "half_a_message", "stops_its_parent"))}  # half a minute each
+
 
 def lesson(number: str, folder: str = "solutions") -> str:
     return next((ROOT / folder).glob(f"{number}_*.ipynb")).read_text(encoding="utf-8")
+
+
+def filled_in(number: str) -> str:
+    """The lesson as a learner hands it in: the worked answers in the notebook that ships."""
+    worked = {cell["id"]: cell["source"] for cell in json.loads(lesson(number))["cells"]}
+    made = json.loads(lesson(number, "notebooks"))
+    for cell in made["cells"]:
+        if cell["cell_type"] == "code" and "@exercise(" in "".join(cell["source"]):
+            cell["source"] = worked[cell["id"]]
+    return json.dumps(made)
 
 
 def write(folder: Path, name: str, text: str | bytes, lesson_number: str = "01") -> str:
@@ -232,6 +433,6 @@ def make(folder: Path, victim: Path, keep: Callable[[str], bool] = lambda name: 
     expected = {}
     for name, (text, verdicts) in TEXTS.items():
         if keep(name):
-            text = text.replace("@VICTIM@", str(victim)) if isinstance(text, str) else text
+            text = text.replace("@VICTIM@", str(victim)).replace("@FOLDER@", str(folder)) if isinstance(text, str) else text
             expected[write(folder, name, text)] = verdicts
     return expected

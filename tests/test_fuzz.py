@@ -26,7 +26,8 @@ from submissions_made import chance, log_probs, with_cells
 
 from course_utils import exercises
 from course_utils.exercises import grading, progress_store
-from course_utils.exercises.grading.submissions import attempts_in
+from course_utils.exercises.grading.cells import Cell, to_run
+from course_utils.exercises.grading.judging import Run
 
 LONG = "COURSE_FUZZ" in os.environ
 EXAMPLES = int(os.environ.get("COURSE_FUZZ", 20))
@@ -158,9 +159,10 @@ def test_a_progress_file(lines):
 def quick_grader():
     """The grader without the judging: what it reads and writes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grading, "judge", lambda item, attempt, limits: ("wrong", "", attempt.problem if attempt else ""))
-        patch.setattr(grading, "load_model", lambda name: None)
-        patch.setattr(grading.torch, "set_num_threads", lambda number: None)
+        patch.setattr(grading, "_run", lambda cells, numbers, limits: Run())
+        patch.setattr(grading, "_prepare", lambda: None)
+        patch.setattr(grading, "_graded", lambda waiting, limits, jobs: (
+            (each, grading._rows(each, limits)) for each in waiting))
         patch.setattr(os, "environ", dict(os.environ))
         yield
 
@@ -213,10 +215,10 @@ CELLS = st.lists(st.lists(PIECES, max_size=4).map("\n".join), max_size=6)
 
 @fuzz
 @given(CELLS, CELLS)
-def test_a_right_answer_is_found_whatever_the_other_cells_are(before, after):
-    path_of = json.loads(with_cells(*before, chance("return -__import__('math').log(d_vocab)"), *after))
-    with folder_with({"a.ipynb": as_json(path_of)}) as folder:
-        attempt = attempts_in(grading.read_cells(folder / "a.ipynb"))["01.chance_log_prob"]
-    assert not attempt.problem and not attempt.empty
-    assert "return -__import__('math').log(d_vocab)" in attempt.program
-    compile(attempt.program, "<attempt>", "exec")
+def test_every_cell_that_a_learner_wrote_is_run_and_what_it_needs_of_the_lesson(before, after):
+    answer = chance("return -__import__('math').log(d_vocab) * needed")
+    sources = ["\n".join(("needed = 1", "%matplotlib inline")), *before, answer, *after]
+    own = [0, *range(len(before) + 2, len(sources))]
+    run = to_run([Cell(source) for source in sources], own)
+    assert run == sorted(run) and set(run) >= set(range(len(before) + 2))
+    assert to_run([Cell(source) for source in sources], []) == list(range(len(sources)))

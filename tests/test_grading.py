@@ -1,31 +1,40 @@
-"""Grading: some fifty submissions, honest and hostile, must each get the verdict that they deserve."""
+"""Grading: some two hundred submissions, honest and hostile, must each get the verdict that they deserve."""
 
 import csv
-import importlib
 import io
+import json
 import os
 import pickle
-import shutil
+import signal
+import stat
 import subprocess
 import sys
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np  # noqa: F401 (answers are evaluated here)
+import psutil
 import pytest
 import submissions_made
 import torch
-from answers import function_of
+from answers import lesson_01  # noqa: F401 (the answers are there)
 
 from course_utils import exercises
 from course_utils.__main__ import main
 from course_utils.exercises import assess, grading
-from course_utils.exercises.grading import CannotGrade, Row, allowance, grade, judge, summary
-from course_utils.exercises.grading.allowance import TimedOut
-from course_utils.exercises.grading.isolation import Limits, NoAnswer, isolated
-from course_utils.exercises.grading.submissions import Attempt, attempts_in, read_cells
+from course_utils.exercises.grading import CannotGrade, Row, grade, school, summary, walls
+from course_utils.exercises.grading.cells import Cell, remark, to_run
+from course_utils.exercises.grading.judging import Limits, Outcome, Run, _outcome, replayed
+from course_utils.exercises.grading.kernel import Watched
+from course_utils.exercises.grading.plain import packed, unpacked
+from course_utils.exercises.grading.submissions import Submission, Unreadable, find, read_cells
+from course_utils.exercises.grading.table import legible
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="grading needs Linux")
 LIMITS = Limits(seconds=15, gigabytes=4)
+WALLED = pytest.mark.skipif(not Path("/usr/bin/bwrap").exists(), reason="bubblewrap is not installed")
+COMMAND = [sys.executable, "-m", "course_utils", "grade"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,37 +52,36 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def graded(once_for_all):
-    """The table that the command writes for all submissions, by submission; a file to destroy; its exit status."""
+# --- the table of cases: one run of the grader over all ----------------------------------------------------
+
+
+def graded_table(once_for_all, group: str, keep, path: str | None = None):
+    """What the command writes for the submissions that `keep` holds of: expected verdicts, rows, a file, the run."""
     def run_grader(folder: Path) -> None:
         submitted = folder / "submitted"
         submitted.mkdir(parents=True)
         (folder / "victim.txt").write_text("still here")
-        expected = submissions_made.make(submitted, folder / "victim.txt")
-        (submitted / "notes.txt").write_text("not a notebook")
-        forged = submitted / "forged_progress" / "progress.jsonl"
+        expected = submissions_made.make(submitted, folder / "victim.txt", keep)
+        forged = folder / "progress.jsonl"
         forged.write_text('{"id": "01.chance_log_prob", "verdict": "passed"}\n')
-        run = subprocess.run(
-            [sys.executable, "-m", "course_utils", "grade", str(submitted), "--out", str(folder / "grades.csv"),
-             "--seconds", "1"],
-            capture_output=True, text=True, timeout=900, cwd=folder, env={**os.environ, "COURSE_PROGRESS": str(forged)})
-        (folder / "run.pickle").write_bytes(pickle.dumps((expected, run)))
+        before = {each: each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+        changed = {"COURSE_PROGRESS": str(forged), "COURSE_SECRET": "1"} | ({"PATH": path} if path else {})
+        run = subprocess.run([*COMMAND, str(submitted), "--out", str(folder / "grades.csv"), "--seconds", "2"],
+                             capture_output=True, text=True, timeout=3000, cwd=folder, env={**os.environ, **changed})
+        after = {each: each.read_bytes() for each in folder.rglob("*")
+                 if each.is_file() and each.name != "grades.csv"}
+        (folder / "run.pickle").write_bytes(pickle.dumps((expected, run, before == after)))
 
-    folder = once_for_all("graded", run_grader)
-    expected, run = pickle.loads((folder / "run.pickle").read_bytes())
+    folder = once_for_all(f"graded_{group}", run_grader)
+    expected, run, untouched = pickle.loads((folder / "run.pickle").read_bytes())
     by_submission = {}
     for row in csv.DictReader(io.StringIO((folder / "grades.csv").read_text(encoding="utf-8"))):
         by_submission.setdefault(row["submission"], {})[row["exercise"]] = row
-    return expected, by_submission, folder / "victim.txt", run
+    return expected, by_submission, untouched, run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", submissions_made.TEXTS)
-def test_every_submission_gets_the_verdicts_that_it_deserves(graded, name):
-    expected, rows, _, _ = graded
-    got = rows[f"{name}/01_lesson.ipynb"]
-    wanted = expected[f"{name}/01_lesson.ipynb"]
+def check_rows(expected, rows, name: str) -> None:
+    got, wanted = rows[f"{name}/01_lesson.ipynb"], expected[f"{name}/01_lesson.ipynb"]
     if "" not in wanted:
         wanted = {item.id: wanted.get(item.id, ("not attempted", "")) for item in exercises.exercises_of("01")}
     assert set(got) == set(wanted)
@@ -83,24 +91,59 @@ def test_every_submission_gets_the_verdicts_that_it_deserves(graded, name):
         assert detail in row["detail"] + row["mistake"], row
 
 
+GROUPS = {"usual": lambda name: name not in submissions_made.LONG, "long": lambda name: name in submissions_made.LONG}
+CASES = [pytest.param("long" if name in submissions_made.LONG else "usual", name, id=name,
+                      marks=[pytest.mark.matrix] if name in submissions_made.LONG else [])
+         for name in submissions_made.TEXTS]
+
+
+@WALLED
 @pytest.mark.slow
-def test_the_run_finishes_whatever_is_submitted(graded):
-    expected, rows, victim, run = graded
-    assert len(expected) >= 30 and set(rows) == set(expected)
-    assert run.returncode == 0, run.stderr
-    assert victim.read_text() == "still here"
-    assert "Traceback" not in run.stderr
+@pytest.mark.parametrize("group, name", CASES)
+def test_every_submission_gets_the_verdict_that_it_deserves(once_for_all, group, name):
+    expected, rows, _, _ = graded_table(once_for_all, group, GROUPS[group])
+    check_rows(expected, rows, name)
+
+
+@WALLED
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["usual", pytest.param("long", marks=pytest.mark.matrix)])
+def test_the_run_finishes_whatever_is_submitted(once_for_all, group):
+    expected, rows, untouched, run = graded_table(once_for_all, group, GROUPS[group])
+    assert set(rows) == set(expected) and len(submissions_made.TEXTS) > 150
+    assert run.returncode == 0 and run.stderr == ""
+    assert untouched, "a submission has changed a file"
     assert f"{sum(map(len, rows.values()))} rows written" in run.stdout
+    assert not orphans()
+
+
+def orphans() -> list[psutil.Process]:
+    """Processes of the grader whose parent is gone; they are given five seconds to end."""
+    def found() -> list[psutil.Process]:
+        return [each for each in psutil.process_iter(["cmdline", "ppid"])
+                if "course_utils.exercises.grading.kernel" in (each.info["cmdline"] or []) and each.info["ppid"] == 1]
+
+    until = time.monotonic() + 5
+    while (left := found()) and time.monotonic() < until:
+        time.sleep(0.2)
+    return left
+
+
+FEW = ("right", "infinite_loop", "honest_list_appended", "honest_dataclass_helper", "honest_writes_a_file",
+       "hostile_deletes_files", "hostile_overwrites_files", "hostile_kills_its_parent", "hostile_symlink",
+       "hostile_dir_fd_write", "hostile_mknod", "hostile_utime", "hostile_ctypes_unlink", "hostile_sqlite_over",
+       "hostile_kill_by_pidfd", "hostile_prlimit_of_others", "zz_right")
 
 
 @pytest.mark.slow
-def test_a_function_may_use_a_model_that_another_cell_loads(tmp_path):
-    text = submissions_made.with_cells(
-        "from course_utils.models import load_model", "model = load_model('tiny')",
-        submissions_made.chance("assert model.cfg.n_layers\nreturn -math.log(d_vocab)"))
-    submissions_made.write(tmp_path, "ada", text)
-    rows = {row.exercise: row for row in grade(tmp_path, tmp_path / "grades.csv")}
-    assert rows["01.chance_log_prob"].status == "passed", rows["01.chance_log_prob"]
+def test_without_bubblewrap_the_grader_says_so_and_goes_on(once_for_all):
+    """The second wall: what goes through Python is refused; an honest notebook has its verdict all the same."""
+    expected, rows, untouched, run = graded_table(once_for_all, "watched", FEW.__contains__, path="/nowhere")
+    assert run.stderr.count("\n") == 1
+    assert "bubblewrap is not installed" in run.stderr and "in a container" in run.stderr
+    assert untouched
+    for name in expected:
+        check_rows(expected, rows, name.partition("/")[0])
 
 
 # --- whole lessons -----------------------------------------------------------------------------------------
@@ -108,255 +151,373 @@ def test_a_function_may_use_a_model_that_another_cell_loads(tmp_path):
 LESSONS = exercises.lessons()
 
 
+def first_mistakes(number: str) -> dict[str, tuple[int, str]]:
+    """Of each exercise that has one: the place and the name of the first mistake that is a function."""
+    found: dict[str, tuple[int, str]] = {}
+    for item in exercises.exercises_of(number):
+        for place, mistake in enumerate(getattr(getattr(item.check, "compare", item.check), "mistakes", ())):
+            if mistake.functions:
+                found.setdefault(item.id, (place, mistake.message))
+    return found
+
+
+@pytest.fixture(scope="module")
+def lessons_graded(once_for_all) -> dict[tuple[str, str], dict[str, str]]:
+    """Two notebooks of each lesson, in one run: filled in, and with known mistakes; rows by student and exercise."""
+    def run_grader(folder: Path) -> None:
+        for number in LESSONS:
+            submissions_made.write(folder / "submitted", f"right {number}", submissions_made.filled_in(number), number)
+            cells = [f"check = get({id!r}).check\nmistakes = getattr(check, 'compare', check).mistakes\n"
+                     f"exercise({id!r})(mistakes[{place}].functions[0])"
+                     for id, (place, _) in first_mistakes(number).items()]
+            text = submissions_made.with_cells("from course_utils.exercises import get", *cells)
+            submissions_made.write(folder / "submitted", f"mistaken {number}", text, number)
+        subprocess.run([*COMMAND, str(folder / "submitted"), "--out", str(folder / "grades.csv")], check=True)
+
+    rows = csv.DictReader((once_for_all("lessons_graded", run_grader) / "grades.csv").open(encoding="utf-8"))
+    return {(row["student"], row["exercise"]): row for row in rows}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [                                # an exercise of each lesson is judged below
-    pytest.param(number, marks=[] if number in ("01", "05", "09") else pytest.mark.matrix) for number in LESSONS])
-def test_a_worked_lesson_passes_whole(number, tmp_path):
-    submissions_made.write(tmp_path, "ada", submissions_made.lesson(number), number)
-    rows = grade(tmp_path, tmp_path / "grades.csv")
-    assert [row.exercise for row in rows] == [item.id for item in exercises.exercises_of(number)]
-    assert {row.status for row in rows} == {"passed"}, rows
+@pytest.mark.parametrize("number", LESSONS)
+def test_a_lesson_filled_in_passes_whole(lessons_graded, number):
+    got = {id: row["status"] for (student, id), row in lessons_graded.items() if student == f"right {number}"}
+    assert got == {item.id: "passed" for item in exercises.exercises_of(number)}
 
 
-def test_untouched_lessons_are_not_attempted(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("number", LESSONS)
+def test_known_mistakes_have_the_names_that_they_have_in_the_notebook(lessons_graded, number):
+    wanted = {id: name for id, (_, name) in first_mistakes(number).items()}
+    assert {id: lessons_graded[f"mistaken {number}", id]["mistake"] for id in wanted} == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+def test_a_worked_lesson_with_all_its_cells_passes(tmp_path):
+    submissions_made.write(tmp_path, "ada", submissions_made.lesson("05"), "05")
+    assert {row.status for row in grade(tmp_path, tmp_path / "grades.csv")} == {"passed"}
+
+
+def test_untouched_lessons_are_not_attempted(tmp_path, monkeypatch):
+    monkeypatch.setattr(grading, "Nursery", None)  # and nothing of them is run
     for number in LESSONS:
         submissions_made.write(tmp_path, number, submissions_made.lesson(number, "notebooks"), number)
-    rows = grade(tmp_path, tmp_path / "grades.csv")
+    rows = [row for each in find(tmp_path) for row in grading.rows_of(each, LIMITS)]
     assert [row.exercise for row in rows] == [item.id for number in LESSONS for item in exercises.exercises_of(number)]
     assert {row.status for row in rows} == {"not attempted"}
+
+
+# --- the verdict outside -----------------------------------------------------------------------------------
+
+
+def both_verdicts(item, function):
+    """What the notebook says, and what the grader says of the answers that were noted there."""
+    watched = Watched(function, 60)
+    inside = assess(item, watched)
+    return inside, assess(item, replayed(unpacked(packed(watched.calls))))
 
 
 ALL = [pytest.param(item, id=item.id, marks=[pytest.mark.matrix] if place else [])       # one of each lesson is enough
        for number in LESSONS for place, item in enumerate(exercises.exercises_of(number))]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("item", ALL)
-def test_a_known_mistake_has_the_same_name_as_in_the_notebook(item):
-    """A variant of the solution, or, where mistakes are properties, a kept answer that has one."""
-    check = getattr(item.check, "compare", item.check)
-    if named := next((mistake for mistake in getattr(check, "mistakes", ()) if mistake.functions), None):
-        place, name = check.mistakes.index(named), named.message
-        program = (f"from course_utils.exercises import get\ncheck = get({item.id!r}).check\n"
-                   f"attempt = getattr(check, 'compare', check).mistakes[{place}].functions[0]")
-    else:
-        number = item.id.partition(".")[0]
-        kept = importlib.import_module(f"answers.lesson_{number}").ANSWERS[item.id].reject
-        place, name = next((i, verdict.mistake) for i, wrong in enumerate(kept)
-                           if (verdict := assess(item, function_of(wrong.answer))).mistake)
-        program = (f"from answers import function_of\nfrom answers.lesson_{number} import ANSWERS\n"
-                   f"attempt = function_of(ANSWERS[{item.id!r}].reject[{place}].answer)")
-    assert judge(item, Attempt(item.id, "attempt", program), LIMITS) == ("named mistake", name, "")
-
-
-# --- what a function does to its inputs --------------------------------------------------------------------
-
-
-def verdict_of(id: str, program: str):
-    with isolated(Attempt(id, "attempt", program), LIMITS, {}) as function:
-        return assess(exercises.get(id), function)
-
-
-def test_a_hook_left_on_the_model_is_seen():
-    verdict = verdict_of("02.head_scores", """
-from course_utils.heads import stripe_scores
-def attempt(model, tokens, entries):
-    next(model.children()).register_forward_hook(lambda *a: None)
-    return stripe_scores(model, tokens, entries)""")
-    assert verdict.status == "wrong" and "leaves a hook" in verdict.message
-
-
-def test_changed_inputs_and_weights_are_seen():
-    from course_utils.exercises import Exercise
-    from course_utils.exercises.checking import Case, compare_cases
-
-    layer = torch.nn.Linear(2, 2)
-    check = compare_cases(lambda: [Case(layer, torch.ones(2), label="ones")], keeps_inputs=True)
-    item = Exercise("90.total", "total", lambda layer, x: x.sum(), check, ("a", "b", "c"), 1, 1)
-    before = layer.weight.detach().clone()
-    for change, says in (("x.add_(1)", "changes its input"), ("layer.weight.data.zero_()", "model's weights")):
-        program = f"def attempt(layer, x):\n    total = x.sum().clone()\n    {change}\n    return total"
-        with isolated(Attempt(item.id, "attempt", program), LIMITS, {}) as function:
-            assert says in assess(item, function).message
-        assert torch.equal(layer.weight, before)
+@pytest.mark.parametrize("item", [*ALL, pytest.param(exercises.get("06.topk_step"), id="trains its input"),
+                                  pytest.param(exercises.get("07.known_cases"), id="raises on purpose")])
+def test_right_answers_pass_by_what_was_noted_of_them(item):
+    inside, outside = both_verdicts(item, item.reference)
+    assert inside.passed and outside.passed, outside
 
 
 @pytest.mark.parametrize("value", [
     "1", "2.5", "True", "None", "'text'", "(1, [2.0, 'a'])", "{'a': (1,), 2: None}", "torch.arange(3)",
-    "torch.ones(2, 1, dtype=torch.bfloat16)", "[torch.zeros(0)]", "torch.eye(2)[:, 0]",
-    "np.ones((2, 1))", "np.arange(3)"])
+    "torch.ones(2, 1, dtype=torch.bfloat16)", "[torch.zeros(0)]", "torch.eye(2)[:, 0]", "...", "float('inf')",
+    "np.ones((2, 1))", "np.arange(3)", "torch.ones(1, requires_grad=True)"])
 def test_plain_answers_come_back_as_they_were(value):
-    attempt = Attempt("x", "f", f"import numpy as np, torch\ndef f(x):\n    return {value}")
-    with isolated(attempt, LIMITS, {}) as function:
-        for inputs in (3, torch.ones(1)):
-            got, expected = function(inputs), eval(value)
-            assert repr(got) == repr(expected) and type(got) is type(expected)
+    watched = Watched(lambda: eval(value), 60)
+    watched()
+    got, expected = replayed(unpacked(packed(watched.calls)))(), eval(value)
+    assert repr(got) == repr(expected) and type(got) is type(expected)
 
 
-def test_a_gradient_is_reported_and_an_unknown_object_keeps_its_type_name():
-    with isolated(Attempt("x", "f", "def f(x):\n    return x * 2"), LIMITS, {}) as function:
-        assert function(torch.ones(1, requires_grad=True)).requires_grad
-        assert not function(torch.ones(1)).requires_grad
-    attempt = Attempt("x", "f", "import pathlib\ndef f(x):\n    return pathlib.PurePosixPath('a')")
-    with isolated(attempt, LIMITS, {}) as f:
-        assert type(f(1)).__name__ == "PurePosixPath" and repr(f(1)) == "PurePosixPath('a')"
+def test_an_unknown_object_keeps_its_type_s_name_its_repr_and_its_fields():
+    watched = Watched(lambda: Row("a", "b", "c", "01", "01.x", "passed"), 60)
+    watched()
+    got = replayed(unpacked(packed(watched.calls)))()
+    assert type(got).__name__ == "Row" and "01.x" in repr(got) and got.status == "passed"
+    assert type(got) is not Row
 
 
-def test_an_answer_that_would_run_code_when_it_is_read_is_refused():
-    program = ("from course_utils.exercises.grading import isolation\nimport os, pickle\n"
-               "class Bad:\n    def __reduce__(self):\n"
-               "        return os.getcwd, ()\ndef f(x):\n    import sys\n    frame = sys._getframe()\n"
-               "    while frame.f_code.co_name != '_child':\n        frame = frame.f_back\n"
-               "    frame.f_locals['send'](pickle.dumps(Bad()))\n    os._exit(0)")
-    with isolated(Attempt("x", "f", program), LIMITS, {}) as function, pytest.raises(NoAnswer, match="not an answer"):
-        function(1)
+def claim(calls: list, **more) -> Outcome:
+    item = exercises.get("01.chance_log_prob")
+    return _outcome({"exercise": item.id, "status": "passed", "calls": calls, "cell": 3, **more}, item, LIMITS)
 
 
-def test_random_numbers_are_those_of_the_notebook():
-    program = "import torch\nNOISE = torch.randn(5)\ndef f(x):\n    return torch.randn(3)"
-    with isolated(Attempt("x", "f", program), LIMITS, {}) as function:
-        for inputs in (3, torch.ones(1)):
-            torch.manual_seed(5)
-            got = function(inputs)
-            torch.manual_seed(5)
-            assert torch.equal(got, torch.randn(3))
+@pytest.mark.parametrize("calls", [
+    [], [{"answer": ["plain", 1.0], "changed": []}] * 3,
+    [{"answer": ["object", "float", "1.0", {}], "changed": []}] * 3,
+    [{"raised": ["ValueError"], "message": "x"}] * 3, [{"answer": ["plain", float("nan")], "changed": []}] * 3])
+def test_a_claim_without_right_answers_is_not_believed(calls):
+    assert claim(calls).status in ("wrong", "crashed")
 
 
-# --- time ---------------------------------------------------------------------------------------------------
+def test_a_claim_with_right_answers_is(monkeypatch):
+    right = [{"answer": ["plain", -float(np.log(n))], "changed": []} for n in (988, 50257, 2)]
+    assert claim(right).status == "passed" and claim(right, remark="uses x").detail == "(uses x)"
+    assert claim(right, status="wrong", message="no").status == "wrong"
+    assert claim(right, status="wrong", message="no", mistake="not one of ours").mistake == ""
 
 
-def timed(body: str, seconds: float = 0.3):
-    program = f"import time\ndef f(x):\n    begun = time.process_time()\n    {body}\n    return x"
-    return isolated(Attempt("x", "f", program), Limits(seconds), {})
+def test_data_that_would_run_code_are_no_message():
+    for content in (pickle.dumps(os.getcwd), b"", b"\0" * 8, (10**9).to_bytes(8, "little") + b"{}"):
+        with pytest.raises(ValueError):
+            unpacked(content)
+
+
+# --- the cells that are run --------------------------------------------------------------------------------
+
+
+def chosen(*sources: str, own=()) -> list[int]:
+    return to_run([Cell(source) for source in sources], own)
+
+
+def test_a_lesson_s_own_cell_runs_if_something_written_depends_on_it():
+    lesson = ("import math", "model = load()", "train(model)", "N = 3", "N += model.n", "plot(N)",
+              "for i in []: N.append(i)")
+    assert chosen(*lesson, "def f(): return 1", own=range(7)) == [7]
+    assert chosen(*lesson, "def f(): return math.pi", own=range(7)) == [0, 7]
+    assert chosen(*lesson, "def f(): return N", own=range(7)) == [1, 3, 4, 6, 7]
+    assert chosen(*lesson, "globals()['N']", own=range(7)) == list(range(8))
+    assert chosen("from x import *", "y = 1", "def f(): return z", own=range(2)) == [0, 2]
+    assert chosen("y = 1", "x[", "%time y", own=[0]) == [0, 1, 2]
+    assert chosen("y = 1", "%%time\n%%capture\nprint(y)", own=[0]) == [0, 1]
+    assert chosen("def set():\n    global y\n    y = 1", "set()", "print(y)", own=[0]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("source, says", [
+    ("def f(x): return get('01.x').reference(x)", "uses reference"),
+    ("from course_utils.exercises.checks.lesson_01 import x\ndef f(): return x", "uses course_utils.exercises.checks"),
+    ("import importlib\nimportlib.import_module('course_utils.exercises.checks.lesson_01')", "uses course_utils"),
+    ("from course_utils.heads import stripe_scores\ndef f(*a): return stripe_scores(*a)", "uses stripe_scores"),
+    ("def stripe_scores(n): return stripe_scores(n - 1)", ""), ("def f(x): return x + 1", "")])
+def test_a_remark_says_whose_answer_it_is(source, says):
+    found = remark(Cell(source), ["stripe_scores"])
+    assert found.startswith(says) and bool(found) == bool(says)
+
+
+# --- what was handed in ------------------------------------------------------------------------------------
+
+
+def zipped(files: dict[str, str | bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return content.getvalue()
+
+
+def found_in(folder: Path, files: dict[str, str | bytes]) -> dict[str, str]:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return {each.name: each.problem for each in find(folder)}
+
+
+def test_nobody_vanishes(tmp_path):
+    inner = zipped({"deep.ipynb": "{}", "c.zip": zipped({"deeper.ipynb": "{}"})})
+    found = found_in(tmp_path, {
+        "a/x.ipynb.txt": "{}", "b/x.ipynb.json": "{}", "c/X.IPYNB": "{}", "d/work.py": "", "e/work.html": "",
+        "f/work.ZIP": zipped({"in/x.ipynb": "{}", "__MACOSX/in/._x.ipynb": "", ".hidden/y.ipynb": ""}),
+        "g/w.zip": zipped({"b.zip": inner}), "h/bad.zip": b"PK no archive", "__MACOSX/z/._x.ipynb": "",
+        ".Trash-0/x.ipynb": "{}", "i/._x.ipynb": "", "i/.ipynb_checkpoints/x.ipynb": "{}", "j/evil.zip": zipped(
+            {"../../up.ipynb": "{}", "/abs.ipynb": "{}"})})
+    assert {name for name, problem in found.items() if not problem} == {
+        "a/x.ipynb.txt", "b/x.ipynb.json", "c/X.IPYNB", "f/work.ZIP/in/x.ipynb", "g/w.zip/b.zip/deep.ipynb",
+        "j/evil.zip/up.ipynb", "j/evil.zip/abs.ipynb"}
+    problems = {name: problem for name, problem in found.items() if problem}
+    assert problems.keys() == {"d/work.py", "e/work.html", "g/w.zip/b.zip/c.zip", "h/bad.zip"}
+    assert "(.py)" in problems["d/work.py"] and "cannot be opened" in problems["h/bad.zip"]
+
+
+def test_an_archive_cannot_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("course_utils.exercises.grading.submissions.MAX_ARCHIVE_BYTES", 10**6)
+    bomb = zipped({"x.ipynb": b"\0" * 2 * 10**6})
+    assert "holds more than" in found_in(tmp_path, {"a.zip": bomb})["a.zip"]
+    lying = bomb.replace((2 * 10**6).to_bytes(4, "little"), (10**5).to_bytes(4, "little"))
+    assert found_in(tmp_path, {"a.zip": lying})["a.zip"]
+
+
+def test_a_folder_that_cannot_be_read_has_a_row(tmp_path):
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "shut").chmod(0)
+    try:
+        found = {each.name: each.problem for each in find(tmp_path)}
+    finally:
+        (tmp_path / "shut").chmod(stat.S_IRWXU)
+    assert os.getuid() == 0 or "cannot be read" in found["shut"]  # root reads everything
+
+
+@pytest.mark.parametrize("path, student", [
+    ("Ada Lovelace_12345_assignsubmission_file_/x.ipynb", ("Ada Lovelace", "12345")),
+    ("Ada Lovelace_12345_assignsubmission_file/x.ipynb", ("Ada Lovelace", "12345")),
+    ("lovelaceada_LATE_123_456_01_x.ipynb", ("lovelaceada", "123")),
+    ("lovelaceada_123_456_01_x-1.ipynb", ("lovelaceada", "123")),
+    ("ada/01_x.ipynb", ("ada", "")), ("ada.ipynb.txt", ("ada", "")), ("ada/work.zip/x/01.ipynb", ("ada", ""))])
+def test_whose_it_is(path, student):
+    assert Submission(path).student == student
+
+
+@pytest.mark.parametrize("content, says", [
+    ("", "not valid JSON"), ("[1]", "no list of cells"), ("[" * 10**5, "not valid JSON"),
+    ('{"nbformat": 3, "worksheets": []}', "no list of cells"),
+    ('{"cells": [], "metadata": {"kernelspec": {"language": "R"}}}', "kernel is for r")])
+def test_what_is_no_notebook_is_said(content, says):
+    with pytest.raises(Unreadable, match=says):
+        read_cells(content.encode())
+
+
+def test_extra_files_of_a_student_are_named_and_have_no_row(tmp_path, capsys):
+    files = {"a/x.ipynb": "{}", "a/plot.png": "", "b/only.py": ""}
+    found_in(tmp_path, files)
+    assert [each.name for each in grading._with_rows(list(find(tmp_path)))] == ["a/x.ipynb", "b/only.py"]
+    assert "1 files beside notebooks were left out: a/plot.png" in capsys.readouterr().err
+
+
+# --- a run that is ended -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("body", ["time.sleep(1)", "return [0.0] * (2 * 10**5)"])
-def test_only_the_processor_time_of_the_function_counts(body, monkeypatch):
-    """Not what it waits for the processor, or anything else; not the seconds that copying a long answer takes."""
-    monkeypatch.setattr(allowance, "PATIENCE", 1000)
-    with timed(body) as function:
-        assert function(1) and function(torch.ones(1))
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    """Three times kill -9; no notebook is judged twice, no process is left, and the table is that of one run."""
+    submitted, out = tmp_path / "submitted", tmp_path / "grades.csv"
+    partial = Path(f"{out}.partial")
+    for number in range(8):
+        answer = submissions_made.RIGHT if number % 2 else f"return {number + 1.0}"
+        submissions_made.write(submitted, f"s{number:02}", submissions_made.with_cells(submissions_made.chance(answer)))
+    command = [*COMMAND, str(submitted), "--out", str(out), "--jobs", "2"]
+    for most in (1, 3, 5):
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while len(done := lines_of(partial)) < most and run.poll() is None:
+            time.sleep(0.02)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        assert len(done) >= most and not out.exists() and not orphans()
+    partial.write_text(partial.read_text() + '["half a li')
+    before = lines_of(partial)
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0 and not partial.exists()
+    rows = list(csv.DictReader(out.open()))
+    assert [row["status"] for row in rows if row["exercise"] == "01.chance_log_prob"] == ["wrong", "passed"] * 4
+    assert len({line.partition(",")[0] for line in before}) == len(before) >= 5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("body, patience, says", [
-    ("while time.process_time() < begun + 3: pass", 1000,
-     r"function used 0\.[3-9] s of processor time .*0\.3 in 300\)"),
-    ("time.sleep(60)", 10, r"function used 0\.[01] s of processor time in [1-5]?\d s by the clock .*0\.3 in 3\)")])
-def test_a_verdict_about_time_comes_early_and_says_how_much_was_used(body, patience, says, monkeypatch):
-    monkeypatch.setattr(allowance, "PATIENCE", patience)
-    with timed(body) as function, pytest.raises(TimedOut, match=says):
-        function(1)
+def test_a_notebook_that_ends_its_checking_process_costs_nobody_else_a_verdict(monkeypatch):
+    def rows_of(submission, limits):
+        if submission.name == "b":
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield row(submission.name, "01.x", "passed")
+
+    monkeypatch.setattr(grading, "rows_of", rows_of)
+    graded = dict(grading._graded([Submission(name) for name in "abcd"], LIMITS, jobs=2))
+    found = {submission.name: rows[0].status for submission, rows in graded.items()}
+    assert found == {"a": "passed", "b": "unreadable", "c": "passed", "d": "passed"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("inputs", [1, torch.ones(1)], ids=["one child", "a child for each call"])
-def test_the_time_is_for_all_calls_together(inputs, monkeypatch):
-    monkeypatch.setattr(allowance, "PATIENCE", 1000)
-    with timed("while time.process_time() < begun + 0.2: pass") as function:
-        function(inputs)
-        with pytest.raises(TimedOut):
-            function(inputs)
+def lines_of(partial: Path) -> list[str]:
+    text = partial.read_text() if partial.exists() else ""
+    return [line for line in text.splitlines(keepends=True) if line.endswith("]]]\n")]
 
 
-# --- reading submissions -----------------------------------------------------------------------------------
-
-
-def program_of(*cells: str) -> str:
-    return attempts_in(cells)["01.x"].program
-
-
-def test_only_what_the_function_uses_is_kept():
-    program = program_of(
-        "import os\nimport torch as t\nunused = t.ones(3)\nbase = 2\nprint(base)",
-        "def helper(x):\n    return x + later\ntwice = base * 2",
-        '@exercise("01.x")\ndef f(x: t.Tensor):\n    return helper(x) * twice',
-        "later = 5\ntwice = 0")
-    assert program == ("import torch as t\nbase = 2\n\n"
-                       "def helper(x):\n    return x + later\ntwice = base * 2\nlater = 5\n\n"
-                       "def f(x: t.Tensor):\n    return helper(x) * twice")
-
-
-def test_a_local_variable_of_the_same_name_needs_nothing():
-    program = program_of("x = train()\nrows = [i for i in range(3)]", "print([row for row in rows])", "total = 1",
-                         '@exercise("01.x")\ndef f(x):\n    total = x\n    return [row for row in total]')
-    assert program == "def f(x):\n    total = x\n    return [row for row in total]"
-
-
-def test_the_last_definition_before_the_function_counts():
-    assert program_of("a = 1", "a = a + 1", '@exercise("01.x")\ndef f():\n    return a', "a = 9").startswith(
-        "a = 1\na = a + 1\n\ndef f")
-
-
-def test_another_exercise_is_replaced_by_the_course_s_own():
-    attempt = attempts_in(['@exercise("01.y")\ndef y():\n    return 1', '@exercise("01.x")\ndef f():\n    return y()'])
-    assert attempt["01.x"].others == {"y": "01.y"} and "return 1" not in attempt["01.x"].program
-
-
-@pytest.mark.parametrize("body, empty", [
-    ("raise NotImplementedError", True), ("...", True), ('"""doc"""\n    raise NotImplementedError', True),
-    ("pass", True), ("return x", False), ("y = x", False)])
-def test_stubs_are_told_from_answers_without_running_them(body, empty):
-    attempt = attempts_in([f'@exercise("01.x")\ndef f(x=1 / 0) -> 1 / 0:\n    {body}'])["01.x"]
-    assert attempt.empty == empty
-
-
-def test_cells_are_read_with_their_magics_as_calls(tmp_path):
-    path = tmp_path / "a.ipynb"
-    path.write_text(submissions_made.notebook("%%time\nx = 1", "!ls\ny = 2"))
-    assert read_cells(path)[0] == "x = 1\n" and "get_ipython().system('ls')\ny = 2" in read_cells(path)[1]
+def test_only_what_was_judged_under_the_same_limits_counts(tmp_path):
+    submission = Submission("a.ipynb", b"{}")
+    first = grading.Journal(tmp_path / "x.partial", LIMITS)
+    first.add(submission, [Row("a.ipynb", "a", "", "", "", "unreadable")])
+    assert grading.Journal(tmp_path / "x.partial", LIMITS).rows_of(submission)
+    assert grading.Journal(tmp_path / "x.partial", Limits(seconds=3)).rows_of(submission) is None
+    assert grading.Journal(tmp_path / "x.partial", LIMITS).rows_of(Submission("a.ipynb", b"{ }")) is None
 
 
 # --- the table ---------------------------------------------------------------------------------------------
 
 
-def test_a_text_that_a_spreadsheet_would_run_is_made_harmless(tmp_path):
-    formula = submissions_made.chance("raise ValueError('x')")
-    submissions_made.write(tmp_path, "=cmd", submissions_made.with_cells(formula))
+def without_judging(monkeypatch) -> None:
+    monkeypatch.setattr(grading, "_prepare", lambda: None)
+    monkeypatch.setattr(grading, "_run", lambda cells, numbers, limits: Run())
+    monkeypatch.setattr(grading, "_graded", lambda waiting, limits, jobs: (
+        (each, grading._rows(each, limits)) for each in waiting))
+
+
+@pytest.mark.parametrize("name", ["=cmd", " =cmd", "@x", "-1"])
+def test_a_text_that_a_spreadsheet_would_run_is_made_harmless(name, tmp_path, monkeypatch):
+    without_judging(monkeypatch)
+    submissions_made.write(tmp_path, name, submissions_made.with_cells(submissions_made.chance("return 1.0")))
     out = tmp_path / "grades.csv"
-    assert grade(tmp_path, out, LIMITS)[0].submission == "=cmd/01_lesson.ipynb"
-    assert {row["submission"] for row in csv.DictReader(out.open())} == {"'=cmd/01_lesson.ipynb"}
+    assert grade(tmp_path, out, LIMITS)[0].submission == f"{name}/01_lesson.ipynb"
+    assert {row["submission"] for row in csv.DictReader(out.open())} == {f"'{name}/01_lesson.ipynb"}
+
+
+def test_a_name_is_no_command_to_the_terminal(tmp_path, monkeypatch):
+    without_judging(monkeypatch)
+    name = "a\x1b[31m\nforged/01.ipynb passed\u202e"
+    submissions_made.write(tmp_path, name, submissions_made.with_cells(submissions_made.chance("return 1.0")))
+    text = summary(grade(tmp_path, tmp_path / "grades.csv", LIMITS))
+    assert len(text.splitlines()) == 2 and "\x1b" not in text and "\u202e" not in text
+    assert legible("é·\ud800") == "é·\\ud800"
 
 
 def test_the_summary_counts_and_names_the_most_frequent_mistakes():
-    rows = [Row("a", "01", "01.x", "passed"), Row("a", "01", "01.y", "named mistake", "shifted"),
-            Row("b", "01", "01.y", "named mistake", "shifted"), Row("c", "", "", "unreadable")]
+    rows = [row("a", "01.x", "passed"), row("a", "01.y", "named mistake", "shifted"),
+            row("b", "01.y", "named mistake", "shifted"), row("c", "", "unreadable")]
     text = summary(rows)
-    assert "2 × 01.y: shifted" in text and text.splitlines()[1].split()[:3] == ["a", "1", "1"]
+    assert "2 × 01.y: shifted" in text and text.splitlines()[1].split()[:3] == ["a/x.ipynb", "1", "1"]
+
+
+def row(student: str, exercise: str, status: str, mistake: str = "", id: str = "", detail: str = "") -> Row:
+    return Row(f"{student}/x.ipynb", student, id, exercise.partition(".")[0], exercise, status, mistake, detail)
+
+
+def test_schools_get_their_tables(tmp_path):
+    rows = [*(row("Ada", "01.x", status, id="7") for status in ("wrong", "passed", "wrong")),
+            row("Ada", "01.y", "named mistake", "shifted", id="7"), row("=Bob", "", "unreadable", detail="no notebook")]
+    school.write_moodle(tmp_path / "m.csv", rows)
+    ada, bob = csv.DictReader((tmp_path / "m.csv").open())
+    assert (ada["Identifier"], ada["Grade"], ada["Maximum Grade"]) == ("Participant 7", "1", "2")
+    assert "01.y: named mistake (shifted)" in ada["Feedback comments"] and bob["Full name"] == "'=Bob"
+    school.write_canvas(tmp_path / "c.csv", rows)
+    possible, ada, bob = csv.DictReader((tmp_path / "c.csv").open())
+    assert possible["Lesson 01"] == str(len(exercises.exercises_of("01"))) and ada["Lesson 01"] == "1"
+    assert ada["ID"] == "7" and bob["Lesson 01"] == "0"
+    school.write_gradescope_results(tmp_path / "r.json", rows)
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert [(each["name"], each["score"]) for each in results["tests"]] == [("01.x", 1.0), ("01.y", 0.0)]
+    school.write_gradescope_results(tmp_path / "r.json", rows[-1:])
+    assert "no notebook" in json.loads((tmp_path / "r.json").read_text())["tests"][0]["output"]
+
+
+def test_the_autograder_holds_the_course_and_runs_it(tmp_path):
+    assert main(["grade", "--gradescope", str(tmp_path / "a.zip")]) == 0
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        names = archive.namelist()
+        assert {"setup.sh", "run_autograder", "requirements.txt", "course_utils/__main__.py"} <= set(names)
+        assert any(name.startswith("course_utils/weights/") for name in names)
+        assert "--gradescope-results /autograder/results/results.json" in archive.read("run_autograder").decode()
+        assert f"torch=={torch.__version__}" in archive.read("requirements.txt").decode()
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["nowhere"], "no folder nowhere"), (["."], "no notebook"), (["with"], "cannot be written")])
+    (["nowhere"], "no folder nowhere"), (["empty"], "nothing in"), (["with"], "cannot be written"),
+    (["with/one/01_lesson.ipynb"], "is a file"), ([], "name the folder")])
 def test_bad_input_is_refused_before_any_work(arguments, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     submissions_made.write(tmp_path, "with/one", "{}")
-    if arguments == ["."]:
-        shutil.rmtree(tmp_path / "with")
+    (tmp_path / "empty").mkdir()
     out = "no/such/folder/grades.csv" if arguments == ["with"] else "grades.csv"
     assert main(["grade", *arguments, "--out", out]) == 1
     assert says in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["grade", ".", "--out", "x.csv", "--seconds", "-1"])
-
-
-def test_an_interrupted_run_keeps_what_it_has_and_the_old_table(tmp_path, monkeypatch):
-    submissions_made.write(tmp_path, "a", "{}")
-    submissions_made.write(tmp_path, "b", "{}")
-    out = tmp_path / "grades.csv"
-    out.write_text("the old table")
-    real = grading.rows_of
-
-    def stop_at_second(path, name, limits):
-        if name.startswith("b"):
-            raise KeyboardInterrupt
-        yield from real(path, name, limits)
-
-    monkeypatch.setattr(grading, "rows_of", stop_at_second)
-    with pytest.raises(KeyboardInterrupt):
-        grade(tmp_path, out)
-    assert out.read_text() == "the old table"
-    assert "a/01_lesson.ipynb" in Path(f"{out}.partial").read_text()
+    for option in (["--seconds", "-1"], ["--jobs", "0"]):
+        with pytest.raises(SystemExit):
+            main(["grade", ".", "--out", "x.csv", *option])
 
 
 def test_it_is_refused_where_it_cannot_work(tmp_path, monkeypatch):
@@ -369,7 +530,15 @@ def test_it_is_refused_where_it_cannot_work(tmp_path, monkeypatch):
 def test_a_broken_installation_is_said_rather_than_graded(monkeypatch):
     item = exercises.get("01.chance_log_prob")
     broken = type(item)(item.id, item.title, lambda d_vocab: 0.0 * d_vocab, item.check, item.hints, 1, 1)
-    monkeypatch.setattr(grading, "_warmed", set())
     item.check.prepare(item.reference)
+    monkeypatch.setattr(grading, "exercises_of", lambda number: [broken])
     with pytest.raises(CannotGrade, match="does not pass here"):
-        judge(broken, Attempt(item.id, "f", "def f(x): return 1"), LIMITS)
+        grading._warm.__wrapped__("01")
+
+
+@WALLED
+def test_the_walls_stand_or_say_why_not(monkeypatch):
+    assert walls.try_walls() in (None, walls.NOBODY)
+    monkeypatch.setattr(walls, "behind_walls", lambda command: ["sh", "-c", "echo Operation not permitted >&2; exit 1"])
+    with pytest.raises(walls.NoWalls, match="not allowed here .*not permitted"):
+        walls.try_walls()

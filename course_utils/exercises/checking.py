@@ -133,7 +133,7 @@ class CompareCases:
         cases, expected = self.prepare(reference)
         got = [self._run(attempt, case) for case in cases]
         for case, answer, value in zip(cases, got, expected):
-            difference = self._difference(answer, value)
+            difference = self._told(answer, value)
             if difference:
                 named = self._name(cases, got, expected)
                 inputs = case.describe(reference)
@@ -162,9 +162,16 @@ class CompareCases:
     def _difference(self, got: Any, expected: Any) -> str | None:
         return first_difference(got, expected, **self.options)
 
+    def _told(self, got: Any, expected: Any) -> str | None:
+        """The difference; also of what cannot be compared, such as a number of a kind that knows no other."""
+        try:
+            return self._difference(got, expected)
+        except Exception as error:
+            return f"the answer cannot be compared with the expected one: {type(error).__name__}: {error}"
+
     def _name(self, cases: list[Case], got: list[Any], expected: list[Any]) -> str | None:
         """The message of the first mistake that explains the answers."""
-        wrong = [(a, b) for a, b in zip(got, expected) if self._difference(a, b)]
+        wrong = [(a, b) for a, b in zip(got, expected) if self._told(a, b)]
         for mistake in self.mistakes:
             if self._explains(mistake, wrong, cases, got):
                 return mistake.message

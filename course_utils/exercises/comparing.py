@@ -51,6 +51,13 @@ def told_apart(got: float | int | bool, expected: float | int | bool) -> str:
 
 def describe(value: Any) -> str:
     """One line that shows a value: for a tensor its dtype, shape and a few rounded values."""
+    try:
+        return _described(value)
+    except Exception as error:  # raised by the value itself, in its repr say
+        return f"{_a(type(value).__name__)} that cannot be shown: {type(error).__name__}"
+
+
+def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return _describe_tensor(value)
     if _is_factored(value):

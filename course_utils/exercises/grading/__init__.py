@@ -1,217 +1,269 @@
 """Grading a folder of submitted notebooks: `python -m course_utils grade FOLDER --out grades.csv`.
 
-Each attempted exercise is judged in two processes: one runs the check, the other (see `isolation`) runs the
-learner's function. Outputs and progress that a submission brings are not looked at.
+Each notebook is run behind walls (`walls`, `kernel`), and no exercise is passed without the check outside of them
+(`judging`). Outputs and progress that a submission brings are not looked at. Notebooks are graded side by side, and
+what is done is kept in `<out>.partial`: a run that was ended goes on where it was.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import multiprocessing
 import os
 import re
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, fields, replace
-from multiprocessing.connection import Connection
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tqdm import tqdm
 
-from course_utils.exercises import exercises_of, get, lessons
-from course_utils.exercises.cards import table_text
-from course_utils.exercises.checking import Exercise, Verdict, assess
-from course_utils.exercises.grading.allowance import Allowance, TimedOut
-from course_utils.exercises.grading.isolation import Limits, isolated
-from course_utils.exercises.grading.submissions import Attempt, Unreadable, attempts_in, read_cells
+from course_utils.exercises import exercises_of, lessons
+from course_utils.exercises.checking import assess
+from course_utils.exercises.grading import walls
+from course_utils.exercises.grading.judging import CannotGrade, Limits, Nursery, Run, exercises_by_id, run_notebook
+from course_utils.exercises.grading.school import (
+    write_canvas,
+    write_gradescope,
+    write_gradescope_results,
+    write_moodle,
+)
+from course_utils.exercises.grading.submissions import Submission, Unreadable, find, read_cells, shipped_cells
+from course_utils.exercises.grading.table import STATUSES, Journal, Row, legible, legible_row, summary
 from course_utils.models import load_model
 
-STATUSES = ("passed", "named mistake", "wrong", "crashed", "timed out", "not attempted", "unreadable")
-STATUS_OF = {"passed": "passed", "not yet": "not attempted", "wrong": "wrong", "error": "crashed"}
-SPARE_SECONDS = 60.0  # of processor time for the check itself, beyond the attempt's, which it waits for
+__all__ = ["CannotGrade", "ENVIRONMENT", "Limits", "Row", "STATUSES", "grade", "rows_of", "summary", "write_canvas",
+           "write_gradescope", "write_gradescope_results", "write_moodle"]
+
 USUAL_LIMITS = Limits()
-ENVIRONMENT = {"COURSE_MODEL": "tiny", "COURSE_REAL": "skip", "COURSE_BARS": "off", "HF_HUB_OFFLINE": "1",
-               "CUDA_VISIBLE_DEVICES": ""}  # a forked process cannot use a GPU that its parent has used
+GIGABYTES_OF_A_JOB = 2.0  # of memory: a checking process, a nursery, and a notebook
+ENVIRONMENT = {name: walls.ENVIRONMENT[name] for name in (
+    "COURSE_MODEL", "COURSE_REAL", "COURSE_BARS", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES")}
 
 
-class CannotGrade(Exception):
-    """Nothing can be graded; the message says why and what would be right."""
+# --- a folder ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: an exercise of a submission, or a submission that could not be read."""
-
-    submission: str
-    lesson: str
-    exercise: str
-    status: str
-    mistake: str = ""
-    detail: str = ""
-    seconds: float = 0.0
-
-
-def grade(folder: Path, out: Path, limits: Limits = USUAL_LIMITS) -> list[Row]:
+def grade(folder: Path, out: Path, limits: Limits = USUAL_LIMITS, jobs: int | None = None) -> list[Row]:
     """Judge every notebook under `folder`, write the rows to `out` as CSV, and return them.
 
-    The rows are written as they come to `<out>.partial`, which takes the place of `out` at the end.
+    Args:
+        jobs: how many notebooks at a time; as many as there are cores, and memory for, if not given.
+
     Raises:
         CannotGrade: before any work, when the folder, the output or this system will not do.
     """
-    paths = _notebooks(folder, out)
+    _can_grade(folder, out)
+    submissions = _with_rows(list(find(folder)))
+    if not submissions:
+        raise CannotGrade(f"there is nothing in {folder} or the folders in it")
+    _prepare()
+    journal = Journal(out.with_name(out.name + ".partial"), limits)
+    done = {each.name: rows for each in submissions if (rows := journal.rows_of(each)) is not None}
+    waiting = [each for each in submissions if each.name not in done]
+    with tqdm(total=len(submissions), initial=len(done), desc="grading", unit="notebook", disable=None) as bar:
+        for submission, rows in _graded(waiting, limits, min(jobs or _usual_jobs(), len(waiting)) or 1):
+            done[submission.name] = journal.add(submission, rows)
+            bar.update()
+    rows = [row for each in submissions for row in done[each.name]]
+    journal.close_into(out, rows)
+    return rows
+
+
+def _can_grade(folder: Path, out: Path) -> None:
+    if not hasattr(os, "fork") or not sys.platform.startswith("linux"):
+        raise CannotGrade("grading needs Linux (on Windows: WSL; elsewhere: a container)")
+    if folder.is_file():
+        raise CannotGrade(f"{folder} is a file: name the folder that it is in")
+    if not folder.is_dir():
+        raise CannotGrade(f"there is no folder {folder}")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK) or out.is_dir():
+        raise CannotGrade(f"{out} cannot be written: name a file in a folder that exists")
+
+
+def _with_rows(found: list[Submission]) -> list[Submission]:
+    """Without the files that are no notebooks, where the same student has handed in one; these are named on stderr."""
+    with_notebook = {each.student for each in found if not each.problem}
+    extra = [each for each in found if each.problem.startswith("not a notebook") and each.student in with_notebook]
+    if extra:
+        names = ", ".join(legible(each.name) for each in extra[:10]) + (", …" if len(extra) > 10 else "")
+        print(f"{len(extra)} files beside notebooks were left out: {names}", file=sys.stderr)
+    return [each for each in found if each not in extra]
+
+
+def _prepare() -> None:
+    """What all checking processes inherit: one thread, no GPU, the model, and which walls stand."""
     os.environ.update(ENVIRONMENT)
     torch.set_num_threads(1)  # a forked process must find no threads of its parent's
     tqdm.monitor_interval = 0  # no thread for the progress bars either
     tqdm.set_lock(threading.RLock())  # tqdm's own is shared with forked processes, and one that is killed may hold it
-    load_model("tiny")  # so that forked processes need not import it all again
-    partial = out.with_name(out.name + ".partial")
-    rows = []
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(field.name for field in fields(Row))
-        for path in tqdm(paths, desc="grading", unit="notebook", disable=None):
-            for row in map(_legible, rows_of(path, str(path.relative_to(folder)), limits)):
-                writer.writerow(map(_safe_cell, astuple(row)))
-                file.flush()
-                rows.append(row)
-    os.replace(partial, out)
-    return rows
+    load_model("tiny")
+    _walls()
 
 
-def _notebooks(folder: Path, out: Path) -> list[Path]:
-    if not hasattr(os, "fork") or not sys.platform.startswith("linux"):
-        raise CannotGrade("grading needs Linux (on Windows: WSL; elsewhere: a container)")
-    if not folder.is_dir():
-        raise CannotGrade(f"there is no folder {folder}")
-    found = sorted(p for p in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts and p.is_file())
-    if not found:
-        raise CannotGrade(f"there is no notebook (*.ipynb) in {folder} or the folders in it")
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK) or out.is_dir():
-        raise CannotGrade(f"{out} cannot be written: name a file in a folder that exists")
-    return found
+@lru_cache
+def _walls() -> dict[str, Any]:
+    """The arguments of a `Nursery` here; says on stderr, once, when the first wall does not stand."""
+    try:
+        return {"alone": True, "user": walls.try_walls()}
+    except walls.NoWalls as problem:
+        print(f"warning: submissions are not walled off, only watched: {problem}. "
+              "Grade strangers' code in a container.", file=sys.stderr)
+        nobody_can = os.getuid() == 0 and _open_to_all(sys.executable)
+        return {"alone": False, "user": walls.NOBODY if nobody_can else None}
 
 
-def _legible(row: Row) -> Row:
-    """The row with characters that neither a file nor a terminal can take (half of a surrogate pair) spelled out."""
-    texts: dict[str, Any] = {name: value for name, value in vars(row).items() if isinstance(value, str)}
-    return replace(row, **{name: text.encode(errors="backslashreplace").decode() for name, text in texts.items()})
+def _open_to_all(file: str) -> bool:
+    """Whether every user may read it, so that nobody can run Python."""
+    path = Path(file).resolve()
+    return all(each.stat().st_mode & 0o005 == 0o005 for each in (path, *path.parents))
 
 
-def _safe_cell(value: object) -> object:
-    """A text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+def _usual_jobs() -> int:
+    """One for each core, if there is memory for them."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(cores, int(psutil.virtual_memory().available / (GIGABYTES_OF_A_JOB * 1e9))))
 
 
-# --- one submission ----------------------------------------------------------------------------------------
+# --- side by side ------------------------------------------------------------------------------------------
+
+_nursery: Nursery | None = None  # of this process, which grades one notebook after the other
 
 
-def rows_of(path: Path, name: str, limits: Limits) -> Iterator[Row]:
+def _graded(waiting: Sequence[Submission], limits: Limits, jobs: int) -> Iterator[tuple[Submission, list[Row]]]:
+    """Each submission with its rows, in the order in which they are done; a process that is killed is replaced."""
+    left, deaths = {each.name: each for each in waiting}, Counter[str]()
+    while left:
+        fork = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(jobs, fork, initializer=walls.die_with_parent)
+        futures: dict[Future, Submission] = {pool.submit(_rows, each, limits): each for each in left.values()}
+        try:
+            for future in as_completed(futures):
+                submission = futures[future]
+                rows = future.result()
+                del left[submission.name]
+                yield submission, rows
+        except BrokenProcessPool:  # one of its processes was killed, by whom is not known: each again, by itself
+            for each in list(left.values()):
+                deaths[each.name] += 1
+                if deaths[each.name] > 1 and jobs == 1:
+                    del left[each.name]
+                    yield each, [_row(each, status="unreadable", detail="grading it ends the grader's own process")]
+                    break
+            jobs = 1
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _rows(submission: Submission, limits: Limits) -> list[Row]:
+    return [legible_row(row) for row in rows_of(submission, limits)]
+
+
+def rows_of(submission: Submission, limits: Limits) -> Iterator[Row]:
     """A row for each exercise of each lesson that the notebook belongs to, or one that says it is unreadable."""
     try:
-        attempts = attempts_in(read_cells(path))
-        numbers = _lessons_of(path, attempts)
+        if submission.problem:
+            raise Unreadable(submission.problem)
+        cells = read_cells(submission.content)
+        named = _lessons_of(submission, cells)
     except Unreadable as problem:
-        yield Row(name, "", "", "unreadable", detail=str(problem))
+        yield _row(submission, status="unreadable", detail=str(problem))
         return
+    known = exercises_by_id(lessons())
+    run = _run(cells, named, limits)
+    numbers = {id.partition(".")[0] for id, outcome in run.outcomes.items() if outcome.status != "not attempted"}
+    for item in known.values():
+        number = item.id.partition(".")[0]
+        if number in numbers or number in named:
+            yield _row(submission, number, item.id, *_verdict(item.id, cells, run))
+
+
+def _row(submission: Submission, lesson: str = "", exercise: str = "", status: str = "", mistake: str = "",
+         detail: str = "", seconds: float = 0.0) -> Row:
+    return Row(submission.name, *submission.student, lesson, exercise, status, mistake, detail, seconds)
+
+
+def _run(cells: list[str], numbers: list[str], limits: Limits) -> Run:
+    global _nursery
+    shipped = set().union(*map(shipped_cells, numbers))
+    own = [number for number, source in enumerate(cells) if source.strip() in shipped]
+    if len(own) == len(cells):
+        return Run()  # nothing was written
     for number in numbers:
-        for item in exercises_of(number):
-            start = time.monotonic()
-            status, mistake, detail = judge(item, attempts.get(item.id), limits)
-            seconds = round(time.monotonic() - start, 1)
-            yield Row(name, number, item.id, status, mistake, detail, seconds)
+        _warm(number)
+    known, answers = exercises_by_id(lessons()), _answers(tuple(numbers))
+    for last in (False, True):  # a nursery that has died, of whatever, is replaced
+        if _nursery is None or _nursery.process.poll() is not None:
+            _nursery = Nursery(**_walls())
+        try:
+            return run_notebook(_nursery, cells, own, numbers, limits, known, answers)
+        except OSError as error:
+            _nursery.close()
+            if last:
+                raise CannotGrade(f"the processes for submissions do not last here: {error}") from error
+    raise AssertionError("not reached")
 
 
-def _lessons_of(path: Path, attempts: dict[str, Attempt]) -> list[str]:
+@lru_cache
+def _warm(number: str) -> None:
+    """Check the course's own functions once: then the models are loaded, and the checks are known to work here."""
+    for item in exercises_of(number):
+        verdict = assess(item, item.reference)
+        if not verdict.passed:
+            raise CannotGrade(f"the course's own {item.id} does not pass here: {verdict.message}; "
+                              "is it installed whole?")
+
+
+@lru_cache
+def _answers(numbers: tuple[str, ...]) -> dict[str, list[str]]:
+    """The names of the functions that are the course's own answer to an exercise."""
+    names = {item.id: {item.reference.__name__} for number in numbers for item in exercises_of(number)}
+    for number in numbers:
+        module = import_module(f"course_utils.exercises.checks.lesson_{number}")
+        for id, function in getattr(module, "IN_THE_PACKAGE", {}).items():
+            names.setdefault(id, set()).add(function.__name__)
+    return {id: sorted(each) for id, each in names.items()}
+
+
+# --- what a notebook says of an exercise -------------------------------------------------------------------
+
+NAMED = re.compile(r"""(\w+)\(\s*(?:id\s*=\s*)?["'](\d\d\.\w+)["']""")  # exercise("02.stripe"), by whatever name
+NOT_EXERCISES = {"hint", "solution", "predict", "reveal", "progress", "get", "record"}
+
+
+def _named_in(source: str) -> set[str]:
+    return {id for word, id in NAMED.findall(source) if word not in NOT_EXERCISES}
+
+
+def _lessons_of(submission: Submission, cells: list[str]) -> list[str]:
     """The lessons of the exercises in it; if it has none, the lesson in the file's name."""
     known = lessons()
-    found = sorted({id.partition(".")[0] for id in attempts} & set(known))
-    named = [number for number in re.findall(r"(?<!\d)\d\d(?!\d)", path.stem) if number in known]
-    if not found and not named:
+    found = sorted({id.partition(".")[0] for id in _named_in("\n".join(cells))} & set(known))
+    in_name = [number for number in re.findall(r"(?<!\d)\d\d(?!\d)", submission.stem) if number in known]
+    if not found and not in_name:
         raise Unreadable("it has no exercise of the course, and no lesson's number in the file's name")
-    return found or named[:1]
+    return found or in_name[:1]
 
 
-def judge(item: Exercise, attempt: Attempt | None, limits: Limits) -> tuple[str, str, str]:
-    """Status, named mistake and detail of one attempt. The check runs in a process of its own."""
-    if attempt is None:
-        return "not attempted", "", f'the notebook has no function under @exercise("{item.id}")'
-    if attempt.problem:
-        return "crashed", "", attempt.problem
-    if attempt.empty:
-        return "not attempted", "", ""
-    _warm(item)
-    fork = multiprocessing.get_context("fork")
-    receiver, sender = fork.Pipe(duplex=False)
-    judging = fork.Process(target=_send_verdict, args=(sender, item, attempt, limits))
-    judging.start()
-    sender.close()
-    try:
-        Allowance("the check", limits.seconds + SPARE_SECONDS).wait(receiver, judging)
-        return tuple(json.loads(receiver.recv_bytes()))
-    except TimedOut as time_used:
-        return "timed out", "", str(time_used)
-    except EOFError:
-        judging.join()
-        return "crashed", "", f"the check ended without a verdict (status {judging.exitcode})"
-    finally:
-        judging.kill()
-        judging.join()
-        receiver.close()
-
-
-_warmed: set[str] = set()
-
-
-def _warm(item: Exercise) -> None:
-    """Check the course's own function once: then the models are loaded, and the check is known to work here."""
-    if item.id in _warmed:
-        return
-    verdict = assess(item, item.reference)
-    if not verdict.passed:
-        raise CannotGrade(f"the course's own {item.id} does not pass here: {verdict.message}; is it installed whole?")
-    _warmed.add(item.id)
-
-
-def _send_verdict(sender: Connection, item: Exercise, attempt: Attempt, limits: Limits) -> None:
-    """The checking process: it never runs a line of the submission."""
-    references: dict[str, Callable] = {}
-    for name, id in attempt.others.items():
-        try:
-            references[name] = get(id).reference
-        except ValueError:
-            continue  # no such exercise: the name stays undefined, as in the notebook
-    try:
-        with isolated(attempt, limits, references) as function:
-            result = _result(assess(item, function))
-    except TimedOut as time_used:
-        result = "timed out", "", str(time_used)
-    sender.send_bytes(json.dumps(result).encode())
-
-
-def _result(verdict: Verdict) -> tuple[str, str, str]:
-    if verdict.mistake:
-        return "named mistake", verdict.mistake, ""
-    said = [] if verdict.passed else [verdict.message]
-    said += [value for label, value in verdict.details if label == "message"]
-    return STATUS_OF[verdict.status], "", " ".join(" ".join(said).split())[:500]
-
-
-# --- the summary -------------------------------------------------------------------------------------------
-
-
-def summary(rows: list[Row]) -> str:
-    """For each submission, how many exercises have each status; then the most frequent mistakes."""
-    counts: dict[str, dict[str, int]] = {}
-    for row in rows:
-        line = counts.setdefault(row.submission, dict.fromkeys(STATUSES, 0))
-        line[row.status] += 1
-    table = [[name, *(str(n) if n else "·" for n in line.values())] for name, line in counts.items()]
-    common = Counter(f"{row.exercise}: {row.mistake}" for row in rows if row.mistake).most_common(5)
-    lines = ["", "most frequent mistakes:", *(f"  {n} × {text}" for text, n in common)] if common else []
-    return "\n".join([table_text(table, ["submission", *STATUSES]), *lines])
+def _verdict(id: str, cells: list[str], run: Run) -> tuple[str, str, str, float]:
+    """Status, named mistake, detail and seconds; of an exercise that was not judged, why it was not."""
+    outcome = run.outcomes.get(id)
+    places = [number for number, source in enumerate(cells) if id in _named_in(source)]
+    failed = [number for number in places if number in run.errors and (not outcome or outcome.cell < number)]
+    if (outcome is None or outcome.status == "not attempted") and failed:
+        return "crashed", "", f"its cell: {run.errors[failed[-1]]}", 0.0
+    if outcome is not None:
+        detail = outcome.detail
+        if outcome.status == "crashed" and (before := [each for each in run.errors if each < outcome.cell]):
+            detail += f" (a cell above failed: {run.errors[before[-1]][:120]})"
+        return outcome.status, outcome.mistake, detail, outcome.seconds
+    if places and run.at >= 0 and any("NotImplementedError" not in cells[number] for number in places):
+        return "not attempted", "", "found in the text, but no function was given to it when the notebook ran", 0.0
+    return "not attempted", "", "" if places else f'the notebook has no function under @exercise("{id}")', 0.0

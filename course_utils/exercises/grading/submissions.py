@@ -1,30 +1,27 @@
-"""Reading a submitted notebook: which exercises it attempts, and the code that each attempt needs.
+"""What was handed in: which files are submissions, whose they are, and the cells of a notebook.
 
-Nothing in the submission is run here. The notebook is taken apart as text: we keep each function under
-`@exercise("NN.name")`, and of everything else only the imports, functions, classes and values that it uses.
-Stored outputs, and whatever the other cells would do, are left behind.
+Nothing of a submission is run or parsed here but its JSON. Archives are opened in memory, one inside another at most.
 """
 
 from __future__ import annotations
 
-import ast
+import io
 import json
+import os
 import re
-import symtable
-import types
-import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-from IPython.core.inputtransformer2 import TransformerManager
-
-from course_utils.exercises.calling import is_stub
-
-MAX_BYTES = 50_000_000  # a larger file is not read
-MARK = re.compile(r"""^\s*@exercise\(\s*["']([^"']+)["']""", re.MULTILINE)
-CALLED = "_attempt"  # the name that `exercise("NN.name")(function)` gets in its program
+MAX_BYTES = 50_000_000  # a larger notebook is not read
+MAX_ARCHIVE_BYTES = 500_000_000  # nor an archive; nor more than this out of one
+MAX_FILES = 2_000  # in an archive
+NOTEBOOK = re.compile(r"\.ipynb(\.txt|\.json)?$", re.IGNORECASE)  # browsers save downloads under the longer names
+ARCHIVE = re.compile(r"\.zip$", re.IGNORECASE)
+NO_MATTER = re.compile(r"^(\.|__MACOSX$|Thumbs\.db$|desktop\.ini$)", re.IGNORECASE)  # what systems leave in folders
+MOODLE = re.compile(r"^(?P<student>.+?)_(?P<id>\d+)_assignsubmission_\w+?_?$")
+CANVAS = re.compile(r"^(?P<student>[^_/]+)_(?:LATE_)?(?P<id>\d+)_\d+_", re.IGNORECASE)
 
 
 class Unreadable(Exception):
@@ -32,211 +29,140 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One attempted exercise: a program that defines `name`; or, in `problem`, why there is none."""
+class Submission:
+    """A notebook that was handed in, or, where `problem` says why it cannot be graded, some other file."""
 
-    id: str
-    name: str = ""
-    program: str = ""
-    empty: bool = False  # still the stub
-    others: dict[str, str] = field(default_factory=dict)  # other exercises that it uses: name -> id
+    name: str  # its path in the folder; of a file in an archive, the archive's path and its own
+    content: bytes = b""
     problem: str = ""
 
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.name).name
 
-def read_cells(path: Path) -> list[str]:
-    """The code cells of a notebook, as Python (magics become calls).
+    @property
+    def student(self) -> tuple[str, str]:
+        """Name and id, from the names that Moodle and Canvas give; otherwise the first folder's name, or the file's."""
+        parts = PurePosixPath(self.name).parts
+        for part in parts:
+            if found := MOODLE.match(part) or CANVAS.match(part):
+                return found["student"], found["id"]
+        return (parts[0] if len(parts) > 1 else re.split(NOTEBOOK, parts[0])[0]), ""
 
-    Raises:
-        Unreadable: if the file is not a notebook.
+
+def find(folder: Path) -> Iterator[Submission]:
+    """Every file under the folder, in order, as a submission; also those that cannot be graded, and why.
+
+    Left out without a word: names that begin with a dot, `__MACOSX`, and what systems leave beside files.
     """
+    problems: list[OSError] = []
+    for place, folders, files in os.walk(folder, onerror=problems.append):
+        folders[:] = sorted(name for name in folders if not NO_MATTER.match(name))
+        for name in sorted(files):
+            if NO_MATTER.match(name):
+                continue
+            path = Path(place, name)
+            shown = path.relative_to(folder).as_posix()
+            try:
+                yield from _opened(shown, _content(path))
+            except Unreadable as problem:
+                yield Submission(shown, problem=str(problem))
+    for error in problems:
+        shown = os.path.relpath(os.fsdecode(error.filename), folder)
+        yield Submission(shown, problem=f"the folder cannot be read: {error.strerror}")
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise Unreadable("it is not a file")
+    is_archive = ARCHIVE.search(path.name)
+    if not is_archive and not NOTEBOOK.search(path.name):
+        return b""
+    most = MAX_ARCHIVE_BYTES if is_archive else MAX_BYTES
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise Unreadable(f"the file has more than {MAX_BYTES / 1e6:.0f} MB")
-        notebook = json.loads(path.read_bytes())  # with a byte-order mark or without
-        sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-        language = _language(notebook.get("metadata", {}))
+        if path.stat().st_size > most:
+            raise Unreadable(f"the file has more than {most / 1e6:.0f} MB")
+        return path.read_bytes()
     except OSError as error:
         raise Unreadable(f"the file cannot be read: {error.strerror}") from error
+
+
+def _opened(name: str, content: bytes, depth: int = 0) -> Iterator[Submission]:
+    if NOTEBOOK.search(name):
+        yield Submission(name, content)
+    elif not ARCHIVE.search(name):
+        kind = PurePosixPath(name).suffix.lower() or "a file without an ending"
+        yield Submission(name, problem=f"not a notebook ({kind}): hand in the .ipynb file")
+    elif depth > 1:
+        yield Submission(name, problem="an archive in an archive in an archive is not opened")
+    else:
+        yield from _in_archive(name, content, depth)
+
+
+def _in_archive(name: str, content: bytes, depth: int) -> Iterator[Submission]:
+    """The files of a zip; read in memory, so that no name in it leads anywhere."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            infos = [each for each in archive.infolist() if not each.is_dir()
+                     and not any(NO_MATTER.match(part) and part != ".." for part in PurePosixPath(each.filename).parts)]
+            if len(infos) > MAX_FILES or sum(each.file_size for each in infos) > MAX_ARCHIVE_BYTES:
+                raise Unreadable(f"the archive holds more than {MAX_FILES:,} files or {MAX_ARCHIVE_BYTES / 1e6:.0f} MB")
+            for each in sorted(infos, key=lambda info: info.filename):
+                parts = [part for part in PurePosixPath(each.filename).parts if part not in ("..", "/")]
+                inside = "/".join([name, *parts])
+                wanted = NOTEBOOK.search(inside) or ARCHIVE.search(inside)
+                if NOTEBOOK.search(inside) and each.file_size > MAX_BYTES:
+                    yield Submission(inside, problem=f"the file has more than {MAX_BYTES / 1e6:.0f} MB")
+                    continue
+                yield from _opened(inside, _unzipped(archive, each) if wanted else b"", depth + 1)
+    except Unreadable as problem:
+        yield Submission(name, problem=str(problem))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, ValueError, EOFError) as error:
+        yield Submission(name, problem=f"the archive cannot be opened: {str(error)[:100]}")
+
+
+def _unzipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """At most as many bytes as the archive says that there are."""
+    with archive.open(info) as file:
+        content = file.read(info.file_size + 1)
+    if len(content) > info.file_size:
+        raise Unreadable("the archive says less than it holds")
+    return content
+
+
+# --- a notebook --------------------------------------------------------------------------------------------
+
+
+def read_cells(content: bytes) -> list[str]:
+    """The code cells of a notebook.
+
+    Raises:
+        Unreadable: if it is not one.
+    """
+    try:
+        notebook = json.loads(content)  # with a byte-order mark or without
+        sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        metadata = notebook.get("metadata")
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"the file is not a notebook: not valid JSON ({str(error)[:80]})") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise Unreadable("the file is not a notebook in format 4: it has no list of cells") from error
-    if language != "python":
+    if (language := _language(metadata)) != "python":
         raise Unreadable(f"the notebook's kernel is for {language[:40]}; the course is in Python")
-    return [_as_python(source) for source in sources]
+    return sources
 
 
-def _language(metadata: dict) -> str:
-    named = metadata.get("language_info", {}).get("name") or metadata.get("kernelspec", {}).get("language")
-    return str(named or "python").lower().removeprefix("i")  # "ipython" is Python
+def _language(metadata: object) -> str:
+    """What the metadata say, so far as they say anything."""
+    for table, key in (("language_info", "name"), ("kernelspec", "language")):
+        entry = metadata.get(table) if isinstance(metadata, dict) else None
+        if isinstance(entry, dict) and entry.get(key):
+            return str(entry[key]).lower().removeprefix("i")  # "ipython" is Python
+    return "python"
 
 
-def _as_python(source: str) -> str:
-    """A `%%magic` at the top is dropped, the cell under it kept; `%…` and `!…` lines become calls."""
-    if source.startswith("%%"):
-        source = "\n" + source.partition("\n")[2]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return TransformerManager().transform_cell(source)
-    except (SyntaxError, ValueError):
-        return source  # reported where it is parsed
-
-
-# --- the attempts ------------------------------------------------------------------------------------------
-
-
-def attempts_in(cells: Iterable[str]) -> dict[str, Attempt]:
-    """Exercise id -> attempt, for every exercise in the cells; of several, the last that is not a stub."""
-    found: dict[str, Attempt] = {}
-    statements: list[ast.stmt] = []
-    marked: list[tuple[str, int, ast.stmt]] = []
-    for cell in cells:
-        try:
-            body = _parsed(cell)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            found |= {id: Attempt(id, problem=f"{type(error).__name__}: {error}") for id in MARK.findall(cell)}
-            continue
-        for statement in body:
-            marked += [(id, len(statements), target) for id, target in _targets(statement)]
-            statements.append(statement)
-    for id, position, target in marked:
-        try:
-            attempt = _attempt(id, target, position, statements)
-        except (SyntaxError, ValueError, RecursionError) as error:  # parsed, but not a valid program
-            attempt = Attempt(id, problem=f"{type(error).__name__}: {error}")
-        if id not in found or found[id].empty or not attempt.empty:
-            found[id] = attempt
-    return found
-
-
-def _parsed(source: str) -> list[ast.stmt]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return ast.parse(source).body
-
-
-def _exercise_id(node: ast.AST) -> str | None:
-    """"02.x" for the expression `exercise("02.x")`; None for any other."""
-    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-        name = getattr(node.func, "id", getattr(node.func, "attr", None))
-        return str(node.args[0].value) if name == "exercise" else None
-    return None
-
-
-def _targets(statement: ast.stmt) -> Iterator[tuple[str, ast.stmt]]:
-    """(id, statement that defines the function) for `@exercise(id) def …` and for `exercise(id)(function)`."""
-    if isinstance(statement, ast.FunctionDef):
-        for id in [id for id in map(_exercise_id, statement.decorator_list) if id]:
-            rest = [d for d in statement.decorator_list if not _exercise_id(d)]
-            fields = {**dict(ast.iter_fields(statement)), "decorator_list": rest}
-            yield id, ast.copy_location(ast.FunctionDef(**fields), statement)
-    elif isinstance(statement, (ast.Expr, ast.Assign)):
-        call = statement.value
-        if isinstance(call, ast.Call) and (called_id := _exercise_id(call.func)) and len(call.args) == 1:
-            target = ast.Assign([ast.Name(CALLED, ast.Store())], call.args[0])
-            yield called_id, ast.fix_missing_locations(ast.copy_location(target, statement))
-
-
-def _attempt(id: str, target: ast.stmt, position: int, statements: list[ast.stmt]) -> Attempt:
-    chosen, others = needed(target, position, statements)
-    name = target.name if isinstance(target, ast.FunctionDef) else CALLED
-    program = ast.unparse(ast.Module([*chosen, target], type_ignores=[]))
-    others = {other: other_id for other, other_id in others.items() if other != name}
-    return Attempt(id, name, program, _is_empty(target), others)
-
-
-def _is_empty(target: ast.stmt) -> bool:
-    """Whether the function is still a stub; its code is compiled, not run."""
-    if not isinstance(target, ast.FunctionDef):
-        return False
-    anything = ast.arguments([], [], ast.arg("args"), [], [], ast.arg("kwargs"), [])
-    bare = ast.FunctionDef(**{**dict(ast.iter_fields(target)), "args": anything, "decorator_list": [], "returns": None})
-    ast.fix_missing_locations(ast.copy_location(bare, target))
-    try:
-        module = compile(ast.Module([bare], type_ignores=[]), "<stub>", "exec")
-    except (SyntaxError, ValueError):
-        return False
-    code = next(const for const in module.co_consts if isinstance(const, types.CodeType))
-    return not code.co_freevars and is_stub(types.FunctionType(code, {}))
-
-
-# --- what an attempt needs ---------------------------------------------------------------------------------
-
-
-def needed(
-    target: ast.stmt, position: int, statements: list[ast.stmt]
-) -> tuple[list[ast.stmt], dict[str, str]]:
-    """The statements that define what `target` uses, in order; and the other exercises among them, by name.
-
-    A name means what it means when the notebook is run from top to bottom up to the target: its last
-    definition before it. Only where there is none does the first one after it count. An example:
-
-        0    n = 3
-        1    m = n
-        2    def times(x): return n * x
-        3    n = 5
-        4    @exercise("02.scaled")
-             def scaled(x): return times(x) + m          the target, at position 4
-
-    It uses `times`, statement 2, and `m`, statement 1. `times` looks up n when the target calls it, so it needs the
-    last n before 4, statement 3; `m` read n when it ran, so it needs the last n before 1, statement 0.
-    """
-    chosen = {i for i, statement in enumerate(statements[:position]) if "*" in _defined(statement)}   # star imports
-    other_exercises: dict[str, str] = {}
-    waiting = [(name, position) for name in _used(target)]      # (a name, the position before which it is defined)
-    asked_for = set(waiting)
-    while waiting:
-        name, before = waiting.pop()
-        defined_at = _definition(name, before, position, statements)
-        if defined_at is None or defined_at in chosen:
-            continue
-        statement = statements[defined_at]
-        if ids := [id for id, _ in _targets(statement)]:
-            other_exercises[name] = ids[0]
-            continue
-        chosen.add(defined_at)
-        looks_up_when_called = isinstance(statement, (ast.FunctionDef, ast.ClassDef))
-        before = position if looks_up_when_called else defined_at
-        new = {(used, before) for used in _used(statement)} - asked_for
-        asked_for |= new
-        waiting += sorted(new)
-    return [statements[i] for i in sorted(chosen)], other_exercises
-
-
-def _definition(name: str, before: int, position: int, statements: list[ast.stmt]) -> int | None:
-    """Where the name is last defined before `before`; for the target's own names, else where it is defined first."""
-    for i in reversed(range(before)):
-        if name in _defined(statements[i]):
-            return i
-    later = range(position + 1, len(statements)) if before == position else ()
-    return next((i for i in later if name in _defined(statements[i])), None)
-
-
-@lru_cache(maxsize=2000)
-def _table(statement: ast.stmt) -> symtable.SymbolTable:
-    """The names in a statement; none if it is not valid or nested too deep, since its cell fails by itself."""
-    try:
-        return symtable.symtable(ast.unparse(statement), "<cell>", "exec")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return symtable.symtable("", "<cell>", "exec")
-
-
-def _defined(statement: ast.stmt) -> set[str]:
-    """The notebook's names that a statement gives a value to; "*" for a star import."""
-    if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
-        return {"*"}
-    return {s.get_name() for s in _table(statement).get_symbols() if s.is_assigned() or s.is_imported()}
-
-
-def _used(statement: ast.stmt) -> set[str]:
-    """The notebook's names that a statement reads, also inside the functions that it defines."""
-    return set(_global_names(_table(statement)))
-
-
-def _global_names(table: symtable.SymbolTable) -> Iterator[str]:
-    for symbol in table.get_symbols():
-        if symbol.is_referenced() and (table.get_type() == "module" or symbol.is_global()):
-            yield symbol.get_name()
-    for inner in table.get_children():
-        yield from _global_names(inner)
+def shipped_cells(lesson: str) -> set[str]:
+    """The code cells of the lesson as it ships; empty where there is no folder of notebooks beside the package."""
+    folder = Path(__file__).resolve().parents[3] / "notebooks"
+    paths = sorted(folder.glob(f"{lesson}_*.ipynb"))
+    return {source.strip() for path in paths for source in read_cells(path.read_bytes())}
