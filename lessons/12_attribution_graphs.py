@@ -503,7 +503,8 @@ for fact, label in columns:
           unit="correlation")
 
 # %% [markdown]
-# The edges are true, on both facts and for sources that the graph does not name. All paths together predict no better.
+# The edges are true, on both facts and for sources that the graph does not name. All paths together hardly predict
+# better.
 #
 # ## 6 · Does it name the right features?
 #
@@ -624,9 +625,9 @@ claim("who acts: the 20 do not, for what they carry is not the pronoun alone", m
 
 # %% [markdown]
 # For "who acts" the names are true: three features hold more than half of the difference, they are active where a woman
-# acts, or where a man does, and without them nothing else changes. Three others, four fifths as long, do nothing to it
-# but raise it a little, by the norm. For "one or many" three hold nearly all, and three others, half as long, nothing;
-# the two answers leave the rest no probability.
+# acts, or a man, and without them nothing else changes. Three others, four fifths as long, do nothing to it but raise
+# it a little, by the norm. For "one or many" three hold nearly all, and three others, half as long, nothing; the two
+# answers leave the rest no probability.
 #
 # Farther down it falls apart. Without twenty features *no less* is left than without five, and for "who acts" the rest
 # of the prediction is destroyed. Influence asks what the two logits are made of, and both are made of "a sentence
@@ -663,7 +664,7 @@ claim("one or many: all features of the graph go farther than for who acts", way
       way["who acts", "all of the graph"], unit="share of the way")
 
 # %% [markdown]
-# For "who acts" three features go two fifths of the way, and all seven hundred hardly farther: half. Two fifths of what
+# For "who acts" three features go two fifths of the way, and all seven hundred little farther: half. Two fifths of what
 # is missing are features that are not *active* in the clean story: the twin's own still say He, and a graph lists what
 # is there, not what would have to be absent. The rest is the embedding and the heads, still the twin's. For "one or
 # many" the graph's features go nearly all of the way.
