@@ -259,15 +259,20 @@ def _direct_effects(
         added = written.new_zeros(n_layers + 1, *frozen.embedded.shape, requires_grad=True)
         reads = frozen.reads(added[0], lambda layer, read: added[layer + 1] + frozen.at_first(layer) +
                              frozen.transcoders[layer].write(torch.zeros_like(frozen.features[layer]), read))
-    sources = layers < n_layers
+    sources: dict[tuple[int, int], list[int]] = {}              # those that write at one place have a slope in common
+    for number, node in enumerate(nodes):
+        if node.layer < n_layers:
+            sources.setdefault((node.layer, node.position), []).append(number)
     for layer, read in enumerate(reads):
         for some in (kinds & (layers == layer)).nonzero()[:, 0].split(AT_ONCE):
             if len(some):
                 asked = read.new_zeros(len(some), *read.shape)                  # [target, pos, d_model]
                 asked[torch.arange(len(some)), places[some]] = directions[some]
                 slopes, = torch.autograd.grad(read, added, asked, is_grads_batched=True, retain_graph=True)
-                slopes = slopes[:, layers[sources] + 1, places[sources]]        # [target, source, d_model]
-                edges[some[:, None], sources.nonzero()[:, 0]] = torch.einsum("tsd,sd->ts", slopes, written[sources])
+                for (source_layer, position), those in sources.items():
+                    if source_layer < layer:
+                        edges[some[:, None], torch.tensor(those)] = (
+                            slopes[:, source_layer + 1, position] @ written[those].T)       # [target, source]
                 constants[some] = (read[places[some]] * directions[some]).sum(-1) + biases[some]
     return edges, constants
 

@@ -10,12 +10,12 @@
 # # 12 · Attribution graphs
 #
 # **The question.** Lesson 10 found circuits of heads and MLPs. An MLP does many things at once; a *feature* of it does
-# one. Can a prediction be traced from feature to feature, back to the words of the prompt? And is the picture that
-# comes out faithful?
+# one. Can a prediction be traced from feature to feature, back to the words of the prompt? And is that picture
+# faithful?
 #
-# You will train a transcoder, put four of them in the place of `tiny`'s MLPs, follow one edge by hand, draw the
-# graph behind a pronoun, and then try to refute it: with features as large as those that the graph names, with
-# a rival that needs no graph, with transcoders that have learned nothing.
+# You will train a transcoder, put four in the place of `tiny`'s MLPs, follow one edge by hand, draw the graph behind a
+# pronoun, and try to refute it: with features nearest in size to those that it names, rivals that need no graph, a
+# second fact, and transcoders that have learned nothing.
 #
 # **You need:** lessons 06 and 10.
 
@@ -73,11 +73,11 @@ words = StoryLanguage()
 # %% [markdown]
 # ## 1 · A transcoder
 #
-# An autoencoder (lesson 06) reconstructs what it read, and says nothing of how it came to be. A **transcoder** reads
-# what an MLP reads, x, and gives what the MLP *writes*, y, as a sum of few features (Dunefsky et al., 2024):
+# An autoencoder (lesson 06) reconstructs what it read. A **transcoder** reads what an MLP reads, x, and gives what the
+# MLP *writes*, y, as a sum of few features (Dunefsky et al., 2024):
 # $$f = \mathrm{TopK}(x W_\mathrm{enc} + b_\mathrm{enc}), \qquad y \approx f W_\mathrm{dec} + b_\mathrm{dec}$$
-# TopK keeps the k largest entries of each token, if they are above 0. Each feature reads one direction and writes one.
-# So what it reads can be followed back, and what it writes forward.
+# TopK keeps the k largest entries of each token, if they are above 0. Each feature reads one direction and writes one,
+# so it can be followed back and forward.
 
 # %%
 @exercise("12.transcode")
@@ -91,8 +91,7 @@ def transcode(
 
 # %% [markdown]
 # Train one for layer 1, for some seconds: the loss is the squared error of y. Its rivals are the mean of y, and
-# **random features**: an encoder that has learned nothing, with the decoder that suits it best (least squares). The
-# same weights held against an autoencoder's task show the difference: they give y, not x.
+# **random features**: an encoder that has learned nothing, with the decoder that suits it best (least squares).
 
 # %%
 def fitted(features, y, ridge=1e-4):
@@ -119,16 +118,14 @@ mine = fit(Transcoder(model.cfg.d_model, 256, "topk", k=20), x, config, targets=
 rivals = {"trained for a moment": mine, "random features": with_random_features(x, y, 256)}
 for name, each in rivals.items():
     f, written = transcode(new_x, each.W_enc, each.b_enc, each.W_dec, each.b_dec, 20)
-    print(f"{name:21} explains {explained_variance(new_y, written):.2f} of the variance of y and "
-          f"{explained_variance(new_x, written):.2f} of that of x, with {(f > 0).sum(1).float().mean():.1f} features "
-          f"of 256; {(f == 0).all(0).float().mean():.2f} of them are never active")
+    print(f"{name:21} explains {explained_variance(new_y, written):.2f} of the variance of y, with "
+          f"{(f > 0).sum(1).float().mean():.1f} features of 256; {(f == 0).all(0).float().mean():.2f} are never active")
 
 # %% [markdown]
 # ## 2 · All MLPs replaced
 #
-# The course ships a transcoder for each layer, trained longer on stories and on random tokens that come twice. How
-# good is one in the model? Put it in the MLP's place and look at the loss. The first position keeps its MLP: what is
-# written there depends on BOS alone.
+# The course ships a transcoder for each layer, trained longer on stories and on random tokens that come twice. Put it
+# in the MLP's place and look at the loss. The first position keeps its MLP: what is written there depends on BOS alone.
 
 # %%
 @exercise("12.replaced_logits")
@@ -183,9 +180,8 @@ claim("four transcoders cost less than a twentieth of what random features cost"
       all_four["random features"] / 20, unit="nats")
 
 # %% [markdown]
-# ΔCE is an average, and this one is nearly nothing: with transcoders in place of all MLPs the model tells the same
-# stories. (On random tokens it may even be below 0: a model whose MLPs are simpler is less sure of itself where
-# nothing can be known.)
+# With transcoders in place of all MLPs the model tells the same stories. (On random tokens ΔCE may even be below 0:
+# with simpler MLPs the model is less confident where nothing can be known.)
 #
 # ## 3 · A linear model of one prompt
 #
@@ -212,7 +208,7 @@ off = (torch.stack([each.replaced_logits() for each in frozen]) - own).abs().max
 without_errors = metric(torch.stack([each.replaced_logits(errors=False) for each in frozen]))
 print(f"with errors the logits are the model's own to within 1e-4: {bool(off < 1e-4)}")
 print(f"logit difference {estimate(at_clean)}, without errors {estimate(without_errors)}")
-claim("the features alone make the logit difference to within a tenth", without_errors / at_clean, "≈", 1.0, within=0.1,
+claim("who acts: the features alone make the logit difference to within a tenth", without_errors / at_clean, "≈", 1.0, within=0.1,
       unit="share")
 
 # %% [markdown]
@@ -236,11 +232,13 @@ def edge(frozen: FrozenModel, written: Float[Tensor, "d_model"], source: Node, t
 
 
 # %%
-def pronoun_graph(tokens, i, transcoders=shipped):
-    return attribution_graph(model, transcoders, tokens, [(int(pairs.right[i]), int(pairs.wrong[i]))])
+def graphs_of(these, transcoders=shipped):
+    """The graph of each clean text; the answer is the right token's logit minus the wrong one's."""
+    return [attribution_graph(model, transcoders, *each) for each in
+            zip(these.clean, [[each] for each in zip(these.right.tolist(), these.wrong.tolist())])]
 
 
-graphs = [pronoun_graph(tokens, i) for i, tokens in enumerate(pairs.clean)]
+graphs = graphs_of(pairs)
 graph = graphs[0]
 story = words.decode(pairs.clean[0].tolist()).split()
 found = [(t, int(graph.edges[t].abs().argmax())) for t, _, _ in graph.top(6) if graph.nodes[t].layer > 0]
@@ -254,21 +252,23 @@ print(f"{len(graph.nodes)} nodes; edges + constants are each feature's activatio
       f"{bool(left_over < 1e-5)}")
 
 # %% [markdown]
-# The sum is exact, by construction. So exactness is no evidence: a graph over meaningless features adds up just as
-# well. What could be wrong is what a graph *leaves out*, and what it is taken to say.
+# The sum is exact by construction, so no evidence: a graph over meaningless features adds up as well. What could be
+# wrong is what a graph *leaves out*, and what it is taken to say.
 #
 # ## 4 · Influence, pruning, pictures
 #
-# Seven hundred nodes cannot be read, so keep the most influential. Divide the size of each edge by the sum of all sizes into its target: shares,
-# A. A node's **influence** is the sum over all paths from it to the answer of the product of the shares on the path.
+# Seven hundred nodes cannot be read, so keep the most influential. Let A be the edges as shares: the size of each over
+# the sum of all sizes into its target. A node's **influence** is the sum over all paths from it to the answer, where a
+# path counts as the product of its shares.
 
 # %%
 @exercise("12.influence")
 def influence(edges: Float[Tensor, "node node"], weights: Float[Tensor, "node"]) -> Float[Tensor, "node"]:
     """The sum over all paths from each node to what is weighted; a path counts as the product of its shares.
 
-    edges is [target, source] and holds no circle; weights says how much each answer counts, 0 for other nodes. A path
-    has one edge at least. The share of an edge is its size over the sum of the sizes of all edges into its target.
+    edges is [target, source] and has no cycles; weights says how much each answer counts, 0 for other nodes. A path
+    has one edge at least. The share of an edge is its size over the sum of the sizes of all edges into its target; a
+    row of zeros has shares of 0.
     """
     raise NotImplementedError
 
@@ -281,8 +281,8 @@ small = pruned(graph, nodes=0.72, edges=0.9)            # the fewest nodes with 
 print(f"drawn: {len(small.nodes)} nodes, {int((small.edges != 0).sum())} edges")
 
 # %% [markdown]
-# What does each feature stand for? Its name is found as in lesson 06: the word that stands most often where it is
-# strongest, and the label of the language that it tells best.
+# What does each feature stand for? As in lesson 06: the word that stands most often where it is strongest, and the
+# label of the language that it tells best.
 
 # %%
 sample = StoryLanguage(3).sample(64, 96, truth=False)
@@ -315,14 +315,14 @@ def describe(node):
 names, notes = {}, {}
 for number, node, value in small.top(len(small.nodes)):
     where, promotes, label = describe(node)
-    names[node] = f"{node.layer}/{node.index}\nat {where}"
+    names[node] = f"{node.layer}/{node.index}\n{promotes}"
     notes[node] = f"strongest at {where!r}, promotes {promotes!r}; {label}"
 for number, node, value in small.top(8):
     print(f"{str(node):22} influence {value:.2f}: {notes[node]}")
 plot_attribution_graph(small, story, names, "Which features make She, not He?")
 
 # %% [markdown]
-# The same to play with: point at a node to see its edges and what is known of it.
+# Point at a node to see its edges and what is known of it.
 
 # %%
 interactive_attribution_graph(small, story, title="Which features make She, not He?", notes=notes)
@@ -333,16 +333,17 @@ latent_dashboard(model, shipped[first.layer], SEEN[first.layer].to(model.cfg.dev
                  first.index, k=4)
 
 # %% [markdown]
-# It reads well: from the name, to its copy at the full stop, to features there that promote the pronoun. Whether it is
-# *true* is another question.
+# Under each number is the word that the feature promotes most. It reads well: the name acts on features at the full
+# stop that tell of a woman, and the largest of these promote "herself" and "her". Whether it is *true* is another
+# question.
 #
 # ## 5 · Does the graph predict what silencing does?
 #
 # Silence a feature in the model itself: its MLP writes that much less in the feature's direction, and everything after
 # it is computed anew, nothing frozen. The graph predicts the effect as a sum over paths (`total_effects`). Published
-# checks of this kind compare the most influential features with random ones, whose effects are nearly 0.
-# That control can hardly refute anything. A fair one is **as large**: it writes at the same layer and position a
-# vector of the same length.
+# checks of this kind compare the most influential features with random ones, whose effects are nearly 0; that can
+# hardly refute anything. A harder control is the feature **nearest in size**: of those that write at the same layer and
+# position, the one whose vector is nearest in length.
 
 # %%
 @exercise("12.equally_large")
@@ -357,39 +358,39 @@ def equally_large(
 
 
 # %% [markdown]
-# A rival needs no graph: **attribution patching** (lesson 10) multiplies what a feature writes by the slope of the
-# logit difference in the whole model, all patterns and norms free.
+# Three rivals need no graph. **Attribution patching** (lesson 10) multiplies what a feature writes by the slope of the
+# logit difference in the whole model. The **last norm alone** says that silencing changes the length of the last stream
+# and nothing else. And there is **no effect** at all.
 #
-# **Predict:** for features that are as large as the 20 most influential, but not among them: how well does the graph's
-# prediction correlate with what is measured? (For the 20 it is about 0.96.)
+# **Predict:** for the features nearest in size to the 20 most influential: how well does the graph's prediction
+# correlate with what is measured? (For the 20 it is about 0.96.)
 
 # %%
 predict("12.as_large", None, unit="(correlation)")
 
 # %%
-def slopes(tokens, i, hooks=()):
-    """The slope of the logit difference in what each MLP writes: [layer, pos, d_model]."""
-    zeros = torch.zeros(len(LAYERS), tokens.shape[0], model.cfg.d_model, device=tokens.device, requires_grad=True)
+def by_slope(graph, chosen):
+    """What silencing each node would change, by the slope of the whole model."""
+    (right, wrong), = graph.answers
+    zeros = torch.zeros(len(LAYERS), len(graph.tokens), model.cfg.d_model, device=graph.tokens.device, requires_grad=True)
     added = [(f"blocks.{layer}.hook_mlp_out", lambda y, hook, layer=layer: y + zeros[layer]) for layer in LAYERS]
-    last = model.run_with_hooks(tokens[None], fwd_hooks=[*added, *hooks])[0, -1]
-    return torch.autograd.grad(last[pairs.right[i]] - last[pairs.wrong[i]], zeros)[0]
+    last = model.run_with_hooks(graph.tokens[None], fwd_hooks=added)[0, -1]
+    slope, = torch.autograd.grad(last[right] - last[wrong], zeros)                      # [layer, pos, d_model]
+    return -torch.stack([slope[graph.nodes[k].layer, graph.nodes[k].position] @ graph.written[k] for k in chosen])
 
 
-def frozen_slopes(each, i):
-    """The same in a model whose MLPs are its own, but whose patterns and norms' scales are frozen."""
-    zeros = torch.zeros(len(LAYERS), *each.embedded.shape, device=each.embedded.device, requires_grad=True)
-    last = each.reads(each.embedded, lambda layer, read: model.blocks[layer].mlp(read[None])[0] + zeros[layer])[-1][-1]
-    return torch.autograd.grad(last @ (model.W_U[:, pairs.right[i]] - model.W_U[:, pairs.wrong[i]]), zeros)[0]
-
-
-def by_slope(graph, slope):
-    """What silencing each node would change, by a slope."""
-    return -torch.stack([slope[node.layer, node.position] @ written if node.kind in ("feature", "error") else
-                         written.new_zeros(()) for node, written in zip(graph.nodes, graph.written)])
+@torch.no_grad()
+def by_last_norm(graph, chosen):
+    """The same, if silencing changed the length of the last stream and nothing else."""
+    name = f"blocks.{LAYERS[-1]}.hook_resid_post"
+    stream = centred(model, model.run_with_cache(graph.tokens[None], names_filter=name)[1][name][0, -1])
+    at_end = torch.tensor([graph.nodes[k].position == len(graph.tokens) - 1 for k in chosen]).to(stream)
+    silent = stream - at_end[:, None] * centred(model, graph.written[chosen])
+    return graph.values[-1] * (stream.norm() / silent.norm(dim=1) - 1)
 
 
 def chosen_and_control(graph):
-    """The 20 most influential features, and for each one that is as large at the same place."""
+    """The 20 most influential features, and for each the one nearest in size at the same place."""
     top = [number for number, _, _ in graph.top(20)]
     places = torch.tensor([100 * node.layer + node.position if node.kind == "feature" else -1 for node in graph.nodes])
     return top, equally_large(graph.written.norm(dim=1), places, top)
@@ -399,58 +400,67 @@ def correlation(a, b):
     return torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1]
 
 
-HELD = [(f"blocks.{layer}.attn.hook_pattern", lambda pattern, hook: pattern.detach()) for layer in LAYERS]
-predicted, effects = {}, {"the graph's 20": [], "as large": []}
-for i, graph_i in enumerate(graphs):
-    top, control = chosen_and_control(graph_i)
-    for label, chosen in (("the graph's 20", top), ("as large", control)):
-        by_graph, effect = (each[:, 0] for each in interventions(model, graph_i, chosen))
-        effects[label].append(effect)
-        for rival, guess in {"graph": by_graph, "its direct edges alone": -graph_i.edges[-1, chosen],
-                             "slope of the model": by_slope(graph_i, slopes(pairs.clean[i], i))[chosen],
-                             "slope, patterns frozen": by_slope(graph_i, slopes(pairs.clean[i], i, HELD))[chosen],
-                             "slope, patterns and norms frozen":
-                             by_slope(graph_i, frozen_slopes(frozen[i], i))[chosen]}.items():
-            predicted.setdefault((rival, label), []).append(guess)
-agree = {key: torch.stack([correlation(a, b) for a, b in zip(guesses, effects[key[1]])])
-         for key, guesses in predicted.items()}
-reveal("12.as_large", agree["graph", "as large"].mean())
-for label, found in effects.items():
-    print(f"{label}: mean size of the effect {torch.cat(found).abs().mean():.2f}; correlation with it: "
-          + ", ".join(f"{rival} {agree[rival, label].mean():.2f}" for rival, which in agree if which == label))
-plot_scatter(torch.cat(predicted["graph", "the graph's 20"]), torch.cat(effects["the graph's 20"]), "predicted by the graph",
-             "measured change of the logit difference", title="Silencing each of the 20 most influential features")
+plural = number_pairs(model, 6)                                 # the second fact: was or were?
+FACTS = {"who acts": (pairs, graphs), "one or many": (plural, graphs_of(plural))}
+LABELS = ("the graph's 20", "nearest in size")
+chosen_in = {fact: [chosen_and_control(each) for each in its_graphs] for fact, (_, its_graphs) in FACTS.items()}
+found, points = {}, []
+for fact, (_, its_graphs) in FACTS.items():
+    for graph_i, both in zip(its_graphs, chosen_in[fact]):
+        for label, chosen in zip(LABELS, both):
+            by_graph, effect = (each[:, 0] for each in interventions(model, graph_i, chosen))
+            fewer = effect.abs().argsort()[:-3]
+            numbers = {"length": graph_i.written[chosen].norm(dim=1).mean(), "correlation": correlation(by_graph, effect),
+                       "without the 3 largest effects": correlation(by_graph[fewer], effect[fewer]),
+                       "direct edges": correlation(-graph_i.edges[-1, chosen], effect)}
+            for rival, guess in {"graph": by_graph, "slope of the model": by_slope(graph_i, chosen),
+                                 "last norm alone": by_last_norm(graph_i, chosen), "no effect": 0 * effect}.items():
+                numbers[f"error, {rival}"] = (guess - effect).square().mean().sqrt()
+            for name, number in numbers.items():
+                found.setdefault((fact, label, name), []).append(number.double().cpu())
+            points += [(by_graph, effect)] if (fact, label) == ("who acts", LABELS[0]) else []
+found = {key: torch.stack(each) for key, each in found.items()}
+reveal("12.as_large", found["who acts", "nearest in size", "correlation"].mean())
+columns = [(fact, label) for fact in FACTS for label in LABELS]
+print(f"{'mean over texts':30}" + "".join(f"{fact + ', ' + label:>29}" for fact, label in columns))
+for name in numbers:
+    print(f"{name:30}" + "".join(f"{found[fact, label, name].mean():29.2f}" for fact, label in columns))
+plot_scatter(*map(torch.cat, zip(*points)), "logit difference, change predicted by the graph",
+             "measured change", title="Silencing each of the 20 most influential features")
 
 # %%
-claim("the graph predicts the effects of its most influential features", agree["graph", "the graph's 20"], ">", 0.9,
+own, near = (lambda name, fact="who acts", label=label: found[fact, label, name] for label in LABELS)
+claim("who acts: the graph predicts the effects of its most influential features", own("correlation"), ">", 0.9,
       unit="correlation")
-claim("but it predicts those of equally large features badly", agree["graph", "as large"], "<",
-      agree["graph", "the graph's 20"], unit="correlation")
-claim("one slope of the whole model predicts them better than the graph", agree["slope of the model", "as large"], ">",
-      agree["graph", "as large"], unit="correlation")
-claim("and those of the graph's own features, too", agree["slope of the model", "the graph's 20"], ">",
-      agree["graph", "the graph's 20"], unit="correlation")
-claim("direct edges to the answer alone do as well as all paths, to within 0.05",
-      agree["its direct edges alone", "the graph's 20"], "≈", agree["graph", "the graph's 20"], within=0.05,
-      unit="correlation")
-claim("with patterns frozen the slope still predicts better than with norms frozen, too",
-      agree["slope, patterns frozen", "as large"], ">", agree["slope, patterns and norms frozen", "as large"],
-      unit="correlation")
-measured("graph, its 20 features, predicted against measured", agree["graph", "the graph's 20"].mean(), at_least=0.9)
-measured("graph, equally large features", agree["graph", "as large"].mean())
+claim("who acts: direct edges to the answer alone do as well as all paths, to within 0.05", own("direct edges"), "≈",
+      own("correlation"), within=0.05, unit="correlation")
+for fact in FACTS:
+    claim(f"{fact}: the graph errs by more on its own features than on those nearest in size", own("error, graph", fact),
+          ">", near("error, graph", fact), unit="logits")
+    here, graph_errs = f"{fact}, nearest in size:", near("error, graph", fact)
+    claim(f"{here} the graph saves less than a fifth of the error of 'no effect'", graph_errs, ">",
+          0.8 * near("error, no effect", fact), unit="logits")
+    claim(f"{here} the last norm alone errs by less than the graph", near("error, last norm alone", fact), "<", graph_errs,
+          unit="logits")
+    claim(f"{here} one slope of the whole model errs by least", near("error, slope of the model", fact), "<",
+          near("error, last norm alone", fact), unit="logits")
+measured("graph, its 20 features, predicted against measured", own("correlation").mean(), at_least=0.9)
+measured("graph, features nearest in size", near("correlation").mean())
 
 # %% [markdown]
-# For its own features the graph is right. For others that are as large it knows hardly anything, and one backward pass
-# through the whole model knows all. The two last rivals say why. Hold the patterns, and the slope is as good as before;
-# hold the norms' scales, too, and it is as bad as the graph. A feature that has nothing to do with the pronoun still
-# makes the stream longer, and the norm then divides all else by more. The graph has that frozen. (It is a real effect
-# of a large activation, but one that is no path, and that no one would want drawn.)
+# By correlation the graph is right for its own features and hardly knows others. By error it is further off for its
+# own, on both facts: their effects are so large that 0.96 does not show it (without each text's three largest it is
+# 0.83). For the others it is no better than "no effect". They are shorter, too, by a third and more, since the largest
+# at each place are the graph's own; that is too little to make effects four or five times smaller.
 #
-# Nor does a correlation of 0.96 speak for the *paths*: the features' direct edges to the answer have it, too.
+# Why? A feature that has nothing to do with the answer still makes the stream longer, and the last norm then divides
+# all else by more. The graph has that frozen. For "who acts" the last norm alone errs by less than half as much, for
+# "one or many" by a little less. One backward pass through the whole model errs by least.
 #
-# So test the edges themselves. The graph says that *this* feature acts on *that* one. Silence a feature, and see how
-# the 20 most influential ones change above it, in shares of their activation. Two controls: sources that are as large,
-# and what the graph says of another target.
+# Nor does 0.96 speak for the *paths*: for "who acts" direct edges to the answer have it, too.
+#
+# So test the edges themselves. Silence a feature, and see how the 20 most influential ones change above it, in shares
+# of their activation. Two controls: sources nearest in size, and what the graph says of another target.
 
 # %%
 def changes_above(graph, sources, targets):
@@ -477,44 +487,43 @@ def changes_above(graph, sources, targets):
 
 
 true_edges = {}
-for graph_i in graphs:
-    top, control = chosen_and_control(graph_i)
-    for label, sources in (("the graph's 20", top), ("as large", control)):
-        *guesses, effect = changes_above(graph_i, sources, top)
-        for name, guess in zip(("all paths", "direct edges", "another target's"), guesses):
-            true_edges.setdefault((label, name), []).append(correlation(guess, effect))
+for fact, (_, its_graphs) in FACTS.items():
+    for graph_i, both in zip(its_graphs, chosen_in[fact]):
+        for label, sources in zip(LABELS, both):
+            *guesses, effect = changes_above(graph_i, sources, both[0])
+            for name, guess in zip(("all paths", "direct edges", "another target's paths"), guesses):
+                true_edges.setdefault((fact, label, name), []).append(correlation(guess, effect))
 true_edges = {key: torch.stack(each) for key, each in true_edges.items()}
-for label in ("the graph's 20", "as large"):
-    print(f"silenced: {label:15} the 20's changes correlate with "
-          + ", ".join(f"{name} {estimate(each)}" for (which, name), each in true_edges.items() if which == label))
-for label in ("the graph's 20", "as large"):
-    claim(f"sources {label}: paths predict what their targets do better than another target's paths",
-          true_edges[label, "all paths"], ">", true_edges[label, "another target's"], unit="correlation")
+for fact, label in columns:
+    print(f"{fact:11} silenced: {label:15} the 20's changes correlate with " + ", ".join(
+        f"{name} {each.mean():.2f}" for (*which, name), each in true_edges.items() if which == [fact, label]))
+for fact, label in columns:
+    claim(f"{fact}, {label}: direct edges tell what targets do better than another target's paths",
+          true_edges[fact, label, "direct edges"], ">", true_edges[fact, label, "another target's paths"],
+          unit="correlation")
 
 # %% [markdown]
+# The edges are true, on both facts and for sources that the graph does not name. All paths together hardly predict
+# better.
+#
 # ## 6 · Does it name the right features?
 #
-# The language says what should happen. Between the two stories only the name differs, so a feature that carries "who
+# Between the two stories only the name differs, so a feature that carries "who
 # acts" should change the pronoun, and leave all else. Silence the n most influential features; the *rest* is the
-# prediction without the two pronouns and the two names.
+# prediction without both answers and the two words that differ.
 
 # %%
 @torch.no_grad()
 def all_features(tokens):
     """Each layer's features on these texts, {layer: [n, pos, d_sae]}."""
-    found = {}
-
-    def note(layer, f):
-        found[layer] = f
-        return f
-
-    run_features(model, shipped, tokens, note)
-    return found
+    noted = {}
+    run_features(model, shipped, tokens, noted.setdefault)
+    return noted
 
 
 def on_the_grid(values_of, graphs):
     """Numbers of nodes as {layer: [n, pos, d_sae]}, 0 where there is no node."""
-    grid = {layer: torch.zeros(len(graphs), pairs.clean.shape[1], shipped[layer].d_sae) for layer in LAYERS}
+    grid = {layer: torch.zeros(len(graphs), len(graphs[0].tokens), shipped[layer].d_sae) for layer in LAYERS}
     for i, each in enumerate(graphs):
         for node, value in zip(each.nodes, values_of(each).tolist()):
             if node.kind == "feature":
@@ -531,78 +540,101 @@ def largest(grid, n):
             zip(LAYERS, mask.split([grid[layer][0].numel() for layer in LAYERS], dim=1))}
 
 
-def rest_moved(logits, reference):
-    """KL of the prediction without both pronouns and both names (nats), for each text."""
-    apart = torch.stack([pairs.right, pairs.wrong, pairs.clean[:, NAME], pairs.corrupted[:, NAME]], dim=1)
-    return kl_divergence(*(each[:, -1].scatter(1, apart, -1e9) for each in (reference, logits)))
+class Fact:
+    """Pairs of texts, what the model makes of both, and the influence of the clean texts' features."""
 
+    def __init__(self, pairs, graphs):
+        self.pairs, self.difference = pairs, difference_of(pairs)
+        self.clean, self.twin = all_features(pairs.clean), all_features(pairs.corrupted)
+        self.influence = on_the_grid(lambda each: each.influence(), graphs)
+        self.sizes = {layer: f.cpu() * shipped[layer].W_dec.norm(dim=1).cpu() for layer, f in self.clean.items()}
+        with torch.no_grad():
+            self.logits, self.twin_logits = model(pairs.clean), model(pairs.corrupted)
+        differs = (pairs.clean != pairs.corrupted).int().argmax(dim=1, keepdim=True)
+        self.apart = torch.cat([pairs.right[:, None], pairs.wrong[:, None], pairs.clean.gather(1, differs),
+                                pairs.corrupted.gather(1, differs)], dim=1)             # both answers, and what differs
 
-NAME = int((pairs.clean != pairs.corrupted).any(dim=0).nonzero()[0])
-clean_features, twin_features = all_features(pairs.clean), all_features(pairs.corrupted)
-by_influence = on_the_grid(lambda each: each.influence(), graphs)
+    def rest_moved(self, logits, reference):
+        """KL of the rest of the prediction (nats), for each text."""
+        return kl_divergence(*(each[:, -1].scatter(1, self.apart, -1e9) for each in (reference, logits)))
 
+    def nearest(self, mask):
+        """As many features, nearest in size at the same places, but not among the 20 most influential."""
+        chosen_ones, top = {layer: torch.zeros_like(each) for layer, each in mask.items()}, largest(self.influence, 20)
+        for layer in LAYERS:
+            for text, position in mask[layer].any(dim=2).nonzero().tolist():
+                here, size = mask[layer][text, position], self.sizes[layer][text, position]
+                barred = ((size == 0) | top[layer][text, position]) & ~here
+                controls = equally_large(size, torch.where(barred, -1, 0), here.nonzero()[:, 0].tolist())
+                chosen_ones[layer][text, position, controls] = True
+        return chosen_ones
 
-def known_to(mask):
-    """How far "a woman acts" is from its usual share where these features are active, for each text."""
-    seen = {node: abs(share - base) for text in range(len(pairs)) for node in nodes_in(mask, text)
-            for share, base in [where_active(node)["a woman acts"]]}
-    return torch.tensor([sum(seen[node] for node in found) / len(found)
-                         for found in (nodes_in(mask, text) for text in range(len(pairs)))])
+    def length(self, mask):
+        """The mean length of what these features write."""
+        return torch.cat([self.sizes[layer][mask[layer]] for layer in LAYERS]).mean()
+
+    @torch.no_grad()
+    def silenced(self, mask):
+        """The share of the logit difference that is left, and how far the rest moves."""
+        logits = run_features(model, shipped, self.pairs.clean, lambda layer, f: torch.where(mask[layer], 0, f))
+        return self.difference(logits) / self.difference(self.logits).mean(), self.rest_moved(logits, self.logits)
+
+    @torch.no_grad()
+    def steered(self, mask):
+        """The share of the way from the twin to the clean text, and how far the rest moves."""
+        logits = run_features(model, shipped, self.pairs.corrupted,
+                              lambda layer, f: torch.where(mask[layer], self.clean[layer], f))
+        start, end, got = map(self.difference, (self.twin_logits, self.logits, logits))
+        return (got - start) / (end - start).mean(), self.rest_moved(logits, self.twin_logits)
 
 
 def nodes_in(mask, text):
     return [Node("feature", layer, *place) for layer in LAYERS for place in mask[layer][text].nonzero().tolist()]
 
 
-def silenced(mask):
-    return run_features(model, shipped, pairs.clean, lambda layer, f: torch.where(mask[layer], 0, f))
+def known_to(mask):
+    """How far "a woman acts" is from its usual share where these features are active, for each text."""
+    far = [[abs(share - base) for node in nodes_in(mask, text) for share, base in [where_active(node)["a woman acts"]]]
+           for text in range(len(pairs))]
+    return torch.tensor([sum(each) / len(each) for each in far])
 
 
-def as_large(mask):
-    """As many features, as large as these and at the same places, but not among the 20 most influential."""
-    sizes = {layer: clean_features[layer].cpu() * shipped[layer].W_dec.norm(dim=1).cpu() for layer in LAYERS}
-    found, top = {layer: torch.zeros_like(each) for layer, each in mask.items()}, largest(by_influence, 20)
-    for layer in LAYERS:
-        for text, position in mask[layer].any(dim=2).nonzero().tolist():
-            size = sizes[layer][text, position]
-            chosen = mask[layer][text, position].nonzero()[:, 0].tolist()
-            barred = (size == 0) | top[layer][text, position]
-            controls = equally_large(size, torch.where(barred & ~mask[layer][text, position], -1, 0), chosen)
-            found[layer][text, position, controls] = True
-    return found
-
-
-three = largest(by_influence, 3)
-claim("where the 3 most influential features are active, who acts is more certain than where 3 as large are",
-      known_to(three), ">", known_to(as_large(three)), unit="distance from the usual share of women")
+facts = {name: Fact(*each) for name, each in FACTS.items()}
+who = facts["who acts"]
+three = largest(who.influence, 3)
+claim("where the 3 most influential features are active, who acts is more certain than where the 3 nearest in size are",
+      known_to(three), ">", known_to(who.nearest(three)), unit="distance from the usual share of women")
 left, moved = {}, {}
-for n in (1, 3, 5, 20):
-    mask = largest(by_influence, n)
-    for label, which in (("most influential", mask), ("as large", as_large(mask))):
-        logits = silenced(which)
-        left[n, label], moved[n, label] = metric(logits) / at_clean.mean(), rest_moved(logits, own)
-        print(f"the {n:2} {label:17} silenced: {estimate(left[n, label])} of the difference is left; "
-              f"the rest moves by {moved[n, label].mean():.3f} nats")
-claim("without the 3 most influential features less than half of the difference is left", left[3, "most influential"],
-      "<", 0.5, unit="share")
-claim("without 3 others that are as large, more is left", left[3, "as large"], ">", left[3, "most influential"],
-      unit="share")
-claim("the 3 leave the rest of the prediction as it is, to within 0.02 nats", moved[3, "most influential"], "<", 0.02,
-      unit="nats")
-claim("the 20 do not: what they carry is not the pronoun alone", moved[20, "most influential"], ">",
-      moved[20, "as large"], unit="nats")
+for name, fact in facts.items():
+    answers = fact.logits[:, -1].softmax(-1).gather(1, fact.apart[:, :2]).sum(1).mean()
+    print(f"{name}: the two answers have a probability of {answers:.2f}")
+    for n in (3, 5, 20):
+        mask = largest(fact.influence, n)
+        for label, which in (("most influential", mask), ("nearest in size", fact.nearest(mask))):
+            left[name, n, label], moved[name, n, label] = fact.silenced(which)
+            print(f"   the {n:2} {label:16}, mean length {fact.length(which):4.1f}, silenced: "
+                  f"{estimate(left[name, n, label])} is left; the rest moves by {moved[name, n, label].mean():.3f} nats")
+    claim(f"{name}: without the 3 most influential features less than half of the difference is left",
+          left[name, 3, "most influential"], "<", 0.5, unit="share")
+    claim(f"{name}: without the 3 nearest in size more is left", left[name, 3, "nearest in size"], ">",
+          left[name, 3, "most influential"], unit="share")
+claim("who acts: the 3 leave the rest of the prediction as it is, to within 0.02 nats",
+      moved["who acts", 3, "most influential"], "<", 0.02, unit="nats")
+claim("who acts: the 20 do not, for what they carry is not the pronoun alone", moved["who acts", 20, "most influential"],
+      ">", moved["who acts", 20, "nearest in size"], unit="nats")
 
 # %% [markdown]
-# The names are true: three features hold more than half of the difference, they are active where the language says that
-# a woman acts (or a man), and without them nothing else changes. As many others, as large, do nothing to the pronoun, or
-# rather raise it a little, by the norm.
+# For "who acts" the names are true: three features hold more than half of the difference, they are active where a woman
+# acts, or a man, and without them nothing else changes. Three others, four fifths as long, do nothing to it but raise
+# it a little, by the norm. For "one or many" three hold nearly all, and three others, half as long, nothing; the two
+# answers leave the rest no probability.
 #
-# But go down the list, and it falls apart. Without twenty features *no less* of the difference is left than without
-# five, and the rest of the prediction is destroyed. Influence asks what the two logits are made of, and both are made
-# of "a sentence begins here" as much as of "a woman acts". A graph of a difference is not a graph of what differs.
+# Farther down it falls apart. Without twenty features *no less* is left than without five, and for "who acts" the rest
+# of the prediction is destroyed. Influence asks what the two logits are made of, and both are made of "a sentence
+# begins here" as much as of "a woman acts". A graph of a difference is not a graph of what differs.
 #
-# Now the other way: **steer**. In the twin story, about a person of the other sex, set the n most influential features
-# of the clean story's graph to the values that they have there.
+# Now **steer**: in the twin story, about a person of the other sex, set the n most influential features of the clean
+# story's graph to the values that they have there.
 #
 # **Predict:** with *all* of the graph's features set (seven hundred), how far does the logit difference go from the
 # twin's to the clean story's? 0: not at all, 1: all the way.
@@ -611,34 +643,31 @@ claim("the 20 do not: what they carry is not the pronoun alone", moved[20, "most
 predict("12.steered", None, unit="(share)")
 
 # %%
-def steered(mask):
-    """The share of the way from the twin to the clean story, and how far the rest moves."""
-    logits = run_features(model, shipped, pairs.corrupted,
-                          lambda layer, f: torch.where(mask[layer], clean_features[layer], f))
-    return (metric(logits) - at_corrupted) / (at_clean - at_corrupted).mean(), rest_moved(logits, twin_logits)
-
-
-with torch.no_grad():
-    twin_logits = model(pairs.corrupted)
-in_graph = {layer: each > 0 for layer, each in clean_features.items()}
-everything = {layer: torch.ones_like(each) for layer, each in in_graph.items()}
 way = {}
-for label, mask in (("the 3 most influential", largest(by_influence, 3)),
-                    ("3 as large", as_large(largest(by_influence, 3))),
-                    ("all of the graph", in_graph), ("all that there are", everything)):
-    way[label], rest = steered(mask)
-    print(f"{label:22} set: {estimate(way[label])} of the way; the rest moves by {rest.mean():.3f} nats")
-reveal("12.steered", way["all of the graph"].mean())
-claim("3 features go more of the way than 3 that are as large", way["the 3 most influential"], ">", way["3 as large"],
-      unit="share of the way")
-claim("but all features of the graph go less of it than all features that there are", way["all of the graph"], "<",
-      way["all that there are"], unit="share of the way")
+for name, fact in facts.items():
+    in_graph = {layer: each > 0 for layer, each in fact.clean.items()}
+    for label, mask in {"the 3 most influential": largest(fact.influence, 3),
+                        "the 3 nearest in size": fact.nearest(largest(fact.influence, 3)), "all of the graph": in_graph,
+                        "all that there are": {layer: each | True for layer, each in in_graph.items()}}.items():
+        way[name, label], _ = fact.steered(mask)
+        print(f"{name:11} {label:22} set: {estimate(way[name, label])} of the way")
+inactive = way["who acts", "all that there are"] - way["who acts", "all of the graph"]
+print(f"who acts: features that are not active in the clean story add {estimate(inactive)}; embedding and heads "
+      f"{estimate(1 - way['who acts', 'all that there are'])}")
+reveal("12.steered", way["who acts", "all of the graph"].mean())
+for name in facts:
+    claim(f"{name}: 3 features go more of the way than the 3 nearest in size", way[name, "the 3 most influential"], ">",
+          way[name, "the 3 nearest in size"], unit="share of the way")
+claim("who acts: all features of the graph go less of it than all features that there are",
+      way["who acts", "all of the graph"], "<", way["who acts", "all that there are"], unit="share of the way")
+claim("one or many: all features of the graph go farther than for who acts", way["one or many", "all of the graph"], ">",
+      way["who acts", "all of the graph"], unit="share of the way")
 
 # %% [markdown]
-# Three features go two fifths of the way, and all seven hundred hardly farther: half. What is missing is not in the
-# graph because it is not *active* in the clean story. The twin's own features still say He, and a graph lists
-# what is there, not what would have to be absent. (Nor do all features together go all of the way. The
-# name's embedding and the heads that carry it are still the twin's.)
+# For "who acts" three features go two fifths of the way, and all seven hundred little farther: half. Two fifths of what
+# is missing are features that are not *active* in the clean story: the twin's own still say He, and a graph lists what
+# is there, not what would have to be absent. The rest is the embedding and the heads, still the twin's. For "one or
+# many" the graph's features go nearly all of the way.
 #
 # ## 7 · Beside the circuit of lesson 10
 #
@@ -653,43 +682,50 @@ def features_kept(
 ) -> Float[Tensor, "n"]:
     """What each text keeps when all features outside `kept` have the activation of the corrupted text.
 
-    0: no more than the corrupted text; the unit is the mean over texts of what the clean text adds to that. `kept` is
-    {layer: mask}. `run_features(model, transcoders, tokens, change)` is a pass in which a layer's MLP has the features
+    0: no more than the corrupted text; 1: what the clean text adds to that, on average over texts. `kept` is
+    {layer: mask}; what is kept is computed anew, from what its MLP reads now.
+    `run_features(model, transcoders, tokens, change)` is a pass in which a layer's MLP has the features
     `change(layer, features)` instead of its own, [n, pos, d_sae]; its logits are returned.
     """
     raise NotImplementedError
 
 
 # %% [markdown]
-# Five ways to choose: by the influence in the clean text's graph; by **two graphs**, that of the clean text and that of
-# its twin, where each feature counts by its total effect, times the share by which its activation changes from text to
-# text; by the length of that change alone, which needs no graph; at random among the features that change; and the
-# edges of lesson 10, chosen on the same prompts.
+# Four rankings, averaged over the eight stories: influence; **effect times change**, the total effect times the
+# share by which the twin's activation differs; the length of that change alone, without a graph; chance, among those
+# that change. Beside them the edges of lesson 10. Each circuit is chosen once and judged on sixteen other stories. One
+# control: influence in the four stories about women.
 
 # %%
-twin_graphs = [pronoun_graph(tokens, i) for i, tokens in enumerate(pairs.corrupted)]
-totals = [on_the_grid(lambda each: total_effects(each)[0], which) for which in (graphs, twin_graphs)]
-rng = torch.Generator().manual_seed(0)
-ranks = {"influence, one graph": by_influence, "effect times change, two graphs": {}, "change alone": {}, "random": {}}
+effects, rng = on_the_grid(lambda each: total_effects(each)[0], graphs), torch.Generator().manual_seed(0)
+ranks = {"effect times change": {}, "influence": who.influence, "influence, women's stories": {}, "change alone": {},
+         "random": {}}
 for layer in LAYERS:
-    here, there = clean_features[layer].cpu(), twin_features[layer].cpu()
+    here, there = who.clean[layer].cpu(), who.twin[layer].cpu()
     change = here - there
-    ranks["effect times change, two graphs"][layer] = torch.where(
-        here > 0, totals[0][layer] * change / here.clamp(min=1e-9), totals[1][layer] * change / there.clamp(min=1e-9)).abs()
+    ranks["effect times change"][layer] = (effects[layer] * change / here.clamp(min=1e-9)).abs()
+    ranks["influence, women's stories"][layer] = who.influence[layer][::2]             # every second story
     ranks["change alone"][layer] = change.abs() * shipped[layer].W_dec.norm(dim=1).cpu()
-    ranks["random"][layer] = torch.rand(here.shape, generator=rng) * (change.abs() > 1e-3)
+    ranks["random"][layer] = torch.rand(here[:1].shape, generator=rng) * (change.abs() > 1e-3).any(dim=0)
+several = sex_pairs(model, 40, seed=1)
+judged = several[torch.tensor([not (row == pairs.clean).all(1).any() for row in several.clean])][:16]
+kept_of = difference_of(judged)
 SIZES = [0, 2, 5, 10, 20, 50, 200]
+kept = {}
 with torch.no_grad():
-    kept = {(name, n): features_kept(model, shipped, pairs.clean, pairs.corrupted, largest(rank, n), metric)
-            for name, rank in ranks.items() for n in SIZES}
-    kept["one graph", "all"] = features_kept(model, shipped, pairs.clean, pairs.corrupted, in_graph, metric)
+    for name, rank in ranks.items():
+        for n in SIZES:
+            mask = largest({layer: each.mean(dim=0).expand(len(judged), -1, -1) for layer, each in rank.items()}, n)
+            kept[name, n] = features_kept(model, shipped, judged.clean, judged.corrupted, mask, kept_of)
+    active = {layer: each > 0 for layer, each in all_features(judged.clean).items()}
+    own_active = features_kept(model, shipped, judged.clean, judged.corrupted, active, kept_of)
+    low, high = kept_of(model(judged.corrupted)), kept_of(model(judged.clean))
 edge_scores = attribution_scores(model, pairs.clean, pairs.corrupted, metric, steps=10).cpu().mean(-1)
-with torch.no_grad():
-    for n in SIZES[1:]:
+for n in SIZES:
+    with torch.no_grad():
         mask = best_edges(edge_scores, n, graph_of(model).edges)
-        kept["edges of lesson 10", n] = (metric(run_circuit(model, pairs.clean, pairs.corrupted, mask))
-                                         - at_corrupted) / (at_clean - at_corrupted).mean()
-        kept["edges of lesson 10", 0] = 0 * at_clean
+        kept["edges of lesson 10", n] = (kept_of(run_circuit(model, judged.clean, judged.corrupted, mask)) - low) / (
+            high - low).mean()
 curves = {name: torch.stack([kept[name, n].mean() for n in SIZES]) for name in (*ranks, "edges of lesson 10")}
 figure = plot_by_position(curves, "share of the logit difference kept", x=torch.tensor(SIZES), markers=True,
                           xlabel="features, or edges, in the circuit (logarithmic above 1)", title="What k features keep")
@@ -697,28 +733,32 @@ figure.axes[0].set_xscale("symlog", linthresh=1)
 display(figure)
 
 # %%
-print(f"all {sum(int(each.sum()) for each in in_graph.values()) / len(pairs):.0f} features of the clean text's graph keep "
-      f"{estimate(kept['one graph', 'all'])}")
-claim("10 features of two graphs keep more than all features of one", kept["effect times change, two graphs", 10], ">",
-      kept["one graph", "all"], unit="share")
-claim("and more than the 10 that change most", kept["effect times change, two graphs", 10], ">",
+either = sum(((who.clean[layer] > 0) | (who.twin[layer] > 0)).sum() for layer in LAYERS) / len(pairs)
+print(f"of {either:.0f} features, active in one text of a pair, and {int(graph_of(model).edges.sum())} edges:")
+for name in curves:
+    print(f"{name:26} " + ", ".join(f"{n:2} keep {kept[name, n].mean():.2f}" for n in (0, 10, 20, 50)))
+claim("10 features by effect times change keep more than all that are active in the clean text",
+      kept["effect times change", 10], ">", own_active, unit="share")
+claim("20 features by influence, from stories of both kinds, keep more than 50 from stories about women",
+      kept["influence", 20], ">", kept["influence, women's stories", 50], unit="share")
+claim("10 by effect times change keep more than the 10 that change most", kept["effect times change", 10], ">",
       kept["change alone", 10], unit="share")
 claim("10 random features that change keep no more than none, to within 0.05", kept["random", 10], "≈",
       kept["random", 0], within=0.05, unit="share")
-claim("10 features keep more than 10 edges", kept["effect times change, two graphs", 10], ">",
-      kept["edges of lesson 10", 10], unit="share")
-measured("kept by 10 features of two graphs", kept["effect times change, two graphs", 10].mean(), at_least=0.8)
+claim("10 features keep more than 10 edges", kept["effect times change", 10], ">", kept["edges of lesson 10", 10],
+      unit="share")
+measured("kept by 10 features chosen on eight stories", kept["effect times change", 10].mean(), at_least=0.8)
 
 # %% [markdown]
-# Ten features of two graphs, of about 740 that are active in one of the texts, keep nearly all; ten edges of lesson 10,
-# of 483, three tenths. But the one graph of the clean text keeps half, with all of its features. A contrast
-# needs both texts. (The two counts are not of one kind: here embeddings, heads and errors stay as they come, which keeps
-# 0.28 without a single feature; and a feature is counted at one position, an edge at all.) And a plain rival comes
-# close: without a graph, the twenty features that change most keep more than four fifths.
+# Ten features keep nearly all, in stories that had no say in the choice; ten edges three tenths. (The counts are not of
+# one kind: embeddings, heads and errors stay as they come, which keeps 0.3 without a feature; and a feature is counted
+# at one position, an edge at all.) Plain influence gets there with twenty, if its stories are of *both* kinds; from the
+# women's alone fifty keep no more than ten. A contrast needs graphs of both sides. A plain rival comes close: the ten
+# features that change most keep nine tenths, without a graph.
 #
 # ## 8 · What the graph leaves out
 #
-# **Where heads look** is frozen: the graph takes the patterns as given. How much of a fact's effect runs through them?
+# **Where heads look** is frozen. How much of a fact's effect runs through them?
 # Ask the model: let it read the corrupted text, but attend as on the clean one.
 
 # %%
@@ -732,8 +772,8 @@ def with_patterns_of(
 
 # %% [markdown]
 # Two facts of the stories, and two changes of a text that repeats: BOS, ten random tokens, the first five of them
-# again. What follows is the sixth. Replace it where it stands (the **value**), or replace the last token (the
-# **query**) by another of the ten: then something else follows.
+# again. The next token is the sixth of the ten. Replace that where it stands (the **value**), or replace the text's
+# last token by another of the ten (the **query**): then another token follows.
 #
 # **Predict:** with the clean text's patterns, what share of the query's effect is left?
 
@@ -774,8 +814,7 @@ claim("the query of a repeated token: less than a tenth is left", not_by_pattern
 
 # %%
 again = changes["repeats, query"]
-again_graphs = [attribution_graph(model, shipped, again.clean[i], [(int(again.right[i]), int(again.wrong[i]))])
-                for i in range(4)]
+again_graphs = graphs_of(again[:4])
 shares = {}
 for place, position in (("value", 6), ("query", again.clean.shape[1] - 1)):
     at = [next(k for k, node in enumerate(each.nodes) if node.kind == "embedding" and node.position == position)
@@ -789,13 +828,12 @@ again_words = words.decode(again.clean[0].tolist()).split()
 plot_attribution_graph(pruned(again_graphs[0], 0.5, 0.6), again_words, None, f"Why {words.vocabulary[int(again.right[0])]!r}?")
 
 # %% [markdown]
-# The token that is *looked for* decides everything, and the graph gives it nothing. It names the value, and the
-# heads carry that; why they looked there, at the token after the query's first copy, is frozen. For induction that is
-# the whole mechanism (lesson 05). The same graph is complete for "who acts" and blind for the query, and nothing in it
-# tells you which case you are in. The experiment does.
+# The token that is *looked for* decides everything, and the graph gives it nothing. It names the value, and the heads
+# carry that; why they looked there, at the token after the query's first copy, is frozen. For induction that is the
+# whole mechanism (lesson 05). The same kind of graph is complete for "who acts" and blind for the query, and nothing in
+# it tells you which case you are in. The experiment does.
 #
-# **Inhibition.** Influence is made of sizes, |·|. It cannot tell a feature that raises the answer from one that lowers
-# it.
+# **Inhibition.** Influence is made of sizes. It cannot tell a feature that raises the answer from one that lowers it.
 
 # %%
 against = torch.stack([(total_effects(each)[0, [k for k, _, _ in each.top(20)]] < 0).double().mean() for each in graphs])
@@ -836,13 +874,13 @@ kinds = {"shipped": shipped, "random features": random_features,
          "linear map, no feature": {layer: linear(layer) for layer in LAYERS}}
 scores = {}
 for name, kind in kinds.items():
-    made = graphs if name == "shipped" else [pronoun_graph(tokens, i, kind) for i, tokens in enumerate(pairs.clean[:4])]
+    made = graphs if name == "shipped" else graphs_of(pairs[:4], kind)
     for which, number in zip(("replacement", "completeness"), zip(*(each.scores() for each in made))):
         scores[name, which] = torch.tensor(number)
     errors_missing = metric(torch.stack([FrozenModel(model, kind, tokens).replaced_logits(errors=False)
                                          for tokens in pairs.clean])) / at_clean.mean()
     print(f"{name:23} replacement {estimate(scores[name, 'replacement'])}, completeness "
-          f"{estimate(scores[name, 'completeness'])}; without errors {errors_missing.mean():.2f} of the difference")
+          f"{estimate(scores[name, 'completeness'])}; without errors {estimate(errors_missing)} of the difference")
 reveal("12.shuffled", scores["shuffled decoders", "completeness"].mean())
 for which in ("replacement", "completeness"):
     claim(f"{which}: trained transcoders score higher than random features", scores["shipped", which][:4], ">",
@@ -853,10 +891,10 @@ claim("a graph without a feature has a replacement score above 0.4", scores["lin
       0.4, unit="score")
 
 # %% [markdown]
-# The scores rank the four as they should. But their zero is not at 0. Shuffled decoders write nonsense, and almost four
-# fifths of what enters a node is still no error: embeddings reach everything through the frozen heads, whatever the
-# features do. A graph without *any* feature gets two thirds as its replacement score. Report both beside such a control;
-# a 0.9 alone says little.
+# Trained transcoders score highest and shuffled ones lowest. Between them both scores put random features above the
+# linear map, which without errors makes as much of the difference. Nor is their zero at 0: with shuffled decoders,
+# which write nonsense, almost four fifths of what enters a node is still no error, since embeddings reach everything
+# through the frozen heads. Report both beside such a control.
 #
 # ## 10 · A real language model
 
@@ -878,8 +916,8 @@ if real_model is not None:
     measured("SmolLM2: effect of who gives that is left with frozen patterns", real_left.mean(), unit="share")
 
 # %% [markdown]
-# More than half of the effect runs through patterns, which an attribution graph of this prompt would not show. Graphs of
-# large models need transcoders that cost weeks; here is what a minute buys, on the model's own text: one layer, some
+# More than half of the effect runs through patterns, which an attribution graph of this prompt would not show. Graphs
+# of large models need transcoders that cost weeks; here is what a minute buys, on the model's own text: one layer, some
 # thousand features.
 
 # %%
@@ -905,9 +943,9 @@ if real_model is not None:
           explained["trained"], ">", explained["random features"], unit="share of each text's variance")
 
 # %% [markdown]
-# It explains more than random features do, and the loss hardly notices: look at the intervals of the ΔCE, the mean's
-# among them. One MLP of thirty costs little, whatever stands in its place, so no claim is made of it. Most of the
-# variance is missing, too: in a graph over this transcoder the errors would have the word.
+# It explains more than random features do, and the loss hardly notices: one MLP of thirty costs little, whatever stands
+# in its place (look at the mean's ΔCE). Most of the variance is missing, too: in a graph over this transcoder the
+# errors would dominate.
 #
 # ## On your own
 #
@@ -918,9 +956,7 @@ if real_model is not None:
 # %% tags=["solution-only"]
 longer = sex_pairs(model, 16, seed=9, then="The PLACE was foggy and big .")
 named = sorted({(node.layer, node.index) for text in range(len(pairs)) for node in nodes_in(three, text)})
-there = {}
-run_features(model, shipped, longer.clean, lambda layer, f: there.setdefault(layer, f))
-controls = []
+there, controls = all_features(longer.clean), []
 for layer in LAYERS:
     size = there[layer][:, -1].mean(dim=0).cpu() * shipped[layer].W_dec.norm(dim=1).cpu()
     chosen = [index for at, index in named if at == layer]
@@ -939,23 +975,22 @@ def without(these):
 
 
 print(f"the {len(named)} named features: " + ", ".join(f"{layer}/{index}" for layer, index in named))
-claim("on longer stories less is left without the named features than without others that are as large", without(named),
+claim("on longer stories less is left without the named features than without those nearest in size", without(named),
       "<", without(controls), unit="share of the logit difference")
 
 # %% [markdown] tags=["solution-only"]
-# *A model answer.* The claim stands above, with its interval; the control is as many features of the same layers that
-# are as large there. An interval that reached 0 would have refuted me. It does not show that these features are all
-# that carries the fact in longer stories, nor that they carry nothing else there: I did not look at the rest.
+# *A model answer.* The claim stands above, with its interval; the control is as many features of the same layers, those
+# nearest in size there. An interval that reached 0 would have refuted me. It does not show that these features are all
+# that carries the fact in longer stories, nor that they carry nothing else.
 
 # %% [markdown]
 # ## What this does not show
 #
-# - A graph is of one prompt, for one answer. That the same features come back in eight prompts of one kind is not yet a
-#   mechanism for all.
+# - A graph is of one prompt, for one answer. Where the two facts tried here disagree, a third may differ from both.
 # - Features are those of these transcoders. Others, as good, would name others (lesson 11).
 # - The patterns, the norms' scales and which features are active are held. Where those move, the graph is wrong, and
 #   does not say so.
-# - Silenced features leave activations that the model has never seen. That holds of every ablation here.
+# - Silenced features leave activations that the model has never seen.
 # - `tiny`'s transcoders miss next to nothing. On large models errors are a large share of most graphs.
 # - Cross-layer transcoders, which Ameisen et al. use, were not tried.
 #
@@ -965,11 +1000,11 @@ claim("on longer stories less is left without the named features than without ot
 #   and put it into the model.
 # - With errors, frozen patterns and frozen norms, everything is a sum; an edge is one term. That it adds up is no
 #   evidence.
-# - Its edges between features are true here: silenced sources move their targets as the paths say. Its most influential
-#   features do what it predicts.
-# - For features as large as those it fails, since norms are frozen, and one slope of the whole model does better.
-#   Choose a control that could refute you: random features have no effect to be wrong about.
-# - One graph knows what is active, not what is absent. For a contrast take the graphs of both texts.
+# - Its edges between features are true here, on both facts: silenced sources move their targets as they say.
+# - Of effects on the answer it misses what runs through the norms. A correlation hides errors where effects are large:
+#   print both. Choose a control that could refute you: random features have no effect to be wrong about.
+# - Its top features carry the fact. How far the whole graph steers depends on the fact: try two.
+# - One graph knows what is active, not what is absent. For a contrast take graphs of texts of both kinds.
 # - It cannot say why heads look where they do. Measure how much runs through patterns before you believe it.
 # - Influence has no sign, and scores have no zero at 0. Put a graph over nonsense beside yours.
 #
@@ -978,8 +1013,8 @@ claim("on longer stories less is left without the named features than without ot
 # Models](https://transformer-circuits.pub/2025/attribution-graphs/methods.html) (2025); Paulo et al., [Transcoders Beat
 # Sparse Autoencoders for Interpretability](https://arxiv.org/abs/2501.18823) (2025); Marks et al., [Sparse Feature
 # Circuits](https://arxiv.org/abs/2403.19647) (2024), for what a set of features keeps; the library
-# [circuit-tracer](https://github.com/safety-research/circuit-tracer) (Hanna et al., 2025), whose definitions of influence,
-# pruning and both scores are used here.
+# [circuit-tracer](https://github.com/safety-research/circuit-tracer) (Hanna et al., 2025), whose definitions of
+# influence, pruning and both scores are used here.
 
 # %% tags=["exercise-only"]
 progress("12")

@@ -74,6 +74,18 @@ class Shifted(torch.nn.Module):
         return self.inner(x).roll(1, dims=1)
 
 
+def with_closures_that_see_the_last_layer(model, transcoders, tokens):
+    read, hooks = {}, []
+    for layer in transcoders:
+        def note(x, hook):
+            read[layer] = x
+
+        def write(y, hook):
+            return torch.cat([y[:, :1], transcoders[layer](read[layer])[:, 1:]], dim=1)
+        hooks += [(f"blocks.{layer}.mlp.hook_in", note), (f"blocks.{layer}.hook_mlp_out", write)]
+    return model.run_with_hooks(tokens, fwd_hooks=hooks)
+
+
 # --- 12.edge --------------------------------------------------------------------------------------------------
 
 
@@ -117,6 +129,12 @@ def from_the_answers_down(edges, weights):
     for target in reversed(range(len(edges))):
         found = found + (found[target] + weights[target]) * shares[target]
     return found
+
+
+def with_shares_of_nothing(edges, weights):
+    """0 / 0 where no edge enters."""
+    A = edges.abs() / edges.abs().sum(1, keepdim=True)
+    return sum(weights @ torch.linalg.matrix_power(A, n) for n in range(1, len(edges) + 1))
 
 
 # --- 12.equally_large -----------------------------------------------------------------------------------------
@@ -166,6 +184,15 @@ def mean_pattern(model, tokens, others):
         (name, lambda pattern, hook: (pattern + cache[hook.name]) / 2) for name in names])
 
 
+def with_closures_that_see_the_last_name(model, tokens, others):
+    cache = model.run_with_cache(others)[1]
+    hooks = []
+    for layer in range(model.cfg.n_layers):
+        hooks.append((f"blocks.{layer}.attn.hook_pattern",
+                      lambda pattern, hook: cache[f"blocks.{layer}.attn.hook_pattern"]))
+    return model.run_with_hooks(tokens, fwd_hooks=hooks)
+
+
 # --- 12.features_kept -----------------------------------------------------------------------------------------
 
 
@@ -210,7 +237,8 @@ ANSWERS = {
         accept=[by_threshold, token_by_token],
     ),
     "12.replaced_logits": Answers(
-        reject=[Wrong(one_place_late), Wrong(lambda model, transcoders, tokens: model(tokens),
+        reject=[Wrong(one_place_late), Wrong(with_closures_that_see_the_last_layer, says="bind it, `layer=layer`"),
+                Wrong(lambda model, transcoders, tokens: model(tokens),
                                                   says="this is the untouched model")],
         accept=[with_partial, lambda model, transcoders, tokens: torch.cat(
             [replaced_logits(model, transcoders, row[None]) for row in tokens])],
@@ -225,7 +253,8 @@ ANSWERS = {
     "12.influence": Answers(
         reject=[Wrong(lambda edges, weights: weights @ edges.abs(), says=None),
                 Wrong(lambda edges, weights: by_solving(edges, weights) + weights, says="the answers themselves"),
-                Wrong(lambda edges, weights: by_solving(edges.T, weights))],
+                Wrong(lambda edges, weights: by_solving(edges.T, weights)),
+                Wrong(with_shares_of_nothing, says="NaN, from 0 / 0")],
         accept=[by_powers, from_the_answers_down],
     ),
     "12.equally_large": Answers(
@@ -235,11 +264,12 @@ ANSWERS = {
         accept=[by_masking, by_sorting],
     ),
     "12.with_patterns_of": Answers(
-        reject=[Wrong(mean_pattern), Wrong(lambda model, tokens, others: model(tokens), says="its own patterns")],
+        reject=[Wrong(mean_pattern), Wrong(with_closures_that_see_the_last_name, says="bind it, `layer=layer`"),
+                Wrong(lambda model, tokens, others: model(tokens), says="its own patterns")],
         accept=[with_a_hook_for_each_layer, text_by_text],
     ),
     "12.features_kept": Answers(
-        reject=[Wrong(frozen_features),
+        reject=[Wrong(frozen_features, says="held at their values on the clean text"),
                 Wrong(lambda *args: kept_in_place(*args).mean(), says="keep one number for each text")],
         accept=[kept_in_place, kept_by_factors],
     ),

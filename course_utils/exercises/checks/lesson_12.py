@@ -259,6 +259,8 @@ REPLACED_MISTAKES = variants(replaced_logits, {
         "hooks += [": "hooks = ["},
     "the MLPs write nothing: their place is taken by what the transcoders give":
         {WRITE: "torch.cat([y[:, :1], 0 * y[:, 1:]], dim=1)"},
+    "every hook uses the last layer's transcoder: a function made in a loop sees the loop's last `layer`; bind it, "
+    "`layer=layer`": {"transcoders[layer](read[layer])": "transcoders[max(transcoders)](read[layer])"},
 })
 
 
@@ -278,6 +280,8 @@ EDGE_MISTAKES = variants(edge, {
         "frozen.mlp_scales[target.layer]": "(centred(frozen.model, x).pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()"},
     "the norm is left out: divide by `frozen.mlp_scales` of the target's layer": {
         " / frozen.mlp_scales[target.layer]": ""},
+    "the mean is not subtracted: an MLP reads `centred(frozen.model, x)`, divided by the scale": {
+        "centred(frozen.model, x)": "x"},
     "the scale is that before attention: the MLP's is in `frozen.mlp_scales`": {
         "frozen.mlp_scales[target.layer]": "frozen.scales[target.layer]"},
     "read at the source's position: the target reads at its own": {
@@ -308,6 +312,8 @@ INFLUENCE_MISTAKES = variants(influence, {
     "the weights of the answers are left out: they say how much each answer counts": {
         "torch.zeros_like(weights), weights": "torch.zeros_like(weights), (weights > 0).to(weights)"},
     "made to add up to 1: influence is counted in the weights' unit": "found / found.sum()",
+    "NaN, from 0 / 0: a node that no edge enters has no shares, and its row of A is 0":
+        seen(lambda got, expected: isinstance(got, torch.Tensor) and bool(got.isnan().any())),
 })
 
 
@@ -315,6 +321,12 @@ NEAREST = "min(free, key=lambda other: abs(sizes[other] - sizes[node]).item())"
 LARGE_MISTAKES = variants(equally_large, {
     "a chosen node is its own control, or another chosen one's: leave all chosen ones out": {
         "and other not in chosen and": "and other not in chosen[:0] and"},
+    "a chosen node is another one's control: leave all chosen ones out": {
+        "other not in chosen and": "other != node and"},
+    "the largest chosen node takes its control first: take them in the order that is given": {
+        "for node in chosen:": "partner = {}\nfor node in sorted(chosen, key=lambda each: -sizes[each]):",
+        "found.append(": "partner[node] = len(found)\nfound.append(",
+        "return found": "return [found[partner[node]] for node in chosen if node in partner]"},
     "a control is taken twice: each once": {" and other not in found]": "]"},
     "the place is left out: compare at the same layer and position": {
         "places[other] == places[node] and ": ""},
@@ -344,6 +356,8 @@ PATTERN_MISTAKES = variants(with_patterns_of, {
         "return cache[hook.name]": "pattern[:, :, -1] = cache[hook.name][:, :, -1]\nreturn pattern"},
     "what the heads write is put in place, values and all: put the patterns": {
         "attn.hook_pattern": "hook_attn_out"},
+    "every layer has the last layer's patterns: a function made in a loop sees the loop's last `layer`; bind it, "
+    "`layer=layer`": {"return cache[hook.name]": "return cache[names[-1]]"},
     "one text's patterns are put everywhere: each text has its partner": {
         "cache[hook.name]": "cache[hook.name][:1].expand_as(pattern)"},
 })
@@ -357,6 +371,13 @@ KEPT_MISTAKES = variants(features_kept, {
     "the other features are silenced: they have the activation of the corrupted text": {
         "torch.where(kept[layer], features, others[layer])": "torch.where(kept[layer], features, 0)"},
     "clean and corrupted are swapped in the mixed pass: the text is clean": {
+        "transcoders, clean, mix": "transcoders, corrupted, mix"},
+    "the kept ones are held at their values on the clean text: they are computed anew in the mixed pass": {
+        "mixed = metric(": "values = {}\nrun_features(model, transcoders, clean, values.setdefault)\nmixed = metric(",
+        "torch.where(kept[layer], features,": "torch.where(kept[layer], values[layer],"},
+    "this steers the corrupted text with the kept ones: here the clean text is read, and the others are replaced": {
+        "mixed = metric(": "values = {}\nrun_features(model, transcoders, clean, values.setdefault)\nmixed = metric(",
+        "torch.where(kept[layer], features, others[layer])": "torch.where(kept[layer], values[layer], features)",
         "transcoders, clean, mix": "transcoders, corrupted, mix"},
     "each text is divided by its own difference: divide by the mean": {
         "(whole - nothing).mean()": "(whole - nothing)"},
@@ -435,7 +456,7 @@ EXERCISES = [
     ),
     Exercise(
         id="12.equally_large",
-        title="Your control: as large, at the same place",
+        title="Your control: nearest in size, at the same place",
         reference=equally_large,
         check=compare_cases(large_cases, LARGE_MISTAKES, keeps_inputs=True),
         hints=(
