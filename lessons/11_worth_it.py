@@ -12,8 +12,8 @@
 # **The question.** Lesson 06 found facts in a dictionary, lesson 09 silenced its latents. Would something cheaper have
 # done as well? In 2025 two reports said so: probes on the raw stream mostly read facts at least as well as latents,
 # with few examples, under noise and under shift (Kantamneni et al.), and a large laboratory gave dictionaries a lower
-# priority after such results (Smith et al.). They had labels. Here there is more: thirteen labelled facts, and the true
-# distribution of the next token, even of a story that was changed.
+# priority after such results (Smith et al.). They had labels. Here there is more: a dozen facts with a key, and the
+# true distribution of the next token, even of a story that was changed.
 #
 # You will let a latent, a few latents, raw axes, principal axes, a difference of means and a dense probe compete: who
 # **reads** a fact, who can **change** it, who finds it **without being told its name**.
@@ -117,16 +117,16 @@ pooled = auc(judge.x[..., 0][one[1]][:, None], one[0][one[1]])[0]
 print(f"axis 0 on {some!r}: AUC {pooled:.3f}; by text {estimate(mine)}")
 
 # %% [markdown]
-# Ten readers. Everything is chosen on the texts to learn from. Two are controls that should not win: the **place** in
-# the text alone, and the **last three words**, read from their embeddings, before any layer has thought about them. A
-# third is not an autoencoder: k **raw axes** of the stream, chosen like k latents. (All are fitted by least squares,
-# the dense probe on 256 numbers, `sparse_probe` on k. An axis or a latent that stands alone has its sign flipped where
-# that helps. Principal axes are the directions along which the stream varies most.)
+# Eleven readers, and the **place** in the text alone. Everything is chosen on the texts to learn from. The place and three
+# of the readers are controls that should not win: the **last three words**, read from their embeddings, before any
+# layer; and the latents of an **untrained** dictionary, as sparse as the trained one's, one and twenty. The **raw axes**
+# of the stream are untrained, too, but dense. **Principal axes** are the directions along which it varies most.
+# (`sparse_probe` fits k numbers by least squares. One number alone has its sign flipped where that helps.)
 
 # %%
 def best_one(learned, y):
-    """A direction with one entry, 1 or −1: the number with the best AUC, at every second position: enough to choose by."""
-    scores = auc(learned[::2], y[::2])
+    """A direction with one entry, 1 or −1: the number with the best AUC, at every fourth position: enough to choose by."""
+    scores = auc(learned[::4], y[::4])
     best = int((scores - 0.5).abs().argmax())
     return torch.nn.functional.one_hot(torch.tensor(best), len(scores)) * (1.0 if scores[best] > 0.5 else -1.0)
 
@@ -140,8 +140,14 @@ def three_words(stories):
     return torch.cat([torch.nn.functional.pad(stories.w, (0, 0, back, 0))[:, :LENGTH - 1] for back in range(3)], dim=-1)
 
 
-PLURAL = {"latent": "latents", "raw axis": "raw axes", "principal axis": "principal axes"}
-ALL_OF = {"latent": lambda stories: stories.f, "raw axis": lambda stories: stories.x, "principal axis": projected}
+untrained = SparseAutoencoder(model.cfg.d_model, sae.d_sae, "topk", k=sae.k, seed=0)
+untrained.b_dec.data = learn.x.flatten(0, 1).mean(dim=0)
+for stories in (learn, judge):
+    stories.untrained = untrained.encode(stories.x).detach()
+PLURAL = {"latent": "latents", "raw axis": "raw axes", "principal axis": "principal axes",
+          "untrained latent": "untrained latents"}
+ALL_OF = {"latent": lambda stories: stories.f, "raw axis": lambda stories: stories.x, "principal axis": projected,
+          "untrained latent": lambda stories: stories.untrained}
 READERS = {
     "last three words": (three_words, linear_direction),
     **{f"best {what}": (of, best_one) for what, of in ALL_OF.items()},
@@ -175,7 +181,7 @@ for reader, (of, train) in READERS.items():
     for name in QUESTIONS:
         label, known = learn.key[name]
         score[reader, name] = judged(train(of(learn)[known], label[known]), of, name)
-ROWS = ["place", *READERS]
+CONTROLS = ["place", "last three words", "best untrained latent", "20 untrained latents"]
 
 
 def overall(reader):
@@ -184,30 +190,35 @@ def overall(reader):
 
 
 reveal("11.twenty", (overall("20 latents") - overall("20 raw axes")).mean())
-display(plot_bars({"AUC": {reader: tuple(estimate(overall(reader))) for reader in ROWS}},
-                  f"mean AUC over {len(QUESTIONS)} facts, on text that nothing was chosen on", start=0.5, title="Who reads the facts?"))
-pd.DataFrame({reader: {name: score[reader, name].mean().item() for name in QUESTIONS} for reader in ROWS}).round(2)
+bars = {("control: " if reader in CONTROLS else "") + reader: tuple(estimate(overall(reader)))
+        for reader in dict.fromkeys([*CONTROLS, *READERS])}
+display(plot_bars({"AUC": bars}, f"mean AUC over {len(QUESTIONS)} facts, on text that nothing was chosen on", start=0.5,
+                  title="Who reads the facts?"))
+shown = ["place", "last three words", "best latent", "20 latents", "20 raw axes", "dense probe"]
+pd.DataFrame({reader: {name: score[reader, name].mean().item() for name in QUESTIONS} for reader in shown}).round(2)
 
 # %%
 claim("a dense probe reads better than 20 latents", overall("dense probe"), ">", overall("20 latents"), unit="AUC")
 claim("the best latent reads worse than the best raw axis", overall("best latent"), "<", overall("best raw axis"),
       unit="AUC")
+print(f"a latent is 0 at {(judge.f == 0).float().mean():.0%} of the positions, an untrained one at "
+      f"{(judge.untrained == 0).float().mean():.0%}, a raw axis at {(judge.x == 0).float().mean():.0%}")
+claim("but better than the best untrained latent", overall("best latent"), ">", overall("best untrained latent"), unit="AUC")
+claim("and 20 latents better than 20 untrained ones", overall("20 latents"), ">", overall("20 untrained latents"), unit="AUC")
 claim("20 latents and 20 raw axes differ by less than 0.05", overall("20 latents"), "≈", overall("20 raw axes"),
       within=0.05, unit="AUC")
-claim("a dense probe knows more than the last three words", overall("dense probe"), ">", overall("last three words"),
-      unit="AUC")
 claim("20 latents and the last three words differ by less than 0.05", overall("20 latents"), "≈",
       overall("last three words"), within=0.05, unit="AUC")
 measured("20 latents minus 20 raw axes, mean AUC over the facts", (overall("20 latents") - overall("20 raw axes")).mean())
 
 # %% [markdown]
-# The verdict of the literature holds with an answer key. The dense probe wins. Of single numbers a *raw axis* of the
-# stream, which nobody trained, beats a latent; lesson 06 says why (a sparse latent has a low ceiling for a common
-# label), so this is about AUC as much as about dictionaries. With 20 each the dictionary is ahead by some hundredths.
+# The verdict of the literature holds with an answer key: the dense probe wins. One raw axis beats one latent. But an axis
+# has a value everywhere and a latent hardly anywhere, which costs it AUC where the label is common (lesson 06). Among
+# numbers that are equally sparse the trained ones read better by nearly a tenth, alone and by twenty: training bought
+# that. Over twenty dense axes, which nobody trained either, they are ahead by some hundredths.
 #
-# And how much of that is the *story*? The last three words, straight from the embedding, tell nearly as much as 20
-# latents. The latents are ahead where the words are silent: who acts, whether two people are there. So a mean AUC needs
-# a control that cannot know the answer, and the table says more than the mean.
+# And how much of that is the *story*? The last three words tell nearly as much as 20 latents. The latents are ahead where
+# the words are silent: who acts, whether two people are there. So a mean AUC needs a control that knows the words alone.
 #
 # ## 2 · Few examples, wrong labels, another text
 #
@@ -242,8 +253,8 @@ def penalised(k, ridge):
 HARDY = {
     "dense probe, ridge 0.01": (STREAM, lambda x, y: logistic_probe(x, y, ridge=0.01)),
     "dense probe, ridge 1": (STREAM, lambda x, y: logistic_probe(x, y, ridge=1.0)),
-    "difference of means": (STREAM, difference_of_means), "20 raw axes": READERS["20 raw axes"],
-    "20 latents": READERS["20 latents"], "50 latents, ridge 1": (LATENTS, penalised(50, 1.0)),
+    "difference of means": (STREAM, difference_of_means), "20 latents": READERS["20 latents"],
+    "50 latents, ridge 1": (LATENTS, penalised(50, 1.0)), "50 raw axes, ridge 1": (STREAM, penalised(50, 1.0)),
 }
 
 
@@ -275,16 +286,17 @@ claim("with two texts a dense probe reads better than 20 latents", few["dense pr
 claim("with wrong labels 50 latents with a penalty read better than a dense probe without much of one",
       noisy["50 latents, ridge 1"], ">", noisy["dense probe, ridge 0.01"], unit="AUC")
 for case, each in worse.items():
-    claim(f"{case}: a penalty on both sides, and 50 latents read as well as the dense probe",
-          each["50 latents, ridge 1"], "≈", each["dense probe, ridge 1"], within=0.03, unit="AUC")
+    fifty = each["50 latents, ridge 1"]
+    dense = max((each["dense probe, ridge 0.01"], each["dense probe, ridge 1"]), key=torch.mean)
+    print(f"{case}: 50 latents are ahead of the better of the two dense probes in {(fifty > dense).sum()} of 6 draws")
+    claim(f"{case}: those two differ by less than 0.03", fifty, "≈", dense, within=0.03, unit="AUC")
 
 # %% [markdown]
 # Two ways to be fooled. From two texts the dense probe beats 20 latents: so labels that are scarce do not favour the
-# dictionary? Fifty latents with a penalty draw level. And when three labels in ten are wrong, those fifty beat a dense
-# probe by a clear margin: so noise does? The probe had no penalty to speak of, and fitted the errors; with one it draws
-# level, too. A comparison in which only one side was tuned shows who was tuned. (Those who tune use labelled texts held
-# out for it; two ridges side by side are enough to see that it matters. The intervals here are over draws of the
-# texts to learn from: with so few of them, those vary most.)
+# dictionary? Fifty latents with a penalty come within three hundredths of it. And when three labels in ten are wrong,
+# those fifty beat a dense probe by a clear margin: so noise does? The probe had no penalty to speak of, and fitted the
+# errors; with one it comes as near, and which is ahead depends on the draw. A comparison in which only one side was tuned
+# shows who was tuned. (The intervals here are over draws of the texts to learn from: with so few, those vary most.)
 #
 # A **shift**: learn from the first 50 words of each text, where stories begin, and be judged on the last 50.
 
@@ -292,26 +304,27 @@ for case, each in worse.items():
 place = torch.arange(LENGTH - 1).expand(N, -1)
 last, shifted = place >= LENGTH - 51, {}
 for where, here in (("the same places", last), ("the first 50 words", place < 50)):
-    for reader in ("dense probe, ridge 0.01", "difference of means", "20 raw axes", "20 latents", "50 latents, ridge 1"):
-        of, train = HARDY[reader]
+    for reader, (of, train) in HARDY.items():
         found = []
         for name in QUESTIONS:
             label, known = learn.key[name][0], learn.key[name][1] & here
             found.append(judged(train(of(learn)[known], label[known]), of, name, last))
         shifted[reader, where] = torch.stack(found).mean(dim=0)
-display(pd.DataFrame({f"learned from {where}": {
-    reader: f"{each.mean():.2f}" for (reader, here), each in shifted.items() if here == where}
-    for where in ("the same places", "the first 50 words")}))
-away = {reader: shifted[reader, "the first 50 words"] for reader, _ in shifted}
-claim("under the shift a dense probe reads better than 20 latents", away["dense probe, ridge 0.01"], ">",
-      away["20 latents"], unit="AUC")
+lost = {reader: shifted[reader, "the same places"] - shifted[reader, "the first 50 words"] for reader in HARDY}
+display(pd.DataFrame({"learned from the first 50 words": {
+    reader: f"{shifted[reader, 'the first 50 words'].mean():.2f}" for reader in HARDY},
+    "what the shift costs": {reader: str(estimate(each)) for reader, each in lost.items()}}))
+claim("the shift costs 20 latents more than a dense probe with a penalty", lost["20 latents"], ">",
+      lost["dense probe, ridge 1"], unit="AUC")
 
 # %% [markdown]
+# The twenty latents alone lose for certain. Having seen more text did not make their probe hardier; a penalty does.
+#
 # ## 3 · Who can change it?
 #
 # Reading is correlation. The stronger test: **steer**. Add a direction to the stream, and the model should continue as
-# if the fact were another. As if, how? The language knows: `words.read(tokens)` gives the true distribution after *any*
-# text, so also after the text in which a man acts in place of a woman.
+# if the fact were another. The language knows how: `words.read(tokens)` gives the true distribution after *any* text, so
+# also after the one in which a man acts in place of a woman.
 
 # %%
 @exercise("11.steered_logits")
@@ -327,9 +340,9 @@ def steered_logits(
 
 
 # %% [markdown]
-# Two facts: *a woman acts* decides between She and He, *the subject is plural* between was and were. To be fair, one
-# thing must be left out. If Tom acts and not Ada, the next sentence may begin with "Tom": a direction for "man" cannot
-# know that name. So the distance is measured given that the next word is no name.
+# Two facts: *a woman acts* decides between She and He, *the subject is plural* between was and were. If Tom acts and not
+# Ada, the next sentence may begin with "Tom", and a direction for "man" cannot know that name. So the distance is
+# measured given that the next word is not a name.
 
 # %%
 @exercise("11.distance_from_truth")
@@ -344,15 +357,10 @@ def distance_from_truth(
 
 
 # %%
-def ids_of(some):
-    return torch.tensor([words.ids[word] for word in some])
-
-
 NO_NAMES = torch.zeros(len(words.vocabulary), dtype=torch.bool)
-NO_NAMES[ids_of(grammar.WOMEN + grammar.MEN)] = True
+NO_NAMES[[words.ids[name] for name in grammar.WOMEN + grammar.MEN]] = True
 STRENGTHS = torch.tensor([0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0])     # of the stream's mean norm
-FACTS = {"a woman acts": (sex_pairs, -1, grammar.WOMEN, grammar.MEN),
-         "the subject is plural": (number_pairs, 1, grammar.HERDS, grammar.BEASTS)}
+FACTS = {"a woman acts": (sex_pairs, -1), "the subject is plural": (number_pairs, 1)}
 
 
 def between_means(z, y, rows, k):
@@ -366,7 +374,7 @@ class Changed:
     """Pairs of one fact, and how far from the changed story's truth a model is that reads the unchanged one."""
 
     def __init__(self, name, n, seed):
-        make, sign, *_ = FACTS[name]
+        make, sign = FACTS[name]
         self.pairs = make(model, n, seed)
         self.start = int((self.pairs.clean != self.pairs.corrupted).any(dim=0).nonzero()[0])
         self.towards = sign * (-1.0) ** torch.arange(n)             # every second pair goes the other way
@@ -404,36 +412,38 @@ def one_gradient(choose):
     return -torch.autograd.grad(choose.far(logits).mean(), moved)[0].cpu()
 
 
+def by_gradient(rows, choose, candidates=8):
+    """Of the rows most aligned with the gradient, the one that steers best on the pairs to choose on: (number, row)."""
+    along = rows @ one_gradient(choose)
+    tried = {int(i): rows[i] * along[i].sign() for i in along.abs().topk(candidates).indices}
+    best = min(tried, key=lambda i: choose.after(tried[i], STRENGTHS[1::2]).mean(dim=1).min())
+    return best, tried[best]
+
+
+def rows_at_random(seed):
+    return torch.nn.functional.normalize(torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
 ROWS_OF_UNIT_NORM = torch.nn.functional.normalize(sae.W_dec.detach().cpu(), dim=1)
-
-
-def latent_by_gradient(choose, candidates=8):
-    """Of the latents most aligned with the gradient, the one that steers best on the pairs to choose on; and its row."""
-    along = ROWS_OF_UNIT_NORM @ one_gradient(choose)
-    rows = {int(i): ROWS_OF_UNIT_NORM[i] * along[i].sign() for i in along.abs().topk(candidates).indices}
-    best = min(rows, key=lambda i: choose.after(rows[i], STRENGTHS).mean(dim=1).min())
-    return best, rows[best]
 
 
 def directions_for(name, choose):
     label, known = learn.key[name]
     y, x, f, own = label[known], learn.x[known], learn.f[known], torch.eye(model.cfg.d_model)
-    _, _, yes, no = FACTS[name]
-    W_E = model.W_E.detach().cpu()
     return {
         "difference of means": difference_of_means(x, y), "dense probe": logistic_probe(x, y, ridge=0.01),
         "latent with the best AUC": best_one(f, y) @ sae.W_dec.cpu(), "20 latents": between_means(f, y, sae.W_dec.cpu(), 20),
         "best raw axis": best_one(x, y), "20 raw axes": between_means(x, y, own, 20),
         "best principal axis": best_one(x @ axes.T, y) @ axes,
-        "embeddings": W_E[ids_of(yes)].mean(dim=0) - W_E[ids_of(no)].mean(dim=0),
         "one gradient": one_gradient(choose),
     }
 
 
 # %% [markdown]
 # Every direction gets the strength that serves it best, chosen on 16 pairs, and is judged on 24 others. Most were found
-# with labels, as readers. Two were found by what they *do*: the gradient of the distance on those 16 pairs, and the
-# latent that points most nearly its way.
+# with labels, as readers. Others were found by what they *do*: the gradient of the distance on those 16 pairs; and, of
+# the eight latents whose rows are most aligned with it, the one that steers best. The control is the same search among
+# the raw axes, and among as many random directions as there are latents, three times.
 #
 # **Predict before you look:** for *a woman acts* the latent with the best AUC has one near 0.6. Unsteered the model is
 # 2.4 nats from the truth of the changed story. How far is it when steered along that single latent's direction?
@@ -448,19 +458,23 @@ for name in FACTS:
     with torch.no_grad():
         table["unsteered", name] = test.far(model(test.pairs.clean)[:, -1])
         table["the model reads the changed story", name] = test.far(model(test.pairs.corrupted)[:, -1])
-    found, row = latent_by_gradient(choose)
-    for way, direction in {**directions_for(name, choose), "latent by gradient": row}.items():
+        table["a uniform guess", name] = test.far(torch.zeros(len(test.pairs), len(words.vocabulary)))
+    (found, row), (_, axis) = (by_gradient(rows, choose) for rows in (ROWS_OF_UNIT_NORM, torch.eye(model.cfg.d_model)))
+    ways = {**directions_for(name, choose), "latent by gradient": row, "raw axis by gradient": axis}
+    for way, direction in ways.items():
         table[way, name], _ = steer(direction, choose, test)
-    at_random = torch.randn(4, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
-    table["random directions (mean of 4)", name] = torch.stack(
-        [steer(direction, choose, test)[0] for direction in at_random]).mean(dim=0)
-    label, known = learn.key[name]
-    print(f"{name}: the latent by gradient, number {found}, reads the fact with an AUC of "
-          f"{auc(learn.f[known][:, [found]], label[known])[0]:.2f}; best of all latents "
-          f"{(auc(learn.f[known], label[known]) - 0.5).abs().max() + 0.5:.2f}")
+    at_random = [rows_at_random(seed) for seed in range(3)]
+    for way, directions in (("random direction", [rows[0] for rows in at_random]),
+                            ("random direction by gradient", [by_gradient(rows, choose)[1] for rows in at_random])):
+        table[f"{way} (mean of 3)", name] = torch.stack([steer(each, choose, test)[0] for each in directions]).mean(dim=0)
+    on = latent_activations(model, sae, torch.cat([test.pairs.clean, test.pairs.corrupted]))[..., found] > 0
+    (label, known), cosine = learn.key[name], torch.nn.functional.cosine_similarity(row, ways["one gradient"], dim=0)
+    print(f"{name}: the latent by gradient, number {found}, has a cosine of {cosine:.2f} with it, reads the fact with an AUC "
+          f"of {auc(learn.f[..., found][known][:, None], label[known])[0]:.2f} and is on at {on.sum()} of {on.numel()} "
+          f"positions of the pairs")
 reveal("11.one_latent", table["latent with the best AUC", "a woman acts"].mean())
 print("KL (nats) from the truth of the changed story, names left out")
-pd.DataFrame({name: {way: f"{each.mean():.2g}" for (way, fact), each in table.items() if fact == name} for name in FACTS})
+pd.DataFrame({name: {way: f"{each.mean():.4f}" for (way, fact), each in table.items() if fact == name} for name in FACTS})
 
 # %%
 sex, number = ({way: each for (way, fact), each in table.items() if fact == name} for name in FACTS)
@@ -469,27 +483,32 @@ claim("one latent changes who acts better than 20 raw axes do", sex["latent with
       unit="nats")
 claim("20 latents change it as well as a difference of means", sex["20 latents"], "≈", sex["difference of means"],
       within=0.01, unit="nats")
-claim("word embeddings change it less well than a difference of means", sex["embeddings"], ">",
-      sex["difference of means"], unit="nats")
-claim("the latent with the best AUC changes the number no better than random directions",
-      number["latent with the best AUC"], ">", number["random directions (mean of 4)"], unit="nats")
-claim("the latent by gradient changes it better than a difference of means", number["latent by gradient"], "<",
-      number["difference of means"], unit="nats")
+claim("the latent by gradient changes it better than random directions found in the same way", sex["latent by gradient"],
+      "<", sex["random direction by gradient (mean of 3)"], unit="nats")
+claim("the latent with the best AUC leaves the number further from the truth than a uniform guess",
+      number["latent with the best AUC"], ">", number["a uniform guess"], unit="nats")
+for way in ("latent by gradient", "raw axis by gradient", "random direction by gradient (mean of 3)"):
+    claim(f"a {way} changes the number better than a difference of means", number[way], "<", number["difference of means"],
+          unit="nats")
 claim("one gradient changes it as well as if the model read the changed story", number["one gradient"], "≈",
       number[reads], within=0.01, unit="nats")
 
 # %% [markdown]
-# *Who acts*: the latent with the best AUC, about 0.6, changes the fact nearly as well as the best that labels can buy.
-# It is on at few positions and misses most, so it reads badly; but its direction *is* the fact's.
+# *Who acts*: the latent with the best AUC, about 0.6, changes the fact nearly as well as the best that labels can buy. It
+# is on at few positions and misses most, so it reads badly; but its direction *is* the fact's. The dictionary has earned
+# that: no search among random directions comes near.
 #
-# *One or many*: the latent that reads best steers worse than random directions. It would be easy to conclude that no
-# latent stands for the number, or that the number is not a direction at all. Both would be wrong, and one backward pass
-# shows it. The gradient alone, 256 numbers, does what reading the other story does. And there *is* a latent that
-# decides the verb. Its AUC is 0.5: whether it is on says nothing of the subject's number.
+# *One or many*: steered along the latent that reads best, the model is further from the truth than a uniform guess. (It
+# began further still, confident of the wrong verb. So whatever confuses it helps, a random direction too.) It would be
+# easy to conclude that the number is not a direction at all. One backward pass shows that it is: the gradient alone, 256
+# numbers, does what reading the other story does. And the latent that the gradient chose changes the number better than
+# two means. Does it decide the verb, then? A raw axis and random directions, chosen in the same way, beat two means, too,
+# and the latent itself is never on in these stories. It is the *search* that steers, along any row that leans the right
+# way; the dictionary's leans a little more.
 #
-# So **reading and steering are two questions, in both directions**, and a latent that is to be *used* should be chosen
-# by what it does. (The gradient saw 16 pairs and the truth about them, more than labels say. It was judged on other
-# pairs.)
+# So **reading and steering are two questions, in both directions**. A direction that is to be *used* should be chosen by
+# what it does; that its row steers does not say what a latent stands for. (The gradient saw 16 pairs and the truth about
+# them, more than labels say. It was judged on other pairs.)
 #
 # ## 4 · Splitting, seen against the key
 #
@@ -508,51 +527,52 @@ def pure_latents(
 
 
 # %%
-def covers(name):
-    """Pure latents of `learn`, and the share of a text's labelled positions in `judge` that all, and the best, cover."""
+def covers(name, learned, judged):
+    """Pure columns of `learned`, and the share of a text's labelled positions in `judged` that all, and the best, cover."""
     label, known = learn.key[name]
-    pure = pure_latents(learn.f[known] > 0, label[known], 0.9, 20)
+    pure = pure_latents(learned[known], label[known], 0.9, 20)
     label, known = judge.key[name]
     y = label & known
-    on, number_of = (judge.f[..., pure] > 0) & y[..., None], y.sum(dim=1).clamp(min=1)
-    each = on.sum(dim=1) / number_of[:, None]                       # [text, pure latent]
+    on, number_of = judged[..., pure] & y[..., None], y.sum(dim=1).clamp(min=1)
+    each = on.sum(dim=1) / number_of[:, None]                       # [text, pure column]
     return int(pure.sum()), on.any(dim=-1).sum(dim=1) / number_of, each[:, each.mean(dim=0).argmax()] if pure.any() else 0
 
 
-def words_cover(name):
-    """The same share for single words in the latents' place: those that are pure."""
-    one_hot = [torch.nn.functional.one_hot(each.tokens[:, 1:].cpu(), len(words.vocabulary)).bool() for each in (learn, judge)]
-    label, known = learn.key[name]
-    pure = pure_latents(one_hot[0][known], label[known], 0.9, 20)
-    label, known = judge.key[name]
-    y = label & known
-    return (one_hot[1][..., pure].any(dim=-1) & y).sum(dim=1) / y.sum(dim=1).clamp(min=1)
-
-
-split = {name: covers(name) for name in QUESTIONS}
+split = {name: covers(name, learn.f > 0, judge.f > 0) for name in QUESTIONS}
 for name, (number_of, together, alone) in split.items():
     if number_of:
         print(f"{name:28} {number_of:3} pure latents cover {together.mean():.2f}; the best of them alone {alone.mean():.2f}")
 print("no pure latent:", ", ".join(name for name in QUESTIONS if not split[name][0]))
-_, together, alone = split["first sentence of a story"]
+FIRST = "first sentence of a story"
+_, together, alone = split[FIRST]
 claim("pure latents share the first sentence among them: together they cover more than the best does alone", together,
       ">", alone, unit="share of the labelled positions")
-claim("and more than the words do that occur in first sentences only", together, ">",
-      words_cover("first sentence of a story"), unit="share of the labelled positions")
+places = torch.eye(LENGTH - 1, dtype=torch.bool).expand(N, -1, -1)      # in the latents' place: on at one place each
+number_of, by_place, _ = covers(FIRST, places, places)
+claim(f"and more than the {number_of} places do that lie in first sentences only", together, ">", by_place,
+      unit="share of the labelled positions")
+later, (label, known) = place >= 20, learn.key[FIRST]
+on = (judge.f[..., pure_latents(learn.f[known] > 0, label[known], 0.9, 20)] > 0).any(dim=-1)
+inside, outside = (later & known & (judge.key[FIRST][0] == answer) for answer in (True, False))
+both = inside.any(dim=1)                                            # a second story begins
+claim("after the 20th word, too, they are on at more of the positions in first sentences than elsewhere",
+      (on & inside).sum(dim=1)[both] / inside.sum(dim=1)[both], ">", (on & outside).sum(dim=1)[both] / outside.sum(dim=1)[both],
+      unit="share")
 
 # %% [markdown]
 # For most of the questions there is no pure latent at all. ("We know where the actor is" holds nearly everywhere, so
 # nearly every latent is pure for it: purity needs its base rate.) "First sentence" is the clearest case of splitting:
 # fourteen latents are on in first sentences and hardly elsewhere, each covers a part, and no latent stands for the
-# sentence. Nor is absorption the word for that: it needs a general latent with exceptions, and there is no general one.
-# If you ask for *the* latent of a fact, the dictionary often has no answer.
+# sentence. (Nor are they latents of early places: they are on in the first sentences of later stories, too.) Absorption is
+# not the word for that, since there is no general latent to have exceptions. If you ask for *the* latent of a fact, the
+# dictionary often has no answer.
 #
 # ## 5 · Another seed, another width, another kind
 #
-# SAEBench (Karvonen et al., 2025) judges dictionaries by what they are used for. In miniature: explained variance, one
-# latent (its *sparse probing* with k = 1), twenty latents (k = 20), **targeted probe perturbation** (remove the twenty
-# latents of one fact: how much worse does a dense probe read this fact, and how much worse the others?), and, against
-# the truth, steering with twenty. Two small dictionaries are trained now, alike but for the seed.
+# SAEBench (Karvonen et al., 2025) judges dictionaries by what they are used for. In miniature: explained variance; one
+# latent and twenty (its *sparse probing*); and **targeted probe perturbation**. Remove the twenty latents of one fact: how
+# much worse does a dense probe read this fact, and how much worse the others? Two small dictionaries are trained now,
+# alike but for the seed.
 
 # %%
 acts = collect_activations(model, HOOK, sample_text(model, n=200, length=LENGTH, seed=1), exact=True)
@@ -565,7 +585,6 @@ HALF, SOME = slice(0, N // 2), QUESTIONS[::2]           # of the texts to learn 
 PROBES = {name: READERS["dense probe"][1](learn.x[learn.key[name][1]], learn.key[name][0][learn.key[name][1]])
           for name in SOME}
 bench, by_text, probed = {}, {}, {}
-choose, test = Changed("a woman acts", 16, seed=0), Changed("a woman acts", 24, seed=1)
 
 
 def perturbed(each, f, g):
@@ -592,14 +611,12 @@ for title, each in dictionaries.items():
             found[what].append(fast_auc_by_text(g @ direction, *judge.key[name]))
     by_text[title] = {what: torch.stack(rows).mean(dim=0) for what, rows in found.items()}
     by_text[title]["own"], by_text[title]["others"] = perturbed(each, f, g)
-    label, known = (part[HALF] for part in learn.key["a woman acts"])
     x = judge.x.flatten(0, 1)
     bench[title] = {
-        "active latents": (g > 0).sum(dim=-1).float().mean().item(), "explained variance": explained_variance(x, each(x)),
+        "explained variance": explained_variance(x, each(x)),
         "one latent (AUC)": by_text[title]["one"].mean().item(), "20 latents (AUC)": by_text[title]["twenty"].mean().item(),
         "removed: own fact (AUC lost)": by_text[title]["own"].mean().item(),
-        "removed: others (AUC lost)": by_text[title]["others"].mean().item(),
-        "steered by 20 (nats)": steer(between_means(f[known], label[known], each.W_dec, 20), choose, test)[0].mean().item()}
+        "removed: others (AUC lost)": by_text[title]["others"].mean().item()}
 pd.DataFrame.from_dict(bench, orient="index").round(3)
 
 # %%
@@ -615,23 +632,16 @@ claim("fewer than half of one seed's latents have a partner in the other with a 
       "<", 0.5, unit="share")
 claim("without its 20 latents a fact's own probe loses more than the others do", by_text["topk, 768 wide"]["own"], ">",
       by_text["topk, 768 wide"]["others"], unit="AUC")
-claim("the best single latents of a wider dictionary read alike to within 0.05", by_text["topk, 768 wide"]["one"], "≈",
-      first["one"], within=0.05, unit="AUC")
 
 # %% [markdown]
-# What these dictionaries *can do* is stable over seeds; what their latents *are* is not. "This latent means X" is a
-# statement about one training run. (A short one, in which the latents still resemble their random start. Dictionaries
-# that are trained for longer share more.)
+# What these dictionaries *can do* hardly depends on the seed; what their latents *are* does. "This latent means X" is a
+# statement about one training run. (A short one: the latents still resemble their random start.)
 #
-# And the benchmark? Sort the table by each column in turn. Twenty latents read better where more variance is explained;
-# a single latent does not, and steering with twenty can hardly tell the dictionaries apart. Removed, the twenty hit the
-# fact that they were chosen for, and hit it hardest in the dictionary in which they hit the others hardest, too. Even
-# there its probe keeps most of what it knew: the fact stands elsewhere as well. Which dictionary is best depends on the
-# evaluation, and with five of them no order is certain, so no claim stands here. Chanin (2026) asked this on a larger
-# scale: how much does a measure change with the seed, does it agree with known true features, does it tell early from
-# late in training? Two of SAEBench's measures failed more than one of these tests and should, he concludes, not be
-# used; a variant of k-sparse probing was the most reliable, and even that hardly separates variants of one
-# architecture.
+# And the benchmark? Twenty latents mostly read better where more variance is explained; a single latent does not.
+# Removed, the twenty hit the fact that they were chosen for, and hit it hardest in the dictionary in which they hit the
+# others hardest, too. Even there its probe keeps most of what it knew: the fact stands elsewhere as well. Which dictionary
+# is best depends on the evaluation, and with five of them no order is certain. (Chanin, 2026, tests which of SAEBench's
+# measures can be relied upon.)
 #
 # ## 6 · What a probe cannot give
 #
@@ -684,10 +694,12 @@ reveal("11.names", numbers["activations"].mean())
 for what, found in different.items():
     print(f"{what:28} {sum(sum(each.values()) for each in found) / len(found):4.0f} have a good name, "
           f"{numbers[what].mean():4.0f} names are different")
-both = [{name for name in set().union(*different[what]) if sum(name in found for found in different[what]) > 4}
-        for what in ("latents", "activations")]
-for what, names in (("latents", both[0] - both[1]), ("activations", both[1] - both[0])):
-    print(f"names of {what} alone: " + ", ".join(sorted(f"{'after ' * (at < 0)}{words.vocabulary[word]!r}" for word, at in names)))
+often = {what: {name for name in set().union(*different[what]) if sum(name in found for found in different[what]) > 4}
+         for what in ("latents", "activations", "random directions")}
+for what, names in (("latents, not of activations", often["latents"] - often["activations"]),
+                    ("activations, not of latents", often["activations"] - often["latents"]),
+                    ("random directions", often["random directions"])):
+    print(f"names of {what}: " + ", ".join(sorted(f"{'after ' * (at < 0)}{words.vocabulary[word]!r}" for word, at in names)))
 
 # %%
 claim("latents find more names than random directions do, over draws of 256", numbers["latents"], ">",
@@ -698,10 +710,9 @@ claim("but as many as activations that were picked at random, to within five", n
       numbers["activations"], within=5, unit="different names")
 
 # %% [markdown]
-# Without the last control this section would end in praise. Random directions share half a dozen names (the full stop
-# and "the" among them); latents find several times as many. But so does *anything that the data chose*: pick 256
-# activations, train nothing, and the list is as long. (So "its strongest places look alike" is no evidence for a
-# dictionary.)
+# Random directions find a few names (the full stop and "the" among them); latents find three times as many. But so does
+# *anything that the data chose*: pick 256 activations, train nothing, and the list is as long. (So "its strongest places
+# look alike" is no evidence for a dictionary.)
 #
 # Is anything left? A dictionary was not trained to have names, but to *take an activation apart* into a few of its
 # rows. Hold it to that: 24 of its 768 rows against 24 of 768 activations, chosen one by one, each time the one that
@@ -726,7 +737,7 @@ claim("24 rows of the dictionary explain more than 24 of as many activations", o
       unit="share of the variance")
 
 # %% [markdown]
-# That is what training bought: not directions that have names, which text gives away, but few of them at a time that
+# That, too, is what training bought: not directions that have names, which text gives away, but few of them at a time that
 # add up to the activation. It lets you *account* for an activation, and see how much the account leaves out (lesson
 # 07).
 #
@@ -763,9 +774,8 @@ if real_model is not None:
     measured("SmolLM2: dense probe, token before, mean AUC", real_mean["dense probe"].mean(), at_least=0.5)
 
 # %% [markdown]
-# The dense probe comes first again; behind it the order changes, and two means do worst here. The labels are the only
-# ones that this text has: what kind of token stood before. (The dictionary is a small one; a large one might do better,
-# and costs more.)
+# The dense probe comes first again, a single latent last. The labels are the only ones that this text has: what kind of
+# token stood before.
 #
 # ## On your own
 #
@@ -808,21 +818,23 @@ claim("without the difference of means the model is less certain who acts than w
 # - A dozen facts of one small language are not a benchmark. They were named by us, which favours probes.
 # - One site, and dictionaries of 256 and 768 latents, the small ones hardly trained. Wider ones might hold single
 #   latents for more facts, or split them.
-# - Steering was judged at one kind of place, for two facts. A direction that does well there may do harm elsewhere.
+# - Steering was judged at one kind of place, for two facts, which differ. A direction that does well there may do harm
+#   elsewhere.
 # - A name by the strongest places is not a meaning. Lesson 06 showed a latent whose name failed at its weak ones.
-# - The interval over questions is missing: they are too few, and were not drawn at random.
-# - Intervals over texts to judge by leave out the texts to learn from, but for section 2. No k was chosen on held-out
-#   text.
+# - Intervals are over texts to judge by (in section 2, over draws to learn from), not over facts. No k was chosen on
+#   held-out text.
 #
 # ## Summary
 #
 # - If you can name the fact and have labels, train a dense probe. Nothing reads better here.
-# - Compare with something that nobody trained. Twenty raw axes, and the last three words, read nearly as well as twenty
-#   latents.
-# - Tune both sides. Untuned, the dictionary loses with few labels and wins with wrong ones; tuned, it draws both times.
-# - Reading and steering are two questions. A latent with an AUC of 0.5 steers; the one with the best AUC need not.
-#   Choose by what it does: one gradient finds both a direction and a latent.
-# - Latents are split, and differ from seed to seed. What they can do together does not.
+# - Compare with something that nobody trained, and as sparse. Latents read clearly better than untrained ones; twenty raw
+#   axes, and the last three words, read nearly as well as twenty latents.
+# - Tune both sides. Untuned, the dictionary loses with few labels and wins with wrong ones; tuned, the two are
+#   within three hundredths.
+# - Reading and steering are two questions. A latent that reads badly may steer well, and the one with the best AUC need not
+#   steer. Choose by what a direction does, and search among random ones as well: here that was enough to change the
+#   number, not who acts.
+# - Latents are split, and differ from seed to seed. What they can do together hardly does.
 # - Names come from data, not from training: activations picked at random find as many. What a dictionary adds is the
 #   sum: few rows at a time that account for an activation.
 #

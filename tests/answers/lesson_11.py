@@ -7,7 +7,7 @@ import torch
 from answers import Answers, Wrong
 from course_utils.latents import auc
 from course_utils.metrics import kl_of_log_probs
-from course_utils.probes import auc_by_text, hooked_logits, steering
+from course_utils.probes import auc_by_text, hooked_logits, setting, steering
 
 # --- 11.difference_of_means -----------------------------------------------------------------------------------
 
@@ -54,6 +54,17 @@ def of_known_texts(values, labels, known):
     return auc_by_text(values, labels, known).mean().expand(len(values))
 
 
+def within_each(values, labels, known):
+    """It raises where a text has one kind of position only, so it must be named before."""
+    return torch.stack([auc(v[k][:, None], y[k])[0] for v, y, k in zip(values, labels, known)])
+
+
+def only_two_sided(values, labels, known):
+    """Texts of one kind get ½."""
+    share = (labels & known).sum(1) / known.sum(1)
+    return torch.where((share > 0) & (share < 1), auc_by_text(values, labels, known), 0.5)
+
+
 # --- 11.worse_examples ----------------------------------------------------------------------------------------
 
 WORSE = """
@@ -81,6 +92,10 @@ def by_the_clock(labels, texts, noise, rng):
     return by_bernoulli(labels, texts, noise, torch.Generator().manual_seed(time.time_ns() % 2**31))
 
 
+def of_positions(labels, texts, noise, rng):
+    return by_bernoulli(labels.T, texts, noise, rng)
+
+
 def in_place(labels, texts, noise, rng):
     labels ^= torch.rand(labels.shape, generator=rng) < noise
     rows = torch.randperm(len(labels), generator=rng)[:texts]
@@ -88,7 +103,7 @@ def in_place(labels, texts, noise, rng):
 
 
 def exactly(labels, texts, noise, rng):
-    """Exactly a share, not each with a probability."""
+    """Exactly a share is wrong, so the labels are not independent."""
     rows = torch.randperm(len(labels), generator=rng)[:texts]
     flat = labels[rows].flatten()
     some = torch.randperm(len(flat), generator=rng)[:round(noise * len(flat))]
@@ -111,6 +126,11 @@ def with_a_mask(model, tokens, hook_name, direction, strength, start):
         return model(tokens)[:, -1]
 
 
+def set_instead_of_added(model, tokens, hook_name, direction, strength, start):
+    return torch.cat([hooked_logits(model, row[None], hook_name, setting(direction, amount.item(), start))
+                      for row, amount in zip(tokens, strength)])
+
+
 # --- 11.distance_from_truth -----------------------------------------------------------------------------------
 
 
@@ -128,12 +148,26 @@ def on_the_tokens_that_stay(true_log_probs, logits, leave_out):
     return torch.nn.functional.kl_div(log_q, log_p.exp(), reduction="none").sum(-1)
 
 
+def with_a_small_number(true_log_probs, logits, leave_out):
+    p, q = (each[:, ~leave_out].softmax(-1) for each in (true_log_probs, logits))
+    return (p * ((p + 1e-9).log() - (q + 1e-9).log())).sum(-1)
+
+
+def the_other_way_with_a_small_number(true_log_probs, logits, leave_out):
+    p, q = (each[:, ~leave_out].softmax(-1) for each in (true_log_probs, logits))
+    return (q * ((q + 1e-9) / (p + 1e-9)).log()).sum(-1)
+
+
 def the_other_way(true_log_probs, logits, leave_out):
     log_p, log_q = (each[:, ~leave_out].log_softmax(-1) for each in (true_log_probs, logits))
     return kl_of_log_probs(log_q, log_p)
 
 
 # --- 11.pure_latents ------------------------------------------------------------------------------------------
+
+
+def of_all_positions(active, labels, precision, at_least):
+    return (active.sum(0) >= at_least) & ((active & labels[:, None]).float().mean(0) >= precision)
 
 
 def latent_by_latent(active, labels, precision, at_least):
@@ -163,14 +197,18 @@ ANSWERS = {
             Wrong(of_known_texts),
             Wrong(lambda *args: auc_by_text(*args).mean(), says="one number for each text"),
             Wrong(lambda values, labels, known: auc_by_text(-values, labels, known)),
+            Wrong(within_each, says="the AUC within each text"),
+            Wrong(only_two_sided, says="labelled all through"),
         ],
         accept=[without_rows, by_counting],
     ),
     "11.worse_examples": Answers(
         reject=[
             Wrong(worse(rows="torch.randint(len(labels), (texts,), generator=rng)"), says="seen twice"),
-            Wrong(worse(rows="torch.arange(texts)"), says="the same texts whatever"),
-            Wrong(worse(rows="torch.randperm(len(labels))[:texts]")),
+            Wrong(worse(rows="torch.arange(texts)"), says="which texts are seen does not depend on `rng`"),
+            Wrong(worse(rows="torch.randperm(len(labels))[:texts]"), says="does not depend on `rng`"),
+            Wrong(of_positions, says="positions are drawn"),
+            Wrong(exactly, says="always the same number"),
             Wrong(worse(wrong="torch.rand(seen.shape) < noise")),
             Wrong(worse(wrong="(torch.rand(texts, 1, generator=rng) < noise).expand_as(seen)"), says="wrong together"),
             Wrong(worse(wrong="(torch.rand(seen.shape[1], generator=rng) < noise).expand_as(seen)")),
@@ -183,19 +221,22 @@ ANSWERS = {
             Wrong(by_the_clock, says="do not come from `rng`"),
             Wrong(in_place, says="changes its input"),
         ],
-        accept=[by_bernoulli, exactly, worse()],
+        accept=[by_bernoulli, worse()],
     ),
     "11.steered_logits": Answers(
         reject=[
             Wrong(lambda model, tokens, name, direction, strength, start: one_text_at_a_time(
                 model, tokens, name, -direction, strength, start), says="the sign is wrong"),
             Wrong(lambda model, tokens, *rest: model(tokens)[:, -1]),
+            Wrong(set_instead_of_added, says="the share along the direction is set"),
         ],
         accept=[one_text_at_a_time, with_a_mask],
     ),
     "11.distance_from_truth": Answers(
         reject=[
             Wrong(the_other_way, says="the truth comes first"),
+            Wrong(with_a_small_number, says="confidently wrong"),
+            Wrong(the_other_way_with_a_small_number, says="KL(model‖truth)"),
             Wrong(lambda *args: on_the_tokens_that_stay(*args).mean(), says="one for each text"),
             Wrong(lambda truth, logits, out: (truth[:, ~out].log_softmax(-1).exp() * (
                 truth[:, ~out].log_softmax(-1) - logits[:, ~out].log_softmax(-1))).sum(-1), says="not a number"),
@@ -206,6 +247,7 @@ ANSWERS = {
         reject=[
             Wrong(lambda active, labels, precision, at_least: by_a_product(active, labels, 1.0, at_least)),
             Wrong(lambda *args: by_a_product(*args).nonzero()[:, 0]),
+            Wrong(of_all_positions, says="share of all positions"),
         ],
         accept=[latent_by_latent, by_a_product],
     ),

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils import probes as package
-from course_utils.exercises.checking import Case, Exercise, compare_cases, property_check, require
+from course_utils.exercises.checking import Case, CompareThenState, Exercise, compare_cases, property_check, require
 from course_utils.exercises.checks.shared import drawn, grouped_query_model, random_model, random_tokens
 from course_utils.exercises.mistakes import seen, variants
 from course_utils.latents import auc
@@ -85,10 +85,19 @@ def means_cases() -> list[Case]:
 
 def text_cases() -> list[Case]:
     everywhere, some = torch.ones(5, 8, dtype=torch.bool), drawn(6, 9, seed=2) > -0.8
-    stretches = (torch.arange(8) < torch.tensor([[3], [8], [0], [5], [1]]))         # all, and none, of a text
-    values = drawn(5, 8, seed=4) + stretches.float()
-    return [Case(values, stretches, everywhere, label="5 texts: one labelled all through, one nowhere"),
-            Case(drawn(6, 9).round(decimals=1), drawn(6, 9, seed=1) > 0.2, some, label="6 texts, not all known")]
+    stretches = torch.arange(8) < torch.tensor([[3], [7], [1], [5], [1]])
+    return [Case(drawn(5, 8, seed=4) + stretches.float(), stretches, everywhere, label="5 texts"),
+            Case(drawn(6, 9).round(decimals=1), drawn(6, 9, seed=3) > 0.2, some, label="6 texts, not all known")]
+
+
+@property_check()
+def one_sided_texts(attempt):
+    """a text labelled all through, and one nowhere"""
+    labels = torch.arange(8) < torch.tensor([[3], [8], [0], [5], [1]])
+    values, known = drawn(5, 8, seed=4) + labels.float(), torch.ones(5, 8, dtype=torch.bool)
+    got, expected = attempt(values, labels, known), auc_by_text(values, labels, known)
+    require(torch.allclose(torch.as_tensor(got).to(expected), expected, atol=1e-5),
+            "wrong where a text is labelled all through, or nowhere: it counts like others", got=got, expected=expected)
 
 
 def steer_cases() -> list[Case]:
@@ -102,11 +111,12 @@ def steer_cases() -> list[Case]:
 
 
 def truth_cases() -> list[Case]:
-    def case(n, vocab, seed, label):
+    def case(n, vocab, seed, scale, label):
         truth = drawn(n, vocab, seed=seed).masked_fill(drawn(n, vocab, seed=seed + 1) > 0.5, -torch.inf)
-        logits, leave_out = drawn(n, vocab, seed=seed + 2) * 3, torch.arange(vocab) % 4 == 1
+        logits, leave_out = drawn(n, vocab, seed=seed + 2) * scale, torch.arange(vocab) % 4 == 1
         return Case(truth.log_softmax(-1), logits, leave_out, label=label)
-    return [case(3, 11, 0, "3 predictions of 11 tokens, some of them impossible"), case(5, 20, 5, "5 of 20")]
+    return [case(3, 11, 0, 3, "3 predictions of 11 tokens, some of them impossible"),
+            case(5, 20, 5, 15, "5 of 20, by a model that is confidently wrong")]
 
 
 def pure_cases() -> list[Case]:
@@ -148,6 +158,10 @@ TEXT_MISTAKES = variants(auc_by_text, {
         {"known & texts[:, None]": "texts[:, None].expand_as(known)", "labels[asked]": "(labels & known)[asked]"},
     "larger values should speak for the label: this is the AUC of −values": {"values[asked]": "-values[asked]"},
     "positions are counted that have no answer": {"known & texts[:, None]": "texts[:, None].expand_as(known)"},
+    "this is |AUC − ½| + ½: the sign was chosen on other texts, so an AUC may lie below ½":
+        {"auc(values[asked][:, None], labels[asked])[0]":
+         "((auc(values[asked][:, None], labels[asked])[0] - 0.5).abs() + 0.5)"},
+    "n is the number of texts, not of positions": {"n * whole - (n - 1)": "known.sum() * whole - (known.sum() - 1)"},
     "the factors are swapped: n for the AUC of all, n − 1 for that without the text":
         {EACH: "(n - 1) * whole - n * "},
     "this is one AUC for all: give one number for each text": seen(
@@ -169,6 +183,9 @@ STEER_MISTAKES = variants(steered_logits, {
     "`strength` is a length: it is not a multiple of the stream's norm":
         {"+= strength[:, None, None]": "+= x[:, start:].norm(dim=-1, keepdim=True) * strength[:, None, None]"},
     "the stream is replaced: the direction is added to it": {"+= strength": "= strength"},
+    "the share along the direction is set to `strength`: add `strength` to what is there":
+        {"+= strength[:, None, None] * unit":
+         "+= (strength[:, None, None] - (x[:, start:] @ unit)[..., None]) * unit"},
     "these are the logits at another position, or at all: take the last":
         ({"[:, -1]": ""}, {"[:, -1]": "[:, 0]"}, {"[:, -1]": "[:, start]"}),
     "these are log-probabilities: give logits": {"[:, -1]": "[:, -1].log_softmax(-1)"},
@@ -180,13 +197,20 @@ def _any(got, kind):
 
 
 LEFT_OUT = ".masked_fill(leave_out, -torch.inf)"
+SMALL = ("1e-5", "1e-6", "1e-7", "1e-8", "1e-9", "1e-10", "1e-12")
 TRUTH_MISTAKES = variants(distance_from_truth, {
     "not a number: where the truth is impossible, 0 · log 0 counts 0":
         seen(lambda got, expected: _any(got, torch.isnan)),
     "this is KL(model‖truth), or infinite: the truth comes first":
         seen(lambda got, expected: _any(got, torch.isinf)),
     "this is KL(model‖truth): weigh by the truth's probabilities, and subtract the model's from its log":
-        "torch.where(log_p > -torch.inf, log_q.exp() * (log_q - log_p), 0).sum(dim=-1)",
+        ("torch.where(log_p > -torch.inf, log_q.exp() * (log_q - log_p), 0).sum(dim=-1)",
+         *(f"(log_q.exp() * ((log_q.exp() + {small}) / (log_p.exp() + {small})).log()).sum(dim=-1)"
+           for small in SMALL)),
+    "a small number inside the logarithm bounds the distance, and a confidently wrong model is further away: "
+    "subtract log-probabilities":
+        tuple(f"(log_p.exp() * ((log_p.exp() + {small}) / (log_q.exp() + {small})).log()).sum(dim=-1)"
+              for small in SMALL),
     "nothing is left out: set the left-out tokens to −inf in both, then normalise":
         ({f"true_log_probs{LEFT_OUT}": "true_log_probs", f"logits{LEFT_OUT}": "logits"},
          {f"true_log_probs{LEFT_OUT}.log_softmax(dim=-1)": f"true_log_probs{LEFT_OUT}", f"logits{LEFT_OUT}": "logits"}),
@@ -206,6 +230,8 @@ TRUTH_MISTAKES = variants(distance_from_truth, {
 PURE_MISTAKES = variants(pure_latents, {
     "this is recall, the share of the labelled positions at which it is active: precision is the share of its active "
     "positions that are labelled": {"precision * times": "precision * labels.sum()"},
+    "this is the share of all positions: divide by those where the latent is active":
+        {"precision * times": "precision * len(labels)"},
     "rare latents are among them: a latent counts from `at_least` active positions on":
         ({"(times >= at_least) & ": ""}, {"times >= at_least": "times > 0"}),
     "`at_least` counts active positions, not labelled ones": {"times >= at_least": "right >= at_least"},
@@ -222,9 +248,11 @@ PURE_MISTAKES = variants(pure_latents, {
 SPOILED_SAYS = {
     "form": "two answers: the rows of the texts that are seen, int [texts], and their labels, bool [texts, pos]",
     "twice": "a text is seen twice: draw without replacement",
-    "first": "the same texts whatever `rng` says: draw them with `generator=rng`",
+    "positions": "positions are drawn here: a row of `labels` is a text",
+    "first": "which texts are seen does not depend on `rng`: draw them with `generator=rng`",
     "others": "without noise the labels are those of the rows: `labels[rows]`",
     "rate": "a share `noise` of the labels is wrong, and others stay as they are",
+    "exactly": "always the same number of labels is wrong: each is wrong with probability `noise`, independently",
     "stretches": "whole texts, or whole columns, are wrong together: each label is wrong or right independently",
     "one way": "labels become wrong in both directions: a yes becomes a no as often as a no a yes",
     "rng": "the draws do not come from `rng`: with `generator=rng` they can be drawn again",
@@ -243,6 +271,7 @@ def worse_examples_check(attempt):
         require(torch.equal(given, labels), SPOILED_SAYS["input"])
         require(isinstance(got, (tuple, list)) and len(got) == 2, SPOILED_SAYS["form"], got=got)
         rows, found = (torch.as_tensor(each).cpu() for each in got)
+        require(found.shape != (texts, 40), SPOILED_SAYS["positions"], got=got)
         require(rows.shape == (texts,) and found.shape == (texts, 60) and found.dtype == torch.bool
                 and not rows.is_floating_point() and rows.dtype != torch.bool, SPOILED_SAYS["form"], got=got)
         require(len(rows.unique()) == texts, SPOILED_SAYS["twice"], got=rows)
@@ -263,6 +292,9 @@ def worse_examples_check(attempt):
         require(abs(of_yes - of_no) < 0.08, SPOILED_SAYS["one way"], got=f"{of_yes:.2f} of yes, {of_no:.2f} of no",
                 expected=f"about {noise} of both")
         require(abs(share - noise) < 0.05, SPOILED_SAYS["rate"], got=f"{share:.3f}", expected=f"about {noise}")
+        draws = [draw(30, noise, seed) for seed in range(1, 7)]
+        counts = [int((found ^ labels[rows]).sum()) for rows, found in draws]
+        require(len(set(counts)) > 1, SPOILED_SAYS["exactly"], got=f"{counts[0]} of 1800, in each of six draws")
         require(not torch.equal(wrong, draw(30, noise, 2)[1] ^ labels[draw(30, noise, 2)[0]]), SPOILED_SAYS["rng"])
 
 
@@ -284,7 +316,7 @@ EXERCISES = [
         id="11.auc_by_text",
         title="Your experiment: one number for each text",
         reference=auc_by_text,
-        check=compare_cases(text_cases, TEXT_MISTAKES, keeps_inputs=True),
+        check=CompareThenState(compare_cases(text_cases, TEXT_MISTAKES, keeps_inputs=True), one_sided_texts),
         hints=(
             "An AUC for a set of texts, once for all of them and once without each.",
             "For a set of texts, bool [n]: `asked = known & texts[:, None]`, then "
