@@ -203,8 +203,10 @@ claim("the best latent reads worse than the best raw axis", overall("best latent
       unit="AUC")
 print(f"a latent is 0 at {(judge.f == 0).float().mean():.0%} of the positions, an untrained one at "
       f"{(judge.untrained == 0).float().mean():.0%}, a raw axis at {(judge.x == 0).float().mean():.0%}")
-claim("but better than the best untrained latent", overall("best latent"), ">", overall("best untrained latent"), unit="AUC")
-claim("and 20 latents better than 20 untrained ones", overall("20 latents"), ">", overall("20 untrained latents"), unit="AUC")
+claim("the best latent reads better than the best untrained one", overall("best latent"), ">",
+      overall("best untrained latent"), unit="AUC")
+claim("20 latents read better than 20 untrained ones", overall("20 latents"), ">", overall("20 untrained latents"),
+      unit="AUC")
 claim("20 latents and 20 raw axes differ by less than 0.05", overall("20 latents"), "≈", overall("20 raw axes"),
       within=0.05, unit="AUC")
 claim("20 latents and the last three words differ by less than 0.05", overall("20 latents"), "≈",
@@ -217,7 +219,7 @@ measured("20 latents minus 20 raw axes, mean AUC over the facts", (overall("20 l
 # numbers that are equally sparse the trained ones read better by nearly a tenth, alone and by twenty: training bought
 # that. Over twenty dense axes, which nobody trained either, they are ahead by some hundredths.
 #
-# And how much of that is the *story*? The last three words tell nearly as much as 20 latents. The latents are ahead where
+# How much of that is the *story*? The last three words tell nearly as much as 20 latents. The latents are ahead where
 # the words are silent: who acts, whether two people are there. So a mean AUC needs a control that knows the words alone.
 #
 # ## 2 · Few examples, wrong labels, another text
@@ -318,7 +320,7 @@ claim("the shift costs 20 latents more than a dense probe with a penalty", lost[
       lost["dense probe, ridge 1"], unit="AUC")
 
 # %% [markdown]
-# The twenty latents alone lose for certain. Having seen more text did not make their probe hardier; a penalty does.
+# Only the twenty latents lose by an interval without 0: to have seen more text does not protect them.
 #
 # ## 3 · Who can change it?
 #
@@ -424,6 +426,11 @@ def rows_at_random(seed):
     return torch.nn.functional.normalize(torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
+def activations_at_random(seed):
+    rows = torch.randperm(N * (LENGTH - 1), generator=torch.Generator().manual_seed(seed))[:sae.d_sae]
+    return torch.nn.functional.normalize(learn.x.flatten(0, 1)[rows] - learn.x.mean(dim=(0, 1)), dim=1)
+
+
 ROWS_OF_UNIT_NORM = torch.nn.functional.normalize(sae.W_dec.detach().cpu(), dim=1)
 
 
@@ -442,8 +449,8 @@ def directions_for(name, choose):
 # %% [markdown]
 # Every direction gets the strength that serves it best, chosen on 16 pairs, and is judged on 24 others. Most were found
 # with labels, as readers. Others were found by what they *do*: the gradient of the distance on those 16 pairs; and, of
-# the eight latents whose rows are most aligned with it, the one that steers best. The control is the same search among
-# the raw axes, and among as many random directions as there are latents, three times.
+# the eight latents whose rows are most aligned with it, the one that steers best. The controls are the same search among
+# the raw axes, and among as many activations and random directions (three times) as there are latents.
 #
 # **Predict before you look:** for *a woman acts* the latent with the best AUC has one near 0.6. Unsteered the model is
 # 2.4 nats from the truth of the changed story. How far is it when steered along that single latent's direction?
@@ -459,8 +466,10 @@ for name in FACTS:
         table["unsteered", name] = test.far(model(test.pairs.clean)[:, -1])
         table["the model reads the changed story", name] = test.far(model(test.pairs.corrupted)[:, -1])
         table["a uniform guess", name] = test.far(torch.zeros(len(test.pairs), len(words.vocabulary)))
-    (found, row), (_, axis) = (by_gradient(rows, choose) for rows in (ROWS_OF_UNIT_NORM, torch.eye(model.cfg.d_model)))
-    ways = {**directions_for(name, choose), "latent by gradient": row, "raw axis by gradient": axis}
+    found, row = by_gradient(ROWS_OF_UNIT_NORM, choose)
+    ways = {**directions_for(name, choose), "latent by gradient": row,
+            "raw axis by gradient": by_gradient(torch.eye(model.cfg.d_model), choose)[1],
+            "activation by gradient": by_gradient(activations_at_random(0), choose)[1]}
     for way, direction in ways.items():
         table[way, name], _ = steer(direction, choose, test)
     at_random = [rows_at_random(seed) for seed in range(3)]
@@ -495,16 +504,16 @@ claim("one gradient changes it as well as if the model read the changed story", 
 
 # %% [markdown]
 # *Who acts*: the latent with the best AUC, about 0.6, changes the fact nearly as well as the best that labels can buy. It
-# is on at few positions and misses most, so it reads badly; but its direction *is* the fact's. The dictionary has earned
-# that: no search among random directions comes near.
+# is on at few positions and misses most, so it reads badly; but its direction *is* the fact's. The search by gradient
+# finds another such latent, and among activations nearly as good a direction; among random ones it does not.
 #
 # *One or many*: steered along the latent that reads best, the model is further from the truth than a uniform guess. (It
-# began further still, confident of the wrong verb. So whatever confuses it helps, a random direction too.) It would be
-# easy to conclude that the number is not a direction at all. One backward pass shows that it is: the gradient alone, 256
+# began further still, confident of the wrong verb, so whatever confuses it helps, a random direction too.) It would be
+# easy to conclude that the number is not a direction. One backward pass shows that it is: the gradient alone, 256
 # numbers, does what reading the other story does. And the latent that the gradient chose changes the number better than
-# two means. Does it decide the verb, then? A raw axis and random directions, chosen in the same way, beat two means, too,
+# two means. Does it decide the verb? A raw axis and random directions, chosen in the same way, beat two means, too,
 # and the latent itself is never on in these stories. It is the *search* that steers, along any row that leans the right
-# way; the dictionary's leans a little more.
+# way.
 #
 # So **reading and steering are two questions, in both directions**. A direction that is to be *used* should be chosen by
 # what it does; that its row steers does not say what a latent stands for. (The gradient saw 16 pairs and the truth about
@@ -549,13 +558,13 @@ claim("pure latents share the first sentence among them: together they cover mor
       ">", alone, unit="share of the labelled positions")
 places = torch.eye(LENGTH - 1, dtype=torch.bool).expand(N, -1, -1)      # in the latents' place: on at one place each
 number_of, by_place, _ = covers(FIRST, places, places)
-claim(f"and more than the {number_of} places do that lie in first sentences only", together, ">", by_place,
+claim(f"they cover more than the {number_of} places do that lie in first sentences only", together, ">", by_place,
       unit="share of the labelled positions")
 later, (label, known) = place >= 20, learn.key[FIRST]
 on = (judge.f[..., pure_latents(learn.f[known] > 0, label[known], 0.9, 20)] > 0).any(dim=-1)
 inside, outside = (later & known & (judge.key[FIRST][0] == answer) for answer in (True, False))
 both = inside.any(dim=1)                                            # a second story begins
-claim("after the 20th word, too, they are on at more of the positions in first sentences than elsewhere",
+claim("after the 20th word, too, pure latents are on at more of the positions in first sentences than elsewhere",
       (on & inside).sum(dim=1)[both] / inside.sum(dim=1)[both], ">", (on & outside).sum(dim=1)[both] / outside.sum(dim=1)[both],
       unit="share")
 
@@ -788,6 +797,7 @@ if real_model is not None:
 from course_utils.probes import hooked_logits, setting  # noqa: E402
 
 she, he = words.ids["She"], words.ids["He"]
+choose, test = Changed("a woman acts", 16, seed=0), Changed("a woman acts", 24, seed=1)
 ways = directions_for("a woman acts", choose)
 ways["random direction"] = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(0))
 
@@ -818,16 +828,15 @@ claim("without the difference of means the model is less certain who acts than w
 # - A dozen facts of one small language are not a benchmark. They were named by us, which favours probes.
 # - One site, and dictionaries of 256 and 768 latents, the small ones hardly trained. Wider ones might hold single
 #   latents for more facts, or split them.
-# - Steering was judged at one kind of place, for two facts, which differ. A direction that does well there may do harm
-#   elsewhere.
+# - Steering was judged at one kind of place, for two facts. A direction that does well there may do harm elsewhere.
 # - A name by the strongest places is not a meaning. Lesson 06 showed a latent whose name failed at its weak ones.
 # - Intervals are over texts to judge by (in section 2, over draws to learn from), not over facts. No k was chosen on
 #   held-out text.
 #
 # ## Summary
 #
-# - If you can name the fact and have labels, train a dense probe. Nothing reads better here.
-# - Compare with something that nobody trained, and as sparse. Latents read clearly better than untrained ones; twenty raw
+# - If you have labels for the fact, train a dense probe. Nothing reads better here.
+# - Compare with something that nobody trained, and as sparse. Latents read better than untrained ones; twenty raw
 #   axes, and the last three words, read nearly as well as twenty latents.
 # - Tune both sides. Untuned, the dictionary loses with few labels and wins with wrong ones; tuned, the two are
 #   within three hundredths.
