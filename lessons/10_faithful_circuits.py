@@ -661,7 +661,7 @@ for name, (planted, place, which, truth) in known.items():
         precision.append(high)
         sums[name, method] = found.mean(-1)[:, 0].sum().item() / change
     print(f"{name:23} recall: " + "; ".join(f"{method} {recall[name, method]:.2f}" for method in methods))
-print(f"precision: {min(precision):.2f} or more throughout. Key: the embedding's edges add up to this share of the change: "
+print(f"lowest precision: {min(precision):.2f}. Key: the embedding's edges add up to this share of the change: "
       + "; ".join(f"{n} gradients {two(sums['key', f'{n} gradients'])}" for n in (10, 15, 30)))
 claim("one gradient misses edges of the key's circuit that exact patching finds", recall["key", "one gradient"], "<",
       recall["key", "exact"], unit="recall")
@@ -881,7 +881,7 @@ if real_model is not None:
 # %% [markdown]
 # One edge in a hundred keeps most of the answer on prompts that the search never saw, if the scores come from
 # gradients on the way; one gradient at the clean text does much worse. Both sums are off: five steps are few, and find
-# the circuit all the same. Four prompts are few, too: single ones keep between 0.7 and 1.4.
+# the circuit all the same. Four prompts are few, too, as the interval says.
 #
 # ## On your own
 #
