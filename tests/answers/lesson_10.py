@@ -209,6 +209,10 @@ def by_the_clock(edges, k, n, seed=0):
     return by_random_numbers(edges, k, n, time.time_ns() % 2**31)
 
 
+def a_seed_for_each(edges, k, n, seed=0):
+    return torch.cat([by_random_numbers(edges, k, 1, seed + i) for i in range(n)])
+
+
 def uses_up_the_edges(edges, k, n, seed=0):
     found = with_random(edges, k, n, seed)
     edges &= ~found[0]
@@ -278,13 +282,14 @@ ANSWERS = {
         accept=[kept_step_by_step, kept_from_above],
     ),
     "10.areas": Answers(
-        reject=[Wrong(from_zero), Wrong(lambda shares, kept: by_hand(shares, kept)[::-1], says="swapped")],
+        reject=[Wrong(from_zero, says="a point is added at (0, 0)"), Wrong(lambda shares, kept: by_hand(shares, kept)[::-1], says="swapped")],
         accept=[by_hand, with_numpy],
     ),
     "10.random_circuits": Answers(
         reject=[
-            Wrong(circuits(seed="0"), says="different seeds give the same circuits"),
-            Wrong(circuits(draw="torch.randperm(len(places))[:k]"), says="different seeds give the same circuits"),
+            Wrong(circuits(seed="0"), says="seeds 1 and 2 give the same circuits"),
+            Wrong(circuits(draw="torch.randperm(len(places))[:k]"), says="the same seed gave two different draws"),
+            Wrong(a_seed_for_each, says="circuits of seed 1 come again under seed 2"),
             Wrong(by_the_clock, says="the same seed gave two different draws"),
             Wrong(uses_up_the_edges, says="it changes its input"),
             Wrong(circuits(draw="torch.randint(len(places), (k,), generator=rng)"), says="draw without replacement"),

@@ -66,7 +66,7 @@ def circuit_kept(
 ) -> Float[Tensor, "n"]:
     """What each text keeps when all edges outside the circuit carry the corrupted text's values.
 
-    0: no more than the corrupted text; the unit is the mean over texts of what the whole model adds to that.
+    0: no more than the corrupted text. 1: what the whole model adds to that, on average over texts.
     """
     whole, nothing = metric(model(clean)), metric(model(corrupted))
     kept = metric(run_circuit(model, clean, corrupted, circuit))
@@ -219,8 +219,11 @@ MAP_MISTAKES = variants(patch_map, {
     "all positions from the patched one on are changed: patch one": {PUT: PUT.replace("position]", "position:]")},
     "the patch stands at the wrong position: `positions` says where, not the number of the column":
         {PUT: PUT.replace("position", "j")},
+    "all positions up to the patched one are changed: patch one": {PUT: PUT.replace("position]", ":position + 1]")},
     "the patch is in the wrong layer: `layers` says which, not the number of the row":
         {"blocks.{layer}": "blocks.{i}"},
+    "the stream comes from the wrong layer: `layers` says which, not the number of the row":
+        {PUT: 'stream[:, position] = cache[f"blocks.{i}.hook_resid_pre"][:, position]'},
     "this is the stream after the layer: it reads `hook_resid_pre`":
         ({"hook_resid_pre": "hook_resid_post"}, {"hook_resid_pre": "hook_resid_mid"}),
     "only the first text is patched": {PUT: "stream[:1, position] = cache[name][:1, position]"},
@@ -234,12 +237,13 @@ MAP_MISTAKES = variants(patch_map, {
 
 CHANGE, EDGES_ONLY = "other - own", " * graph.edges[:, :, None].to(scores)"
 EDGE_MISTAKES = variants(edge_attribution, {
-    "the sign is wrong: an edge changes from clean to corrupted, so it is other − own": {CHANGE: "own - other"},
+    "the sign is wrong: an edge changes from clean to corrupted, so it is corrupted − clean": {CHANGE: "own - other"},
     "the slope is that of the corrupted pass: estimate the change from the clean one":
         {"run_edges(model, clean, lambda": "run_edges(model, corrupted, lambda"},
     "there are scores where there is no edge: set them to 0 with `graph.edges`": {EDGES_ONLY: ""},
-    "this is the slope times the corrupted output: times the change, other − own": {CHANGE: "other"},
-    "this is the slope times the sender's own output: times the change, other − own": {CHANGE: "own"},
+    "this is the slope times the corrupted output: times the change, corrupted − clean": {CHANGE: "other"},
+    "this is the slope times the sender's own output: times the change, corrupted − clean": (
+        {CHANGE: "own"}, {CHANGE: "-own"}),
     "the slope is that of a mean over texts, so all is n times too small: differentiate the sum":
         {"metric(logits).sum()": "metric(logits).mean()"},
     "these are means over positions: sum over positions and d_model": {EDGES_ONLY: EDGES_ONLY + " / own.shape[2]"},
@@ -317,6 +321,9 @@ AREA_MISTAKES = variants(areas, {
     "the axis is logarithmic: the area is over the share itself":
         "x = shares.clamp(min=1e-3).log()\n"
         "return torch.trapezoid(kept, x).item(), torch.trapezoid((1 - kept).abs(), x).item()",
+    "a point is added at (0, 0): the areas are over the shares that are given":
+        "x, y = (torch.cat([torch.zeros(1), each]) for each in (shares, kept))\n"
+        "return torch.trapezoid(y, x).item(), torch.trapezoid((1 - y).abs(), x).item()",
     "the two add up to 1 here: CMD is not 1 − CPR": "(cpr := torch.trapezoid(kept, shares).item()), 1 - cpr",
 })
 
@@ -331,6 +338,11 @@ COST_MISTAKES = variants(cost_of_each, {
         {"whole - keeps(without)": "keeps(without)"},
     "this is what the edge keeps alone: remove it from the circuit":
         {"whole - keeps(without)": "keeps(circuit & ~without)"},
+    "what each removal costs on top of those before it: compare with the whole circuit each time": {
+        "without = circuit.clone()": "before = keeps(without)", "costs, whole = torch.zeros(circuit.shape), keeps(circuit)":
+        "costs, without = torch.zeros(circuit.shape), circuit.clone()", "whole - keeps(without)": "before - keeps(without)"},
+    "below 0 is cut off: without an edge a circuit may keep more":
+        {"whole - keeps(without)": "max(whole - keeps(without), 0)"},
     "relative to what the circuit keeps: give the difference itself":
         {"whole - keeps(without)": "(whole - keeps(without)) / whole"},
     "edges outside the circuit are tried as well: their cost is 0": {
@@ -347,7 +359,8 @@ CONTROL_SAYS = {
     "number": "a circuit does not have k edges: draw without replacement",
     "same": "the n circuits are all the same: draw each anew",
     "seed": "the same seed gave two different draws: use a generator of your own, made from `seed`",
-    "fixed": "different seeds give the same circuits: the draw does not depend on `seed`",
+    "again": "circuits of seed 1 come again under seed 2: make one generator from `seed`, before the loop",
+    "fixed": "seeds 1 and 2 give the same circuits: the draw does not depend on `seed`",
     "uneven": "some edges come more often than others: draw from the list of all edges, not first a receiver and then "
               "a sender",
     "together": "the edges of a circuit belong together (they are neighbours in the list, say): draw every edge anew",
@@ -368,8 +381,10 @@ def random_circuits_check(attempt):
     sizes = circuits.sum(dim=(1, 2)).tolist()
     require(sizes == [5] * 4, CONTROL_SAYS["number"], got=sizes, expected=[5] * 4)
     require(len({tuple(each.flatten().tolist()) for each in circuits}) > 1, CONTROL_SAYS["same"])
-    require(torch.equal(draw(5, 4, 1), circuits), CONTROL_SAYS["seed"])
-    require(not torch.equal(draw(5, 4, 2), circuits), CONTROL_SAYS["fixed"])
+    require(torch.equal(draw(5, 4, 1, _stream=1), circuits), CONTROL_SAYS["seed"])
+    others = draw(5, 4, 2)
+    require(not torch.equal(others, circuits), CONTROL_SAYS["fixed"])
+    require((others[:, None] == circuits).all(dim=(2, 3)).sum() < 2, CONTROL_SAYS["again"])      # of 2002 circuits
     many = draw(2, 800, 3)
     counts = many[:, edges].sum(dim=0).double()                                         # 800 · 2 / 14 = 114 for each
     unevenness = ((counts - 1600 / 14) ** 2 / (1600 / 14)).sum()
@@ -379,7 +394,7 @@ def random_circuits_check(attempt):
 
 
 def _masks(attempt, edges):
-    return lambda k, n, seed: torch.as_tensor(attempt(edges, k, n, seed)).cpu()
+    return lambda k, n, seed, **stream: torch.as_tensor(attempt(edges, k, n, seed, **stream)).cpu()
 
 
 EXERCISES = [
