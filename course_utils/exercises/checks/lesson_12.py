@@ -80,7 +80,7 @@ def equally_large(
 
     A chosen node for which none is free has none.
     """
-    found = []
+    places, found = places.tolist(), []
     for node in chosen:
         free = [other for other in range(len(sizes))
                 if places[other] == places[node] and other not in chosen and other not in found]
