@@ -282,7 +282,10 @@ ANSWERS = {
         accept=[kept_step_by_step, kept_from_above],
     ),
     "10.areas": Answers(
-        reject=[Wrong(from_zero, says="a point is added at (0, 0)"), Wrong(lambda shares, kept: by_hand(shares, kept)[::-1], says="swapped")],
+        reject=[
+            Wrong(from_zero, says="a point is added at (0, 0)"),
+            Wrong(lambda shares, kept: by_hand(shares, kept)[::-1], says="swapped"),
+        ],
         accept=[by_hand, with_numpy],
     ),
     "10.random_circuits": Answers(

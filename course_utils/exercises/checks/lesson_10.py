@@ -339,8 +339,9 @@ COST_MISTAKES = variants(cost_of_each, {
     "this is what the edge keeps alone: remove it from the circuit":
         {"whole - keeps(without)": "keeps(circuit & ~without)"},
     "what each removal costs on top of those before it: compare with the whole circuit each time": {
-        "without = circuit.clone()": "before = keeps(without)", "costs, whole = torch.zeros(circuit.shape), keeps(circuit)":
-        "costs, without = torch.zeros(circuit.shape), circuit.clone()", "whole - keeps(without)": "before - keeps(without)"},
+        "without = circuit.clone()": "before = keeps(without)", "whole - keeps(without)": "before - keeps(without)",
+        "costs, whole = torch.zeros(circuit.shape), keeps(circuit)":
+        "costs, without = torch.zeros(circuit.shape), circuit.clone()"},
     "below 0 is cut off: without an edge a circuit may keep more":
         {"whole - keeps(without)": "max(whole - keeps(without), 0)"},
     "relative to what the circuit keeps: give the difference itself":
