@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from course_utils.house import shipped_notebooks
+
 MAX_BYTES = 50_000_000  # a larger notebook is not read
 MAX_ARCHIVE_BYTES = 500_000_000  # nor an archive; nor more than this out of one
 MAX_FILES = 2_000  # in an archive
@@ -162,7 +164,9 @@ def _language(metadata: object) -> str:
 
 
 def shipped_cells(lesson: str) -> set[str]:
-    """The code cells of the lesson as it ships; empty where there is no folder of notebooks beside the package."""
-    folder = Path(__file__).resolve().parents[3] / "notebooks"
-    paths = sorted(folder.glob(f"{lesson}_*.ipynb"))
+    """The code cells of the lesson as it ships; empty where the course has no notebooks."""
+    try:
+        paths = sorted(shipped_notebooks("notebooks").glob(f"{lesson}_*.ipynb"))
+    except FileNotFoundError:
+        return set()
     return {source.strip() for path in paths for source in read_cells(path.read_bytes())}
