@@ -27,7 +27,7 @@ from build_notebooks import SETUP
 from course_utils.runs import LessonError, read_notebook, run_notebook, stored_lessons
 
 ROOT = Path(__file__).resolve().parent.parent
-VERSIONS = "import torch, numpy; print(torch.__version__, numpy.__version__)"
+VERSIONS = "from importlib.metadata import version; print(version('torch'), version('numpy'))"
 PARTS = ("course_utils", "notebooks", "solutions", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
