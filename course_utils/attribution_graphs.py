@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from course_utils.house import NotForThisModel
 from course_utils.passes import CleanRun, centred, head_weights, mlp_out, output_factor, require_plain_blocks
-from course_utils.transcoders import Transcoder, check_blocks, mlp_in
+from course_utils.transcoders import Transcoder, check_blocks, logits_with_mlps, mlp_in
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -415,17 +414,12 @@ def run_features(
         NotForThisModel: see `transcoders.check_blocks`.
     """
     check_blocks(model, "features that are changed")
-    features: dict[int, Tensor] = {}
 
-    def read(layer: int, x: Float[Tensor, "batch pos d_model"], hook) -> None:
-        features[layer] = transcoders[layer].encode(x)
-        features[layer][:, 0] = 0
-
-    def write(layer: int, y: Float[Tensor, "batch pos d_model"], hook) -> Float[Tensor, "batch pos d_model"]:
-        changed = change(layer, features[layer].clone()) - features[layer]
+    def write(layer: int, x: Tensor, y: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        features = transcoders[layer].encode(x)
+        features[:, 0] = 0
+        changed = change(layer, features.clone()) - features
         changed[:, 0] = 0
         return y + changed @ transcoders[layer].W_dec
 
-    hooks = [(mlp_in(layer), partial(read, layer)) for layer in transcoders]
-    hooks += [(mlp_out(layer), partial(write, layer)) for layer in transcoders]
-    return model.run_with_hooks(tokens, fwd_hooks=hooks)
+    return logits_with_mlps(model, tokens, transcoders, write)

@@ -14,7 +14,7 @@ form of SAELens on disk; it knows the kinds relu and jumprelu, with and without 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,13 +150,29 @@ def replaced_logits(
         NotForThisModel: see `check_blocks`.
     """
     check_blocks(model, "a transcoder")
+
+    def write(layer: int, x: Tensor, y: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        return torch.cat([y[:, :1], transcoders[layer](x[:, 1:])], dim=1)
+
+    return logits_with_mlps(model, tokens, transcoders, write)
+
+
+def logits_with_mlps(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], layers: Iterable[int],
+    write: Callable[[int, Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]],
+                    Float[Tensor, "batch pos d_model"]],
+) -> Float[Tensor, "batch pos vocab"]:
+    """Logits when the MLP of each of these layers reads x and writes write(layer, x, y) in the place of its own y."""
     read: dict[int, Tensor] = {}
 
-    def write(layer: int, y: Float[Tensor, "batch pos d_model"], hook) -> Float[Tensor, "batch pos d_model"]:
-        return torch.cat([y[:, :1], transcoders[layer](read[layer][:, 1:])], dim=1)
+    def keep(layer: int, x: Tensor, hook) -> None:
+        read[layer] = x
 
-    hooks = [(mlp_in(layer), partial(lambda layer, x, hook: read.update({layer: x}), layer)) for layer in transcoders]
-    hooks += [(mlp_out(layer), partial(write, layer)) for layer in transcoders]
+    def rewrite(layer: int, y: Tensor, hook) -> Float[Tensor, "batch pos d_model"]:
+        return write(layer, read[layer], y)
+
+    hooks = [(name(layer), partial(function, layer)) for layer in layers
+             for name, function in ((mlp_in, keep), (mlp_out, rewrite))]
     return model.run_with_hooks(tokens, fwd_hooks=hooks)
 
 

@@ -338,6 +338,8 @@ CASES = {
         i.model, 1, i.text, i.mask.cpu(), batch_size=2),
     "transcoders.train_transcoder": lambda i: transcoders.train_transcoder(i.model, 1, i.text, i.config, skip=True),
     "transcoders.replaced_logits": lambda i: transcoders.replaced_logits(i.model, i.transcoders, i.text),
+    "transcoders.logits_with_mlps": lambda i: transcoders.logits_with_mlps(
+        i.model, i.text, [0], lambda layer, x, y: x + y),
     "attribution_graphs.FrozenModel": lambda i: attribution_graphs.FrozenModel(
         i.model, i.transcoders, i.text[0]).replaced_logits(errors=False),
     "attribution_graphs.attribution_graph": lambda i: (i.graph, i.graph.scores(), i.graph.top(3)),
