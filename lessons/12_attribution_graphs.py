@@ -938,7 +938,8 @@ if real_model is not None:
         for name, each in real_kinds.items():
             replaced = replaced_logits(real_model, {REAL_LAYER: each.to(real_model.cfg.device)}, real_judge)
             cost = delta_cross_entropy(real_logits, replaced, real_judge)[:, 1:].mean(dim=1)
-            print(f"layer {REAL_LAYER}, {name:15} explains {estimate(explained[name])}, ΔCE {estimate(cost)} nats")
+            print(f"layer {REAL_LAYER}, {name:15} explains {estimate(explained[name])}, "
+                  f"ΔCE {cost.mean():.2f} ± {2 * cost.std() / len(cost) ** 0.5:.2f} nats")
     claim("SmolLM2: a transcoder trained for a minute explains more of what the MLP writes than random features",
           explained["trained"], ">", explained["random features"], unit="share of each text's variance")
 

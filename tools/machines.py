@@ -3,6 +3,7 @@
     python tools/machines.py                 every setting that this processor can run
     python tools/machines.py AVX2 plain      the settings whose names begin so
     python tools/machines.py --only 06 11    two lessons, and no comparisons
+    python tools/machines.py --threads 1     the settings with one thread
     python tools/machines.py --busy 4        beside four processes that keep the cores busy
 
 The libraries below PyTorch choose their instructions by the processor and share a sum among threads, so that on another
@@ -112,12 +113,14 @@ def beside(busy: int) -> Iterator[None]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", help="the start of a setting's name")
+    parser.add_argument("--threads", type=int, help="only the settings with so many threads")
     parser.add_argument("--only", nargs="+", help="the starts of lessons' names; the comparisons are left out")
     parser.add_argument("--peers", default=str(ROOT / ".venv-peers/bin/python"), help="the second environment's Python")
     parser.add_argument("--cores", type=int, default=2, help="threads at a time, all processes together")
     parser.add_argument("--busy", type=int, default=0, help="other processes beside, which do nothing but compute")
     args = parser.parse_args(argv)
     settings, left_out = chosen(args.settings, flags())
+    settings = [each for each in settings if args.threads in (None, each.threads)]
     peers = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.peers" in path.read_text()]
     stored = {path for start in args.only or [""] for path in stored_lessons(ROOT / "solutions", start)}
     lessons = [str(path.relative_to(ROOT)) for path in sorted(stored, reverse=True)]
