@@ -5,12 +5,12 @@
 #
 # Variables: PYTHON=python3.12      the interpreter (3.11 to 3.13)
 #            TORCH_INDEX=<address>  a pip index to take torch from, for example one with CPU builds
-#            JOBS=2                 test processes
+#            JOBS=2                 test processes; as many as cores, at most four, if it is not said
 #            REAL=1                 make course with the sections on a real language model
 #            RUNS=20                make flakes: how often the fast tests run, each time in another order
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-JOBS ?= 2
+JOBS ?= $(shell "$(PYTHON)" -c "import os; print(min(4, os.cpu_count() or 2))")
 RUNS ?= 20
 VENV := .venv
 PEERS := .venv-peers
