@@ -401,6 +401,12 @@ def test_what_is_no_notebook_is_said(content, says):
         read_cells(content.encode())
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_notebook_in_an_editor_s_encoding_is_read(encoding):
+    content = '{"cells": [{"cell_type": "code", "source": ["x = \\"é\\""]}]}'
+    assert read_cells(content.encode(encoding)) == ['x = "é"']
+
+
 def test_extra_files_of_a_student_are_named_and_have_no_row(tmp_path, capsys):
     files = {"a/x.ipynb": "{}", "a/plot.png": "", "b/only.py": ""}
     found_in(tmp_path, files)
