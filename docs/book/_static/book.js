@@ -1,3 +1,55 @@
-// A browser reads no other page of a book that was opened from a folder (file://), so the search lists the pages that
-// it found without an excerpt of each. From a web server it shows the excerpts.
-if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+// A browser reads no other page of a book that was opened from a folder (file://), but it runs a script from there:
+// texts.js holds the text of every page, and the search quotes from that.
+if (location.protocol === "file:" && document.querySelector("#search-results")) {
+  const texts = new Promise((done) => {
+    const script = document.createElement("script");
+    script.src = "_static/texts.js";
+    script.onload = () => done(window.BOOK_TEXTS);
+    document.head.append(script);
+  });
+  window.fetch = async (address) => new Response((await texts)[String(address).split("/").pop()]);
+}
+
+// What scrolls can be scrolled with the keyboard.
+const SCROLLS = "pre, .cell_output, .cell_output .output, .table-wrapper, .book-widget, math[display=block]";
+function letKeysScroll() {
+  for (const box of document.querySelectorAll(SCROLLS)) {
+    const scrolls = box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight;
+    if (scrolls) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+}
+new ResizeObserver(letKeysScroll).observe(document.body);
+document.addEventListener("toggle", letKeysScroll, true);
+
+// On a narrow window the two side bars are opened by labels, which no key reaches by itself; Escape closes them.
+for (const [kind, name] of [["nav", "All pages"], ["toc", "On this page"]]) {
+  for (const label of document.querySelectorAll(`label.${kind}-overlay-icon`)) {
+    Object.assign(label, { role: "button", tabIndex: 0, ariaLabel: name });
+    label.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      label.click();
+    });
+  }
+}
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") for (const bar of document.querySelectorAll(".sidebar-toggle")) bar.checked = false;
+});
+
+// An attention widget draws itself after the page has loaded, with a menu that has no name.
+const nameMenus = () => {
+  for (const menu of document.querySelectorAll(".book-widget select")) menu.ariaLabel = "Direction of attention";
+};
+for (const widget of document.querySelectorAll(".book-widget")) {
+  new MutationObserver(nameMenus).observe(widget, { childList: true, subtree: true });
+}
+nameMenus();
+
+// Paper has no button that unfolds an exercise.
+let folded = [];
+addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("article details:not([open])")];
+  for (const each of folded) each.open = true;
+});
+addEventListener("afterprint", () => { for (const each of folded) each.open = false; });
