@@ -37,14 +37,24 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") for (const bar of document.querySelectorAll(".sidebar-toggle")) bar.checked = false;
 });
 
-// An attention widget draws itself after the page has loaded, with a menu that has no name.
-const nameMenus = () => {
-  for (const menu of document.querySelectorAll(".book-widget select")) menu.ariaLabel = "Direction of attention";
-};
-for (const widget of document.querySelectorAll(".book-widget")) {
-  new MutationObserver(nameMenus).observe(widget, { childList: true, subtree: true });
+// An attention widget draws itself after the page has loaded: with a menu that has no name, and with white text on its
+// buttons, be they pale or dark.
+function mendWidget(widget) {
+  for (const menu of widget.querySelectorAll("select")) menu.ariaLabel = "Direction of attention";
+  for (const button of widget.querySelectorAll("button")) {
+    const [red, green, blue] = getComputedStyle(button).backgroundColor.match(/[\d.]+/g).map((part) => {
+      const share = part / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    const colour = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "black" : "white";
+    if (button.style.color !== colour) button.style.color = colour;
+  }
 }
-nameMenus();
+for (const widget of document.querySelectorAll(".book-widget")) {
+  const watch = { childList: true, subtree: true, attributes: true, attributeFilter: ["style"] };
+  new MutationObserver(() => mendWidget(widget)).observe(widget, watch);
+  mendWidget(widget);
+}
 
 // Paper has no button that unfolds an exercise.
 let folded = [];
