@@ -89,7 +89,7 @@ class Page:
 
 def start(lab: Lab, python: Path, module: str) -> None:
     """An editor's server in place of JupyterLab's."""
-    command = [python, "-m", module, "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
+    command = [str(python), "-m", module, "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
                f"--IdentityProvider.token={lab.token}", f"--ServerApp.root_dir={lab.root}"]
     with open(lab.folder / "server.log", "w", encoding="utf-8") as log:
         lab.process = subprocess.Popen(command, cwd=lab.root, env=lab.environment(), stdout=log, stderr=log)
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(name)
         python = new_environment(folder / "environment")
         shutil.copytree(Path(sys.prefix, "share", "jupyter"), folder / "environment" / "share" / "jupyter")
-        install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "notebook>=7", "nbclassic"]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "notebook>=7", "nbclassic"]
         subprocess.run(install, check=True)
         browser = running.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         for module in args.editor or EDITORS:
