@@ -3,9 +3,12 @@
 The site is built once for all tests; the browser reads it from its folder, as a reader without network does.
 """
 
+import functools
+import http.server
 import os
 import re
 import shutil
+import threading
 import types
 from pathlib import Path
 
@@ -20,6 +23,11 @@ from build_book import ROOT, BookError, broken_links, read_lessons, remote_loads
 LESSONS = {"00": "00_start_here", "03": "03_ablations"}
 WORKED = sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))
 WIDTHS = (390, 1280)
+THEMES = ("light", "dark")
+# The rule that a control's spoken name holds its text is an experiment of axe's, off if not asked for.
+HINDRANCES = """() => axe.run({preload: false, rules: {"label-content-name-mismatch": {enabled: true}}}).then(
+    found => found.violations.filter(rule => ["serious", "critical"].includes(rule.impact)).map(
+        rule => [rule.id, rule.nodes.length, rule.nodes[0].html, rule.nodes[0].failureSummary]))"""
 # The boxes around the text: one that holds more than it shows would scroll sideways, or hide the rest.
 WIDER_THAN_SHOWN = """() => [...document.querySelectorAll("html, body, .page, .main, .content")]
     .filter(box => box.scrollWidth > box.clientWidth + 1).map(box => innerWidth + " px: " + box.className)"""
@@ -100,6 +108,17 @@ def test_widgets_draw_with_the_script_of_the_site_and_know_no_address():
     assert [page.count('<script src="_static/circuitsvis.js">') for page in pages] == [1, 0]
     assert all("window.CircuitsVis;" in page and "http" not in page for page in pages)
     assert build_book.widget_script().startswith("if(!window.CircuitsVis){")
+
+
+def test_the_first_use_of_each_term_becomes_a_link_to_the_glossary():
+    entries = "head\n    A part.\n\nL0\n    A count.\n\nold head\n    Too.\n"
+    terms = build_book.read_terms(f"# G\n\n```{{glossary}}\n{entries}```\n")
+    assert terms == ["old head", "head", "L0"]
+    text = "# A head\n`head`, [a head](x.md), header, L0s: Old heads, heads and an old head; a head, L0."
+    linked = build_book.link_terms(text, terms)
+    assert linked == ("# A head\n`head`, [a head](x.md), header, {term}`L0s <L0>`: {term}`Old heads <old head>`, "
+                      "{term}`heads <head>` and an old head; a head, L0.")
+    assert terms == [] and build_book.link_terms("A head.", terms) == "A head."
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch, capsys):
@@ -272,3 +291,83 @@ def test_a_reader_searches_a_word_and_unfolds_an_exercise(book, reader):
     page.locator("summary:has-text('Show the worked version')").first.click()
     assert code.is_visible() and "@exercise(" in code.inner_text()
     assert reader.wrong == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", ["00_start_here", pytest.param("*", marks=pytest.mark.matrix)])
+def test_axe_finds_nothing_serious(book, reader, names):
+    """One lesson, in the light theme where it is narrow and in the dark one where it is wide; or all pages in both."""
+    try:
+        from axe_playwright_python.base import AXE_SCRIPT
+    except ImportError:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("axe-playwright-python is not installed")
+    found = []
+    for theme in THEMES if names == "*" else [THEMES[WIDTHS.index(reader.width)]]:
+        reader.page.emulate_media(color_scheme=theme)
+        for path in sorted(book.glob(f"{names}.html")):
+            reader.page.goto(path.as_uri())
+            if "_static/circuitsvis.js" in path.read_text(encoding="utf-8"):
+                reader.page.wait_for_function(f"(painted => painted.length && painted.every(Boolean))(({PAINTED})())")
+            reader.page.evaluate(AXE_SCRIPT)
+            found += [(path.stem, theme, *each) for each in reader.page.evaluate(HINDRANCES)]
+    assert found == [] and reader.wrong == []
+
+
+@pytest.fixture(scope="module")
+def served(book):
+    """The book's address on a web server of its own."""
+    handler = functools.partial(QuietHandler, directory=str(book))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["folder", "server"])
+def test_the_search_quotes_what_it_found(book, browser, request, place):
+    address = book.as_uri() if place == "folder" else request.getfixturevalue("served")
+    page = browser.new_page()
+    page.goto(f"{address}/search.html?q=specialist")
+    quote = page.locator("#search-results li", has_text="09 · Capstone").locator("p.context")
+    quote.wait_for()
+    assert "specialist" in quote.inner_text()
+    page.close()
+
+
+@pytest.mark.slow
+def test_the_keyboard_reaches_the_text_first_and_opens_the_side_bar_of_a_narrow_window(book, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((book / "06_sparse_autoencoders.html").as_uri())
+    focused, bar = page.locator("*:focus"), page.locator(".sidebar-drawer")
+    page.keyboard.press("Tab")
+    assert focused.inner_text() == "Skip to content" and not bar.is_visible()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    bar.wait_for(state="visible")
+    page.keyboard.press("Escape")
+    bar.wait_for(state="hidden")
+    page.goto(page.url.split("#")[0])
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert focused.evaluate("element => Boolean(element.closest('article'))")
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_printed_lesson_has_its_exercises_unfolded_and_no_menus(book, browser):
+    page = browser.new_page()
+    page.goto((book / "00_start_here.html").as_uri())
+    page.emulate_media(media="print")
+    code = page.locator("details:has-text('Show the worked version') pre").first
+    page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    assert code.is_visible() and not page.locator("article summary, .sidebar-drawer, .related-pages").first.is_visible()
+    page.evaluate("() => dispatchEvent(new Event('afterprint'))")
+    assert not code.is_visible()
+    page.close()

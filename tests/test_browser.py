@@ -46,7 +46,8 @@ WRONG_AXIS = ANSWER.replace("z[:, :, head]", "z[:, head]")
 MISTAKE = "a position was zeroed, not a head"
 
 # How an output's HTML comes into a page: JupyterLab puts a copy of each script in its place, VS Code runs a copy of
-# each at the end of the output and takes it away again.
+# each at the end of the output and takes it away again, nbclassic does that in the page's head.
+PLACES = ("JupyterLab", "VS Code", "nbclassic")
 INSERT = """([html, place]) => {
   const output = document.body.appendChild(document.createElement("div"));
   output.innerHTML = html;
@@ -54,7 +55,7 @@ INSERT = """([html, place]) => {
     const copy = document.createElement("script");
     copy.text = script.textContent;
     if (place === "JupyterLab") script.replaceWith(copy);
-    else { output.append(copy); copy.remove(); }
+    else { (place === "VS Code" ? output : document.head).append(copy); copy.remove(); }
   }
 }"""
 
@@ -178,7 +179,7 @@ def test_stored_widgets_are_drawn_as_new_ones():
     assert [loader(html) for html in stored if "CircuitsVis" in html] == [new]
 
 
-@pytest.mark.parametrize("place", ["JupyterLab", "VS Code"])
+@pytest.mark.parametrize("place", PLACES)
 def test_widgets_draw_each_in_its_own_box(browser, tmp_path, place):
     """Two in one output, and the same two in outputs of their own."""
     first, second = "one", "two"
@@ -193,7 +194,7 @@ def test_widgets_draw_each_in_its_own_box(browser, tmp_path, place):
         assert watched.complaints == watched.refused == []
 
 
-@pytest.mark.parametrize("place", ["JupyterLab", "VS Code"])
+@pytest.mark.parametrize("place", PLACES)
 def test_the_circuit_answers_the_pointer_and_the_slider(browser, tmp_path, place):
     """Two of them in one output: the second is played with, and the first stays as it was."""
     graph = viz.interactive_circuit({("embed", "0.1.v"): 4.0, ("0.1", "1.0.q"): -1.0, ("1.0", "logits"): 2.0})

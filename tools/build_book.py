@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import json
 import posixpath
 import re
 import shutil
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,15 @@ LINK = re.compile(r"(?<![!\\])\[((?:[^\[\]]|!\[[^\[\]]*\]\([^()]*\))*)\]\(([^()\
 LESSON_NAME = re.compile(r"(?<![\[\w])([Ll]esson (\d\d)(?![\w\]])|(?<=\*\*)(\d\d) · [^*\[\]]+(?=\*\*))")
 WIDGET = re.compile(r"""window\.CircuitsVis \|\| await import\("[^"]*"\)""")
 WIDGET_SCRIPT = "_static/circuitsvis.js"
+NOT_TERM = re.compile(rf"{NOT_PROSE.pattern}|{LINK.pattern}|<[^<>]+>|\w+://\S+", NOT_PROSE.flags)
+MENDED = {  # what Sphinx, MyST-NB and the theme leave out for a reader who does not see the page
+    'role="heading">': 'role="heading" aria-level="2">',
+    '<summary aria-label="Toggle hidden content">': "<summary>",  # it has a text, and that is what is read
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="All pages">',
+    '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
+}
+ARTICLE = re.compile(r"""<article role="main".*?</article>""", re.DOTALL)
+SCRIPT = re.compile(r"<(script|style)\b.*?</\1>", re.DOTALL)
 NO_LINK = re.compile(r"</?(?!/?(?:a|html|head|body|script|style)\b)(?![^<>]*\s(?:id|name|href|src)=)[a-z][^<>]*>")
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 IN_CSS = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')\s]+)""")
@@ -111,15 +121,38 @@ def rewrite_links(text: str, source: str, lessons: dict[str, str], root: Path = 
     return outside_code(text, lambda part: LESSON_NAME.sub(lesson, LINK.sub(link, IMAGE.sub(image, part))))
 
 
+def read_terms(glossary: str) -> list[str]:
+    """The entries of the glossary, the longest first."""
+    block = re.search(r"```\{glossary\}\n(.*?)```", glossary, re.DOTALL)
+    return sorted(re.findall(r"^\S.*", block[1] if block else "", re.MULTILINE), key=len, reverse=True)
+
+
+def link_terms(text: str, terms: list[str]) -> str:
+    """`text` with a link at its first use of each term; a term that got one is taken off the list."""
+    def link(found: re.Match) -> str:
+        term = next((each for each in terms if found[0].casefold() in (each.casefold(), each.casefold() + "s")), None)
+        if term:
+            terms.remove(term)
+        return f"{{term}}`{found[0]} <{term}>`" if term else found[0]
+
+    words = re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, terms))})s?(?![\w-])", re.IGNORECASE)
+    return outside(NOT_TERM, text, lambda part: words.sub(link, part)) if terms else text
+
+
 def outside_code(text: str, change: Callable[[str], str]) -> str:
     """`text`, changed everywhere but in code, in formulas and in headings."""
+    return outside(NOT_PROSE, text, change)
+
+
+def outside(pattern: re.Pattern[str], text: str, change: Callable[[str], str]) -> str:
+    """`text`, changed everywhere but where `pattern` matches."""
     kept = []
 
     def keep(found: re.Match) -> str:
         kept.append(found[0])
         return f"\0{len(kept) - 1}\0"
 
-    changed = change(NOT_PROSE.sub(keep, text))
+    changed = change(pattern.sub(keep, text))
     return re.sub("\0(\\d+)\0", lambda found: kept[int(found[1])], changed)
 
 
@@ -147,12 +180,14 @@ def read_lessons(readme: str) -> list[Lesson]:
 
 # ---------------------------------------------------------------------------------------------------- staging
 
-def prepare_notebook(notebook, source: str, lessons: dict[str, str], root: Path = ROOT) -> None:
-    """Fold the exercises and the setup, let the widgets draw with the site's script, rewrite the links: in place."""
+def prepare_notebook(notebook, source: str, lessons: dict[str, str], root: Path = ROOT, terms: Iterable[str] = ()
+                     ) -> None:
+    """Fold the exercises and the setup, let the widgets draw with the site's script, make the links: in place."""
+    unlinked = list(terms)
     script = f'<script src="{WIDGET_SCRIPT}"></script>'  # before the page's first widget
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = rewrite_links(cell.source, source, lessons, root)
+            cell.source = link_terms(rewrite_links(cell.source, source, lessons, root), unlinked)
         if cell.cell_type != "code":
             continue
         tags = cell.metadata.setdefault("tags", [])
@@ -212,19 +247,20 @@ def stage(root: Path, folder: Path) -> list[Lesson]:
     pages = {each.number: each.page for each in lessons}
     shutil.copytree(root / "docs" / "book", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(root / "docs" / "images", folder / "images")
+    terms = read_terms((folder / "glossary.md").read_text(encoding="utf-8"))
     for page in pages.values():
         try:
             notebook = read_notebook(root / "solutions" / f"{page}.ipynb")
         except LessonError as error:
             raise BookError(str(error)) from error
-        prepare_notebook(notebook, f"solutions/{page}.ipynb", pages, root)
+        prepare_notebook(notebook, f"solutions/{page}.ipynb", pages, root, terms)
         nbformat.write(notebook, folder / f"{page}.ipynb")
     present = {page: source for source, page in PAGES.items() if (root / source).exists()}
     texts = {page: rewrite_links((root / source).read_text(encoding="utf-8"), source, pages, root)
              for page, source in present.items()}
     texts["readme.md"] = re.sub(r"\A# .*", "# The README", texts["readme.md"])
     texts["generated_lessons.md"] = lesson_list(lessons)
-    texts["generated_contents.md"] = contents(lessons, sorted(present, reverse=True))
+    texts["generated_contents.md"] = contents(lessons, [*sorted(present, reverse=True), "glossary.md"])
     texts[WIDGET_SCRIPT] = widget_script()
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -298,6 +334,23 @@ def run_sphinx(source: Path, site: Path, notes: Path) -> None:
         raise BookError(f"Sphinx found something to mend:\n{done.stdout}\n{done.stderr}".replace(f"{source}/", ""))
 
 
+def mend(site: Path) -> None:
+    """Put what a screen reader needs into every page, and each page's text into a script, for the search to quote.
+
+    A browser reads no other page of a site that was opened from a folder, but it runs a script from there.
+    """
+    texts = {}
+    for page in sorted(site.glob("*.html")):
+        text = page.read_text(encoding="utf-8")
+        for left_out, mended in MENDED.items():
+            text = text.replace(left_out, mended)
+        page.write_text(text, encoding="utf-8")
+        if article := ARTICLE.search(text):
+            texts[page.name] = NO_LINK.sub("", SCRIPT.sub("", article[0]))
+    texts_script = f"window.BOOK_TEXTS = {json.dumps(texts, ensure_ascii=False)};\n"
+    (site / "_static" / "texts.js").write_text(texts_script, encoding="utf-8")
+
+
 def replace_folder(new: Path, old: Path) -> None:
     """Put the new site in the old one's place; a folder that holds anything else stays."""
     if old.exists() and any(old.iterdir()) and not (old / "searchindex.js").exists():
@@ -314,6 +367,7 @@ def build(root: Path, out: Path) -> list[Lesson]:
         lessons = stage(root, source)
         run_sphinx(source, site, Path(folder, "notes"))
         (site / ".buildinfo").unlink(missing_ok=True)
+        mend(site)
         problems = [f"loads from the network: {each}" for each in remote_loads(site)]
         problems += [f"broken link: {each}" for each in broken_links(site)]
         if problems:

@@ -21,6 +21,7 @@ from course_utils.viz.charts import (
     circuit_places,
     edge_colour,
 )
+from course_utils.viz.widget import OWN_BOX
 
 STEP_X, STEP_Y, MARGIN = 110, 44, 40        # pixels between nodes, and around all
 DASHES = ' stroke-dasharray="5 4"'
@@ -51,7 +52,7 @@ _PAGE = """<div data-graph class="course-graph" style="max-width:%(width)dpx">
     node.addEventListener("pointerenter", () => { chosen = node.dataset.node; draw(); });
     node.addEventListener("pointerleave", () => { chosen = null; draw(); });
   }
-})(document.currentScript.parentElement.querySelector("[data-graph]"))</script>"""
+})(%(box)s)</script>"""
 
 
 class InteractiveGraph:
@@ -95,7 +96,7 @@ class InteractiveGraph:
                     f'<text x="8" y="16" font-family="sans-serif" font-size="13">{html.escape(title)}</text>'
                     + "".join(drawn) + "</svg>")
         self.html = _PAGE % {"svg": self.svg, "width": width, "unit": html.escape(f" {unit}" if unit else ""),
-                             "largest": json.dumps(float(f"{largest:.4g}"))}
+                             "largest": json.dumps(float(f"{largest:.4g}")), "box": OWN_BOX % {"mark": "data-graph"}}
 
     def __repr__(self) -> str:
         return f"<graph of {self.n[0]} nodes and {self.n[1]} edges: {self.title}>"

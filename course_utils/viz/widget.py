@@ -21,7 +21,11 @@ from jaxtyping import Float
 from course_utils.viz.axes import as_array
 
 # The script finds its box from their parent: JupyterLab and pages run it where it stands, VS Code runs a copy of it at
-# the end of the output. Scripts run in their order, so the first box that none has taken is the script's own.
+# the end of the output. Scripts run in their order, so the first box that none has taken is the script's own. nbclassic
+# runs a copy in the page's head: there the script's own box is the one before a script of the same text.
+OWN_BOX = """(script => script.parentElement.querySelector("[%(mark)s]") ||
+  [...document.querySelectorAll("[%(mark)s] + script")].find(each => each.text === script.text).previousElementSibling
+)(document.currentScript)"""
 _LOADER = """<div data-cv style="margin:15px 0"><em>Attention widget: run this cell to draw it.</em></div>
 <script>(async box => {
   try {
@@ -31,7 +35,7 @@ _LOADER = """<div data-cv style="margin:15px 0"><em>Attention widget: run this c
     box.textContent = "";
     cv.render(box.id, cv.%(element)s, %(props)s);
   } catch (error) { box.title = String(error); }
-})(document.currentScript.parentElement.querySelector("[data-cv]"))</script>"""
+})(%(box)s)</script>"""
 
 
 @functools.lru_cache(maxsize=1)
@@ -53,7 +57,8 @@ class Widget:
         self.element = element
         data = json.dumps(props, separators=(",", ":")).replace("<", "\\u003c")  # no tag can end the script
         cdn = f"https://unpkg.com/circuitsvis@{circuitsvis.__version__}/dist/cdn/esm.js"
-        self.html = _LOADER % {"cdn": cdn, "element": element, "props": data}
+        box = OWN_BOX % {"mark": "data-cv"}
+        self.html = _LOADER % {"cdn": cdn, "element": element, "props": data, "box": box}
 
     def __repr__(self) -> str:
         return f"<{self.element} widget>"

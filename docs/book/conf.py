@@ -27,7 +27,7 @@ html_copy_source = False
 html_show_sourcelink = False
 html_use_index = False
 highlight_language = "none"               # for commands; the cells of a notebook are Python
-pygments_style = "friendly"
+pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "github-dark"
 
 
