@@ -567,3 +567,17 @@ def test_the_walls_stand_or_say_why_not(monkeypatch):
     monkeypatch.setattr(walls, "behind_walls", lambda command: ["sh", "-c", "echo Operation not permitted >&2; exit 1"])
     with pytest.raises(walls.NoWalls, match="not allowed here .*not permitted"):
         walls.try_walls()
+
+
+def test_packages_that_are_installed_elsewhere_are_seen_behind_the_walls(monkeypatch, tmp_path):
+    """The user's own (pip install --user), or those that a .pth file names."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site-packages"), str(tmp_path)])
+    shown = walls.behind_walls([])
+    assert str(tmp_path / "site-packages") in shown and str(tmp_path) not in shown
+
+
+@WALLED
+def test_a_course_in_the_temporary_folder_would_not_be_found_behind_the_walls(monkeypatch):
+    monkeypatch.setattr(sys, "prefix", "/tmp/venv")
+    with pytest.raises(walls.NoWalls, match="is in /tmp"):
+        walls.try_walls()
