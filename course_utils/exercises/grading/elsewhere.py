@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import redirect_stdout
 
 import course_utils
@@ -34,21 +35,19 @@ def graded(waiting: Sequence[Submission], limits: Limits, address: str) -> Itera
     except ModuleNotFoundError as error:
         raise CannotGrade("--dask needs the package distributed: pip install 'faithful-circuits[dask]'") from error
     try:
-        client = Client(address, timeout=SECONDS_TO_ANSWER, set_as_default=False)
-        client.wait_for_workers(1, timeout=SECONDS_TO_ANSWER)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise CannotGrade(f"no Dask scheduler with a worker answers at {address}: {error}") from error
-    with client:
-        size = max(1, min(MOST_AT_ONCE, len(waiting) // (2 * sum(client.nthreads().values()))))
-        batches = [waiting[start:start + size] for start in range(0, len(waiting), size)]
-        tasks = client.map(rows_there, batches, limits=limits, version=course_utils.__version__, pure=False)
-        done = as_completed(tasks, with_results=True)
-        del tasks  # rows that have been fetched are not made again when the worker that made them is lost
-        try:
+        with Client(address, timeout=SECONDS_TO_ANSWER, set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=SECONDS_TO_ANSWER)
+            size = max(1, min(MOST_AT_ONCE, len(waiting) // (2 * sum(client.nthreads().values()))))
+            batches = [waiting[start:start + size] for start in range(0, len(waiting), size)]
+            tasks = client.map(rows_there, batches, limits=limits, version=course_utils.__version__, pure=False)
+            done = as_completed(tasks, loop=client.loop, with_results=True)
+            del tasks  # rows that have been fetched are not made again when the worker that made them is lost
             for _, batch in done:
                 yield from batch
-        except (KilledWorker, subprocess.CalledProcessError, ImportError) as error:
-            raise CannotGrade(f"the workers of {address} cannot grade: {error}") from error
+    except (OSError, TimeoutError, ValueError, CancelledError) as error:
+        raise CannotGrade(f"no Dask scheduler with a worker answers at {address}: {error}") from error
+    except (KilledWorker, subprocess.CalledProcessError, ImportError) as error:
+        raise CannotGrade(f"the workers of {address} cannot grade: {error}") from error
 
 
 def rows_there(batch: Sequence[Submission], limits: Limits, version: str) -> list[tuple[Submission, list[Row]]]:
