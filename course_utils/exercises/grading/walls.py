@@ -53,7 +53,7 @@ def behind_walls(command: list[str]) -> list[str]:
     """The command that runs `command` with no network, nothing to write but /tmp, and no process outside in sight."""
     prefixes = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parents[1]}
     libraries = {Path(place) for place in (*site.getsitepackages(), *sys.path)
-                 if Path(place).name in ("site-packages", "dist-packages")}  # the user's own, or borrowed by a .pth file
+                 if Path(place).name in ("site-packages", "dist-packages")}  # also those of pip --user and .pth files
     shown = [*map(Path, FILES), *sorted(prefixes | libraries), COURSE]
     binds = [text for path in shown for text in ("--ro-bind-try", str(path), str(path))]
     return ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--proc", "/proc", "--dev", "/dev",
