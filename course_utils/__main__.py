@@ -109,7 +109,8 @@ def run_grade(options: argparse.Namespace) -> int:
             return 0
         if options.folder is None:
             raise CannotGrade("name the folder with the submissions")
-        rows = grade(options.folder, options.out, Limits(options.seconds, options.gigabytes), options.jobs)
+        rows = grade(options.folder, options.out, Limits(options.seconds, options.gigabytes), options.jobs,
+                     options.dask)
         for file, write in ((options.moodle, grading.write_moodle), (options.canvas, grading.write_canvas),
                             (options.gradescope_results, grading.write_gradescope_results)):
             if file:
@@ -172,7 +173,9 @@ def _grade_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=_positive, default=60.0,
                         help="processor time for each exercise and each cell (60); for a notebook, ten times that")
     parser.add_argument("--gigabytes", type=_positive, default=4.0, help="memory for each notebook (4)")
-    parser.add_argument("--jobs", type=_whole, help="notebooks at a time (one a core, if there is memory for them)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--jobs", type=_whole, help="notebooks at a time (one a core, if there is memory for them)")
+    where.add_argument("--dask", metavar="ADDRESS", help="grade on the workers of this Dask scheduler (tcp://host:8786)")
     parser.add_argument("--moodle", type=Path, metavar="FILE", help="also write a grading worksheet for Moodle")
     parser.add_argument("--canvas", type=Path, metavar="FILE", help="also write a gradebook for Canvas")
     parser.add_argument("--gradescope", type=Path, metavar="FILE.zip", help="write an autograder for Gradescope")

@@ -19,7 +19,7 @@ BASE = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
 # Not in the second environment, which has no notebooks; pip is what reads the locks.
 FOR_NOTEBOOKS = {"ipykernel", "ipywidgets", "jupyterlab", "latex2mathml", "nbclient", "nbconvert", "nbformat"}
-DEV, MORE = EXTRAS["dev"], [each for name in ("book", "browser", "flakes", "lint") for each in EXTRAS[name]]
+DEV, MORE = EXTRAS["dev"], [each for name in ("book", "browser", "dask", "flakes", "lint") for each in EXTRAS[name]]
 
 
 def pins(name: str) -> dict[str, str]:
@@ -65,7 +65,7 @@ def test_every_import_of_the_package_is_declared():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 modules.add(node.module.partition(".")[0])
     foreign = modules - set(sys.stdlib_module_names) - {"course_utils"}
-    declared = {canonicalize_name(r.name) for r in BASE}
+    declared = {canonicalize_name(r.name) for r in BASE + EXTRAS["dask"]}
     assert {canonicalize_name(name) for name in foreign} <= declared
 
 

@@ -239,6 +239,7 @@ def _mlp_that_fails(model):
 @pytest.mark.parametrize("change, says", [
     (lambda model: model.train(), "between training and evaluation"),
     (lambda model: setattr(model.cfg, "n_ctx", 5), "the model's configuration"),
+    (lambda model: setattr(model, "_tokenizer", "another"), "the model's tokenizer"),
     (lambda model: model.blocks[1].ln1(model.W_E), "`model.W_E.detach()`"),
     (lambda model: model.W_E.data.mul_(2), "the model's weights"),
     (lambda model: model.double(), "the model's weights"),

@@ -443,6 +443,59 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert len({line.partition(",")[0] for line in before}) == len(before) >= 5
 
 
+@pytest.fixture
+def dask(tmp_path, monkeypatch):
+    """A Dask scheduler's address, and two workers, as processes."""
+    pytest.importorskip("distributed", reason="grading with --dask needs the extra [dask]")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    started = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        log = open(tmp_path / f"log{len(started)}.txt", "wb")
+        started.append(subprocess.Popen([sys.executable, "-m", "dask", *arguments, "--scheduler-file", "scheduler.json",
+                                         "--no-dashboard", "--host", "127.0.0.1"], stdout=log, stderr=log))
+        return started[-1]
+
+    start("scheduler", "--port", "0")
+    workers = [start("worker", "--nthreads", "1", "--no-nanny") for _ in "ab"]
+    while not Path("scheduler.json").exists():
+        time.sleep(0.1)
+    yield json.loads(Path("scheduler.json").read_text())["address"], workers
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+def test_a_lost_worker_of_dask_costs_no_verdict(tmp_path, dask):
+    """One of two is killed when the first rows are there: every verdict is there once, and no process is left."""
+    address, workers = dask
+    for number in range(8):
+        answer = submissions_made.RIGHT if number % 2 else f"return {number + 1.0}"
+        submissions_made.write(tmp_path / "in", f"s{number:02}",
+                               submissions_made.with_cells(submissions_made.chance(answer)))
+    run = subprocess.Popen([*COMMAND, "in", "--dask", address])
+    while len(lines_of(Path("grades.csv.partial"))) < 1 and run.poll() is None:
+        time.sleep(0.05)
+    assert run.poll() is None
+    workers[0].kill()
+    workers[0].wait()
+    left = 8 - len(lines_of(Path("grades.csv.partial")))
+    assert run.wait(timeout=600) == 0 and left > 2
+    rows = [row for row in csv.DictReader(open("grades.csv")) if row["exercise"] == "01.chance_log_prob"]
+    assert [row["submission"] for row in rows] == [f"s{number:02}/01_lesson.ipynb" for number in range(8)]
+    assert [row["status"] for row in rows] == ["wrong", "passed"] * 4 and not orphans()
+
+
+def test_dask_is_asked_for_in_words(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.ipynb").write_text("{}")
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert main(["grade", str(tmp_path), "--out", str(tmp_path / "g.csv"), "--dask", "tcp://127.0.0.1:1"]) == 1
+    assert "faithful-circuits[dask]" in capsys.readouterr().err
+
+
 def test_a_notebook_that_ends_its_checking_process_costs_nobody_else_a_verdict(monkeypatch):
     def rows_of(submission, limits):
         if submission.name == "b":
@@ -572,4 +625,18 @@ def test_the_walls_stand_or_say_why_not(monkeypatch):
     assert walls.try_walls() in (None, walls.NOBODY)
     monkeypatch.setattr(walls, "behind_walls", lambda command: ["sh", "-c", "echo Operation not permitted >&2; exit 1"])
     with pytest.raises(walls.NoWalls, match="not allowed here .*not permitted"):
+        walls.try_walls()
+
+
+def test_packages_that_are_installed_elsewhere_are_seen_behind_the_walls(monkeypatch, tmp_path):
+    """The user's own (pip install --user), or those that a .pth file names."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site-packages"), str(tmp_path)])
+    shown = walls.behind_walls([])
+    assert str(tmp_path / "site-packages") in shown and str(tmp_path) not in shown
+
+
+@WALLED
+def test_a_course_in_the_temporary_folder_would_not_be_found_behind_the_walls(monkeypatch):
+    monkeypatch.setattr(sys, "prefix", "/tmp/venv")
+    with pytest.raises(walls.NoWalls, match="is in /tmp"):
         walls.try_walls()

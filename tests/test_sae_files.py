@@ -529,3 +529,13 @@ def test_saelens_reads_the_old_files_of_these_tests_as_we_do(sae_lens, tmp_path,
     ours = SparseAutoencoder.load(tmp_path)
     close(ours.encode(x), theirs.encode(x))
     assert theirs.cfg.metadata.hook_name == ours.hook_name
+
+
+def test_weights_that_are_no_numbers_and_a_file_for_a_folder_are_named(tmp_path):
+    sae = random_sae("topk")
+    sae.W_enc.data[0, 0] = float("nan")
+    sae.save(tmp_path / "x")
+    with pytest.raises(ValueError, match="W_enc is not finite"):
+        SparseAutoencoder.load(tmp_path / "x")
+    with pytest.raises(ValueError, match="name the folder"):
+        SparseAutoencoder.load(tmp_path / "x" / "cfg.json")

@@ -21,6 +21,7 @@ WEIGHTS_CHANGED = f"it changes the model's weights: {EVERY_LATER_RUN}"
 MODE_CHANGED = ("it switches the model between training and evaluation (`model.train()`, `model.eval()`): "
                 f"{EVERY_LATER_RUN}")
 CONFIG_CHANGED = f"it changes the model's configuration (`model.cfg`): {EVERY_LATER_RUN}"
+TOKENIZER_CHANGED = f"it replaces the model's tokenizer: {EVERY_LATER_RUN}"
 WEIGHT_STORED = ("it leaves a weight stored where the model keeps an activation, so that the model's next run fails: "
                  "pass a plain tensor to the model's parts, such as `model.W_E.detach()`")
 GRADIENTS_ASKED = "it changes which weights of the model take gradients (`requires_grad`)"
@@ -77,11 +78,13 @@ def settings_left(stream: int = 0) -> list[str]:
 
 
 class Kept:
-    """What a model is: its modules, their weights and flags, and its configuration, as they were when this was made."""
+    """What a model is: its modules, their weights and flags, its configuration and its tokenizer, as they were when
+    this was made."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.config = getattr(model, "cfg", None)
         self.entries = dict(getattr(self.config, "__dict__", {}))
+        self.model, self.tokenizer = model, vars(model).get("_tokenizer")  # setting `tokenizer` would change `cfg`
         inner = getattr(model, "original_model", None)  # a bridge does not count the model that it wraps among its own
         modules = {id(module): module for each in (model, inner) if each is not None for module in each.modules()}
         self.modules = [(module, module.training, [(table, dict(table)) for table in (
@@ -96,6 +99,9 @@ class Kept:
             self.config.__dict__.clear()
             self.config.__dict__.update(self.entries)
             left.append(CONFIG_CHANGED)
+        if vars(self.model).get("_tokenizer") is not self.tokenizer:
+            vars(self.model)["_tokenizer"] = self.tokenizer
+            left.append(TOKENIZER_CHANGED)
         if any(module.training != training for module, training, _ in self.modules):
             left.append(MODE_CHANGED)
         for module, training, tables in self.modules:

@@ -46,15 +46,17 @@ class ResumedPass:
         """Note what a block is called with, and let it hand its keys and values to us.
 
         Hugging Face's blocks name their arguments, and those names have changed between versions (the cache was
-        `past_key_value` once). So they are bound to the signature of the block's own `forward`, and the cache is the
-        one whose name holds "past". That was tried with transformers 5.23.0; whether it holds for a model at hand is
-        tried when the model is loaded (`Traits.resumes`).
+        `past_key_value` once, and is `cache` from 5.24 on). So they are bound to the signature of the block's own
+        `forward`, and the cache is `cache`, or the one whose name holds "past". That was tried with transformers
+        5.23.0; with 5.24.0 no earlier keys arrive, and passes resume by blocks. Which of them holds for a model at
+        hand is tried when the model is loaded (`Traits.resumes`).
         """
         signature = inspect.signature(block.original_component.forward)
         arguments = signature.bind(*args, **kwargs).arguments
         arguments.update(arguments.pop("kwargs", {}))
         residual, *others = arguments.pop("args") if "args" in arguments else [arguments.pop("hidden_states")]
-        past = next((name for name in (*arguments, *signature.parameters) if "past" in name), "past_key_values")
+        names = (*arguments, *signature.parameters)
+        past = "cache" if "cache" in names else next((name for name in names if "past" in name), "past_key_values")
         arguments[past] = self._keys_values if self.resumes == "positions" else None
         self.residuals.append(residual)
         self._block_arguments.append(arguments)

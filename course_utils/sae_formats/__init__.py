@@ -26,6 +26,8 @@ def read_folder(folder: Path) -> tuple[Read, Path, Path]:
     Raises:
         ValueError: if a file is missing, damaged or a pickle, or asks for what the course does not do.
     """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: name the folder that it is in")
     found = format_of(folder)
     read = found.read(folder)
     weight_file, settings_file = folder / found.files[-1], folder / found.files[0]
@@ -45,6 +47,9 @@ def _check_weights(weights: dict[str, Tensor], expected: tuple[int, int], file: 
     shape = tuple(weights["W_dec"].shape) if "W_dec" in weights else None
     if shape != expected and min(expected) > 0:
         raise ValueError(f"{file} does not fit {config}: W_dec is {shape}, not {expected}")
+    for name, value in weights.items():
+        if name.startswith(("W_", "b_")) and not value.isfinite().all():
+            raise ValueError(f"{file}: {name} is not finite everywhere")
 
 
 def format_of(folder: Path) -> Format:

@@ -51,11 +51,13 @@ ENVIRONMENT = {name: walls.ENVIRONMENT[name] for name in (
 # --- a folder ----------------------------------------------------------------------------------------------
 
 
-def grade(folder: Path, out: Path, limits: Limits = USUAL_LIMITS, jobs: int | None = None) -> list[Row]:
+def grade(folder: Path, out: Path, limits: Limits = USUAL_LIMITS, jobs: int | None = None,
+          dask: str | None = None) -> list[Row]:
     """Judge every notebook under `folder`, write the rows to `out` as CSV, and return them.
 
     Args:
         jobs: how many notebooks at a time; as many as there are cores, and memory for, if not given.
+        dask: the address of a Dask scheduler, to grade on its workers instead.
 
     Raises:
         CannotGrade: before any work, when the folder, the output or this system will not do.
@@ -64,17 +66,26 @@ def grade(folder: Path, out: Path, limits: Limits = USUAL_LIMITS, jobs: int | No
     submissions = _with_rows(list(find(folder)))
     if not submissions:
         raise CannotGrade(f"there is nothing in {folder} or the folders in it")
-    _prepare()
+    if not dask:
+        _prepare()
     journal = Journal(out.with_name(out.name + ".partial"), limits)
     done = {each.name: rows for each in submissions if (rows := journal.rows_of(each)) is not None}
     waiting = [each for each in submissions if each.name not in done]
     with tqdm(total=len(submissions), initial=len(done), desc="grading", unit="notebook", disable=None) as bar:
-        for submission, rows in _graded(waiting, limits, min(jobs or _usual_jobs(), len(waiting)) or 1):
+        for submission, rows in _spread(waiting, limits, jobs, dask):
             done[submission.name] = journal.add(submission, rows)
             bar.update()
     rows = [row for each in submissions for row in done[each.name]]
     journal.close_into(out, rows)
     return rows
+
+
+def _spread(waiting: Sequence[Submission], limits: Limits, jobs: int | None,
+            dask: str | None) -> Iterator[tuple[Submission, list[Row]]]:
+    if dask:
+        from course_utils.exercises.grading import elsewhere
+        return elsewhere.graded(waiting, limits, dask)
+    return _graded(waiting, limits, min(jobs or _usual_jobs(), len(waiting)) or 1)
 
 
 def _can_grade(folder: Path, out: Path) -> None:

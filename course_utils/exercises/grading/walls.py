@@ -35,7 +35,8 @@ FILES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", *(f"/etc/{name}" f
     "passwd")))
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONPATH": str(COURSE.parent), "IPYTHONDIR": "/tmp/ipython", "MPLBACKEND": "agg", "PIP_NO_INDEX": "1",
+    "PYTHONPATH": str(COURSE.parent), "PYTHONUSERBASE": site.getuserbase(), "IPYTHONDIR": "/tmp/ipython",
+    "MPLBACKEND": "agg", "PIP_NO_INDEX": "1",
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
     "COURSE_MODEL": "tiny", "COURSE_REAL": "skip", "COURSE_BARS": "off", "HF_HUB_OFFLINE": "1",
     "COURSE_PROGRESS": "/tmp/progress.jsonl", "CUDA_VISIBLE_DEVICES": ""}
@@ -51,7 +52,8 @@ class NoWalls(Exception):
 def behind_walls(command: list[str]) -> list[str]:
     """The command that runs `command` with no network, nothing to write but /tmp, and no process outside in sight."""
     prefixes = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parents[1]}
-    libraries = {Path(place) for place in site.getsitepackages()}
+    libraries = {Path(place) for place in (*site.getsitepackages(), *sys.path)
+                 if Path(place).name in ("site-packages", "dist-packages")}  # also those of pip --user and .pth files
     shown = [*map(Path, FILES), *sorted(prefixes | libraries), COURSE]
     binds = [text for path in shown for text in ("--ro-bind-try", str(path), str(path))]
     return ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--proc", "/proc", "--dev", "/dev",
@@ -66,6 +68,8 @@ def try_walls() -> int | None:
     """
     if not shutil.which("bwrap"):
         raise NoWalls("bubblewrap is not installed (apt install bubblewrap)")
+    if hidden := [each for each in (COURSE, Path(sys.prefix)) if Path("/tmp") in each.parents]:
+        raise NoWalls(f"{hidden[0]} is in /tmp, in whose place submissions have an empty folder")
     said = ""
     for user in (NOBODY, None) if os.getuid() == 0 else (None, ):
         trial = subprocess.run(behind_walls([sys.executable, str(Path(__file__).resolve())]), env=ENVIRONMENT,
