@@ -564,8 +564,8 @@ def test_grading_does_not_see_a_gpu(tmp_path, monkeypatch):
 
     for name in grading.ENVIRONMENT:
         monkeypatch.setenv(name, "0")
-    monkeypatch.setattr(grading, "load_model", load)
-    monkeypatch.setattr(grading.torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(grading.engine, "load_model", load)
+    monkeypatch.setattr(grading.engine.torch, "set_num_threads", lambda threads: None)
     (tmp_path / "a.ipynb").write_text("{}")
     with pytest.raises(grading.CannotGrade, match="GPU ''"):
         grading.grade(tmp_path, tmp_path / "grades.csv")

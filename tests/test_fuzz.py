@@ -159,10 +159,10 @@ def test_a_progress_file(lines):
 def quick_grader():
     """The grader without the judging: what it reads and writes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grading, "_run", lambda cells, numbers, limits: Run())
-        patch.setattr(grading, "_prepare", lambda: None)
-        patch.setattr(grading, "_graded", lambda waiting, limits, jobs: (
-            (each, grading._rows(each, limits)) for each in waiting))
+        patch.setattr(grading.engine, "_run", lambda cells, numbers, limits: Run())
+        patch.setattr(grading.engine, "prepare", lambda: None)
+        patch.setattr(grading.engine, "graded", lambda waiting, limits, jobs: (
+            (each, grading.engine.rows_in(each, limits)) for each in waiting))
         patch.setattr(os, "environ", dict(os.environ))
         yield
 

@@ -224,7 +224,7 @@ def test_a_worked_lesson_with_all_its_cells_passes(tmp_path):
 
 
 def test_untouched_lessons_are_not_attempted(tmp_path, monkeypatch):
-    monkeypatch.setattr(grading, "Nursery", None)  # and nothing of them is run
+    monkeypatch.setattr(grading.engine, "Nursery", None)  # and nothing of them is run
     for number in LESSONS:
         submissions_made.write(tmp_path, number, submissions_made.lesson(number, "notebooks"), number)
     rows = [row for each in find(tmp_path) for row in grading.rows_of(each, LIMITS)]
@@ -502,8 +502,8 @@ def test_a_notebook_that_ends_its_checking_process_costs_nobody_else_a_verdict(m
             os.kill(os.getpid(), signal.SIGKILL)
         yield row(submission.name, "01.x", "passed")
 
-    monkeypatch.setattr(grading, "rows_of", rows_of)
-    graded = dict(grading._graded([Submission(name) for name in "abcd"], LIMITS, jobs=2))
+    monkeypatch.setattr(grading.engine, "rows_of", rows_of)
+    graded = dict(grading.engine.graded([Submission(name) for name in "abcd"], LIMITS, jobs=2))
     found = {submission.name: rows[0].status for submission, rows in graded.items()}
     assert found == {"a": "passed", "b": "unreadable", "c": "passed", "d": "passed"}
 
@@ -526,10 +526,10 @@ def test_only_what_was_judged_under_the_same_limits_counts(tmp_path):
 
 
 def without_judging(monkeypatch) -> None:
-    monkeypatch.setattr(grading, "_prepare", lambda: None)
-    monkeypatch.setattr(grading, "_run", lambda cells, numbers, limits: Run())
-    monkeypatch.setattr(grading, "_graded", lambda waiting, limits, jobs: (
-        (each, grading._rows(each, limits)) for each in waiting))
+    monkeypatch.setattr(grading.engine, "prepare", lambda: None)
+    monkeypatch.setattr(grading.engine, "_run", lambda cells, numbers, limits: Run())
+    monkeypatch.setattr(grading.engine, "graded", lambda waiting, limits, jobs: (
+        (each, grading.engine.rows_in(each, limits)) for each in waiting))
 
 
 @pytest.mark.parametrize("name", ["=cmd", " =cmd", "@x", "-1"])
@@ -615,9 +615,9 @@ def test_a_broken_installation_is_said_rather_than_graded(monkeypatch):
     item = exercises.get("01.chance_log_prob")
     broken = type(item)(item.id, item.title, lambda d_vocab: 0.0 * d_vocab, item.check, item.hints, 1, 1)
     item.check.prepare(item.reference)
-    monkeypatch.setattr(grading, "exercises_of", lambda number: [broken])
+    monkeypatch.setattr(grading.engine, "exercises_of", lambda number: [broken])
     with pytest.raises(CannotGrade, match="does not pass here"):
-        grading._warm.__wrapped__("01")
+        grading.engine._warm.__wrapped__("01")
 
 
 @WALLED

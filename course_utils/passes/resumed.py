@@ -48,8 +48,8 @@ class ResumedPass:
         Hugging Face's blocks name their arguments, and those names have changed between versions (the cache was
         `past_key_value` once, and is `cache` from 5.24 on). So they are bound to the signature of the block's own
         `forward`, and the cache is `cache`, or the one whose name holds "past". That was tried with transformers
-        5.23.0; with 5.24.0 no earlier keys arrive, and passes resume by blocks. Which of them holds for a model at
-        hand is tried when the model is loaded (`Traits.resumes`).
+        5.23.0; with 5.24.0 passes resume by blocks, which is slower. How a model at hand resumes is tried when it is
+        loaded (`Traits.resumes`).
         """
         signature = inspect.signature(block.original_component.forward)
         arguments = signature.bind(*args, **kwargs).arguments

@@ -14,8 +14,7 @@ from concurrent.futures import CancelledError
 from contextlib import redirect_stdout
 
 import course_utils
-from course_utils.exercises import grading
-from course_utils.exercises.grading import walls
+from course_utils.exercises.grading import engine, walls
 from course_utils.exercises.grading.judging import CannotGrade, Limits
 from course_utils.exercises.grading.submissions import Submission
 from course_utils.exercises.grading.table import Row
@@ -63,8 +62,8 @@ def main() -> None:
     walls.die_with_parent()
     with redirect_stdout(sys.stderr):
         batch, limits = pickle.load(sys.stdin.buffer)
-        grading._prepare()
-        rows = list(grading._graded(batch, limits, jobs=1))
+        engine.prepare()
+        rows = list(engine.graded(batch, limits, jobs=1))
     sys.stdout.buffer.write(pickle.dumps(rows))
 
 
