@@ -6,12 +6,14 @@ threads may set no signals, and must not fork. A batch whose worker is lost is g
 
 from __future__ import annotations
 
-import pickle
+import base64
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import redirect_stdout
+from dataclasses import asdict
 
 import course_utils
 from course_utils.exercises.grading import engine, walls
@@ -53,18 +55,22 @@ def rows_there(batch: Sequence[Submission], limits: Limits, version: str) -> lis
     """In a worker: grade these in a new process."""
     if version != course_utils.__version__:
         raise CannotGrade(f"a worker has the course in version {course_utils.__version__}, and this is {version}")
+    notebooks = [{**asdict(each), "content": base64.b64encode(each.content).decode()} for each in batch]
     command = [sys.executable, "-m", "course_utils.exercises.grading.elsewhere"]
-    run = subprocess.run(command, input=pickle.dumps((batch, limits)), stdout=subprocess.PIPE, check=True)
-    return pickle.loads(run.stdout)
+    run = subprocess.run(command, input=json.dumps([notebooks, asdict(limits)]), stdout=subprocess.PIPE, text=True,
+                         check=True)
+    sent = {each.name: each for each in batch}
+    return [(sent[name], [Row(**row) for row in rows]) for name, rows in json.loads(run.stdout)]
 
 
 def main() -> None:
     walls.die_with_parent()
     with redirect_stdout(sys.stderr):
-        batch, limits = pickle.load(sys.stdin.buffer)
+        notebooks, limits = json.load(sys.stdin)
+        batch = [Submission(**{**each, "content": base64.b64decode(each["content"])}) for each in notebooks]
         engine.prepare()
-        rows = list(engine.graded(batch, limits, jobs=1))
-    sys.stdout.buffer.write(pickle.dumps(rows))
+        graded = [(each.name, list(map(asdict, rows))) for each, rows in engine.graded(batch, Limits(**limits), jobs=1)]
+    print(json.dumps(graded))
 
 
 if __name__ == "__main__":
