@@ -22,6 +22,7 @@ from browser import FLAGS, UNTOUCHED, Lab, LabNotebook, find_chromium, painted, 
 
 from course_utils import viz
 from course_utils.exercises import progress_store
+from course_utils.viz.widget import OWN_BOX
 
 pytestmark = pytest.mark.slow
 
@@ -172,11 +173,14 @@ def loader(html: str) -> list[str]:
 
 
 def test_stored_widgets_are_drawn_as_new_ones():
-    """So that what the next test sees of new ones holds for those that a notebook brings."""
+    """So that what the next two tests see of new ones holds for all that the worked lessons bring."""
+    lessons = [nbformat.read(path, as_version=4) for path in sorted((ROOT / "solutions").glob("*.ipynb"))]
+    outputs = [output for lesson in lessons for cell in lesson.cells for output in cell.get("outputs", [])]
+    stored = [output.data.get("text/html", "") for output in outputs if "data" in output]
     new = loader(viz.attention_patterns(["<bos>"], torch.ones(1, 1, 1)).html)
-    cells = nbformat.read(ROOT / "solutions" / "02_induction_heads.ipynb", as_version=4).cells
-    stored = [o.data.get("text/html", "") for c in cells for o in c.get("outputs", []) if "data" in o]
-    assert [loader(html) for html in stored if "CircuitsVis" in html] == [new]
+    assert [loader(html) for html in stored if "CircuitsVis" in html] == 2 * [new]
+    graphs = [html for html in stored if "data-graph" in html]
+    assert len(graphs) == 2 and all(f'{OWN_BOX % {"mark": "data-graph"}})</script>' in html for html in graphs)
 
 
 @pytest.mark.parametrize("place", PLACES)
