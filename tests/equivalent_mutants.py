@@ -78,13 +78,7 @@ EQUIVALENT = {
     },
     "03.estimate_on_path": {
         "way = torch.tensor((i + 0.5) / points, requires_grad=True)  =>"
-        "  way = torch.tensor((i - 0.5) / points, requires_grad=True)":
-            "other places near these: they are the learner's choice, and the estimate need only come close",
-        "way = torch.tensor((i + 0.5) / points, requires_grad=True)  =>"
         "  way = torch.tensor(i / points, requires_grad=True)":
-            "other places near these: they are the learner's choice, and the estimate need only come close",
-        "way = torch.tensor((i + 0.5) / points, requires_grad=True)  =>"
-        "  way = torch.tensor((i + 1.5) / points, requires_grad=True)":
             "other places near these: they are the learner's choice, and the estimate need only come close",
         "way = torch.tensor((i + 0.5) / points, requires_grad=True)  =>"
         "  way = torch.tensor((i + 0.25) / points, requires_grad=True)":
@@ -362,5 +356,40 @@ EQUIVALENT = {
         "return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0).sum(dim=-1)  =>"
         "  return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0).sum(dim=1)":
             "the last axis is the second",
+    },
+    "12.transcode": {
+        "largest = pre.topk(k, dim=-1)  =>  largest = pre.topk(k)":
+            "the last axis is what topk takes if none is named",
+        "largest = pre.topk(k, dim=-1)  =>  largest = pre.topk(k, dim=1)":
+            "the last axis is the second",
+        "f = torch.zeros_like(pre).scatter(-1, largest.indices, largest.values.relu())  =>"
+        "  f = torch.zeros_like(pre).scatter(1, largest.indices, largest.values.relu())":
+            "the last axis is the second",
+    },
+    "12.edge": {
+        "return (read[target.position] @ direction).item()  =>  return (direction @ read[target.position]).item()":
+            "the inner product of two vectors is symmetric",
+    },
+    "12.influence": {
+        "A = sizes / sizes.sum(dim=1, keepdim=True).clamp(min=1e-10)  =>"
+        "  A = sizes / sizes.sum(dim=1, keepdim=True).clamp(min=5e-11)":
+            "it only keeps 0 / 0 away",
+        "for _ in range(len(edges)):  =>  for _ in list(range(len(edges)))[1:]:":
+            "no path has as many edges as there are nodes",
+        "for _ in range(len(edges)):  =>  for _ in list(range(len(edges)))[:-1]:":
+            "no path has as many edges as there are nodes",
+        "for _ in range(len(edges)):  =>  for _ in range(len(weights)):":
+            "there are as many weights as nodes",
+    },
+    "12.equally_large": {
+        "free = [other for other in range(len(sizes)) if places[other] == places[node] and other not in chosen and "
+        "(other not in found)]  =>"
+        "  free = [other for other in range(len(places)) if places[other] == places[node] and other not in chosen and "
+        "(other not in found)]":
+            "every node has a size and a place",
+    },
+    "12.with_patterns_of": {
+        "_, cache = model.run_with_cache(others, names_filter=names)  =>  _, cache = model.run_with_cache(others)":
+            "without a filter the cache holds the patterns, too",
     },
 }

@@ -194,7 +194,7 @@ def large_cases() -> list[Case]:
         rng = torch.Generator().manual_seed(seed)
         sizes = torch.randperm(50, generator=rng)[:n].float() + torch.arange(n) / 100
         return Case(sizes, torch.randint(places, (n,), generator=rng), chosen, label=label)
-    return [case(14, 2, [3, 0, 7], 2, "14 nodes at 2 places"), case(20, 3, [5, 2, 11, 8], 4, "20 nodes at 3 places"),
+    return [case(14, 2, [3, 0, 7], 2, "14 nodes at 2 places"), case(20, 3, [5, 2, 11, 8], 27, "20 nodes at 3 places"),
             Case(torch.tensor([5.0, 5.1, 4.7, 9.0, 5.25, 1.0, 7.0]), torch.tensor([0, 0, 0, 0, 0, 0, 1]), [6, 0, 1],
                  label="two that want the same, and one without a partner")]
 
