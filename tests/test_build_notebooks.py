@@ -1,11 +1,13 @@
 """The builder: what it puts where, that it is repeatable, what it refuses, and what --check finds."""
 
+import ast
 import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from nbconvert import ScriptExporter
 
 pytest.importorskip("jupytext")
 nbformat = pytest.importorskip("nbformat")
@@ -79,6 +81,13 @@ def test_metadata_is_fixed_and_the_header_is_gone(built):
         assert notebook.metadata == build_notebooks.METADATA
         assert all(set(c.metadata) <= {"tags"} for c in notebook.cells if c.id != "setup")
         assert notebook.cells[0].source.startswith("# A sample lesson")
+
+
+def test_a_notebook_can_be_exported_as_a_script(built):
+    """The setup cell has a magic, which is no Python as it stands."""
+    script, _ = ScriptExporter().from_notebook_node(read(built, "notebooks"))
+    assert "get_ipython().run_line_magic('pip'" in script
+    ast.parse(script)
 
 
 def test_only_solutions_are_executed(built):

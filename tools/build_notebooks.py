@@ -43,7 +43,8 @@ from course_utils.runs import LessonError, read_notebook, run_notebook
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
+    # Without the last two `nbconvert --to script` would leave the magics of IPython as they are.
+    "language_info": {"name": "python", "file_extension": ".py", "nbconvert_exporter": "python"},
 }
 MAX_BYTES = 1_500_000  # a stored notebook, outputs included
 SETUP = Path(__file__).resolve().parent / "setup_cell.ipy"
