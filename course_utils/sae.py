@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from course_utils.sae_formats import fold_decoder_norm, read_folder, write_sae
 

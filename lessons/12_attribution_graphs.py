@@ -23,6 +23,7 @@
 import os
 from collections.abc import Callable
 
+import pandas as pd
 import torch
 from IPython.display import display
 from jaxtyping import Bool, Float, Int
@@ -422,9 +423,8 @@ for fact, (_, its_graphs) in FACTS.items():
 found = {key: torch.stack(each) for key, each in found.items()}
 reveal("12.as_large", found["who acts", "nearest in size", "correlation"].mean())
 columns = [(fact, label) for fact in FACTS for label in LABELS]
-print(f"{'mean over texts':30}" + "".join(f"{fact + ', ' + label:>29}" for fact, label in columns))
-for name in numbers:
-    print(f"{name:30}" + "".join(f"{found[fact, label, name].mean():29.2f}" for fact, label in columns))
+display(pd.DataFrame({f"{fact}, {label}": {name: f"{found[fact, label, name].mean():.2f}" for name in numbers}
+                      for fact, label in columns}).rename_axis("mean over texts"))
 plot_scatter(*map(torch.cat, zip(*points)), "logit difference, change predicted by the graph",
              "measured change", title="Silencing each of the 20 most influential features")
 

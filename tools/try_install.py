@@ -78,7 +78,7 @@ def try_way(way: str, folder: Path, wheel: Path, beside: Sequence[str]) -> bool:
         if done.returncode:
             print(done.stdout[-2000:] + done.stderr[-2000:])
             return False
-    solved = subprocess.run([python, "-c", FIRST_EXERCISE, folder / "work"], env=env, capture_output=True, text=True)
+    solved = subprocess.run([python, "-c", FIRST_EXERCISE, "work"], cwd=folder, env=env, capture_output=True, text=True)
     print(f"{time.perf_counter() - start:7.0f} s  in all: {solved.stdout.strip() or solved.stderr[-2000:]}")
     return solved.stdout.strip().endswith(" passed")
 
