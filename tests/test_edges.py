@@ -144,6 +144,16 @@ def test_integrated_gradients_are_complete(model):
 
 
 @torch.no_grad()
+def test_what_steps_miss_falls_with_their_square():
+    """Slopes at the middles of the way's pieces: at their ends the exponent is −1."""
+    model, (clean, corrupted) = small_models.multi_head(), pair()
+    whole = difference(model(corrupted)) - difference(model(clean))
+    missing = [(attribution_scores(model, clean, corrupted, difference, steps=n)[:, 0].sum(0) - whole).abs().mean()
+               for n in (32, 64)]
+    assert (missing[1] / missing[0]).log2().item() == pytest.approx(-2, abs=0.15)
+
+
+@torch.no_grad()
 def test_one_step_is_the_slope_of_a_small_change(model):
     """Along an edge the exact score of a change that is ε times as large is ε times its attribution."""
     clean, corrupted = pair()
