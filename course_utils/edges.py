@@ -267,6 +267,57 @@ def run_circuit(
     return run_edges(model, clean, corrupt)[0]
 
 
+@torch.no_grad()
+def without_subsets(
+    model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"],
+    circuit: Bool[Tensor, "receiver sender"], subsets: Bool[Tensor, "subset receiver sender"], metric: Metric,
+) -> tuple[Float[Tensor, "subset batch"], Float[Tensor, "subset batch"]]:
+    """The metric of the circuit, and of the whole model, when some of the circuit's edges are taken from both.
+
+    A circuit is *complete* if both are alike whatever is taken: all that does the same work is in it, what takes over
+    when other parts fail included. If nothing is taken, the question is whether it is faithful; if all of it is,
+    whether the rest of the model does the work too. Source: Wang et al. (2022, arXiv 2211.00593), F(C − K), F(M − K).
+
+    Raises:
+        ValueError: if a subset has edges outside the circuit, or as `run_circuit` does.
+        NotForThisModel: see `graph_of`.
+    """
+    if subsets.shape[1:] != circuit.shape or (subsets & ~circuit).any():
+        raise ValueError(f"subsets are masks of the circuit's own edges, bool [subset, {circuit.shape[0]}, "
+                         f"{circuit.shape[1]}]")
+    check_pairs(clean, corrupted)
+    outside, whole = run_edges(model, corrupted)[1], graph_of(model).edges.to(circuit.device)
+    of_circuit, of_model = (torch.stack([
+        metric(run_circuit(model, clean, corrupted, all_edges & ~each, outside=outside)) for each in subsets])
+        for all_edges in (circuit, whole))
+    return of_circuit, of_model
+
+
+def worst_subset(
+    model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"],
+    circuit: Bool[Tensor, "receiver sender"], size: int, metric: Metric, *, tries: int = 10, seed: int = 0,
+) -> Bool[Tensor, "receiver sender"]:
+    """A subset of the circuit's edges without which circuit and model differ much: see `without_subsets`.
+
+    Greedy, as Wang et al. (2022) search: of `tries` edges drawn from those left, the one is taken that brings the two
+    means over the texts farthest apart, `size` times.
+
+    Raises:
+        ValueError: if the circuit has fewer than `size` edges, or as `without_subsets` does.
+    """
+    if not 0 <= size <= int(circuit.sum()):
+        raise ValueError(f"size is {size}; this circuit has {int(circuit.sum())} edges")
+    taken, rng = torch.zeros_like(circuit), torch.Generator().manual_seed(seed)
+    for _ in range(size):
+        left = (circuit & ~taken).nonzero().cpu()
+        drawn = left[torch.randperm(len(left), generator=rng)[:tries]]
+        subsets = taken.repeat(len(drawn), 1, 1)
+        subsets[torch.arange(len(drawn)), drawn[:, 0], drawn[:, 1]] = True
+        of_circuit, of_model = without_subsets(model, clean, corrupted, circuit, subsets, metric)
+        taken = subsets[(of_circuit - of_model).mean(-1).abs().argmax()]
+    return taken
+
+
 def best_edges(scores: Float[Tensor, "receiver sender"], k: int, edges: Bool[Tensor, "receiver sender"]) -> Bool[
         Tensor, "receiver sender"]:
     """The circuit of the k edges whose scores are largest in size.

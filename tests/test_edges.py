@@ -1,12 +1,25 @@
 """Edges: single ones against full passes with plain hooks, gradients against theory, circuits at both ends."""
 
+import plain_edges
 import pytest
 import small_models
 import torch
+from plain_model import Plain
 from small_models import random_tokens
 
-from course_utils.edges import attribution_scores, best_edges, exact_scores, graph_of, run_circuit, run_edges
+from course_utils.edges import (
+    attribution_scores,
+    best_edges,
+    exact_scores,
+    graph_of,
+    run_circuit,
+    run_edges,
+    without_subsets,
+    worst_subset,
+)
 from course_utils.house import NotForThisModel
+from course_utils.models import as_bridge, word_tokenizer
+from course_utils.planted import planted_induction_model
 
 
 @pytest.fixture(params=["multi_head", "grouped_query", "grouped_query_biased"])
@@ -178,6 +191,69 @@ def test_other_edges_may_carry_something_else(model):
     assert nothing == pytest.approx(nothing[:1, :1].expand_as(nothing), abs=1e-5)   # the same whatever the text
     with pytest.raises(ValueError, match="`outside` has 1 rows"):
         run_circuit(model, clean, corrupted, edges, outside=outputs[:1])
+
+
+def plain_and_bridge():
+    """The same weights: an untouched model of Llama's shape with grouped queries, and its bridge."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(5)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=30, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.5, bos_token_id=0, eos_token_id=0,
+        attn_implementation="eager"))
+    return Plain(model), as_bridge(model, word_tokenizer(small_models.WORDS, "<bos>"), name="bridge", device="cpu")
+
+
+@torch.no_grad()
+def test_circuit_and_model_without_subsets_are_what_plain_passes_give():
+    plain, model = plain_and_bridge()
+    (clean, corrupted), edges = pair(), graph_of(model).edges
+    rng = torch.Generator().manual_seed(0)
+    circuit, subset = ((torch.rand(edges.shape, generator=rng) < share) & edges for share in (0.5, 0.7))
+    subsets = torch.stack([circuit & False, circuit & subset, circuit])
+    found = without_subsets(model, clean, corrupted, circuit, subsets, difference)
+    for all_edges, values in zip((circuit, edges), found):
+        for taken, value in zip(subsets, values):
+            kept = all_edges & ~taken
+            assert value == pytest.approx(difference(plain_edges.circuit(
+                plain, clean, corrupted, lambda r, s: bool(kept[r, s]))), abs=1e-4)
+    assert (found[0] - found[1]).abs().amax(dim=1).min() > 0.01                  # two questions, not one
+
+
+@torch.no_grad()
+def test_a_circuit_without_the_backup_is_faithful_and_not_complete():
+    """Wang et al.'s point: nothing shows until the part that the backup stands in for is taken from both."""
+    model = planted_induction_model(backup=True)
+    graph = graph_of(model)
+    clean = torch.stack([torch.randperm(28, generator=torch.Generator().manual_seed(i))[:9] + 1 for i in range(3)])
+    clean = torch.cat([torch.zeros(3, 1, dtype=torch.long), clean[:, :8], clean[:, 3:4]], dim=1)
+    corrupted, right = clean.clone(), clean[:, 5]
+    corrupted[:, 4] = 29                                                        # its first place: the key
+    rows = [str(receiver) for receiver in graph.receivers]
+
+    def circuit(*edges):
+        mask = graph.edges & False
+        for sender, receiver in edges:
+            mask[rows.index(receiver), graph.senders.index(sender)] = True
+        return mask
+
+    def log_prob(logits):
+        return logits[:, -1].log_softmax(-1).gather(1, right[:, None])[:, 0]
+
+    first, second = ([("embed", "0.0.v"), ("0.0", f"1.{head}.k"), ("embed", f"1.{head}.v"), (f"1.{head}", "logits")]
+                     for head in (0, 1))
+    without, both = circuit(*first), circuit(*first, *second)
+    for mask, gap, size in ((without, 0.0, 0), (without, 12.0, 1), (both, 0.0, 1), (both, 0.0, 3)):
+        worst = worst_subset(model, clean, corrupted, mask, size, log_prob)
+        of_circuit, of_model = without_subsets(model, clean, corrupted, mask, worst[None], log_prob)
+        assert worst.sum() == size and not (worst & ~mask).any()
+        assert of_model - of_circuit == pytest.approx(torch.full((1, 3), gap), abs=0.01)
+    assert torch.equal(worst_subset(model, clean, corrupted, without, 1, log_prob), circuit(first[1]))
+    with pytest.raises(ValueError, match="size is 5; this circuit has 4 edges"):
+        worst_subset(model, clean, corrupted, without, 5, log_prob)
+    with pytest.raises(ValueError, match="masks of the circuit's own edges"):
+        without_subsets(model, clean, corrupted, without, both[None], log_prob)
 
 
 def test_the_best_edges():
