@@ -126,6 +126,32 @@ def test_the_graph_has_an_edge_where_the_sender_is_computed_before_the_receiver(
 
 
 @torch.no_grad()
+def test_an_edge_at_one_position_is_what_full_passes_with_plain_hooks_give(model):
+    """Every kind of edge at every position; the estimate's positions add up, and a circuit may lack one position."""
+    clean, corrupted = pair(2)
+    graph, scores = graph_of(model), exact_scores(model, clean, corrupted, difference, by_position=True)
+    before, biggest = difference(model(clean)), 0.0
+    for s, sender in enumerate(graph.senders):
+        change = written(model, corrupted, sender) - written(model, clean, sender)
+        for r, receiver in enumerate(graph.receivers):
+            at = (r + 3 * s) % clean.shape[1]
+            if graph.edges[r, s] and (r + 2 * s) % 3 == 0:
+                there = torch.zeros_like(change)
+                there[:, at] = change[:, at]
+                by_hand = difference(patched_by_hand(model, clean, there, receiver)) - before
+                assert scores[r, s, at] == pytest.approx(by_hand, abs=1e-5), (sender, receiver, at)
+                biggest = max(biggest, by_hand.abs().max().item())
+    assert biggest > 0.1 and not scores[~graph.edges].any()
+    assert scores[:, :, :2] == pytest.approx(0, abs=2e-5)                       # before the texts part
+    estimated = attribution_scores(model, clean, corrupted, difference, by_position=True)
+    assert estimated.sum(2) == pytest.approx(attribution_scores(model, clean, corrupted, difference), abs=1e-4)
+    circuit = ~best_edges(scores.mean(-1), 1, graph.edges) & graph.edges[:, :, None]
+    (r, s, at), = (graph.edges[:, :, None] & ~circuit).nonzero().tolist()
+    change = difference(run_circuit(model, clean, corrupted, circuit)) - before
+    assert change == pytest.approx(scores[r, s, at], abs=1e-5) and change.abs().max() > 0.1
+
+
+@torch.no_grad()
 def test_a_circuit_of_all_edges_is_the_model_and_one_of_none_the_corrupted_pass(model):
     clean, corrupted = pair()
     edges = graph_of(model).edges
@@ -273,6 +299,7 @@ def test_bad_input_is_refused_before_any_pass():
             (lambda: attribution_scores(model, clean, corrupted, difference, steps=0), "steps is 0"),
             (lambda: run_circuit(model, clean, corrupted, edges[1:]), "mask of the model's edges"),
             (lambda: run_circuit(model, clean, corrupted, ~edges), "mask of the model's edges"),
+            (lambda: run_circuit(model, clean, corrupted, edges[:, :, None]), "mask of the model's edges"),
         ]:
             with pytest.raises(ValueError, match=message):
                 wrong()
