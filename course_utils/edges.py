@@ -147,14 +147,17 @@ def _reading_hooks(model: TransformerBridge, receiver: Receiver, added: Callable
 
 @torch.no_grad()
 def exact_scores(
-    model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"], metric: Metric,
-) -> Float[Tensor, "receiver sender batch"]:
+    model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"], metric: Metric, *,
+    by_position: bool = False,
+) -> Float[Tensor, "receiver sender *pos batch"]:
     """How much the metric changes when one edge alone carries what it carries on the corrupted text; 0 where none is.
 
     All senders of a receiver are tried in one pass, continued from the receiver's layer.
 
     Args:
         metric: logits -> one number for each text, such as a difference of two logits at the last position.
+        by_position: each edge at each position by itself, that is, what the receiver reads *there*; keys and values
+            are read at the position that is attended to. So many times as slow; for texts whose positions correspond.
 
     Raises:
         ValueError: if the two batches differ in shape.
@@ -164,14 +167,17 @@ def exact_scores(
     graph, run = graph_of(model), CleanRun(model, clean)
     before = metric(run.logits(run.residuals[-1]))                              # [batch]
     change = run_edges(model, corrupted)[1] - run_edges(model, clean)[1]        # [sender, batch, pos, d_model]
-    scores = before.new_zeros(len(graph.receivers), len(graph.senders), len(before))
+    places = clean.shape[1] if by_position else 1
+    scores = before.new_zeros(len(graph.receivers), len(graph.senders) * places, len(before))
     at_once = max(1, LOGITS_AT_ONCE // (clean.numel() * model.cfg.d_vocab))
     for row, receiver in zip(scores, tqdm(graph.receivers, "receivers", disable=bars_are_off(), leave=False)):
-        for begin in range(0, receiver.senders, at_once):
-            some = change[begin : min(begin + at_once, receiver.senders)]
+        for one in torch.arange(receiver.senders * places, device=change.device).split(at_once):
+            some = change[one // places]                                        # [edge, batch, pos, d_model]
+            if by_position:
+                some *= (one[:, None] % places == torch.arange(places, device=one.device))[:, None, :, None]
             logits = _logits_reading(run, receiver, some.flatten(0, 1)).unflatten(0, (len(some), -1))
-            row[begin : begin + len(some)] = torch.stack([metric(each) for each in logits]) - before
-    return scores
+            row[one] = torch.stack([metric(each) for each in logits]) - before
+    return scores.unflatten(1, (-1, places)) if by_position else scores
 
 
 def _logits_reading(
@@ -188,8 +194,8 @@ def _logits_reading(
 
 def attribution_scores(
     model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"], metric: Metric, *,
-    steps: int = 1,
-) -> Float[Tensor, "receiver sender batch"]:
+    steps: int = 1, by_position: bool = False,
+) -> Float[Tensor, "receiver sender *pos batch"]:
     """`exact_scores` estimated: what the sender's output changes by, times the metric's slope at the receiver's input.
 
     With one step the slope is that of the clean pass: edge attribution patching (Syed et al., 2023, arXiv 2310.10348).
@@ -210,8 +216,8 @@ def attribution_scores(
     for step in tqdm(range(steps), "steps", disable=bars_are_off() or steps == 1, leave=False):
         way = (step + 0.5) / steps if steps > 1 else 0.0
         slopes += _slopes(model, clean, own[0] + way * (other[0] - own[0]), metric) / steps
-    scores = torch.einsum("rbpd,sbpd->rsb", slopes, other - own)
-    return scores * graph.edges.to(scores)[:, :, None]
+    scores = torch.einsum(f"rbpd,sbpd->rs{'p' if by_position else ''}b", slopes, other - own)
+    return scores * graph.edges.to(scores)[(..., *[None] * (scores.ndim - 2))]
 
 
 @torch.enable_grad()
@@ -231,13 +237,14 @@ def _slopes(
 @torch.no_grad()
 def run_circuit(
     model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"],
-    circuit: Bool[Tensor, "receiver sender"], *, outside: Float[Tensor, "sender #batch #pos d_model"] | None = None,
+    circuit: Bool[Tensor, "receiver sender *pos"], *, outside: Float[Tensor, "sender #batch #pos d_model"] | None = None,
 ) -> Float[Tensor, "batch pos vocab"]:
     """Logits of a clean pass in which only the circuit's edges are clean; others carry the corrupted pass's.
 
     An edge of the circuit carries what its sender writes in *this* pass, which may read corrupted edges itself.
 
     Args:
+        circuit: which edges; with a third dimension, at which positions.
         outside: what the other edges carry in place of the corrupted pass's, such as zeros or means over texts.
 
     Raises:
@@ -247,39 +254,100 @@ def run_circuit(
     """
     check_pairs(clean, corrupted)
     graph = graph_of(model)
-    edges = graph.edges
+    edges = _at_positions(graph.edges, clean.shape[1:] if circuit.ndim == 3 else ())
     if circuit.shape != edges.shape or (circuit.cpu() & ~edges).any():
         raise ValueError("a circuit is a mask of the model's edges, "
                          f"bool {list(edges.shape)}: see graph_of(model).edges")
     if outside is not None and len(outside) != len(graph.senders):
         raise ValueError(f"`outside` has {len(outside)} rows; the model has {len(graph.senders)} senders")
     other = run_edges(model, corrupted)[1] if outside is None else outside
-    left_out = dict(zip(graph.receivers, (~circuit).to(other)))                 # receiver -> [sender], 0 or 1
+    left_out = dict(zip(graph.receivers, (~circuit).to(other)))                 # receiver -> [sender *pos], 0 or 1
     changes = other.new_zeros(len(other), *clean.shape, model.cfg.d_model)
 
     def corrupt(receiver: Receiver, outputs: list[Tensor]) -> Float[Tensor, "batch pos d_model"]:
         for i in range(changed[0], len(outputs)):
             changes[i] = other[i] - outputs[i]
         changed[0] = len(outputs)
-        return torch.tensordot(left_out[receiver][:receiver.senders], changes[:receiver.senders], dims=1)
+        some, read = left_out[receiver][:receiver.senders], changes[:receiver.senders]
+        return torch.tensordot(some, read, dims=1) if some.ndim == 1 else torch.einsum("sp,sbpd->bpd", some, read)
 
     changed = [0]                                                               # for how many senders that is known
     return run_edges(model, clean, corrupt)[0]
 
 
-def best_edges(scores: Float[Tensor, "receiver sender"], k: int, edges: Bool[Tensor, "receiver sender"]) -> Bool[
-        Tensor, "receiver sender"]:
-    """The circuit of the k edges whose scores are largest in size.
+@torch.no_grad()
+def without_subsets(
+    model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"],
+    circuit: Bool[Tensor, "receiver sender *pos"], subsets: Bool[Tensor, "subset receiver sender *pos"], metric: Metric,
+) -> tuple[Float[Tensor, "subset batch"], Float[Tensor, "subset batch"]]:
+    """The metric of the circuit, and of the whole model, when some of the circuit's edges are taken from both.
+
+    A circuit is *complete* if both are alike whatever is taken: all that does the same work is in it, what takes over
+    when other parts fail included. If nothing is taken, the question is whether it is faithful; if all of it is,
+    whether the rest of the model does the work too. Source: Wang et al. (2022, arXiv 2211.00593), F(C − K), F(M − K).
+
+    Raises:
+        ValueError: if a subset has edges outside the circuit, or as `run_circuit` does.
+        NotForThisModel: see `graph_of`.
+    """
+    if subsets.shape[1:] != circuit.shape or (subsets & ~circuit).any():
+        raise ValueError("subsets are masks of the circuit's own edges, "
+                         f"bool [subset, {', '.join(map(str, circuit.shape))}]")
+    check_pairs(clean, corrupted)
+    outside = run_edges(model, corrupted)[1]
+    whole = _at_positions(graph_of(model).edges, circuit.shape[2:]).to(circuit.device)
+    of_circuit, of_model = (torch.stack([
+        metric(run_circuit(model, clean, corrupted, all_edges & ~each, outside=outside)) for each in subsets])
+        for all_edges in (circuit, whole))
+    return of_circuit, of_model
+
+
+def worst_subset(
+    model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"],
+    circuit: Bool[Tensor, "receiver sender *pos"], size: int, metric: Metric, *, tries: int = 10, seed: int = 0,
+) -> Bool[Tensor, "receiver sender *pos"]:
+    """A subset of the circuit's edges without which circuit and model differ much: see `without_subsets`.
+
+    Greedy, as Wang et al. (2022) search: of `tries` edges drawn from those left, the one is taken that brings the two
+    means over the texts farthest apart, `size` times.
+
+    Raises:
+        ValueError: if the circuit has fewer than `size` edges, or as `without_subsets` does.
+    """
+    if not 0 <= size <= int(circuit.sum()):
+        raise ValueError(f"size is {size}; this circuit has {int(circuit.sum())} edges")
+    taken, rng = torch.zeros_like(circuit), torch.Generator().manual_seed(seed)
+    for _ in range(size):
+        left = (circuit & ~taken).nonzero().cpu()
+        drawn = left[torch.randperm(len(left), generator=rng)[:tries]]
+        subsets = torch.stack([taken] * len(drawn))
+        subsets[(torch.arange(len(drawn)), *drawn.T)] = True
+        of_circuit, of_model = without_subsets(model, clean, corrupted, circuit, subsets, metric)
+        taken = subsets[(of_circuit - of_model).mean(-1).abs().argmax()]
+    return taken
+
+
+def best_edges(
+    scores: Float[Tensor, "receiver sender *pos"], k: int, edges: Bool[Tensor, "receiver sender"],
+) -> Bool[Tensor, "receiver sender *pos"]:
+    """The circuit of the k edges whose scores are largest in size; of edges by position, if the scores are.
 
     Raises:
         ValueError: if there are fewer than k edges.
     """
+    edges = _at_positions(edges, scores.shape[2:])
     if not 0 <= k <= int(edges.sum()):
         raise ValueError(f"k is {k}; this model has {int(edges.sum())} edges")
     sizes = torch.where(edges.to(scores.device), scores.abs(), -1.0).flatten()
     circuit = torch.zeros_like(sizes, dtype=torch.bool)
     circuit[sizes.topk(k).indices] = True
     return circuit.reshape(edges.shape)
+
+
+def _at_positions(edges: Bool[Tensor, "receiver sender"], positions: tuple[int, ...]) -> Bool[
+        Tensor, "receiver sender *pos"]:
+    """The mask itself, or the same at each of so many positions."""
+    return edges[(..., *[None] * len(positions))].expand(*edges.shape, *positions)
 
 
 def check_pairs(clean: Tensor, corrupted: Tensor) -> None:

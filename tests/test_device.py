@@ -333,6 +333,11 @@ CASES = {
         i.model, i.text[:1], i.text[1:2], lambda x: x[:, -1, 3], steps=2),
     "edges.run_circuit": lambda i: edges.run_circuit(
         i.model, i.text[:1], i.text[1:2], edges.graph_of(i.model).edges & (torch.arange(21) % 2 == 0)),
+    "edges.without_subsets": lambda i: edges.without_subsets(
+        i.model, i.text[:1], i.text[1:2], edges.graph_of(i.model).edges, edges.graph_of(i.model).edges[None],
+        lambda x: x[:, -1, 3]),
+    "edges.worst_subset": lambda i: edges.worst_subset(
+        i.model, i.text[:1], i.text[1:2], edges.graph_of(i.model).edges, 2, lambda x: x[:, -1, 3], tries=2),
     "transcoders.Transcoder": lambda i: i.transcoders[1](i.x),
     "transcoders.mlp_inputs_and_outputs": lambda i: transcoders.mlp_inputs_and_outputs(
         i.model, 1, i.text, i.mask.cpu(), batch_size=2),

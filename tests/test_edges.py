@@ -1,12 +1,25 @@
 """Edges: single ones against full passes with plain hooks, gradients against theory, circuits at both ends."""
 
+import plain_edges
 import pytest
 import small_models
 import torch
+from plain_model import Plain
 from small_models import random_tokens
 
-from course_utils.edges import attribution_scores, best_edges, exact_scores, graph_of, run_circuit, run_edges
+from course_utils.edges import (
+    attribution_scores,
+    best_edges,
+    exact_scores,
+    graph_of,
+    run_circuit,
+    run_edges,
+    without_subsets,
+    worst_subset,
+)
 from course_utils.house import NotForThisModel
+from course_utils.models import as_bridge, word_tokenizer
+from course_utils.planted import planted_induction_model
 
 
 @pytest.fixture(params=["multi_head", "grouped_query", "grouped_query_biased"])
@@ -113,6 +126,32 @@ def test_the_graph_has_an_edge_where_the_sender_is_computed_before_the_receiver(
 
 
 @torch.no_grad()
+def test_an_edge_at_one_position_is_what_full_passes_with_plain_hooks_give(model):
+    """Every kind of edge at every position; the estimate's positions add up, and a circuit may lack one position."""
+    clean, corrupted = pair(2)
+    graph, scores = graph_of(model), exact_scores(model, clean, corrupted, difference, by_position=True)
+    before, biggest = difference(model(clean)), 0.0
+    for s, sender in enumerate(graph.senders):
+        change = written(model, corrupted, sender) - written(model, clean, sender)
+        for r, receiver in enumerate(graph.receivers):
+            at = (r + 3 * s) % clean.shape[1]
+            if graph.edges[r, s] and (r + 2 * s) % 3 == 0:
+                there = torch.zeros_like(change)
+                there[:, at] = change[:, at]
+                by_hand = difference(patched_by_hand(model, clean, there, receiver)) - before
+                assert scores[r, s, at] == pytest.approx(by_hand, abs=2e-5), (sender, receiver, at)
+                biggest = max(biggest, by_hand.abs().max().item())
+    assert biggest > 0.1 and not scores[~graph.edges].any()
+    assert scores[:, :, :2] == pytest.approx(0, abs=2e-5)                       # before the texts part
+    estimated = attribution_scores(model, clean, corrupted, difference, by_position=True)
+    assert estimated.sum(2) == pytest.approx(attribution_scores(model, clean, corrupted, difference), abs=1e-4)
+    circuit = ~best_edges(scores.mean(-1), 1, graph.edges) & graph.edges[:, :, None]
+    (r, s, at), = (graph.edges[:, :, None] & ~circuit).nonzero().tolist()
+    change = difference(run_circuit(model, clean, corrupted, circuit)) - before
+    assert change == pytest.approx(scores[r, s, at], abs=1e-5) and change.abs().max() > 0.1
+
+
+@torch.no_grad()
 def test_a_circuit_of_all_edges_is_the_model_and_one_of_none_the_corrupted_pass(model):
     clean, corrupted = pair()
     edges = graph_of(model).edges
@@ -144,6 +183,16 @@ def test_integrated_gradients_are_complete(model):
 
 
 @torch.no_grad()
+def test_what_steps_miss_falls_with_their_square():
+    """Slopes at the middles of the way's pieces: at their ends the exponent is −1."""
+    model, (clean, corrupted) = small_models.multi_head(), pair()
+    whole = difference(model(corrupted)) - difference(model(clean))
+    missing = [(attribution_scores(model, clean, corrupted, difference, steps=n)[:, 0].sum(0) - whole).abs().mean()
+               for n in (32, 64)]
+    assert (missing[1] / missing[0]).log2().item() == pytest.approx(-2, abs=0.15)
+
+
+@torch.no_grad()
 def test_one_step_is_the_slope_of_a_small_change(model):
     """Along an edge the exact score of a change that is ε times as large is ε times its attribution."""
     clean, corrupted = pair()
@@ -170,6 +219,69 @@ def test_other_edges_may_carry_something_else(model):
         run_circuit(model, clean, corrupted, edges, outside=outputs[:1])
 
 
+def plain_and_bridge():
+    """The same weights: an untouched model of Llama's shape with grouped queries, and its bridge."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(5)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=30, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.5, bos_token_id=0, eos_token_id=0,
+        attn_implementation="eager"))
+    return Plain(model), as_bridge(model, word_tokenizer(small_models.WORDS, "<bos>"), name="bridge", device="cpu")
+
+
+@torch.no_grad()
+def test_circuit_and_model_without_subsets_are_what_plain_passes_give():
+    plain, model = plain_and_bridge()
+    (clean, corrupted), edges = pair(), graph_of(model).edges
+    rng = torch.Generator().manual_seed(0)
+    circuit, subset = ((torch.rand(edges.shape, generator=rng) < share) & edges for share in (0.5, 0.7))
+    subsets = torch.stack([circuit & False, circuit & subset, circuit])
+    found = without_subsets(model, clean, corrupted, circuit, subsets, difference)
+    for all_edges, values in zip((circuit, edges), found):
+        for taken, value in zip(subsets, values):
+            kept = all_edges & ~taken
+            assert value == pytest.approx(difference(plain_edges.circuit(
+                plain, clean, corrupted, lambda r, s: bool(kept[r, s]))), abs=1e-4)
+    assert (found[0] - found[1]).abs().amax(dim=1).min() > 0.01                  # two questions, not one
+
+
+@torch.no_grad()
+def test_a_circuit_without_the_backup_is_faithful_and_not_complete():
+    """Wang et al.'s point: nothing shows until the part that the backup stands in for is taken from both."""
+    model = planted_induction_model(backup=True)
+    graph = graph_of(model)
+    clean = torch.stack([torch.randperm(28, generator=torch.Generator().manual_seed(i))[:9] + 1 for i in range(3)])
+    clean = torch.cat([torch.zeros(3, 1, dtype=torch.long), clean[:, :8], clean[:, 3:4]], dim=1)
+    corrupted, right = clean.clone(), clean[:, 5]
+    corrupted[:, 4] = 29                                                        # its first place: the key
+    rows = [str(receiver) for receiver in graph.receivers]
+
+    def circuit(*edges):
+        mask = graph.edges & False
+        for sender, receiver in edges:
+            mask[rows.index(receiver), graph.senders.index(sender)] = True
+        return mask
+
+    def log_prob(logits):
+        return logits[:, -1].log_softmax(-1).gather(1, right[:, None])[:, 0]
+
+    first, second = ([("embed", "0.0.v"), ("0.0", f"1.{head}.k"), ("embed", f"1.{head}.v"), (f"1.{head}", "logits")]
+                     for head in (0, 1))
+    without, both = circuit(*first), circuit(*first, *second)
+    for mask, gap, size in ((without, 0.0, 0), (without, 12.0, 1), (both, 0.0, 1), (both, 0.0, 3)):
+        worst = worst_subset(model, clean, corrupted, mask, size, log_prob)
+        of_circuit, of_model = without_subsets(model, clean, corrupted, mask, worst[None], log_prob)
+        assert worst.sum() == size and not (worst & ~mask).any()
+        assert of_model - of_circuit == pytest.approx(torch.full((1, 3), gap), abs=0.01)
+    assert torch.equal(worst_subset(model, clean, corrupted, without, 1, log_prob), circuit(first[1]))
+    with pytest.raises(ValueError, match="size is 5; this circuit has 4 edges"):
+        worst_subset(model, clean, corrupted, without, 5, log_prob)
+    with pytest.raises(ValueError, match="masks of the circuit's own edges"):
+        without_subsets(model, clean, corrupted, without, both[None], log_prob)
+
+
 def test_the_best_edges():
     scores = torch.tensor([[0.5, 9.0, 9.0], [-2.0, 0.1, 9.0]])
     edges = torch.tensor([[True, False, False], [True, True, False]])
@@ -187,6 +299,7 @@ def test_bad_input_is_refused_before_any_pass():
             (lambda: attribution_scores(model, clean, corrupted, difference, steps=0), "steps is 0"),
             (lambda: run_circuit(model, clean, corrupted, edges[1:]), "mask of the model's edges"),
             (lambda: run_circuit(model, clean, corrupted, ~edges), "mask of the model's edges"),
+            (lambda: run_circuit(model, clean, corrupted, edges[:, :, None]), "mask of the model's edges"),
         ]:
             with pytest.raises(ValueError, match=message):
                 wrong()
