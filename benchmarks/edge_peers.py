@@ -1,8 +1,9 @@
 """Edge scores held against two libraries, auto-circuit (Miller et al., 2024) and EAP-IG (Hanna et al., 2024): `tiny`.
 
-    python -m pip install --no-deps --target FOLDER auto-circuit==1.0.1 git+https://github.com/hannamw/EAP-IG@795f560
-    python -m pip install --no-deps --target FOLDER attrs blobfile lxml ordered-set pycryptodomex word2word==1.0.0
-    .venv-peers/bin/python -m benchmarks.edge_peers FOLDER
+    PY=.venv-peers/bin/python
+    $PY -m pip install --no-deps --target FOLDER auto-circuit==1.0.1 git+https://github.com/hannamw/EAP-IG@795f560
+    $PY -m pip install --no-deps --target FOLDER attrs blobfile lxml ordered-set pycryptodomex word2word==1.0.0
+    $PY -m benchmarks.edge_peers FOLDER
 
 Both need TransformerLens before 4, whose HookedTransformer they read, and so the second environment (make peers); the
 second line holds what auto-circuit imports and that environment lacks. (PyPI's EAP is about asset prices.) Where one of
