@@ -1,8 +1,9 @@
 """Edge scores held against two libraries, auto-circuit (Miller et al., 2024) and EAP-IG (Hanna et al., 2024): `tiny`.
 
-    python -m pip install --no-deps --target FOLDER auto-circuit==1.0.1 git+https://github.com/hannamw/EAP-IG@795f560
-    python -m pip install --no-deps --target FOLDER attrs blobfile lxml ordered-set pycryptodomex word2word==1.0.0
-    .venv-peers/bin/python -m benchmarks.edge_peers FOLDER
+    PY=.venv-peers/bin/python
+    $PY -m pip install --no-deps --target FOLDER auto-circuit==1.0.1 git+https://github.com/hannamw/EAP-IG@795f560
+    $PY -m pip install --no-deps --target FOLDER attrs blobfile lxml ordered-set pycryptodomex word2word==1.0.0
+    $PY -m benchmarks.edge_peers FOLDER
 
 Both need TransformerLens before 4, whose HookedTransformer they read, and so the second environment (make peers); the
 second line holds what auto-circuit imports and that environment lacks. (PyPI's EAP is about asset prices.) Where one of
@@ -10,7 +11,7 @@ them is not in the folder, the other is compared alone. Status 1 if something di
 
 EAP-IG takes its gradients where the pieces of the way from the corrupted text begin, `attribution_scores` at their
 middles. "50 gradients": each at its own places, to a hundredth; "50, its places": the course's slopes taken at those of
-the library, which must agree like all the rest.
+the library, which must agree like all the rest. "by position": one gradient, each edge at each position by itself.
 
 Columns: the largest score; the largest difference of scores; Spearman's correlation of the edges' sizes, and the same
 of the hundred largest; how many of these hundred are among the library's. The last edges tie at nearly nothing, and so
@@ -34,9 +35,9 @@ from course_utils.models import _source, load_model
 from course_utils.pairs import Pairs, sex_pairs
 
 N_PAIRS, STEPS, LARGEST = 4, 50, 100
-ITS_PLACES = f"{STEPS}, its places"
+ITS_PLACES, BY_POSITION = f"{STEPS}, its places", "by position"
 TOLERANCE, OTHER_PLACES = 1e-5, 1e-2      # as shares of the largest score
-Scores = Float[Tensor, "receiver sender"]
+Scores = Float[Tensor, "receiver sender *pos"]
 
 
 def hooked(model):
@@ -73,8 +74,9 @@ def of_auto_circuit(model, pairs: Pairs) -> dict[str, Scores]:
 
     data = PromptDataset(pairs.clean, pairs.corrupted, list(pairs.right[:, None]), list(pairs.wrong[:, None]))
     loader = PromptDataLoader(data, seq_len=pairs.clean.shape[1], diverge_idx=0, batch_size=len(pairs))
-    patchable = patchable_model(hooked(model), factorized=True, slice_output="last_seq", separate_qkv=True)
-    gradients = mask_gradient_prune_scores(patchable, loader, None, "logit", "avg_diff", mask_val=0.0)
+    patchable, by_position = (
+        patchable_model(hooked(model), factorized=True, slice_output="last_seq", separate_qkv=True, seq_len=seq_len)
+        for seq_len in (None, pairs.clean.shape[1]))
     exact = patchable.new_prune_scores()
     with torch.no_grad():
         before, corrupted = difference(patchable(pairs.clean), pairs), src_ablations(patchable, pairs.corrupted)
@@ -83,16 +85,22 @@ def of_auto_circuit(model, pairs: Pairs) -> dict[str, Scores]:
                 change = difference(patchable(pairs.clean), pairs) - before
             exact[edge.dest.module_name][edge.patch_idx] = change.mean()
 
-    def ours(found: dict[str, Tensor], sign: int) -> Scores:
-        scores = torch.zeros(graph_of(model).edges.shape)
+    def gradients(patchable) -> dict[str, Tensor]:
+        found = mask_gradient_prune_scores(patchable, loader, None, "logit", "avg_diff", mask_val=0.0)
+        return {name: -each for name, each in found.items()}                    # its loss is minus the difference
+
+    def ours(found: dict[str, Tensor], *positions: int) -> Scores:
+        scores = torch.zeros(*graph_of(model).edges.shape, *positions)
         for row, receiver in zip(scores, graph_of(model).receivers):
             name = {"mlp": f"blocks.{receiver.layer}.hook_mlp_in",
                     "logits": f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"}.get(
                 receiver.part, f"blocks.{receiver.layer}.hook_{receiver.part}_input")
-            row[:receiver.senders] = sign * (found[name][receiver.head] if receiver.part in "qkv" else found[name])
+            own = found[name][..., receiver.head, :] if receiver.part in "qkv" else found[name]
+            row[:receiver.senders] = own.movedim(-1, 0)                         # [sender *pos]
         return scores
 
-    return {"exact": ours(exact, 1), "one gradient": ours(gradients, -1)}       # its loss is minus the difference
+    return {"exact": ours(exact), "one gradient": ours(gradients(patchable)),
+            BY_POSITION: ours(gradients(by_position), pairs.clean.shape[1])}
 
 
 def of_eap(model, pairs: Pairs) -> dict[str, Scores]:
@@ -134,6 +142,7 @@ def course(model, pairs: Pairs) -> dict[str, Scores]:
     its = [_slopes(model, pairs.clean, other[0] + step / STEPS * (own[0] - other[0]), metric) for step in range(STEPS)]
     return {"exact": exact_scores(model, *texts, metric).mean(-1),
             "one gradient": attribution_scores(model, *texts, metric).mean(-1),
+            BY_POSITION: attribution_scores(model, *texts, metric, by_position=True).mean(-1),
             f"{STEPS} gradients": attribution_scores(model, *texts, metric, steps=STEPS).mean(-1),
             ITS_PLACES: torch.einsum("rbpd,sbpd->rs", torch.stack(its).mean(0), other - own) / len(pairs)}
 
@@ -173,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
           f"{'difference':>12}{'Spearman':>11}{'of 100':>11}{'in common':>11}")
     for name, scores in present:
         for kind, theirs in scores(model, pairs).items():
-            largest, away, all_ranks, top_ranks, common = compared(own[kind][edges], theirs[edges])
+            largest, away, all_ranks, top_ranks, common = compared(own[kind][edges].flatten(), theirs[edges].flatten())
             fine = away < (OTHER_PLACES if kind == f"{STEPS} gradients" else TOLERANCE) * largest
             agree &= fine
             print(f"{name:14}{kind:16}{largest:9.4f}{away:12.1e}{all_ranks:11.6f}{top_ranks:11.6f}{common:11}"

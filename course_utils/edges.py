@@ -237,7 +237,8 @@ def _slopes(
 @torch.no_grad()
 def run_circuit(
     model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"],
-    circuit: Bool[Tensor, "receiver sender *pos"], *, outside: Float[Tensor, "sender #batch #pos d_model"] | None = None,
+    circuit: Bool[Tensor, "receiver sender *pos"], *,
+    outside: Float[Tensor, "sender #batch #pos d_model"] | None = None,
 ) -> Float[Tensor, "batch pos vocab"]:
     """Logits of a clean pass in which only the circuit's edges are clean; others carry the corrupted pass's.
 

@@ -149,6 +149,8 @@ def test_an_edge_at_one_position_is_what_full_passes_with_plain_hooks_give(model
     (r, s, at), = (graph.edges[:, :, None] & ~circuit).nonzero().tolist()
     change = difference(run_circuit(model, clean, corrupted, circuit)) - before
     assert change == pytest.approx(scores[r, s, at], abs=1e-5) and change.abs().max() > 0.1
+    taken = worst_subset(model, clean, corrupted, circuit, 1, difference, tries=2)
+    assert taken.shape == circuit.shape and taken.sum() == 1 and not (taken & ~circuit).any()
 
 
 @torch.no_grad()
