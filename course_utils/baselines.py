@@ -167,7 +167,7 @@ def noise_floor(
     passes = {kind: [f"{kind} {draw}" for draw in range(draws if kind in RANDOM else 1)] for kind in ("sae", *kinds)}
     kl, delta_ce = Pooled(len(tokens), resamples, seed), Pooled(len(tokens), resamples, seed)
     for rows in tqdm(torch.arange(len(tokens)).split(batch_size), desc="batches", delay=1, disable=bars_are_off()):
-        clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens[rows], site)
+        clean, x, x_hat = run_and_reconstruct(model, sae, tokens[rows], site)
         noise = [torch.stack([_noise(seed, draw, row, x[0]) for row in rows.tolist()]) for draw in range(draws)]
         finals = {}
         for kind, names in passes.items():
@@ -312,7 +312,7 @@ def true_noise_floor(
     batches = torch.arange(len(sample.tokens)).split(batch_size)
     for rows in tqdm(batches, desc="batches", delay=1, disable=bars_are_off()):
         tokens = sample.tokens[rows].to(model.cfg.device)
-        clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens, site)
+        clean, x, x_hat = run_and_reconstruct(model, sae, tokens, site)
         final = site.continue_with(clean, torch.where(mask[rows].to(x.device)[..., None], x_hat, x))
         log_p = log_softmax(clean.logits(clean.residuals[-1]))                      # [batch, pos, vocab]
         log_q = log_softmax(clean.logits(final))

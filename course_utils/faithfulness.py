@@ -49,6 +49,7 @@ from course_utils.passes import (
     put_back,
 )
 from course_utils.sae_formats import check_own_call, encode_decode, refuse_transcoder
+from course_utils.wide import Firing, in_parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,10 +215,12 @@ def evaluate_sae(
     batches = torch.arange(len(tokens)).split(batch_size)
     for rows in tqdm(batches, desc="batches", delay=1, disable=bars_are_off()):
         keep, counted = mask[rows], counts[rows]
-        clean, x, latents, x_hat = run_and_reconstruct(model, sae, tokens[rows], site)
+        clean, x = run_and_read(model, tokens[rows], site)
+        firing = Firing(counted)
+        x_hat = reconstruct(sae, x, site, firing)
         patched = x_hat if convention.patch_everywhere else torch.where(keep[..., None], x_hat, x)
         final = site.continue_with(clean, patched)
-        sums.add_activations(rows, counted, x, x_hat, latents, convention)
+        sums.add_activations(rows, counted, x, x_hat, firing, convention)
         losses, divergences = _compare(clean, final, with_zeros.log_probs(clean, keep), counted, everything)
         sums.add(rows, counted & known[rows], losses)               # no loss where the next token is not known
         sums.add(rows, counted, divergences)
@@ -242,47 +245,72 @@ def patched_logits(
         ValueError: as `evaluate_sae` does.
     """
     site, mask = site_of(model, sae, hook_name), checked_mask(model, tokens, mask)
-    clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens, site)
+    clean, x, x_hat = run_and_reconstruct(model, sae, tokens, site)
     final = site.continue_with(clean, torch.where(mask[..., None], x_hat, x))
     return clean.logits(clean.residuals[-1]), clean.logits(final)
 
 
 def run_and_reconstruct(
     model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "batch pos"], site: Site
-) -> tuple[
-    CleanRun, Float[Tensor, "batch pos width"], Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos width"]
-]:
-    """A clean pass, the activation in it, its latents and its reconstruction.
+) -> tuple[CleanRun, Float[Tensor, "batch pos width"], Float[Tensor, "batch pos width"]]:
+    """A clean pass, the activation in it, and its reconstruction.
 
     Raises:
         ValueError: if an activation is not finite.
     """
+    clean, x = run_and_read(model, tokens, site)
+    return clean, x, reconstruct(sae, x, site)
+
+
+def run_and_read(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], site: Site
+) -> tuple[CleanRun, Float[Tensor, "batch pos width"]]:
+    """A clean pass and the activation in it. Raises ValueError if it is not finite."""
     clean = CleanRun(model, tokens, site.recorded)
     x = site.read(clean)
     if not x.isfinite().all():
         raise ValueError(f"{site.hook_name} has activations that are not finite (NaN or infinite)")
-    return clean, x, *reconstruct(sae, x, site)
+    return clean, x
 
 
 def reconstruct(
-    sae: HasEncodeDecode, x: Float[Tensor, "batch pos width"], site: Site
-) -> tuple[Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos width"]]:
-    """The latents, and the reconstruction in the activation's dtype, whatever kind of object the autoencoder is.
+    sae: HasEncodeDecode, x: Float[Tensor, "batch pos width"], site: Site, firing: Firing | None = None
+) -> Float[Tensor, "batch pos width"]:
+    """The reconstruction in the activation's dtype, whatever kind of object the autoencoder is.
 
+    Latents of a few positions exist at a time; `firing` counts them.
     Raises:
         ValueError: if what the object does is not decode(encode(x)), see `check_own_call`.
     """
-    given = x
+    given = as_the_object_wants(sae, x, site)
+    parts = []
+    for active, x_hat in in_parts(sae, given):
+        if firing is not None:
+            firing.add(active, x_hat.numel() // site.width)
+        parts.append(x_hat.reshape(-1, site.width))
+    return torch.cat(parts).reshape(x.shape).to(x)
+
+
+def latents_of(
+    sae: HasEncodeDecode, x: Float[Tensor, "batch pos width"], site: Site
+) -> Float[Tensor, "batch pos d_sae"]:
+    """All latents at once. Raises ValueError as `reconstruct` does."""
+    return encode_decode(sae, as_the_object_wants(sae, x, site))[0].to_dense()     # SAELens's TopK may give sparse ones
+
+
+def as_the_object_wants(
+    sae: HasEncodeDecode, x: Float[Tensor, "batch pos width"], site: Site
+) -> Float[Tensor, "batch pos *width"]:
+    """The activation in the shape, on the device and in the dtype of the autoencoder. Raises as `reconstruct` does."""
     if getattr(sae, "hook_z_reshaping_mode", False):                # SAELens: it wants the heads apart
-        given = x.unflatten(-1, (-1, site.d_head))
+        x = x.unflatten(-1, (-1, site.d_head))
     parameters = sae.parameters() if hasattr(sae, "parameters") else ()
     if (weight := next(iter(parameters), None)) is not None:
-        given = given.to(weight)                                    # its device and its dtype
+        x = x.to(weight)
     if not site.compared:                                           # once, on the first batch
-        check_own_call(sae, given)
+        check_own_call(sae, x)
         site.compared = True
-    latents, x_hat = encode_decode(sae, given)
-    return latents.to_dense(), x_hat.reshape(x.shape).to(x)         # SAELens's TopK may give sparse latents
+    return x
 
 
 def site_of(
@@ -416,15 +444,14 @@ class _Sums(Pooled):
 
     def add_activations(
         self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], x: Float[Tensor, "batch pos width"],
-        x_hat: Float[Tensor, "batch pos width"], latents: Float[Tensor, "batch pos d_sae"], convention: Convention,
+        x_hat: Float[Tensor, "batch pos width"], firing: Firing, convention: Convention,
     ) -> None:
         """Add what activations, reconstructions and latents say without the rest of the model."""
         x, x_hat = x.double(), x_hat.double()                       # a variance is a small difference of large sums
         norm_in, norm_out = x.norm(dim=-1), x_hat.norm(dim=-1)      # [batch, pos]
-        active = latents != 0                                       # [batch, pos, d_sae]
         values = {
-            "l0": active.sum(-1),
-            "l1": latents.abs().sum(-1, dtype=torch.float32),
+            "l0": firing.l0,
+            "l1": firing.l1,
             "mse": (x_hat - x).pow(2).sum(-1),
             "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1),
             "l2_in": norm_in,
@@ -441,9 +468,8 @@ class _Sums(Pooled):
         self.add(rows, counted, values)
         sum_of_each = torch.where(counted[..., None], x, 0.0).sum(1).cpu()                  # [batch, width]
         self.sum_x = self.sum_x + self.weights[:, rows].double() @ sum_of_each
-        counted_active = active & counted.to(latents.device)[..., None]
-        self.active = self.active + counted_active.sum((0, 1)).cpu()
-        self.active_sequences = self.active_sequences + counted_active.any(1).sum(0).cpu()
+        self.active = self.active + firing.active.cpu()
+        self.active_sequences = self.active_sequences + firing.sequences.cpu()
 
     @property
     def mean_activation(self) -> Float[Tensor, "width"]:
