@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.faithfulness import POSITIONS_AT_A_TIME, HasEncodeDecode, run_and_reconstruct, site_of
+from course_utils.faithfulness import LOGITS, HasEncodeDecode, at_a_time, run_and_reconstruct, site_of
 from course_utils.house import bars_are_off
 from course_utils.language import Sample
 from course_utils.metrics import defined_ratio, interval, kl_of_log_probs, log_softmax
@@ -190,12 +190,13 @@ def harm(
     next_tokens = clean.tokens.roll(-1, dims=1).flatten()                           # [batch * pos]
     kl: dict[str, list[Tensor]] = {name: [] for name in finals}
     delta_ce: dict[str, list[Tensor]] = {name: [] for name in finals}
-    for chunk in counted.flatten().nonzero()[:, 0].split(POSITIONS_AT_A_TIME):
+    for chunk in counted.flatten().nonzero()[:, 0].split(at_a_time(clean.model, LOGITS)):
         target = next_tokens[chunk, None]                                           # [chunk, 1]
         log_p = log_softmax(clean.logits(clean.residuals[-1].flatten(0, 1)[chunk]))
+        p = log_p.exp()
         for name, final in finals.items():
             log_q = log_softmax(clean.logits(final.flatten(0, 1)[chunk]))           # [chunk, vocab]
-            kl[name].append(kl_of_log_probs(log_p, log_q))
+            kl[name].append(kl_of_log_probs(log_p, log_q, p))
             delta_ce[name].append((log_p - log_q).gather(1, target)[:, 0])
     return ({name: put_back(chunks, counted) for name, chunks in kl.items()},
             {name: put_back(chunks, counted) for name, chunks in delta_ce.items()})

@@ -56,15 +56,15 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 __all__ = [
-    "COURSE", "POSITIONS_AT_A_TIME", "RESAMPLES", "SAEBENCH", "SAELENS", "Convention", "FaithfulnessReport",
-    "HasEncodeDecode", "all_but_first", "bootstrap_interval", "cross_entropy_by_position", "delta_cross_entropy",
+    "COURSE", "LOGITS", "RESAMPLES", "SAEBENCH", "SAELENS", "Convention", "FaithfulnessReport", "HasEncodeDecode",
+    "all_but_first", "at_a_time", "bootstrap_interval", "cross_entropy_by_position", "delta_cross_entropy",
     "evaluate_sae", "explained_variance", "kl_divergence", "kl_of_log_probs", "log_softmax", "patched_logits",
     "pooled_mean", "reconstruct", "reconstruction_score", "run_and_reconstruct", "site_of",
 ]
 
-POSITIONS_AT_A_TIME = 96  # positions whose logits exist at once: with 50,000 tokens, 20 MB for each model
-STRIP = 16                # of these, how many are compared at once: fits the cache, a fifth faster than all
-RESAMPLES = 200           # of the bootstrap
+LOGITS = 5_000_000      # that exist at once, for each model: 20 MB, those of 100 positions with 50,000 tokens
+STRIP = 800_000         # of these, how many are compared at once: fits the cache, a fifth faster than all
+RESAMPLES = 200         # of the bootstrap
 
 LogProbs = Callable[[Int[Tensor, "place"]], Float[Tensor, "place vocab"]]   # from places in a flattened batch
 
@@ -228,7 +228,7 @@ def evaluate_sae(
         with_mean = _ConstantPass(model, site, tokens, mask, sums.mean_activation, convention)
         for rows in tqdm(batches, desc="mean ablation", delay=1, disable=bars_are_off() or with_mean.same_for_all):
             run = None if with_mean.same_for_all else CleanRun(model, tokens[rows], site.recorded)
-            loss = _cross_entropy(with_mean.log_probs(run, mask[rows]), tokens[rows])
+            loss = _cross_entropy(with_mean.log_probs(run, mask[rows]), tokens[rows], at_a_time(model, LOGITS))
             sums.add(rows, counts[rows] & known[rows], {"ce_mean": loss})
     return sums.report()
 
@@ -347,33 +347,37 @@ def _compare(
 ) -> tuple[dict[str, Float[Tensor, "batch pos"]], dict[str, Float[Tensor, "batch pos"]]]:
     """Cross-entropies and divergences of the clean pass, the patched one and the one with zeros; 0 where not counted.
 
-    Full logits exist for POSITIONS_AT_A_TIME positions, and are compared in strips of STRIP.
+    LOGITS of them exist at once, and are compared in strips of STRIP.
     """
     p_stream, q_stream = clean.residuals[-1].flatten(0, 1), final.flatten(0, 1)             # [batch * pos, d_model]
     next_tokens = clean.tokens.roll(-1, dims=1).flatten()                                   # [batch * pos]
     places = counted.flatten().nonzero()[:, 0]                                              # [counted]
     losses, divergences = [], []
-    for chunk in places.split(POSITIONS_AT_A_TIME):
+    for chunk in places.split(at_a_time(clean.model, LOGITS)):
         p_logits, q_logits = clean.logits(p_stream[chunk]), clean.logits(q_stream[chunk])   # [chunk, vocab]
         zero_log_probs = log_probs_with_zeros(chunk)                                        # [chunk, vocab]
-        for start in range(0, len(chunk), STRIP):
-            strip = slice(start, start + STRIP)
-            log_p = log_softmax(p_logits[strip])                                            # [strip, vocab]
-            log_q = log_softmax(q_logits[strip])
-            log_zero = zero_log_probs[strip]
+        for start in range(0, len(chunk), at_a_time(clean.model, STRIP)):
+            strip = slice(start, start + at_a_time(clean.model, STRIP))
+            log_p, log_q = log_softmax(p_logits[strip]), log_softmax(q_logits[strip])       # [strip, vocab]
+            log_zero, p = zero_log_probs[strip], log_p.exp()
             target = next_tokens[chunk[strip], None]                                        # [strip, 1]
             losses.append({
                 "ce_clean": -log_p.gather(1, target)[:, 0],
                 "ce_sae": -log_q.gather(1, target)[:, 0],
                 "ce_zero": -log_zero.gather(1, target)[:, 0],
             })
-            divergences.append({"kl": kl_of_log_probs(log_p, log_q), "kl_zero": kl_of_log_probs(log_p, log_zero)})
+            divergences.append({"kl": kl_of_log_probs(log_p, log_q, p), "kl_zero": kl_of_log_probs(log_p, log_zero, p)})
             if everything:
                 divergences[-1] |= {
                     "reverse_kl": kl_of_log_probs(log_q, log_p),
                     "js": js_of_log_probs(log_p, log_q),
                 }
     return _put_back(losses, counted), _put_back(divergences, counted)
+
+
+def at_a_time(model: TransformerBridge, logits: int) -> int:
+    """How many positions have so many logits; one at least."""
+    return max(1, logits // model.cfg.d_vocab)
 
 
 def _put_back(
@@ -384,11 +388,13 @@ def _put_back(
     return {name: put_back([strip[name] for strip in strips], counted) for name in names}
 
 
-def _cross_entropy(log_probs: LogProbs, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
-    """Cross-entropy of each next token; the last position's means nothing."""
+def _cross_entropy(
+    log_probs: LogProbs, tokens: Int[Tensor, "batch pos"], positions: int
+) -> Float[Tensor, "batch pos"]:
+    """Cross-entropy of each next token, so many positions at a time; the last position's means nothing."""
     next_tokens = tokens.roll(-1, dims=1).flatten()                                         # [batch * pos]
     places = torch.arange(len(next_tokens), device=tokens.device)
-    chunks = places.split(POSITIONS_AT_A_TIME)
+    chunks = places.split(positions)
     losses = [-log_probs(chunk).gather(1, next_tokens[chunk, None])[:, 0] for chunk in chunks]
     return torch.cat(losses).reshape(tokens.shape)
 
@@ -414,7 +420,7 @@ class _ConstantPass:
         if self.same_for_all:
             clean = CleanRun(model, tokens[:1])
             stream = self._final(clean, mask[:1])[0]                # [pos, d_model]
-            parts = stream.split(POSITIONS_AT_A_TIME)
+            parts = stream.split(at_a_time(model, LOGITS))
             self._shared = torch.cat([log_softmax(clean.logits(part)) for part in parts])   # [pos, vocab]
 
     def log_probs(self, clean: CleanRun | None, mask: Bool[Tensor, "batch pos"]) -> LogProbs:

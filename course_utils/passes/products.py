@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK = 1024    # columns: a block of the weights and of the result stay in the cache (a third faster; measured)
+BLOCK = 1024    # columns: a block of weights stays in the cache while it is used (a fifth faster with 50,000; measured)
 
 
 def wide_product(
-    x: Float[Tensor, "... d"], W: Float[Tensor, "d wide"], bias: Float[Tensor, "wide"] | None = None
-) -> Float[Tensor, "... wide"]:
+    x: Float[Tensor, "*rows d"], W: Float[Tensor, "d wide"], bias: Float[Tensor, "wide"] | None = None
+) -> Float[Tensor, "*rows wide"]:
     """x @ W + bias; on a CPU, and where no gradient is wanted, in blocks of BLOCK columns."""
-    by_gradient = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, W, bias))
-    if by_gradient or x.device.type != "cpu" or W.shape[1] < 2 * BLOCK:
+    wants_gradient = torch.is_grad_enabled() and any(each.requires_grad for each in (x, W, bias) if each is not None)
+    if wants_gradient or x.device.type != "cpu" or W.shape[1] < 2 * BLOCK:
         return x @ W if bias is None else x @ W + bias
     rows = x.reshape(-1, x.shape[-1])
     out = rows.new_empty(len(rows), W.shape[1])
