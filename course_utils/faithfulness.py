@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 LOGITS = 5_000_000      # that exist at once, for each model: 20 MB, those of 100 positions with 50,000 tokens
-STRIP = 800_000         # of these, how many are compared at once: fits the cache, a fifth faster than all
+STRIP = 200_000         # of these, how many are compared at once: fits the cache, a third faster than all
 RESAMPLES = 200         # of the bootstrap
 
 LogProbs = Callable[[Int[Tensor, "place"]], Float[Tensor, "place vocab"]]   # from places in a flattened batch
