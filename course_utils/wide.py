@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from course_utils.passes.products import largest
+from course_utils.passes.products import largest, wide_product
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_formats import acts_by_sequence, encode_decode
 
@@ -43,7 +43,9 @@ def active_latents(latents: Float[Tensor, "m d_sae"]) -> Active:
 
 def top_active(sae: SparseAutoencoder, x: Float[Tensor, "m d_in"]) -> Active:
     """The same of a TopK autoencoder's latents, which are not written out."""
-    values, latents = largest(sae.pre_activations(sae.normalized(x)), sae.k or 0)
+    x = sae.normalized(x)
+    pre = wide_product(x - sae.b_dec if sae.subtract_b_dec else x, sae.W_enc, sae.b_enc)
+    values, latents = largest(pre, sae.k or 0)
     places, rank = (values > 0).nonzero(as_tuple=True)
     return Active(places, latents[places, rank], values[places, rank], sae.d_sae)
 
