@@ -41,13 +41,11 @@ def active_latents(latents: Float[Tensor, "m d_sae"]) -> Active:
     return Active(places, which, latents[places, which], latents.shape[1])
 
 
-def top_active(sae: SparseAutoencoder, x: Float[Tensor, "m d_in"]) -> Active:
-    """The same of a TopK autoencoder's latents, which are not written out."""
-    x = sae.normalized(x)
-    pre = wide_product(x - sae.b_dec if sae.subtract_b_dec else x, sae.W_enc, sae.b_enc)
-    values, latents = largest(pre, sae.k or 0)
+def top_active(pre: Float[Tensor, "m d_sae"], k: int) -> Active:
+    """`active_latents(top_k(pre, k))`, which is not written out."""
+    values, latents = largest(pre, k)
     places, rank = (values > 0).nonzero(as_tuple=True)
-    return Active(places, latents[places, rank], values[places, rank], sae.d_sae)
+    return Active(places, latents[places, rank], values[places, rank], pre.shape[1])
 
 
 def decode_active(active: Active, W_dec: Float[Tensor, "d_sae d_in"], m: int) -> Float[Tensor, "m d_in"]:
@@ -72,7 +70,9 @@ def in_parts(sae: HasEncodeDecode, x: Float[Tensor, "batch pos *width"]) -> Iter
 
 def _own(sae: SparseAutoencoder, x: Float[Tensor, "m d_in"]) -> tuple[Active, Float[Tensor, "m d_in"]]:
     if sae.kind == "topk":
-        active = top_active(sae, x)
+        seen = sae.normalized(x)
+        active = top_active(wide_product(seen - sae.b_dec if sae.subtract_b_dec else seen, sae.W_enc, sae.b_enc),
+                            sae.k or 0)
     else:
         latents = sae.encode(x)
         active = active_latents(latents)
