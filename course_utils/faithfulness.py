@@ -13,24 +13,24 @@ A score divides by what an ablation costs. Where the 95 % interval of that cost 
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from course_utils.faithfulness_report import RESAMPLES, FaithfulnessReport, Keeper, Sums
 from course_utils.house import bars_are_off
 from course_utils.metrics import (
     bootstrap_interval,
     cross_entropy_by_position,
-    defined_ratio,
     delta_cross_entropy,
     explained_variance,
-    interval,
     js_of_log_probs,
     kl_divergence,
     kl_of_log_probs,
@@ -40,7 +40,6 @@ from course_utils.metrics import (
 )
 from course_utils.passes import (
     CleanRun,
-    Pooled,
     Site,
     all_but_first,
     checked_mask,
@@ -52,7 +51,6 @@ from course_utils.sae_formats import check_own_call, encode_decode, refuse_trans
 from course_utils.wide import Firing, in_parts
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
 __all__ = [
@@ -64,7 +62,6 @@ __all__ = [
 
 LOGITS = 5_000_000      # that exist at once, for each model: 20 MB, those of 100 positions with 50,000 tokens
 STRIP = 200_000         # of these, how many are compared at once: fits the cache, a third faster than all
-RESAMPLES = 200         # of the bootstrap
 
 LogProbs = Callable[[Int[Tensor, "place"]], Float[Tensor, "place vocab"]]   # from places in a flattened batch
 
@@ -87,88 +84,6 @@ SAELENS = Convention(drop_last=False, ablate_everywhere=True, batch_ratios=True)
 SAEBENCH = Convention(drop_last=False, ablate_everywhere=True, patch_everywhere=True)
 
 
-# --- the report ------------------------------------------------------------------------------------------------------
-
-DIVIDED_BY = {"reconstruction_score": "ce_zero − ce_clean", "reconstruction_score_mean": "ce_mean − ce_clean",
-              "kl_score": "kl_zero", "fvu": "the variance of x", "explained_variance": "the variance of x",
-              "relative_reconstruction_bias": "E[x·x̂]"}
-IN_NATS = ("ce_clean", "ce_sae", "ce_zero", "ce_mean", "delta_ce", "kl", "reverse_kl", "js", "kl_zero")
-
-
-@dataclass(frozen=True)
-class FaithfulnessReport:
-    """What `evaluate_sae` found. Cross-entropies and divergences are means per counted position, in nats.
-
-    NaN means "not defined" (then `undefined` says why), or "not asked for" (`everything=False`).
-    """
-
-    ce_clean: float                       # cross-entropy of the model
-    ce_sae: float                         # with the reconstruction in the activation's place
-    ce_zero: float                        # with zeros there
-    ce_mean: float                        # with the mean activation there
-    delta_ce: float                       # ce_sae − ce_clean
-    reconstruction_score: float           # (ce_zero − ce_sae) / (ce_zero − ce_clean)
-    reconstruction_score_mean: float      # the same with ce_mean in the place of ce_zero
-    kl: float                             # KL(p‖q)
-    reverse_kl: float                     # KL(q‖p)
-    js: float                             # Jensen-Shannon
-    kl_zero: float                        # KL(p‖prediction with zeros)
-    kl_score: float                       # 1 − kl / kl_zero
-    l0: float                             # latents that are not 0
-    l1: float                             # Σ|f|
-    mse: float                            # Σ_d (x̂ − x)², over the width: not divided by it
-    explained_variance: float             # 1 − E‖x̂ − x‖² / (E‖x‖² − ‖E x‖²)
-    fvu: float                            # 1 − explained_variance
-    cosine: float                         # cosine of x and x̂
-    l2_ratio: float                       # ‖x̂‖ / ‖x‖
-    l2_in: float                          # ‖x‖
-    l2_out: float                         # ‖x̂‖
-    relative_reconstruction_bias: float   # E‖x̂‖² / E[x·x̂]; below 1 is shrinkage (arXiv 2404.16014, eq. 10)
-    dead_fraction: float                  # latents that were active nowhere
-    n_sequences: int
-    n_positions: int                      # counted ones
-    intervals: dict[str, tuple[float, float]] = field(repr=False)       # 95 %, from resampling the sequences
-    by_position: dict[str, Float[Tensor, "pos"]] = field(repr=False)    # means over the sequences; NaN: not counted
-    density: Float[Tensor, "d_sae"] = field(repr=False)                 # share of positions where each latent is active
-    active_sequences: Int[Tensor, "d_sae"] = field(repr=False)          # in how many sequences each is active
-    peers: dict[str, float] = field(repr=False, default_factory=dict)   # what only another convention has
-    undefined: dict[str, str] = field(default_factory=dict)             # {metric that is not defined: why}
-
-    @property
-    def ce_clean_by_position(self) -> Float[Tensor, "pos"]:
-        """CE_j of the model, in nats."""
-        return self.by_position["ce_clean"]
-
-    @property
-    def delta_ce_by_position(self) -> Float[Tensor, "pos"]:
-        """ΔCE_j in nats."""
-        return self.by_position["delta_ce"]
-
-    @property
-    def kl_by_position(self) -> Float[Tensor, "pos"]:
-        """KL(p‖q) at each position, in nats."""
-        return self.by_position["kl"]
-
-    def to_frame(self, unit: str = "nats") -> pd.DataFrame:
-        """A table: each metric with its unit and its interval, entropies in nats or bits; or why it is not defined.
-
-        Raises:
-            ValueError: if the unit is neither.
-        """
-        import pandas as pd
-
-        if unit not in ("nats", "bits"):
-            raise ValueError(f"unit is {unit!r}; it must be nats or bits")
-        rows = []
-        for metric in [each.name for each in fields(self) if each.type == "float"]:
-            scale = 1 / math.log(2) if unit == "bits" and metric in IN_NATS else 1.0
-            low, high = self.intervals.get(metric, (math.nan, math.nan))
-            rows.append({"metric": metric, "value": getattr(self, metric) * scale, "low": low * scale,
-                         "high": high * scale,
-                         "unit": unit if metric in IN_NATS else self.undefined.get(metric, "")})
-        return pd.DataFrame(rows).set_index("metric")
-
-
 # --- the evaluation --------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +99,7 @@ def evaluate_sae(
     model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *, hook_name: str | None = None,
     head: int | None = None, mask: Bool[Tensor, "n pos"] | None = None, batch_size: int = 8,
     convention: Convention = COURSE, everything: bool = True, resamples: int = RESAMPLES, seed: int = 0,
-    force: bool = False,
+    force: bool = False, folder: str | Path | None = None,
 ) -> FaithfulnessReport:
     """Every metric of `FaithfulnessReport`, on these tokens. Memory does not grow with their number.
 
@@ -201,36 +116,111 @@ def evaluate_sae(
         resamples, seed: of the bootstrap behind the intervals; 0 for none. (Which scores are defined is then still
             judged with 200.)
         force: evaluate an autoencoder somewhere other than where it was trained.
+        folder: where to keep the sums, about once a minute. A run that was stopped continues there.
     Raises:
         ValueError: if the place or the width is wrong, the mask does not fit, is empty, counts padding or what comes
-            after it, or is missing although the text is padded, an activation is not finite, or the object does
-            something other than decode(encode(x)).
+            after it, or is missing although the text is padded, an activation is not finite, the object does
+            something other than decode(encode(x)), or the folder holds another run or a damaged file.
     """
-    site = site_of(model, sae, hook_name, head, force)
-    mask = checked_mask(model, tokens, mask)
-    known = followed(model, tokens, mask)
-    counts = counted_positions(mask, known, convention.drop_last)
-    sums = _Sums(len(tokens), resamples, seed)
-    with_zeros = _ConstantPass(model, site, tokens, mask, torch.zeros(site.width), convention)
-    batches = torch.arange(len(tokens)).split(batch_size)
-    for rows in tqdm(batches, desc="batches", delay=1, disable=bars_are_off()):
-        keep, counted = mask[rows], counts[rows]
-        clean, x = run_and_read(model, tokens[rows], site)
-        firing = Firing(counted)
-        x_hat = reconstruct(sae, x, site, firing)
-        patched = x_hat if convention.patch_everywhere else torch.where(keep[..., None], x_hat, x)
-        final = site.continue_with(clean, patched)
-        sums.add_activations(rows, counted, x, x_hat, firing, convention)
-        losses, divergences = _compare(clean, final, with_zeros.log_probs(clean, keep), counted, everything)
-        sums.add(rows, counted & known[rows], losses)               # no loss where the next token is not known
-        sums.add(rows, counted, divergences)
+    evaluation = Evaluation(
+        model, sae, tokens, hook_name=hook_name, head=head, mask=mask, batch_size=batch_size, convention=convention,
+        everything=everything, resamples=resamples, seed=seed, force=force)
+    keep = Keeper(Path(folder), evaluation.settings()) if folder else None
+    sums = evaluation.sums(keep=keep)
     if everything:
-        with_mean = _ConstantPass(model, site, tokens, mask, sums.mean_activation, convention)
-        for rows in tqdm(batches, desc="mean ablation", delay=1, disable=bars_are_off() or with_mean.same_for_all):
-            run = None if with_mean.same_for_all else CleanRun(model, tokens[rows], site.recorded)
-            loss = _cross_entropy(with_mean.log_probs(run, mask[rows]), tokens[rows], at_a_time(model, LOGITS))
-            sums.add(rows, counts[rows] & known[rows], {"ce_mean": loss})
+        sums = sums + evaluation.mean_ablation(sums.mean_activation, keep=keep)
     return sums.report()
+
+
+class Evaluation:
+    """`evaluate_sae` of some sequences here and of others there: in several processes, or on several GPUs.
+
+        evaluation = Evaluation(model, sae, tokens)                                     # in each process
+        sums = evaluation.sums(torch.arange(1000))                                      # each has other rows
+        total = sum_of_one + sum_of_another                                             # in one of them
+        total.report()
+
+    Sums are of the same tokens, seed and number of resamples, so that they add up to those of all rows. For ce_mean
+    every process then needs `total.mean_activation`: add up what `mean_ablation` gives, too. docs/book/scale.md has a
+    program.
+    """
+
+    def __init__(
+        self, model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *,
+        hook_name: str | None = None, head: int | None = None, mask: Bool[Tensor, "n pos"] | None = None,
+        batch_size: int = 8, convention: Convention = COURSE, everything: bool = True, resamples: int = RESAMPLES,
+        seed: int = 0, force: bool = False,
+    ) -> None:
+        """Arguments, and errors, are those of `evaluate_sae`."""
+        self.model, self.sae, self.tokens, self.batch_size = model, sae, tokens, batch_size
+        self.site = site_of(model, sae, hook_name, head, force)
+        self.mask = checked_mask(model, tokens, mask)
+        self.known = followed(model, tokens, self.mask)
+        self.counts = counted_positions(self.mask, self.known, convention.drop_last)
+        self.convention, self.everything, self.resamples, self.seed = convention, everything, resamples, seed
+
+    def empty(self) -> Sums:
+        """Sums of no sequence."""
+        return Sums(len(self.tokens), self.resamples, self.seed)
+
+    def settings(self) -> dict[str, Any]:
+        """What sums depend on, in short."""
+        model, sae = (sum(value.double().sum().item() for value in each.parameters()) if hasattr(each, "parameters")
+                      else "" for each in (self.model, self.sae))
+        return {
+            "tokens": hashlib.sha256(self.tokens.cpu().numpy().tobytes()).hexdigest(), "counted": int(self.mask.sum()),
+            "model": f"{self.model.cfg.model_name} {model}", "sae": f"{type(self.sae).__name__} {sae}",
+            "hook": self.site.hook_name, "head": self.site.head, "convention": asdict(self.convention),
+            "everything": self.everything, "resamples": self.resamples, "seed": self.seed,
+            "batch_size": self.batch_size}
+
+    @torch.no_grad()
+    def sums(self, rows: Int[Tensor, "some"] | None = None, keep: Keeper | None = None) -> Sums:
+        """All sums of these sequences (None: of all) but the mean ablation's. Raises as `evaluate_sae` does."""
+        with_zeros = _ConstantPass(self.model, self.site, self.tokens, self.mask, torch.zeros(self.site.width),
+                                   self.convention)
+        return self._over(rows, keep, "batches", lambda sums, batch: self._add(sums, batch, with_zeros))
+
+    @torch.no_grad()
+    def mean_ablation(
+        self, mean_activation: Float[Tensor, "width"], rows: Int[Tensor, "some"] | None = None,
+        keep: Keeper | None = None,
+    ) -> Sums:
+        """The sums of these sequences with the mean activation of all in the activation's place."""
+        with_mean = _ConstantPass(self.model, self.site, self.tokens, self.mask, mean_activation, self.convention)
+        return self._over(rows, keep, "mean ablation", lambda sums, batch: self._add_mean(sums, batch, with_mean))
+
+    def _over(
+        self, rows: Int[Tensor, "some"] | None, keep: Keeper | None, desc: str, add: Callable[[Sums, Tensor], None]
+    ) -> Sums:
+        """Sums over batches; those that were kept are not computed again."""
+        sums = self.empty() if keep is None else keep.read(desc, self.empty())
+        rows = torch.arange(len(self.tokens)) if rows is None else rows
+        batches = [rows[start : start + self.batch_size] for start in range(sums.done, len(rows), self.batch_size)]
+        for batch in tqdm(batches, desc=desc, delay=1, disable=bars_are_off()):
+            add(sums, batch)
+            sums.done += len(batch)
+            if keep is not None and (keep.is_time() or sums.done == len(rows)):
+                keep.write(desc, sums)
+        return sums
+
+    def _add(self, sums: Sums, rows: Int[Tensor, "batch"], with_zeros: _ConstantPass) -> None:
+        keep, counted, known = self.mask[rows], self.counts[rows], self.known[rows]
+        clean, x = run_and_read(self.model, self.tokens[rows], self.site)
+        firing = Firing(counted)
+        x_hat = reconstruct(self.sae, x, self.site, firing)
+        patched = x_hat if self.convention.patch_everywhere else torch.where(keep[..., None], x_hat, x)
+        final = self.site.continue_with(clean, patched)
+        sums.add_activations(rows, counted, x, x_hat, firing, self.convention)
+        losses, divergences = _compare(clean, final, with_zeros.log_probs(clean, keep), counted, self.everything)
+        sums.add(rows, counted & known, losses)                     # no loss where the next token is not known
+        sums.add(rows, counted, divergences)
+
+    def _add_mean(self, sums: Sums, rows: Int[Tensor, "batch"], with_mean: _ConstantPass) -> None:
+        run = None if with_mean.same_for_all else CleanRun(self.model, self.tokens[rows], self.site.recorded)
+        log_probs = with_mean.log_probs(run, self.mask[rows])
+        loss = _cross_entropy(log_probs, self.tokens[rows], at_a_time(self.model, LOGITS))
+        sums.add(rows, self.counts[rows] & self.known[rows], {"ce_mean": loss})
 
 
 @torch.no_grad()
@@ -435,109 +425,3 @@ class _ConstantPass:
         constant = self.value.to(x).expand_as(x)
         new = constant if self.everywhere else torch.where(mask[..., None], constant, x)
         return self.site.continue_with(clean, new)
-
-
-class _Sums(Pooled):
-    """The sums behind a report."""
-
-    def __init__(self, n: int, resamples: int, seed: int) -> None:
-        super().__init__(n, resamples or RESAMPLES, seed)
-        self.with_intervals = resamples > 0
-        self.sum_x = torch.zeros((), dtype=torch.float64)           # [row, width], once something was added
-        self.active = torch.zeros((), dtype=torch.long)             # [d_sae]: positions where each latent is active
-        self.active_sequences = torch.zeros((), dtype=torch.long)   # [d_sae]: sequences where it is
-        self.bias_of_batches: list[float] = []
-
-    def add_activations(
-        self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], x: Float[Tensor, "batch pos width"],
-        x_hat: Float[Tensor, "batch pos width"], firing: Firing, convention: Convention,
-    ) -> None:
-        """Add what activations, reconstructions and latents say without the rest of the model."""
-        x, x_hat = x.double(), x_hat.double()                       # a variance is a small difference of large sums
-        norm_in, norm_out = x.norm(dim=-1), x_hat.norm(dim=-1)      # [batch, pos]
-        values = {
-            "l0": firing.l0,
-            "l1": firing.l1,
-            "mse": (x_hat - x).pow(2).sum(-1),
-            "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1),
-            "l2_in": norm_in,
-            "l2_out": norm_out,
-            "l2_ratio": norm_out / torch.where(norm_in < 1e-4, 1.0, norm_in),
-            "squared_in": norm_in.pow(2),
-            "squared_out": norm_out.pow(2),
-            "dot": (x * x_hat).sum(-1),
-        }
-        if convention.batch_ratios:
-            from_mean = (x - x[counted].mean(dim=0)).pow(2).sum(-1)
-            values["explained_variance_legacy"] = 1 - values["mse"] / from_mean
-            self.bias_of_batches.append((values["squared_out"][counted].mean() / values["dot"][counted].mean()).item())
-        self.add(rows, counted, values)
-        sum_of_each = torch.where(counted[..., None], x, 0.0).sum(1).cpu()                  # [batch, width]
-        self.sum_x = self.sum_x + self.weights[:, rows].double() @ sum_of_each
-        self.active = self.active + firing.active.cpu()
-        self.active_sequences = self.active_sequences + firing.sequences.cpu()
-
-    @property
-    def mean_activation(self) -> Float[Tensor, "width"]:
-        """E x over the counted positions."""
-        return (self.sum_x[0] / self.counts["l0"][0].sum()).float()
-
-    def report(self) -> FaithfulnessReport:
-        """Divide, once."""
-        metrics = self._metrics()
-        n_counted = self.counts["l0"][0].sum()
-        undefined = {name: f"not defined: {below} may be 0"
-                     for name, below in DIVIDED_BY.items() if metrics[name][0].isnan()}
-        if "ce_mean" not in self.sums:
-            undefined.pop("reconstruction_score_mean", None)        # not asked for
-        by_position = {name: self.by_position(name) for name in self.sums if name in metrics}
-        by_position["delta_ce"] = by_position["ce_sae"] - by_position["ce_clean"]
-        peers = {}
-        if self.bias_of_batches:
-            peers = {"explained_variance_legacy": self.mean("explained_variance_legacy")[0].item(),
-                     "relative_reconstruction_bias": sum(self.bias_of_batches) / len(self.bias_of_batches)}
-        return FaithfulnessReport(
-            **{name: values[0].item() for name, values in metrics.items()},
-            dead_fraction=(self.active == 0).double().mean().item(),
-            n_sequences=self.weights.shape[1],
-            n_positions=int(n_counted),
-            intervals={name: interval(values[1:]) for name, values in metrics.items()} if self.with_intervals else {},
-            by_position=by_position,
-            density=self.active / n_counted,
-            active_sequences=self.active_sequences,
-            peers=peers,
-            undefined=undefined,
-        )
-
-    def _metrics(self) -> dict[str, Float[Tensor, "row"]]:
-        """{field of the report: its value for all sequences (row 0) and for each resample}."""
-        mean = {name: self.mean(name) for name in self.sums}                                # each [row]
-        not_asked_for = torch.full_like(mean["kl"], torch.nan)
-        ce_clean, ce_sae, ce_zero = mean["ce_clean"], mean["ce_sae"], mean["ce_zero"]
-        ce_mean = mean.get("ce_mean", not_asked_for)
-        mean_x = self.sum_x / self.counts["l0"].sum(1)[:, None]                             # [row, width]
-        fvu = defined_ratio(mean["mse"], mean["squared_in"] - mean_x.pow(2).sum(1))
-        return {
-            "ce_clean": ce_clean,
-            "ce_sae": ce_sae,
-            "ce_zero": ce_zero,
-            "ce_mean": ce_mean,
-            "delta_ce": ce_sae - ce_clean,
-            "reconstruction_score": defined_ratio(ce_zero - ce_sae, ce_zero - ce_clean),
-            "reconstruction_score_mean": defined_ratio(ce_mean - ce_sae, ce_mean - ce_clean),
-            "kl": mean["kl"],
-            "reverse_kl": mean.get("reverse_kl", not_asked_for),
-            "js": mean.get("js", not_asked_for),
-            "kl_zero": mean["kl_zero"],
-            "kl_score": 1 - defined_ratio(mean["kl"], mean["kl_zero"]),
-            "l0": mean["l0"],
-            "l1": mean["l1"],
-            "mse": mean["mse"],
-            "explained_variance": 1 - fvu,
-            "fvu": fvu,
-            "cosine": mean["cosine"],
-            "l2_ratio": mean["l2_ratio"],
-            "l2_in": mean["l2_in"],
-            "l2_out": mean["l2_out"],
-            "relative_reconstruction_bias": defined_ratio(mean["squared_out"], mean["dot"]),
-        }

@@ -16,7 +16,8 @@ from small_models import forbidden_forward, full_pass, hook_count, own_tokens
 from small_saes import Plain, some_sae
 
 from course_utils import faithfulness
-from course_utils.faithfulness import COURSE, IN_NATS, SAEBENCH, SAELENS, Convention, FaithfulnessReport, evaluate_sae
+from course_utils.faithfulness import COURSE, SAEBENCH, SAELENS, Convention, FaithfulnessReport, evaluate_sae
+from course_utils.faithfulness_report import IN_NATS
 from course_utils.metrics import delta_cross_entropy, js_of_log_probs, kl_divergence, reconstruction_score
 from course_utils.passes import Site
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
