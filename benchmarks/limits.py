@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from course_utils.models import best_device
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 BLOCKS = (256, 512, 1024, 2048, 4096)   # a product is tried in blocks with at most so many rows and columns
 AT_LEAST = 0.01                         # seconds for which a product is repeated, to be timed
@@ -78,3 +82,42 @@ def _seconds_each(call: Callable[[], object]) -> float:
         wait()
         calls += 1
     return (time.perf_counter() - start) / calls
+
+
+# --- what a model multiplies ---------------------------------------------------------------------------------------
+
+
+def block_products(
+    model: TransformerBridge, vectors: float, sequences: float, queries: int, keys: int
+) -> list[Product]:
+    """Of one block: its maps for `vectors` vectors, and attention of `queries` to `keys` positions in `sequences`.
+
+    Half of the attention of a whole sequence is to later positions, which need not be multiplied.
+    """
+    mlp = model.blocks[0].mlp
+    maps = [mlp.W_in, *([mlp.W_gate] if getattr(mlp, "W_gate", None) is not None else []), mlp.W_out]
+    times = sequences * (0.5 if queries == keys else 1)
+    heads, d_head = model.cfg.n_heads, model.cfg.d_head
+    return [*reading_products(model, vectors), Product(queries, d_head, keys, times, heads),
+            Product(queries, keys, d_head, times, heads), _of(vectors, heads * d_head, model.cfg.d_model),
+            *(_of(vectors, *W.shape) for W in maps)]
+
+
+def reading_products(model: TransformerBridge, vectors: float, parts: str = "QKV") -> list[Product]:
+    """Of one block: what gives its heads their queries, keys and values."""
+    widths = {part: len(W) * W.shape[-1] for part in parts for W in [getattr(model.blocks[0].attn, f"W_{part}")]}
+    return [_of(vectors, model.cfg.d_model, sum(widths.values()))]
+
+
+def unembedding_products(model: TransformerBridge, vectors: float) -> list[Product]:
+    """Of the last map, from vectors to logits."""
+    return [_of(vectors, *model.W_U.shape)]
+
+
+def _of(vectors: float, d_in: int, d_out: int) -> Product:
+    return Product(max(1, round(vectors)), d_in, d_out)
+
+
+def times(n: float, products: Sequence[Product]) -> list[Product]:
+    """The same products so many times."""
+    return [replace(product, times=n * product.times) for product in products]
