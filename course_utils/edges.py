@@ -14,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 Metric = Callable[[Float[Tensor, "batch pos vocab"]], Float[Tensor, "batch"]]
 Added = Callable[["Receiver", list[Tensor]], Float[Tensor, "batch pos d_model"]]    # (receiver, outputs so far)
 LOGITS_AT_ONCE = 2**26      # numbers in the logits of the passes that run together
+VECTORS_AT_ONCE = 2048      # residual vectors in such passes: more only leave the processor's cache
 
 
 @dataclass(frozen=True)
@@ -125,21 +128,35 @@ def _layer_hooks(model: TransformerBridge, layer: int, outputs: list[Tensor]) ->
             (f"blocks.{layer}.hook_mlp_out", lambda out, hook: _noted(outputs, out))]
 
 
-def _reading_hooks(model: TransformerBridge, receiver: Receiver, added: Callable[[], Tensor]) -> list:
-    """Hooks that let one receiver read its input with something added."""
+def _reading_hooks(
+    model: TransformerBridge, receiver: Receiver, added: Callable[[], Tensor], rows: slice = slice(None)
+) -> list[tuple[str, Callable]]:
+    """Hooks that let one receiver read its input with something added to the last positions, in some rows."""
     if receiver.part in ("mlp", "logits"):
         norm = "ln_final" if receiver.part == "logits" else f"blocks.{receiver.layer}.ln2"
-        return [(f"{norm}.hook_in", lambda x, hook: x + added())]
+        return [(f"{norm}.hook_in", lambda x, hook: _with_rows(x, rows, _sum_at_the_end(x[rows], added())))]
     stream: list[Tensor] = []
     block, part = model.blocks[receiver.layer], receiver.part.upper()
     W, b = getattr(block.attn, f"W_{part}")[receiver.head], getattr(block.attn, f"b_{part}", None)
 
     def read(values, hook):                                                     # [batch, pos, head, d_head]
-        own = block.ln1(stream.pop() + added()) @ W
-        return replace_head(receiver.head, own if b is None else own + b[receiver.head])(values, hook)
+        own = block.ln1(_sum_at_the_end(stream.pop(), added())) @ W
+        own = own if b is None else own + b[receiver.head]
+        return _with_rows(values, rows, replace_head(receiver.head, own)(values[rows], hook))
 
-    return [(f"blocks.{receiver.layer}.hook_resid_pre", lambda x, hook: stream.append(x)),
+    return [(f"blocks.{receiver.layer}.hook_resid_pre", lambda x, hook: stream.append(x[rows])),
             (f"blocks.{receiver.layer}.attn.hook_{receiver.part}", read)]
+
+
+def _sum_at_the_end(x: Float[Tensor, "row pos d"], added: Float[Tensor, "row last d"]) -> Float[Tensor, "row pos d"]:
+    """x, with something added to its last positions."""
+    return x + F.pad(added, (0, 0, x.shape[1] - added.shape[1], 0))
+
+
+def _with_rows(x: Float[Tensor, "row ..."], rows: slice, some: Float[Tensor, "some ..."]) -> Float[Tensor, "row ..."]:
+    """x, with some of its rows in place of those that are there."""
+    first, end, _ = rows.indices(len(x))
+    return torch.cat([x[:first], some, x[end:]])
 
 
 # --- scores of single edges -------------------------------------------------------------------------------------------
@@ -151,7 +168,8 @@ def exact_scores(
 ) -> Float[Tensor, "receiver sender batch"]:
     """How much the metric changes when one edge alone carries what it carries on the corrupted text; 0 where none is.
 
-    All senders of a receiver are tried in one pass, continued from the receiver's layer.
+    The edges into a layer are tried together, each as rows of one batch, from that layer and from the first position
+    on where the texts differ.
 
     Args:
         metric: logits -> one number for each text, such as a difference of two logits at the last position.
@@ -162,28 +180,47 @@ def exact_scores(
     """
     check_pairs(clean, corrupted)
     graph, run = graph_of(model), CleanRun(model, clean)
-    before = metric(run.logits(run.residuals[-1]))                              # [batch]
+    logits, start = run.logits(run.residuals[-1]), _first_difference(clean, corrupted)
+    before = metric(logits)                                                     # [batch]
     change = run_edges(model, corrupted)[1] - run_edges(model, clean)[1]        # [sender, batch, pos, d_model]
     scores = before.new_zeros(len(graph.receivers), len(graph.senders), len(before))
-    at_once = max(1, LOGITS_AT_ONCE // (clean.numel() * model.cfg.d_vocab))
-    for row, receiver in zip(scores, tqdm(graph.receivers, "receivers", disable=bars_are_off(), leave=False)):
-        for begin in range(0, receiver.senders, at_once):
-            some = change[begin : min(begin + at_once, receiver.senders)]
-            logits = _logits_reading(run, receiver, some.flatten(0, 1)).unflatten(0, (len(some), -1))
-            row[begin : begin + len(some)] = torch.stack([metric(each) for each in logits]) - before
+    at_once = max(1, min(LOGITS_AT_ONCE // model.cfg.d_vocab, VECTORS_AT_ONCE) // clean[:, start:].numel())
+    batches = [edges[i:i + at_once] for edges in _by_layer(graph) for i in range(0, len(edges), at_once)]
+    for edges in tqdm(batches, "edges", disable=bars_are_off(), leave=False):
+        receivers, senders = [graph.receivers[row] for row, _ in edges], [sender for _, sender in edges]
+        later = _logits_reading(run, receivers, change[senders, :, start:].flatten(0, 1), start)
+        for (row, sender), each in zip(edges, later.unflatten(0, (len(edges), -1))):
+            scores[row, sender] = metric(torch.cat([logits[:, :start], each], dim=1)) - before
     return scores
 
 
+def _first_difference(clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"]) -> int:
+    """The first position at which texts of some pair differ; the first of all if none do."""
+    return int((clean != corrupted).any(dim=0).int().argmax())
+
+
+def _by_layer(graph: Graph) -> list[list[tuple[int, int]]]:
+    """The edges into each layer, then those into the logits: (receiver, sender), receiver by receiver."""
+    layers = groupby(enumerate(graph.receivers), key=lambda each: each[1].layer)
+    return [[(row, sender) for row, receiver in some for sender in range(receiver.senders)] for _, some in layers]
+
+
 def _logits_reading(
-    run: CleanRun, receiver: Receiver, added: Float[Tensor, "rows pos d_model"]
-) -> Float[Tensor, "rows pos vocab"]:
-    """Logits of the clean pass, row by row, in which a receiver reads something more."""
-    residual = run.residuals[receiver.layer].repeat(len(added) // len(run.tokens), 1, 1)
-    if receiver.part == "logits":
+    run: CleanRun, receivers: list[Receiver], added: Float[Tensor, "rows pos-start d_model"], start: int
+) -> Float[Tensor, "rows pos-start vocab"]:
+    """Logits, from `start` on, of clean passes in each of which one receiver reads something more.
+
+    The receivers are of one layer, each for as many rows as there are texts; equal ones stand together.
+    """
+    layer, first, hooks = receivers[0].layer, 0, []
+    residual = run.residuals[layer][:, start:].repeat(len(receivers), 1, 1)
+    if receivers[0].part == "logits":
         return run.logits(residual + added)
-    hooks = _reading_hooks(run.model, receiver, lambda: added)
+    for receiver, equal in groupby(receivers):
+        rows = slice(first, first := first + len(list(equal)) * len(run.tokens))
+        hooks += _reading_hooks(run.model, receiver, partial(added.__getitem__, rows), rows)
     with run.model.hooks(fwd_hooks=hooks):
-        return run.logits(run.continue_from(receiver.layer, residual))
+        return run.logits(run.continue_from(layer, residual, start=start))
 
 
 def attribution_scores(

@@ -158,6 +158,17 @@ def _run(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], pre_hooks: 
             handle.remove()
 
 
+def run_until(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str, fwd_hooks: Sequence = ()
+) -> None:
+    """A pass with hooks that ends at the first hook called `hook_name`, after those that are on it."""
+
+    def end(value: Tensor, hook) -> None:
+        raise Enough
+
+    _run(model, tokens, [], [*fwd_hooks, (hook_name, end)])
+
+
 def read_activation(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str) -> Tensor:
     """One activation; what comes after it is not run."""
     seen = []
