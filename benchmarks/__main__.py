@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from benchmarks import (  # noqa: F401  (importing a module registers its benchmarks)
     ablations,
     circuits,
+    edges,
     gpt2_shape,
     growth,
     heads,

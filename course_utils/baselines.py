@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.faithfulness import POSITIONS_AT_A_TIME, HasEncodeDecode, run_and_reconstruct, site_of
+from course_utils.faithfulness import LOGITS, HasEncodeDecode, at_a_time, run_and_reconstruct, site_of
 from course_utils.house import bars_are_off
 from course_utils.language import Sample
 from course_utils.metrics import defined_ratio, interval, kl_of_log_probs, log_softmax
@@ -167,7 +167,7 @@ def noise_floor(
     passes = {kind: [f"{kind} {draw}" for draw in range(draws if kind in RANDOM else 1)] for kind in ("sae", *kinds)}
     kl, delta_ce = Pooled(len(tokens), resamples, seed), Pooled(len(tokens), resamples, seed)
     for rows in tqdm(torch.arange(len(tokens)).split(batch_size), desc="batches", delay=1, disable=bars_are_off()):
-        clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens[rows], site)
+        clean, x, x_hat = run_and_reconstruct(model, sae, tokens[rows], site)
         noise = [torch.stack([_noise(seed, draw, row, x[0]) for row in rows.tolist()]) for draw in range(draws)]
         finals = {}
         for kind, names in passes.items():
@@ -190,12 +190,13 @@ def harm(
     next_tokens = clean.tokens.roll(-1, dims=1).flatten()                           # [batch * pos]
     kl: dict[str, list[Tensor]] = {name: [] for name in finals}
     delta_ce: dict[str, list[Tensor]] = {name: [] for name in finals}
-    for chunk in counted.flatten().nonzero()[:, 0].split(POSITIONS_AT_A_TIME):
+    for chunk in counted.flatten().nonzero()[:, 0].split(at_a_time(clean.model, LOGITS)):
         target = next_tokens[chunk, None]                                           # [chunk, 1]
         log_p = log_softmax(clean.logits(clean.residuals[-1].flatten(0, 1)[chunk]))
+        p = log_p.exp()
         for name, final in finals.items():
             log_q = log_softmax(clean.logits(final.flatten(0, 1)[chunk]))           # [chunk, vocab]
-            kl[name].append(kl_of_log_probs(log_p, log_q))
+            kl[name].append(kl_of_log_probs(log_p, log_q, p))
             delta_ce[name].append((log_p - log_q).gather(1, target)[:, 0])
     return ({name: put_back(chunks, counted) for name, chunks in kl.items()},
             {name: put_back(chunks, counted) for name, chunks in delta_ce.items()})
@@ -312,7 +313,7 @@ def true_noise_floor(
     batches = torch.arange(len(sample.tokens)).split(batch_size)
     for rows in tqdm(batches, desc="batches", delay=1, disable=bars_are_off()):
         tokens = sample.tokens[rows].to(model.cfg.device)
-        clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens, site)
+        clean, x, x_hat = run_and_reconstruct(model, sae, tokens, site)
         final = site.continue_with(clean, torch.where(mask[rows].to(x.device)[..., None], x_hat, x))
         log_p = log_softmax(clean.logits(clean.residuals[-1]))                      # [batch, pos, vocab]
         log_q = log_softmax(clean.logits(final))

@@ -37,7 +37,8 @@ from course_utils.passes import (
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-ROWS_AT_A_TIME = 256     # rows of a circuit held at once: with 50,257 tokens, 51 MB
+BLOCK = 1024             # rows and columns of a circuit held at once: 4 MB, which stay in the processor's cache
+FEW_ROWS = 64            # as many are held whole: with 50,257 tokens, 13 MB
 TOKENS_AT_A_TIME = 2048  # tokens that go through block 0 at once, each a sequence of its own
 
 
@@ -293,7 +294,7 @@ def top_k_accuracy(
     """Share of tokens whose own entry (the diagonal) is among the k largest of its row, or of its column.
 
     best="key": of each row; "is a token's best key its own?". best="query": of each column. The two differ.
-    Chance is k / vocab. A tie does not count as a hit. Read in strips: memory does not grow with vocab².
+    Chance is k / vocab. A tie does not count as a hit. Read in blocks: memory does not grow with vocab².
 
     Args:
         tokens: which tokens to ask for, against all of the vocabulary; None for all.
@@ -304,19 +305,53 @@ def top_k_accuracy(
     _check_top_k(matrix, k, best)
     if best == "query":
         matrix = matrix.T                                                           # its columns are rows now
-    left, right = (matrix.A, matrix.B) if isinstance(matrix, FactoredMatrix) else (None, matrix)
-    if not right.is_floating_point():
-        right = right.float()
-    tokens = _checked_ids(tokens, right.shape[1]).to(right.device)
-    buffer = right.new_empty(ROWS_AT_A_TIME, right.shape[1])                        # the same memory for every strip
-    hits = 0
-    for ids in tokens.split(ROWS_AT_A_TIME):
-        rows = right[ids] if left is None else torch.mm(left[ids], right, out=buffer[:len(ids)])    # [strip, vocab]
-        own = rows.gather(1, ids[:, None])[:, 0]                                    # [strip]
-        rows.scatter_(1, ids[:, None], -torch.inf)                                  # leaves the other tokens' entries
-        kth_best_other = rows.amax(dim=1) if k == 1 else rows.topk(k, dim=1).values[:, -1]
-        hits += int((own > kth_best_other).sum())
-    return hits / len(tokens)
+    device = (matrix.A if isinstance(matrix, FactoredMatrix) else matrix).device
+    tokens = _checked_ids(tokens, matrix.shape[1]).to(device)
+    return sum(_hits(matrix, ids, k) for ids in tokens.split(BLOCK)) / len(tokens)
+
+
+def _hits(matrix: FactoredMatrix | Float[Tensor, "vocab vocab"], ids: Int[Tensor, "row"], k: int) -> int:
+    """How many of some rows have their own entry among their k largest.
+
+    Each block is compared before it leaves the processor's cache, and rows that k others have beaten are left out of
+    the next. Few rows are read whole: their product may be rounded otherwise than one of many, and a tie must be one.
+    """
+    if len(ids) <= FEW_ROWS:
+        rows = _entries(matrix, ids, slice(None))                                   # [row, vocab]
+        own = rows.gather(1, ids[:, None])[:, 0]
+        return int((own > _largest_others(rows, ids, k)[:, -1]).sum())
+    own = torch.cat([_entries(matrix, some, some).diagonal() for some in ids.chunk(4)])         # [row]
+    best = own.new_full((len(ids), k), -torch.inf)                                  # the others' largest so far
+    width = BLOCK if ids.device.type == "cpu" else 16 * BLOCK                       # a GPU takes more at once
+    space = own.new_empty(len(ids) * width)                                         # the same memory for every block
+    for start in range(0, matrix.shape[1], width):
+        entries = _entries(matrix, ids, slice(start, start + width), space)
+        best = torch.cat([best, _largest_others(entries, ids - start, k)], dim=1).topk(k, dim=1).values
+        ahead = own > best[:, -1]
+        ids, own, best = ids[ahead], own[ahead], best[ahead]
+        if len(ids) <= FEW_ROWS:
+            return _hits(matrix, ids, k)
+    return len(ids)
+
+
+def _entries(
+    matrix: FactoredMatrix | Float[Tensor, "vocab vocab"], ids: Int[Tensor, "row"],
+    columns: slice | Int[Tensor, "some"], space: Float[Tensor, "n"] | None = None,
+) -> Float[Tensor, "row some"]:
+    """Some rows and columns of a circuit, not in its memory; those of a product are written to `space`, if given."""
+    if isinstance(matrix, FactoredMatrix):
+        left, right = matrix.A[ids], matrix.B[:, columns]
+        shape = len(left), right.shape[1]
+        return torch.mm(left, right, out=None if space is None else space[:shape[0] * shape[1]].view(shape))
+    entries = matrix[:, columns][ids]
+    return entries if entries.is_floating_point() else entries.float()
+
+
+def _largest_others(entries: Float[Tensor, "row some"], own: Int[Tensor, "row"], k: int) -> Float[Tensor, "row k"]:
+    """The k largest entries of each row, without its own, which may lie in other columns; `entries` are changed."""
+    inside = (own >= 0) & (own < entries.shape[1])
+    entries[inside, own[inside]] = -torch.inf
+    return entries.amax(dim=1, keepdim=True) if k == 1 else entries.topk(min(k, entries.shape[1]), dim=1).values
 
 
 def _check_top_k(matrix: FactoredMatrix | Tensor, k: int, best: str) -> None:

@@ -11,12 +11,14 @@ receiver is computed anew from what it now reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 Metric = Callable[[Float[Tensor, "batch pos vocab"]], Float[Tensor, "batch"]]
 Added = Callable[["Receiver", list[Tensor]], Float[Tensor, "batch pos d_model"]]    # (receiver, outputs so far)
 LOGITS_AT_ONCE = 2**26      # numbers in the logits of the passes that run together
+VECTORS_AT_ONCE = 2048      # residual vectors in such passes: more only leave the processor's cache
 
 
 @dataclass(frozen=True)
@@ -125,21 +128,35 @@ def _layer_hooks(model: TransformerBridge, layer: int, outputs: list[Tensor]) ->
             (f"blocks.{layer}.hook_mlp_out", lambda out, hook: _noted(outputs, out))]
 
 
-def _reading_hooks(model: TransformerBridge, receiver: Receiver, added: Callable[[], Tensor]) -> list:
-    """Hooks that let one receiver read its input with something added."""
+def _reading_hooks(
+    model: TransformerBridge, receiver: Receiver, added: Callable[[], Tensor], rows: slice = slice(None)
+) -> list[tuple[str, Callable]]:
+    """Hooks that let one receiver read its input with something added to the last positions, in some rows."""
     if receiver.part in ("mlp", "logits"):
         norm = "ln_final" if receiver.part == "logits" else f"blocks.{receiver.layer}.ln2"
-        return [(f"{norm}.hook_in", lambda x, hook: x + added())]
+        return [(f"{norm}.hook_in", lambda x, hook: _with_rows(x, rows, _sum_at_the_end(x[rows], added())))]
     stream: list[Tensor] = []
     block, part = model.blocks[receiver.layer], receiver.part.upper()
     W, b = getattr(block.attn, f"W_{part}")[receiver.head], getattr(block.attn, f"b_{part}", None)
 
     def read(values, hook):                                                     # [batch, pos, head, d_head]
-        own = block.ln1(stream.pop() + added()) @ W
-        return replace_head(receiver.head, own if b is None else own + b[receiver.head])(values, hook)
+        own = block.ln1(_sum_at_the_end(stream.pop(), added())) @ W
+        own = own if b is None else own + b[receiver.head]
+        return _with_rows(values, rows, replace_head(receiver.head, own)(values[rows], hook))
 
-    return [(f"blocks.{receiver.layer}.hook_resid_pre", lambda x, hook: stream.append(x)),
+    return [(f"blocks.{receiver.layer}.hook_resid_pre", lambda x, hook: stream.append(x[rows])),
             (f"blocks.{receiver.layer}.attn.hook_{receiver.part}", read)]
+
+
+def _sum_at_the_end(x: Float[Tensor, "row pos d"], added: Float[Tensor, "row last d"]) -> Float[Tensor, "row pos d"]:
+    """x, with something added to its last positions."""
+    return x + F.pad(added, (0, 0, x.shape[1] - added.shape[1], 0))
+
+
+def _with_rows(x: Float[Tensor, "row ..."], rows: slice, some: Float[Tensor, "some ..."]) -> Float[Tensor, "row ..."]:
+    """x, with some of its rows in place of those that are there."""
+    first, end, _ = rows.indices(len(x))
+    return torch.cat([x[:first], some, x[end:]])
 
 
 # --- scores of single edges -------------------------------------------------------------------------------------------
@@ -152,7 +169,8 @@ def exact_scores(
 ) -> Float[Tensor, "receiver sender *pos batch"]:
     """How much the metric changes when one edge alone carries what it carries on the corrupted text; 0 where none is.
 
-    All senders of a receiver are tried in one pass, continued from the receiver's layer.
+    The edges into a layer are tried together, each as rows of one batch, from that layer and from the first position
+    on where the texts differ.
 
     Args:
         metric: logits -> one number for each text, such as a difference of two logits at the last position.
@@ -165,31 +183,55 @@ def exact_scores(
     """
     check_pairs(clean, corrupted)
     graph, run = graph_of(model), CleanRun(model, clean)
-    before = metric(run.logits(run.residuals[-1]))                              # [batch]
+    logits, start = run.logits(run.residuals[-1]), _first_difference(clean, corrupted)
+    before = metric(logits)                                                     # [batch]
     change = run_edges(model, corrupted)[1] - run_edges(model, clean)[1]        # [sender, batch, pos, d_model]
-    places = clean.shape[1] if by_position else 1
-    scores = before.new_zeros(len(graph.receivers), len(graph.senders) * places, len(before))
-    at_once = max(1, LOGITS_AT_ONCE // (clean.numel() * model.cfg.d_vocab))
-    for row, receiver in zip(scores, tqdm(graph.receivers, "receivers", disable=bars_are_off(), leave=False)):
-        for one in torch.arange(receiver.senders * places, device=change.device).split(at_once):
-            some = change[one // places]                                        # [edge, batch, pos, d_model]
-            if by_position:
-                some *= (one[:, None] % places == torch.arange(places, device=one.device))[:, None, :, None]
-            logits = _logits_reading(run, receiver, some.flatten(0, 1)).unflatten(0, (len(some), -1))
-            row[one] = torch.stack([metric(each) for each in logits]) - before
-    return scores.unflatten(1, (-1, places)) if by_position else scores
+    places = range(start, clean.shape[1]) if by_position else [start]
+    width = clean.shape[1] if by_position else 1
+    scores = before.new_zeros(len(graph.receivers), len(graph.senders), width, len(before))
+    at_once = max(1, min(LOGITS_AT_ONCE // model.cfg.d_vocab, VECTORS_AT_ONCE) // clean[:, start:].numel())
+    batches = [edges[i:i + at_once] for edges in _by_layer(graph, places) for i in range(0, len(edges), at_once)]
+    for edges in tqdm(batches, "edges", disable=bars_are_off(), leave=False):
+        rows, senders, there = zip(*edges)
+        some = change[list(senders), :, start:]                                 # [edge, batch, later pos, d_model]
+        if by_position:
+            here = torch.tensor(there)[:, None] == torch.arange(start, clean.shape[1])
+            some = some * here.to(some)[:, None, :, None]
+        later = _logits_reading(run, [graph.receivers[row] for row in rows], some.flatten(0, 1), start)
+        for (row, sender, place), each in zip(edges, later.unflatten(0, (len(edges), -1))):
+            change_of_metric = metric(torch.cat([logits[:, :start], each], dim=1)) - before
+            scores[row, sender, place if by_position else 0] = change_of_metric
+    return scores if by_position else scores[:, :, 0]
+
+
+def _first_difference(clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"]) -> int:
+    """The first position at which texts of some pair differ; the first of all if none do."""
+    return int((clean != corrupted).any(dim=0).int().argmax())
+
+
+def _by_layer(graph: Graph, places: Iterable[int]) -> list[list[tuple[int, int, int]]]:
+    """The edges into each layer, then those into the logits, at each place: (receiver, sender, place)."""
+    layers = groupby(enumerate(graph.receivers), key=lambda each: each[1].layer)
+    return [[(row, sender, place) for row, receiver in some for sender in range(receiver.senders) for place in places]
+            for _, some in layers]
 
 
 def _logits_reading(
-    run: CleanRun, receiver: Receiver, added: Float[Tensor, "rows pos d_model"]
-) -> Float[Tensor, "rows pos vocab"]:
-    """Logits of the clean pass, row by row, in which a receiver reads something more."""
-    residual = run.residuals[receiver.layer].repeat(len(added) // len(run.tokens), 1, 1)
-    if receiver.part == "logits":
+    run: CleanRun, receivers: list[Receiver], added: Float[Tensor, "rows pos-start d_model"], start: int
+) -> Float[Tensor, "rows pos-start vocab"]:
+    """Logits, from `start` on, of clean passes in each of which one receiver reads something more.
+
+    The receivers are of one layer, each for as many rows as there are texts; equal ones stand together.
+    """
+    layer, first, hooks = receivers[0].layer, 0, []
+    residual = run.residuals[layer][:, start:].repeat(len(receivers), 1, 1)
+    if receivers[0].part == "logits":
         return run.logits(residual + added)
-    hooks = _reading_hooks(run.model, receiver, lambda: added)
+    for receiver, equal in groupby(receivers):
+        rows = slice(first, first := first + len(list(equal)) * len(run.tokens))
+        hooks += _reading_hooks(run.model, receiver, partial(added.__getitem__, rows), rows)
     with run.model.hooks(fwd_hooks=hooks):
-        return run.logits(run.continue_from(receiver.layer, residual))
+        return run.logits(run.continue_from(layer, residual, start=start))
 
 
 def attribution_scores(
@@ -217,7 +259,7 @@ def attribution_scores(
         way = (step + 0.5) / steps if steps > 1 else 0.0
         slopes += _slopes(model, clean, own[0] + way * (other[0] - own[0]), metric) / steps
     scores = torch.einsum(f"rbpd,sbpd->rs{'p' if by_position else ''}b", slopes, other - own)
-    return scores * graph.edges.to(scores)[(..., *[None] * (scores.ndim - 2))]
+    return scores * _at_positions(graph.edges.to(scores), scores.shape[2:])
 
 
 @torch.enable_grad()
@@ -322,7 +364,8 @@ def worst_subset(
         left = (circuit & ~taken).nonzero().cpu()
         drawn = left[torch.randperm(len(left), generator=rng)[:tries]]
         subsets = torch.stack([taken] * len(drawn))
-        subsets[(torch.arange(len(drawn)), *drawn.T)] = True
+        edge_of_each = torch.arange(len(drawn)), *drawn.T
+        subsets[edge_of_each] = True
         of_circuit, of_model = without_subsets(model, clean, corrupted, circuit, subsets, metric)
         taken = subsets[(of_circuit - of_model).mean(-1).abs().argmax()]
     return taken
@@ -348,7 +391,7 @@ def best_edges(
 def _at_positions(edges: Bool[Tensor, "receiver sender"], positions: tuple[int, ...]) -> Bool[
         Tensor, "receiver sender *pos"]:
     """The mask itself, or the same at each of so many positions."""
-    return edges[(..., *[None] * len(positions))].expand(*edges.shape, *positions)
+    return edges.reshape(*edges.shape, *[1] * len(positions)).expand(*edges.shape, *positions)
 
 
 def check_pairs(clean: Tensor, corrupted: Tensor) -> None:

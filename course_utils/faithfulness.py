@@ -13,24 +13,24 @@ A score divides by what an ablation costs. Where the 95 % interval of that cost 
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from course_utils.faithfulness_report import RESAMPLES, FaithfulnessReport, Keeper, Sums
 from course_utils.house import bars_are_off
 from course_utils.metrics import (
     bootstrap_interval,
     cross_entropy_by_position,
-    defined_ratio,
     delta_cross_entropy,
     explained_variance,
-    interval,
     js_of_log_probs,
     kl_divergence,
     kl_of_log_probs,
@@ -40,7 +40,6 @@ from course_utils.metrics import (
 )
 from course_utils.passes import (
     CleanRun,
-    Pooled,
     Site,
     all_but_first,
     checked_mask,
@@ -49,21 +48,20 @@ from course_utils.passes import (
     put_back,
 )
 from course_utils.sae_formats import check_own_call, encode_decode, refuse_transcoder
+from course_utils.wide import Firing, in_parts
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
 __all__ = [
-    "COURSE", "POSITIONS_AT_A_TIME", "RESAMPLES", "SAEBENCH", "SAELENS", "Convention", "FaithfulnessReport",
-    "HasEncodeDecode", "all_but_first", "bootstrap_interval", "cross_entropy_by_position", "delta_cross_entropy",
+    "COURSE", "LOGITS", "RESAMPLES", "SAEBENCH", "SAELENS", "Convention", "FaithfulnessReport", "HasEncodeDecode",
+    "all_but_first", "at_a_time", "bootstrap_interval", "cross_entropy_by_position", "delta_cross_entropy",
     "evaluate_sae", "explained_variance", "kl_divergence", "kl_of_log_probs", "log_softmax", "patched_logits",
     "pooled_mean", "reconstruct", "reconstruction_score", "run_and_reconstruct", "site_of",
 ]
 
-POSITIONS_AT_A_TIME = 96  # positions whose logits exist at once: with 50,000 tokens, 20 MB for each model
-STRIP = 16                # of these, how many are compared at once: fits the cache, a fifth faster than all
-RESAMPLES = 200           # of the bootstrap
+LOGITS = 5_000_000      # that exist at once, for each model: 20 MB, those of 100 positions with 50,000 tokens
+STRIP = 200_000         # of these, how many are compared at once: fits the cache, a third faster than all
 
 LogProbs = Callable[[Int[Tensor, "place"]], Float[Tensor, "place vocab"]]   # from places in a flattened batch
 
@@ -86,88 +84,6 @@ SAELENS = Convention(drop_last=False, ablate_everywhere=True, batch_ratios=True)
 SAEBENCH = Convention(drop_last=False, ablate_everywhere=True, patch_everywhere=True)
 
 
-# --- the report ------------------------------------------------------------------------------------------------------
-
-DIVIDED_BY = {"reconstruction_score": "ce_zero − ce_clean", "reconstruction_score_mean": "ce_mean − ce_clean",
-              "kl_score": "kl_zero", "fvu": "the variance of x", "explained_variance": "the variance of x",
-              "relative_reconstruction_bias": "E[x·x̂]"}
-IN_NATS = ("ce_clean", "ce_sae", "ce_zero", "ce_mean", "delta_ce", "kl", "reverse_kl", "js", "kl_zero")
-
-
-@dataclass(frozen=True)
-class FaithfulnessReport:
-    """What `evaluate_sae` found. Cross-entropies and divergences are means per counted position, in nats.
-
-    NaN means "not defined" (then `undefined` says why), or "not asked for" (`everything=False`).
-    """
-
-    ce_clean: float                       # cross-entropy of the model
-    ce_sae: float                         # with the reconstruction in the activation's place
-    ce_zero: float                        # with zeros there
-    ce_mean: float                        # with the mean activation there
-    delta_ce: float                       # ce_sae − ce_clean
-    reconstruction_score: float           # (ce_zero − ce_sae) / (ce_zero − ce_clean)
-    reconstruction_score_mean: float      # the same with ce_mean in the place of ce_zero
-    kl: float                             # KL(p‖q)
-    reverse_kl: float                     # KL(q‖p)
-    js: float                             # Jensen-Shannon
-    kl_zero: float                        # KL(p‖prediction with zeros)
-    kl_score: float                       # 1 − kl / kl_zero
-    l0: float                             # latents that are not 0
-    l1: float                             # Σ|f|
-    mse: float                            # Σ_d (x̂ − x)², over the width: not divided by it
-    explained_variance: float             # 1 − E‖x̂ − x‖² / (E‖x‖² − ‖E x‖²)
-    fvu: float                            # 1 − explained_variance
-    cosine: float                         # cosine of x and x̂
-    l2_ratio: float                       # ‖x̂‖ / ‖x‖
-    l2_in: float                          # ‖x‖
-    l2_out: float                         # ‖x̂‖
-    relative_reconstruction_bias: float   # E‖x̂‖² / E[x·x̂]; below 1 is shrinkage (arXiv 2404.16014, eq. 10)
-    dead_fraction: float                  # latents that were active nowhere
-    n_sequences: int
-    n_positions: int                      # counted ones
-    intervals: dict[str, tuple[float, float]] = field(repr=False)       # 95 %, from resampling the sequences
-    by_position: dict[str, Float[Tensor, "pos"]] = field(repr=False)    # means over the sequences; NaN: not counted
-    density: Float[Tensor, "d_sae"] = field(repr=False)                 # share of positions where each latent is active
-    active_sequences: Int[Tensor, "d_sae"] = field(repr=False)          # in how many sequences each is active
-    peers: dict[str, float] = field(repr=False, default_factory=dict)   # what only another convention has
-    undefined: dict[str, str] = field(default_factory=dict)             # {metric that is not defined: why}
-
-    @property
-    def ce_clean_by_position(self) -> Float[Tensor, "pos"]:
-        """CE_j of the model, in nats."""
-        return self.by_position["ce_clean"]
-
-    @property
-    def delta_ce_by_position(self) -> Float[Tensor, "pos"]:
-        """ΔCE_j in nats."""
-        return self.by_position["delta_ce"]
-
-    @property
-    def kl_by_position(self) -> Float[Tensor, "pos"]:
-        """KL(p‖q) at each position, in nats."""
-        return self.by_position["kl"]
-
-    def to_frame(self, unit: str = "nats") -> pd.DataFrame:
-        """A table: each metric with its unit and its interval, entropies in nats or bits; or why it is not defined.
-
-        Raises:
-            ValueError: if the unit is neither.
-        """
-        import pandas as pd
-
-        if unit not in ("nats", "bits"):
-            raise ValueError(f"unit is {unit!r}; it must be nats or bits")
-        rows = []
-        for metric in [each.name for each in fields(self) if each.type == "float"]:
-            scale = 1 / math.log(2) if unit == "bits" and metric in IN_NATS else 1.0
-            low, high = self.intervals.get(metric, (math.nan, math.nan))
-            rows.append({"metric": metric, "value": getattr(self, metric) * scale, "low": low * scale,
-                         "high": high * scale,
-                         "unit": unit if metric in IN_NATS else self.undefined.get(metric, "")})
-        return pd.DataFrame(rows).set_index("metric")
-
-
 # --- the evaluation --------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +99,7 @@ def evaluate_sae(
     model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *, hook_name: str | None = None,
     head: int | None = None, mask: Bool[Tensor, "n pos"] | None = None, batch_size: int = 8,
     convention: Convention = COURSE, everything: bool = True, resamples: int = RESAMPLES, seed: int = 0,
-    force: bool = False,
+    force: bool = False, folder: str | Path | None = None,
 ) -> FaithfulnessReport:
     """Every metric of `FaithfulnessReport`, on these tokens. Memory does not grow with their number.
 
@@ -200,34 +116,111 @@ def evaluate_sae(
         resamples, seed: of the bootstrap behind the intervals; 0 for none. (Which scores are defined is then still
             judged with 200.)
         force: evaluate an autoencoder somewhere other than where it was trained.
+        folder: where to keep the sums, about once a minute. A run that was stopped continues there.
     Raises:
         ValueError: if the place or the width is wrong, the mask does not fit, is empty, counts padding or what comes
-            after it, or is missing although the text is padded, an activation is not finite, or the object does
-            something other than decode(encode(x)).
+            after it, or is missing although the text is padded, an activation is not finite, the object does
+            something other than decode(encode(x)), or the folder holds another run or a damaged file.
     """
-    site = site_of(model, sae, hook_name, head, force)
-    mask = checked_mask(model, tokens, mask)
-    known = followed(model, tokens, mask)
-    counts = counted_positions(mask, known, convention.drop_last)
-    sums = _Sums(len(tokens), resamples, seed)
-    with_zeros = _ConstantPass(model, site, tokens, mask, torch.zeros(site.width), convention)
-    batches = torch.arange(len(tokens)).split(batch_size)
-    for rows in tqdm(batches, desc="batches", delay=1, disable=bars_are_off()):
-        keep, counted = mask[rows], counts[rows]
-        clean, x, latents, x_hat = run_and_reconstruct(model, sae, tokens[rows], site)
-        patched = x_hat if convention.patch_everywhere else torch.where(keep[..., None], x_hat, x)
-        final = site.continue_with(clean, patched)
-        sums.add_activations(rows, counted, x, x_hat, latents, convention)
-        losses, divergences = _compare(clean, final, with_zeros.log_probs(clean, keep), counted, everything)
-        sums.add(rows, counted & known[rows], losses)               # no loss where the next token is not known
-        sums.add(rows, counted, divergences)
+    evaluation = Evaluation(
+        model, sae, tokens, hook_name=hook_name, head=head, mask=mask, batch_size=batch_size, convention=convention,
+        everything=everything, resamples=resamples, seed=seed, force=force)
+    keep = Keeper(Path(folder), evaluation.settings()) if folder else None
+    sums = evaluation.sums(keep=keep)
     if everything:
-        with_mean = _ConstantPass(model, site, tokens, mask, sums.mean_activation, convention)
-        for rows in tqdm(batches, desc="mean ablation", delay=1, disable=bars_are_off() or with_mean.same_for_all):
-            run = None if with_mean.same_for_all else CleanRun(model, tokens[rows], site.recorded)
-            loss = _cross_entropy(with_mean.log_probs(run, mask[rows]), tokens[rows])
-            sums.add(rows, counts[rows] & known[rows], {"ce_mean": loss})
+        sums = sums + evaluation.mean_ablation(sums.mean_activation, keep=keep)
     return sums.report()
+
+
+class Evaluation:
+    """`evaluate_sae` of some sequences here and of others there: in several processes, or on several GPUs.
+
+        evaluation = Evaluation(model, sae, tokens)                                     # in each process
+        sums = evaluation.sums(torch.arange(1000))                                      # each has other rows
+        total = sum_of_one + sum_of_another                                             # in one of them
+        total.report()
+
+    Sums are of the same tokens, seed and number of resamples, so that they add up to those of all rows. For ce_mean
+    every process then needs `total.mean_activation`: add up what `mean_ablation` gives, too. docs/book/scale.md has a
+    program.
+    """
+
+    def __init__(
+        self, model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], *,
+        hook_name: str | None = None, head: int | None = None, mask: Bool[Tensor, "n pos"] | None = None,
+        batch_size: int = 8, convention: Convention = COURSE, everything: bool = True, resamples: int = RESAMPLES,
+        seed: int = 0, force: bool = False,
+    ) -> None:
+        """Arguments, and errors, are those of `evaluate_sae`."""
+        self.model, self.sae, self.tokens, self.batch_size = model, sae, tokens, batch_size
+        self.site = site_of(model, sae, hook_name, head, force)
+        self.mask = checked_mask(model, tokens, mask)
+        self.known = followed(model, tokens, self.mask)
+        self.counts = counted_positions(self.mask, self.known, convention.drop_last)
+        self.convention, self.everything, self.resamples, self.seed = convention, everything, resamples, seed
+
+    def empty(self) -> Sums:
+        """Sums of no sequence."""
+        return Sums(len(self.tokens), self.resamples, self.seed)
+
+    def settings(self) -> dict[str, Any]:
+        """What sums depend on, in short."""
+        model, sae = (sum(value.double().sum().item() for value in each.parameters()) if hasattr(each, "parameters")
+                      else "" for each in (self.model, self.sae))
+        return {
+            "tokens": hashlib.sha256(self.tokens.cpu().numpy().tobytes()).hexdigest(), "counted": int(self.mask.sum()),
+            "model": f"{self.model.cfg.model_name} {model}", "sae": f"{type(self.sae).__name__} {sae}",
+            "hook": self.site.hook_name, "head": self.site.head, "convention": asdict(self.convention),
+            "everything": self.everything, "resamples": self.resamples, "seed": self.seed,
+            "batch_size": self.batch_size}
+
+    @torch.no_grad()
+    def sums(self, rows: Int[Tensor, "some"] | None = None, keep: Keeper | None = None) -> Sums:
+        """All sums of these sequences (None: of all) but the mean ablation's. Raises as `evaluate_sae` does."""
+        with_zeros = _ConstantPass(self.model, self.site, self.tokens, self.mask, torch.zeros(self.site.width),
+                                   self.convention)
+        return self._over(rows, keep, "batches", lambda sums, batch: self._add(sums, batch, with_zeros))
+
+    @torch.no_grad()
+    def mean_ablation(
+        self, mean_activation: Float[Tensor, "width"], rows: Int[Tensor, "some"] | None = None,
+        keep: Keeper | None = None,
+    ) -> Sums:
+        """The sums of these sequences with the mean activation of all in the activation's place."""
+        with_mean = _ConstantPass(self.model, self.site, self.tokens, self.mask, mean_activation, self.convention)
+        return self._over(rows, keep, "mean ablation", lambda sums, batch: self._add_mean(sums, batch, with_mean))
+
+    def _over(
+        self, rows: Int[Tensor, "some"] | None, keep: Keeper | None, desc: str, add: Callable[[Sums, Tensor], None]
+    ) -> Sums:
+        """Sums over batches; those that were kept are not computed again."""
+        sums = self.empty() if keep is None else keep.read(desc, self.empty())
+        rows = torch.arange(len(self.tokens)) if rows is None else rows
+        batches = [rows[start : start + self.batch_size] for start in range(sums.done, len(rows), self.batch_size)]
+        for batch in tqdm(batches, desc=desc, delay=1, disable=bars_are_off()):
+            add(sums, batch)
+            sums.done += len(batch)
+            if keep is not None and (keep.is_time() or sums.done == len(rows)):
+                keep.write(desc, sums)
+        return sums
+
+    def _add(self, sums: Sums, rows: Int[Tensor, "batch"], with_zeros: _ConstantPass) -> None:
+        keep, counted, known = self.mask[rows], self.counts[rows], self.known[rows]
+        clean, x = run_and_read(self.model, self.tokens[rows], self.site)
+        firing = Firing(counted)
+        x_hat = reconstruct(self.sae, x, self.site, firing)
+        patched = x_hat if self.convention.patch_everywhere else torch.where(keep[..., None], x_hat, x)
+        final = self.site.continue_with(clean, patched)
+        sums.add_activations(rows, counted, x, x_hat, firing, self.convention)
+        losses, divergences = _compare(clean, final, with_zeros.log_probs(clean, keep), counted, self.everything)
+        sums.add(rows, counted & known, losses)                     # no loss where the next token is not known
+        sums.add(rows, counted, divergences)
+
+    def _add_mean(self, sums: Sums, rows: Int[Tensor, "batch"], with_mean: _ConstantPass) -> None:
+        run = None if with_mean.same_for_all else CleanRun(self.model, self.tokens[rows], self.site.recorded)
+        log_probs = with_mean.log_probs(run, self.mask[rows])
+        loss = _cross_entropy(log_probs, self.tokens[rows], at_a_time(self.model, LOGITS))
+        sums.add(rows, self.counts[rows] & self.known[rows], {"ce_mean": loss})
 
 
 @torch.no_grad()
@@ -242,47 +235,72 @@ def patched_logits(
         ValueError: as `evaluate_sae` does.
     """
     site, mask = site_of(model, sae, hook_name), checked_mask(model, tokens, mask)
-    clean, x, _, x_hat = run_and_reconstruct(model, sae, tokens, site)
+    clean, x, x_hat = run_and_reconstruct(model, sae, tokens, site)
     final = site.continue_with(clean, torch.where(mask[..., None], x_hat, x))
     return clean.logits(clean.residuals[-1]), clean.logits(final)
 
 
 def run_and_reconstruct(
     model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "batch pos"], site: Site
-) -> tuple[
-    CleanRun, Float[Tensor, "batch pos width"], Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos width"]
-]:
-    """A clean pass, the activation in it, its latents and its reconstruction.
+) -> tuple[CleanRun, Float[Tensor, "batch pos width"], Float[Tensor, "batch pos width"]]:
+    """A clean pass, the activation in it, and its reconstruction.
 
     Raises:
         ValueError: if an activation is not finite.
     """
+    clean, x = run_and_read(model, tokens, site)
+    return clean, x, reconstruct(sae, x, site)
+
+
+def run_and_read(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], site: Site
+) -> tuple[CleanRun, Float[Tensor, "batch pos width"]]:
+    """A clean pass and the activation in it. Raises ValueError if it is not finite."""
     clean = CleanRun(model, tokens, site.recorded)
     x = site.read(clean)
     if not x.isfinite().all():
         raise ValueError(f"{site.hook_name} has activations that are not finite (NaN or infinite)")
-    return clean, x, *reconstruct(sae, x, site)
+    return clean, x
 
 
 def reconstruct(
-    sae: HasEncodeDecode, x: Float[Tensor, "batch pos width"], site: Site
-) -> tuple[Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos width"]]:
-    """The latents, and the reconstruction in the activation's dtype, whatever kind of object the autoencoder is.
+    sae: HasEncodeDecode, x: Float[Tensor, "batch pos width"], site: Site, firing: Firing | None = None
+) -> Float[Tensor, "batch pos width"]:
+    """The reconstruction in the activation's dtype, whatever kind of object the autoencoder is.
 
+    Latents of a few positions exist at a time; `firing` counts them.
     Raises:
         ValueError: if what the object does is not decode(encode(x)), see `check_own_call`.
     """
-    given = x
+    given = as_the_object_wants(sae, x, site)
+    parts = []
+    for active, x_hat in in_parts(sae, given):
+        if firing is not None:
+            firing.add(active, x_hat.numel() // site.width)
+        parts.append(x_hat.reshape(-1, site.width))
+    return torch.cat(parts).reshape(x.shape).to(x)
+
+
+def latents_of(
+    sae: HasEncodeDecode, x: Float[Tensor, "batch pos width"], site: Site
+) -> Float[Tensor, "batch pos d_sae"]:
+    """All latents at once. Raises ValueError as `reconstruct` does."""
+    return encode_decode(sae, as_the_object_wants(sae, x, site))[0].to_dense()     # SAELens's TopK may give sparse ones
+
+
+def as_the_object_wants(
+    sae: HasEncodeDecode, x: Float[Tensor, "batch pos width"], site: Site
+) -> Float[Tensor, "batch pos *width"]:
+    """The activation in the shape, on the device and in the dtype of the autoencoder. Raises as `reconstruct` does."""
     if getattr(sae, "hook_z_reshaping_mode", False):                # SAELens: it wants the heads apart
-        given = x.unflatten(-1, (-1, site.d_head))
+        x = x.unflatten(-1, (-1, site.d_head))
     parameters = sae.parameters() if hasattr(sae, "parameters") else ()
     if (weight := next(iter(parameters), None)) is not None:
-        given = given.to(weight)                                    # its device and its dtype
+        x = x.to(weight)
     if not site.compared:                                           # once, on the first batch
-        check_own_call(sae, given)
+        check_own_call(sae, x)
         site.compared = True
-    latents, x_hat = encode_decode(sae, given)
-    return latents.to_dense(), x_hat.reshape(x.shape).to(x)         # SAELens's TopK may give sparse latents
+    return x
 
 
 def site_of(
@@ -319,33 +337,37 @@ def _compare(
 ) -> tuple[dict[str, Float[Tensor, "batch pos"]], dict[str, Float[Tensor, "batch pos"]]]:
     """Cross-entropies and divergences of the clean pass, the patched one and the one with zeros; 0 where not counted.
 
-    Full logits exist for POSITIONS_AT_A_TIME positions, and are compared in strips of STRIP.
+    LOGITS of them exist at once, and are compared in strips of STRIP.
     """
     p_stream, q_stream = clean.residuals[-1].flatten(0, 1), final.flatten(0, 1)             # [batch * pos, d_model]
     next_tokens = clean.tokens.roll(-1, dims=1).flatten()                                   # [batch * pos]
     places = counted.flatten().nonzero()[:, 0]                                              # [counted]
     losses, divergences = [], []
-    for chunk in places.split(POSITIONS_AT_A_TIME):
+    for chunk in places.split(at_a_time(clean.model, LOGITS)):
         p_logits, q_logits = clean.logits(p_stream[chunk]), clean.logits(q_stream[chunk])   # [chunk, vocab]
         zero_log_probs = log_probs_with_zeros(chunk)                                        # [chunk, vocab]
-        for start in range(0, len(chunk), STRIP):
-            strip = slice(start, start + STRIP)
-            log_p = log_softmax(p_logits[strip])                                            # [strip, vocab]
-            log_q = log_softmax(q_logits[strip])
-            log_zero = zero_log_probs[strip]
+        for start in range(0, len(chunk), at_a_time(clean.model, STRIP)):
+            strip = slice(start, start + at_a_time(clean.model, STRIP))
+            log_p, log_q = log_softmax(p_logits[strip]), log_softmax(q_logits[strip])       # [strip, vocab]
+            log_zero, p = zero_log_probs[strip], log_p.exp()
             target = next_tokens[chunk[strip], None]                                        # [strip, 1]
             losses.append({
                 "ce_clean": -log_p.gather(1, target)[:, 0],
                 "ce_sae": -log_q.gather(1, target)[:, 0],
                 "ce_zero": -log_zero.gather(1, target)[:, 0],
             })
-            divergences.append({"kl": kl_of_log_probs(log_p, log_q), "kl_zero": kl_of_log_probs(log_p, log_zero)})
+            divergences.append({"kl": kl_of_log_probs(log_p, log_q, p), "kl_zero": kl_of_log_probs(log_p, log_zero, p)})
             if everything:
                 divergences[-1] |= {
                     "reverse_kl": kl_of_log_probs(log_q, log_p),
                     "js": js_of_log_probs(log_p, log_q),
                 }
     return _put_back(losses, counted), _put_back(divergences, counted)
+
+
+def at_a_time(model: TransformerBridge, logits: int) -> int:
+    """How many positions have so many logits; one at least."""
+    return max(1, logits // model.cfg.d_vocab)
 
 
 def _put_back(
@@ -356,11 +378,13 @@ def _put_back(
     return {name: put_back([strip[name] for strip in strips], counted) for name in names}
 
 
-def _cross_entropy(log_probs: LogProbs, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
-    """Cross-entropy of each next token; the last position's means nothing."""
+def _cross_entropy(
+    log_probs: LogProbs, tokens: Int[Tensor, "batch pos"], positions: int
+) -> Float[Tensor, "batch pos"]:
+    """Cross-entropy of each next token, so many positions at a time; the last position's means nothing."""
     next_tokens = tokens.roll(-1, dims=1).flatten()                                         # [batch * pos]
     places = torch.arange(len(next_tokens), device=tokens.device)
-    chunks = places.split(POSITIONS_AT_A_TIME)
+    chunks = places.split(positions)
     losses = [-log_probs(chunk).gather(1, next_tokens[chunk, None])[:, 0] for chunk in chunks]
     return torch.cat(losses).reshape(tokens.shape)
 
@@ -386,7 +410,7 @@ class _ConstantPass:
         if self.same_for_all:
             clean = CleanRun(model, tokens[:1])
             stream = self._final(clean, mask[:1])[0]                # [pos, d_model]
-            parts = stream.split(POSITIONS_AT_A_TIME)
+            parts = stream.split(at_a_time(model, LOGITS))
             self._shared = torch.cat([log_softmax(clean.logits(part)) for part in parts])   # [pos, vocab]
 
     def log_probs(self, clean: CleanRun | None, mask: Bool[Tensor, "batch pos"]) -> LogProbs:
@@ -401,111 +425,3 @@ class _ConstantPass:
         constant = self.value.to(x).expand_as(x)
         new = constant if self.everywhere else torch.where(mask[..., None], constant, x)
         return self.site.continue_with(clean, new)
-
-
-class _Sums(Pooled):
-    """The sums behind a report."""
-
-    def __init__(self, n: int, resamples: int, seed: int) -> None:
-        super().__init__(n, resamples or RESAMPLES, seed)
-        self.with_intervals = resamples > 0
-        self.sum_x = torch.zeros((), dtype=torch.float64)           # [row, width], once something was added
-        self.active = torch.zeros((), dtype=torch.long)             # [d_sae]: positions where each latent is active
-        self.active_sequences = torch.zeros((), dtype=torch.long)   # [d_sae]: sequences where it is
-        self.bias_of_batches: list[float] = []
-
-    def add_activations(
-        self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"], x: Float[Tensor, "batch pos width"],
-        x_hat: Float[Tensor, "batch pos width"], latents: Float[Tensor, "batch pos d_sae"], convention: Convention,
-    ) -> None:
-        """Add what activations, reconstructions and latents say without the rest of the model."""
-        x, x_hat = x.double(), x_hat.double()                       # a variance is a small difference of large sums
-        norm_in, norm_out = x.norm(dim=-1), x_hat.norm(dim=-1)      # [batch, pos]
-        active = latents != 0                                       # [batch, pos, d_sae]
-        values = {
-            "l0": active.sum(-1),
-            "l1": latents.abs().sum(-1, dtype=torch.float32),
-            "mse": (x_hat - x).pow(2).sum(-1),
-            "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1),
-            "l2_in": norm_in,
-            "l2_out": norm_out,
-            "l2_ratio": norm_out / torch.where(norm_in < 1e-4, 1.0, norm_in),
-            "squared_in": norm_in.pow(2),
-            "squared_out": norm_out.pow(2),
-            "dot": (x * x_hat).sum(-1),
-        }
-        if convention.batch_ratios:
-            from_mean = (x - x[counted].mean(dim=0)).pow(2).sum(-1)
-            values["explained_variance_legacy"] = 1 - values["mse"] / from_mean
-            self.bias_of_batches.append((values["squared_out"][counted].mean() / values["dot"][counted].mean()).item())
-        self.add(rows, counted, values)
-        sum_of_each = torch.where(counted[..., None], x, 0.0).sum(1).cpu()                  # [batch, width]
-        self.sum_x = self.sum_x + self.weights[:, rows].double() @ sum_of_each
-        counted_active = active & counted.to(latents.device)[..., None]
-        self.active = self.active + counted_active.sum((0, 1)).cpu()
-        self.active_sequences = self.active_sequences + counted_active.any(1).sum(0).cpu()
-
-    @property
-    def mean_activation(self) -> Float[Tensor, "width"]:
-        """E x over the counted positions."""
-        return (self.sum_x[0] / self.counts["l0"][0].sum()).float()
-
-    def report(self) -> FaithfulnessReport:
-        """Divide, once."""
-        metrics = self._metrics()
-        n_counted = self.counts["l0"][0].sum()
-        undefined = {name: f"not defined: {below} may be 0"
-                     for name, below in DIVIDED_BY.items() if metrics[name][0].isnan()}
-        if "ce_mean" not in self.sums:
-            undefined.pop("reconstruction_score_mean", None)        # not asked for
-        by_position = {name: self.by_position(name) for name in self.sums if name in metrics}
-        by_position["delta_ce"] = by_position["ce_sae"] - by_position["ce_clean"]
-        peers = {}
-        if self.bias_of_batches:
-            peers = {"explained_variance_legacy": self.mean("explained_variance_legacy")[0].item(),
-                     "relative_reconstruction_bias": sum(self.bias_of_batches) / len(self.bias_of_batches)}
-        return FaithfulnessReport(
-            **{name: values[0].item() for name, values in metrics.items()},
-            dead_fraction=(self.active == 0).double().mean().item(),
-            n_sequences=self.weights.shape[1],
-            n_positions=int(n_counted),
-            intervals={name: interval(values[1:]) for name, values in metrics.items()} if self.with_intervals else {},
-            by_position=by_position,
-            density=self.active / n_counted,
-            active_sequences=self.active_sequences,
-            peers=peers,
-            undefined=undefined,
-        )
-
-    def _metrics(self) -> dict[str, Float[Tensor, "row"]]:
-        """{field of the report: its value for all sequences (row 0) and for each resample}."""
-        mean = {name: self.mean(name) for name in self.sums}                                # each [row]
-        not_asked_for = torch.full_like(mean["kl"], torch.nan)
-        ce_clean, ce_sae, ce_zero = mean["ce_clean"], mean["ce_sae"], mean["ce_zero"]
-        ce_mean = mean.get("ce_mean", not_asked_for)
-        mean_x = self.sum_x / self.counts["l0"].sum(1)[:, None]                             # [row, width]
-        fvu = defined_ratio(mean["mse"], mean["squared_in"] - mean_x.pow(2).sum(1))
-        return {
-            "ce_clean": ce_clean,
-            "ce_sae": ce_sae,
-            "ce_zero": ce_zero,
-            "ce_mean": ce_mean,
-            "delta_ce": ce_sae - ce_clean,
-            "reconstruction_score": defined_ratio(ce_zero - ce_sae, ce_zero - ce_clean),
-            "reconstruction_score_mean": defined_ratio(ce_mean - ce_sae, ce_mean - ce_clean),
-            "kl": mean["kl"],
-            "reverse_kl": mean.get("reverse_kl", not_asked_for),
-            "js": mean.get("js", not_asked_for),
-            "kl_zero": mean["kl_zero"],
-            "kl_score": 1 - defined_ratio(mean["kl"], mean["kl_zero"]),
-            "l0": mean["l0"],
-            "l1": mean["l1"],
-            "mse": mean["mse"],
-            "explained_variance": 1 - fvu,
-            "fvu": fvu,
-            "cosine": mean["cosine"],
-            "l2_ratio": mean["l2_ratio"],
-            "l2_in": mean["l2_in"],
-            "l2_out": mean["l2_out"],
-            "relative_reconstruction_bias": defined_ratio(mean["squared_out"], mean["dot"]),
-        }

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from course_utils.passes import check_unpadded, require
+from course_utils.passes import check_unpadded, require, run_until
 from course_utils.repeated_tokens import ROWS_AT_A_TIME, check_repeated
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def stripe_scores(
 ) -> Float[Tensor, "layer head"]:
     """Mean over batch and entries of a stripe of every head's attention pattern.
 
-    A hook reads each pattern as the model computes it, so that none is stored.
+    A hook reads each pattern as the model computes it, so that none is stored; the pass ends with the last of them.
     Raises:
         ValueError: if a row looks padded.
     """
@@ -92,13 +92,18 @@ def stripe_scores(
     for rows in tokens.split(ROWS_AT_A_TIME):
         def add_scores(pattern: Pattern, hook) -> None:
             scores[hook.layer()] += stripe(pattern).mean(dim=-1).sum(dim=0).cpu()       # sum over the rows
-        model.run_with_hooks(rows, return_type=None, fwd_hooks=[(is_pattern, add_scores)])
+        run_until(model, rows, last_pattern(model), [(is_pattern, add_scores)])
     return scores / len(tokens)
 
 
 def is_pattern(hook_name: str) -> bool:
     """Whether a hook's name is that of an attention pattern, [batch, head, query, key]."""
     return hook_name.endswith("attn.hook_pattern")
+
+
+def last_pattern(model: TransformerBridge) -> str:
+    """The name of the last layer's attention pattern."""
+    return f"blocks.{model.cfg.n_layers - 1}.attn.hook_pattern"
 
 
 def best_head(scores: Float[Tensor, "layer head"]) -> tuple[int, int]:
@@ -147,5 +152,5 @@ def induction_scores_in_text(
 
     for rows, mask in zip(tokens.split(ROWS_AT_A_TIME), targets.split(ROWS_AT_A_TIME)):
         hook = functools.partial(add_scores, mask=mask)
-        model.run_with_hooks(rows, return_type=None, fwd_hooks=[(is_pattern, hook)])
+        run_until(model, rows, last_pattern(model), [(is_pattern, hook)])
     return scores / queries.sum().item()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from course_utils.faithfulness import reconstruct, site_of
+from course_utils.faithfulness import latents_of, site_of
 from course_utils.language import Sample, StoryLanguage
 from course_utils.passes import activations_in_batches, checked_mask
 
@@ -33,7 +33,7 @@ def latent_activations(
         ValueError: if the autoencoder does not fit the model, or as `passes.checked_mask` does.
     """
     site, mask = site_of(model, sae), checked_mask(model, tokens, mask)
-    latents = torch.cat([reconstruct(sae, x, site)[0].cpu()
+    latents = torch.cat([latents_of(sae, x, site).cpu()
                          for x in activations_in_batches(model, site, tokens, batch_size)])
     latents[~mask.cpu()] = 0
     return latents

@@ -6,8 +6,6 @@ from. All logarithms are natural, so every entropy and divergence is in nats; a 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -38,10 +36,11 @@ def log_softmax(logits: Float[Tensor, "*position vocab"]) -> Float[Tensor, "*pos
 
 
 def kl_of_log_probs(
-    log_p: Float[Tensor, "*position vocab"], log_q: Float[Tensor, "*position vocab"]
+    log_p: Float[Tensor, "*position vocab"], log_q: Float[Tensor, "*position vocab"],
+    p: Float[Tensor, "*position vocab"] | None = None,
 ) -> Float[Tensor, "*position"]:
-    """`kl_divergence`, of log-probabilities."""
-    p = log_p.exp()
+    """`kl_divergence`, of log-probabilities (and of p = exp(log_p), if it is at hand)."""
+    p = log_p.exp() if p is None else p
     kl = (p * (log_p - log_q)).sum(dim=-1)                          # (a dot product of 50,000 terms would round more)
     if kl.isnan().any():                                            # p rules a token out: 0 ln 0 = 0
         kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1)
@@ -52,8 +51,9 @@ def js_of_log_probs(
     log_p: Float[Tensor, "*position vocab"], log_q: Float[Tensor, "*position vocab"]
 ) -> Float[Tensor, "*position"]:
     """Jensen-Shannon divergence in nats: ½ KL(p‖m) + ½ KL(q‖m) with m = (p + q) / 2. At most ln 2."""
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return (kl_of_log_probs(log_p, log_m) + kl_of_log_probs(log_q, log_m)) / 2
+    p, q = log_p.exp(), log_q.exp()
+    log_m = ((p + q) / 2).log()
+    return (kl_of_log_probs(log_p, log_m, p) + kl_of_log_probs(log_q, log_m, q)) / 2
 
 
 def kl_terms(

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from course_utils.passes.products import largest
 from course_utils.sae_formats import fold_decoder_norm, read_folder, write_sae
 
 KINDS = ("relu", "topk", "jumprelu", "gated")
@@ -196,7 +197,7 @@ class SparseAutoencoder(nn.Module):
 
 def top_k(pre: Float[Tensor, "... d_sae"], k: int) -> Float[Tensor, "... d_sae"]:
     """Those of the k largest entries that are positive; 0 elsewhere."""
-    values, indices = pre.topk(k, dim=-1, sorted=False)
+    values, indices = largest(pre, k)
     return torch.zeros_like(pre).scatter_(-1, indices, values.relu())
 
 

@@ -20,7 +20,9 @@ from tqdm.auto import tqdm
 
 from course_utils.house import bars_are_off, check_checkpoint, claim_folder, damaged, read_tensors, whole_file
 from course_utils.passes import Site, checked_mask, collect_activations
+from course_utils.passes.products import largest
 from course_utils.sae import SparseAutoencoder, Step
+from course_utils.wide import FEW, Active, active_latents, decode_active, top_active
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 Trained = TypeVar("Trained", bound=SparseAutoencoder)
 STATE = "state.safetensors"
 LOG_EVERY = 50  # steps
+MANY = 2**20    # weights of a decoder; with fewer, the dense step is as fast
 LOGGED = {"step", "mse", "l0", "dead"}
 
 
@@ -166,24 +169,33 @@ class Training:
         self.optimizer.param_groups[0]["lr"] = config.lr * growth * min(1.0, left)
         x, target = x if isinstance(x, tuple) else 2 * (sae.normalized(x),)
         pre = pre_activations(sae, x)
-        latents = sae.activate(pre)
-        error = sae.write(latents, x) - target
+        few = few_active(sae, pre)
+        if few is None:
+            latents = sae.activate(pre)
+            out = sae.write(latents, x)
+            penalty = sparsity_loss(sae, x, pre, latents, config.sparsity * growth)
+        else:
+            few, out = sparse_step(sae, x, few)
+            penalty = config.sparsity * growth * few.values.sum() / len(x) if sae.kind == "relu" else 0.0
+        error = out - target
         mse = error.pow(2).sum(dim=1).mean()
-        loss = mse + sparsity_loss(sae, x, pre, latents, config.sparsity * growth)
+        loss = mse + penalty
         dead = self.idle >= config.dead_after
         if config.revive and (n_dead := int(dead.sum())):
             towards = pre + sae.b_gate if sae.kind == "gated" else pre
-            loss = loss + config.revive * revival_loss(sae, towards, error.detach(), dead, n_dead)
+            loss = loss + config.revive * revival_loss(sae, towards, error.detach(), dead, n_dead,
+                                                       None if few is None else x)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         constrain(sae)
         self.step += 1
-        active = (latents.detach() != 0).any(dim=0)
+        active = (latents.detach() != 0).any(dim=0) if few is None else few.latents.bincount(minlength=sae.d_sae) > 0
         self.idle = torch.where(active, 0.0, self.idle + 1)
         seen = {}
         if self.step % LOG_EVERY == 0 or self.step == config.steps:
-            l0 = (latents.detach() != 0).sum(dim=1).float().mean().item()
+            n_active = int((latents.detach() != 0).sum()) if few is None else len(few.values)
+            l0 = n_active / len(x)
             seen = {"step": self.step, "mse": mse.item() / sae.d_in, "l0": l0, "dead": dead.float().mean().item()}
             self.log.append(seen)
         if self.step % config.save_every == 0:
@@ -261,10 +273,59 @@ def pre_activations(sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"]) -> F
     Only b_dec needs a gradient through the product with W_enc. Here that is a product with one row, not with the
     whole batch, which saves one of six large products in each step.
     """
-    bias = 0.0 if sae.kind == "gated" else sae.b_enc
-    if sae.subtract_b_dec:
-        bias = bias - sae.b_dec @ sae.W_enc
-    return x @ sae.W_enc + bias
+    return x @ sae.W_enc + encoder_bias(sae)
+
+
+def encoder_bias(sae: SparseAutoencoder) -> Float[Tensor, "d_sae"]:
+    """b_enc − b_dec W_enc; without b_enc if gated, without the rest if the encoder sees x as it is."""
+    bias = torch.zeros_like(sae.b_gate) if sae.kind == "gated" else sae.b_enc
+    return bias - sae.b_dec @ sae.W_enc if sae.subtract_b_dec else bias
+
+
+# --- wide and sparse: the same step, from the active latents alone ----------------------------------------------------
+
+
+@torch.no_grad()
+def few_active(sae: SparseAutoencoder, pre: Float[Tensor, "batch d_sae"]) -> Active | None:
+    """The active latents, if the weights are many and they are few; None where the dense step is as fast."""
+    if sae.kind not in ("relu", "topk") or sae.W_dec.numel() < MANY or getattr(sae, "skip", False):
+        return None
+    if sae.kind == "topk":
+        active = top_active(pre, sae.k or 0)
+    elif (pre[:64] > 0).float().mean() > FEW:                       # as at the start, when half of all are
+        return None
+    else:
+        active = active_latents(pre.relu())
+    return active if len(active.values) <= FEW * pre.numel() else None
+
+
+def sparse_step(
+    sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"], few: Active
+) -> tuple[Active, Float[Tensor, "batch d_in"]]:
+    """These latents with a gradient, and what they decode to: `sae.activate` and `sae.write` without the zeros."""
+    values = SparseGradient.apply(few.values, x, sae.W_enc, encoder_bias(sae), few.places, few.latents)
+    few = few._replace(values=values)
+    return few, decode_active(few, sae.W_dec, len(x)) + sae.b_dec
+
+
+class SparseGradient(torch.autograd.Function):
+    """Values of x W_enc + bias at some latents, given; their gradient is a sum over the positions of each latent."""
+
+    @staticmethod
+    def forward(ctx, values: Float[Tensor, "active"], x: Float[Tensor, "batch d_in"],
+                W_enc: Float[Tensor, "d_in d_sae"], bias: Float[Tensor, "d_sae"], places: Int[Tensor, "active"],
+                latents: Int[Tensor, "active"]) -> Float[Tensor, "active"]:
+        ctx.save_for_backward(x, places, latents)
+        ctx.d_sae = len(bias)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, slope: Float[Tensor, "active"]) -> tuple[Tensor | None, ...]:
+        x, places, latents = ctx.saved_tensors
+        order = latents.argsort(stable=True)
+        by_latent = Active(latents[order], places[order], slope[order], len(x))
+        of_bias = slope.new_zeros(ctx.d_sae).index_add(0, latents, slope)
+        return None, None, decode_active(by_latent, x, ctx.d_sae).T.contiguous(), of_bias, None, None
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -293,15 +354,21 @@ def sparsity_loss(
 
 def revival_loss(
     sae: SparseAutoencoder, pre: Float[Tensor, "batch d_sae"], error: Float[Tensor, "batch d_in"],
-    dead: Float[Tensor, "d_sae"], n_dead: int,
+    dead: Bool[Tensor, "d_sae"], n_dead: int, x: Float[Tensor, "batch d_in"] | None = None,
 ) -> Float[Tensor, ""]:
     """Let the dead latents explain what the others leave over (Gao et al. 2024, appendix A.2).
 
-    The d_in / 2 dead latents with the largest pre-activations reconstruct the residual, −error.
+    The d_in / 2 dead latents with the largest pre-activations reconstruct the residual, −error. Given x, the encoder
+    gets its gradient as in `sparse_step`.
     """
-    k = min(sae.d_in // 2, n_dead)
-    values, indices = pre.masked_fill(~dead, -torch.inf).topk(k, dim=1, sorted=False)
-    revived = torch.zeros_like(pre).scatter(1, indices, values) @ sae.W_dec
+    k, columns = min(sae.d_in // 2, n_dead), dead.nonzero()[:, 0]
+    pre = pre[:, columns]                                           # [batch, n_dead]
+    values, indices = largest(pre, k)
+    if x is not None:
+        places = torch.arange(len(x), device=x.device).repeat_interleave(k)
+        values = SparseGradient.apply(values.detach().flatten(), x, sae.W_enc, encoder_bias(sae), places,
+                                      columns[indices].flatten()).view_as(values)
+    revived = torch.zeros_like(pre).scatter(1, indices, values) @ sae.W_dec[columns]
     return (revived + error).pow(2).sum(dim=1).mean()
 
 

@@ -36,7 +36,7 @@ def spliced(model: TransformerBridge, sae: HasEncodeDecode) -> Iterator[None]:
     site = residual_site(model, sae)
 
     def put(x: Float[Tensor, "batch pos d"], hook) -> Float[Tensor, "batch pos d"]:
-        return torch.cat([x[:, :1], reconstruct(sae, x, site)[1][:, 1:]], dim=1)
+        return torch.cat([x[:, :1], reconstruct(sae, x, site)[:, 1:]], dim=1)
 
     with model.hooks(fwd_hooks=[(site.hook_name, put)]):
         yield
@@ -108,7 +108,7 @@ def log_probs_reading(
     layers = {layer for layer, _ in heads}
     found = []
     for rows in tokens.split(ROWS_AT_A_TIME):
-        clean, x, _, x_hat = run_and_reconstruct(model, sae, rows, site)
+        clean, x, x_hat = run_and_reconstruct(model, sae, rows, site)
         new = torch.cat([x[:, :1], x_hat[:, 1:]], dim=1)
         there = {layer: clean.continue_from(site.enters, new, stop=layer) for layer in layers}
         patches = [patch for layer, head in heads

@@ -137,7 +137,7 @@ def test_what_evaluate_sae_knows_too(model, hook_name="blocks.0.hook_mlp_out"):
 def test_batches_seeds_draws_and_intervals(model, monkeypatch):
     tokens, sae = random_tokens(12), some_sae()
     one, other = (noise_floor(model, sae, tokens, hook_name=RESIDUAL, batch_size=12, seed=seed) for seed in (0, 1))
-    monkeypatch.setattr(baselines, "POSITIONS_AT_A_TIME", 7)
+    monkeypatch.setattr(baselines, "LOGITS", 7 * model.cfg.d_vocab)
     again = noise_floor(model, sae, tokens, hook_name=RESIDUAL, batch_size=5)
     for kind in one.kl:
         for name in ("kl", "delta_ce", "spread", "ratio", "kl_intervals", "ratio_intervals"):

@@ -6,10 +6,11 @@ import pytest
 import small_models
 import torch
 
-from benchmarks import ablations, gpt2_shape, growth, measuring
+from benchmarks import ablations, gpt2_shape, growth, limits, measuring
 from benchmarks.__main__ import main
-from benchmarks.measuring import InTurn, alone, in_turn
-from benchmarks.registry import BENCHMARKS, as_markdown, row, select
+from benchmarks.limits import Limit, Product
+from benchmarks.measuring import InTurn, Ratio, Turns, alone, in_turn, take_turns
+from benchmarks.registry import BENCHMARKS, as_markdown, row, select, speeds
 from course_utils.ablation import mlp_patch_sweep
 
 # --- timing --------------------------------------------------------------------------------------------------------
@@ -38,6 +39,61 @@ def test_the_ratio_is_that_of_the_medians_and_the_range_that_of_the_pairs():
     times = InTurn(first=[10.0, 12.0, 50.0], second=[5.0, 4.0, 1.0])
     assert times.ratio == 12 / 4
     assert str(times) == "12 s / 4 s = 3.00 (pairs 2.00–50.00)"
+
+
+def test_every_other_round_runs_in_reverse_and_the_first_is_not_counted(monkeypatch):
+    clock, calls = [0.0], []
+
+    def call(name, seconds):
+        calls.append(name)
+        clock[0] += 100 if len(calls) <= 2 else seconds         # the first round takes longer
+        return name
+
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
+    turns = take_turns({"ours": lambda: call("a", 2), "peer": lambda: call("b", 6)}, rounds=3, limit=lambda: 1.6)
+    assert calls == list("ab" "ba" "ab" "ba")
+    assert turns.seconds == {"ours": [2, 2, 2], "peer": [6, 6, 6], "limit": [1.6] * 3}
+    assert turns.results["peer"] == "b" and turns.ratio("peer", "ours").median == 3
+
+
+@pytest.mark.parametrize("n, first, last", [(4, None, None), (5, 1, 5), (7, 1, 7), (8, 2, 7), (9, 2, 8), (12, 3, 10)])
+def test_the_interval_holds_the_median_nine_times_in_ten(n, first, last):
+    """Which order statistics: of 8 rounds all but 2 · 9 / 256 = 7 % of samples have at least two on either side."""
+    ratio = Ratio.of(list(range(n, 0, -1)))
+    assert ratio.median == (n + 1) / 2
+    assert (ratio.low, ratio.high) == ((first, last) if first else (-float("inf"), float("inf")))
+
+
+def test_a_verdict_is_open_where_the_interval_holds_the_target():
+    ratio = Ratio(3.0, low=2.9, high=3.2)
+    assert [ratio.at_least(target) for target in (2.9, 3.0, 3.3)] == ["yes", "open", "NO"]
+    assert [ratio.at_most(target) for target in (2.8, 3.0, 3.2)] == ["NO", "open", "yes"]
+    assert str(ratio) == "3.00 (2.90–3.20)"
+
+
+# --- limits --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [3, 256, 10_000])
+def test_blocks_have_the_multiply_adds_of_the_whole(size):
+    whole = Product(1000, 7, 300, times=2, batch=5)
+    part = whole.in_blocks(size)
+    assert part.rows <= size and part.columns <= size and (part.inner, part.batch) == (7, 5)
+    assert part.rows * part.columns * part.times == pytest.approx(1000 * 300 * 2)
+
+
+def test_a_limit_is_its_products_or_its_bytes_whichever_take_longer(monkeypatch):
+    monkeypatch.setattr(Product, "seconds", lambda self: self.times * self.rows * self.columns)
+    monkeypatch.setattr(limits, "memory_rate", lambda: 10.0)
+    products = [Product(20, 5, 30), Product(10, 5, 10, times=2)]
+    assert Limit(products)() == 600 + 200
+    assert Limit(products, moved=9000)() == 900
+    assert Limit(products, moved=7000)() == 800
+
+
+def test_twice_the_calls_take_twice_as_long():
+    once, often = (Product(64, 64, 64, times=times) for times in (1, 1000))
+    assert 0 < once.seconds() < often.seconds() / 100
 
 
 # --- memory --------------------------------------------------------------------------------------------------------
@@ -80,6 +136,23 @@ def test_a_table_lines_up_and_says_what_was_missed():
     assert lines[0].split() == "| What | Measured | Wanted | Met |".split()
     assert lines[2].split() == "| a | 1.00 | <= 2 | yes |".split()
     assert lines[3].split() == "| longer | 3 | <= 2 | NO |".split()
+
+
+def test_peers_and_the_limit_stand_beside_ours():
+    turns = Turns({"ours": [2.0] * 5, "loop": [30.0] * 5, "batched": [8.0] * 5, "limit": [1.0] * 5}, {})
+    loop, batched = speeds("sweep", turns, {"loop": 15, "batched": 5, "limit": 1.3})
+    assert (loop["Peer"], loop["Peer / ours"], loop["Ours / limit"]) == (
+        "loop", "15.00 (15.00–15.00)", "2.00 (2.00–2.00)")
+    assert (loop["Wanted"], loop["Met"]) == ("peer >= 15, limit <= 1.3", "yes, NO")
+    assert (batched["Peer / ours"], batched["Limit (s)"], batched["Met"]) == ("4.00 (4.00–4.00)", "", "NO")
+    alone_ = speeds("call", Turns({"ours": [2.0] * 5}, {}), {})
+    assert len(alone_) == 1 and alone_[0]["Peer"] == alone_[0]["Met"] == ""
+
+
+def test_rows_with_other_columns_make_a_table_of_their_own():
+    fast = speeds("sweep", Turns({"ours": [2.0] * 5}, {}), {})
+    lines = as_markdown([*fast, row("difference", "0"), row("memory", "1 GB")]).splitlines()
+    assert [line.count("|") - 1 for line in lines] == [9, 9, 9, -1, 4, 4, 4, 4]
 
 
 @pytest.mark.slow

@@ -543,10 +543,20 @@ def test_top_k_of_matrices_one_can_see_through():
         assert top_k_accuracy(falling, k) == pytest.approx(k / 9) and top_k_accuracy(falling, k, best="query") == 0.0
 
 
+@pytest.mark.parametrize("best", ["key", "query"])
+def test_equal_tokens_tie_wherever_their_blocks_are(best):
+    vectors = torch.randn(2500, 64, generator=torch.Generator().manual_seed(0))
+    vectors /= vectors.norm(dim=1, keepdim=True)                        # every token's best key is its own
+    vectors[[2400, 701, 2499]] = vectors[[3, 700, 2200]]                # but these six have two
+    assert top_k_accuracy(FactoredMatrix(vectors, vectors.T), best=best) == 1 - 6 / 2500
+    assert top_k_accuracy(FactoredMatrix(vectors, vectors.T), 2, best=best) == 1
+    assert top_k_accuracy(FactoredMatrix(vectors, vectors.T), tokens=torch.tensor([3, 4, 2499])) == pytest.approx(1 / 3)
+
+
 @settings(max_examples=30, deadline=None)
 @given(size=st.integers(2, 12), seed=st.integers(0, 10**6), best=st.sampled_from(["key", "query"]),
-       factored=st.booleans(), strip=st.integers(1, 5), data=st.data())
-def test_top_k_of_chosen_tokens_in_strips(size, seed, best, factored, strip, data):
+       factored=st.booleans(), block=st.integers(1, 5), few=st.integers(0, 3), data=st.data())
+def test_top_k_of_chosen_tokens_in_blocks(size, seed, best, factored, block, few, data):
     k, rng = data.draw(st.integers(1, size - 1)), torch.Generator().manual_seed(seed)
     chosen = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True))
     A, B = torch.randn(size, 3, generator=rng), torch.randn(3, size, generator=rng)
@@ -555,7 +565,8 @@ def test_top_k_of_chosen_tokens_in_strips(size, seed, best, factored, strip, dat
     table = dense if best == "key" else dense.T
     hits = [int((table[i] >= table[i, i]).sum()) <= k for i in chosen]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(circuits, "ROWS_AT_A_TIME", strip)
+        patch.setattr(circuits, "BLOCK", block)
+        patch.setattr(circuits, "FEW_ROWS", few)
         ours = top_k_accuracy(FactoredMatrix(A, B) if factored else dense, k, best=best, tokens=torch.tensor(chosen))
     assert ours == pytest.approx(sum(hits) / len(hits))
     assert all(torch.equal(now, then) for now, then in zip((A, B, dense), copies))

@@ -155,7 +155,8 @@ def inputs(device: str) -> SimpleNamespace:
     i.prompt = i.text[0, :6].cpu()                                      # it may be on either device
     i.graph = attribution_graphs.attribution_graph(i.model, i.transcoders, i.prompt, [5, (7, 9)])
     i.site = sites.Site(i.model, i.sae.hook_name)
-    i.clean, i.x, i.latents, i.x_hat = faithfulness.run_and_reconstruct(i.model, i.sae, i.text, i.site)
+    i.clean, i.x, i.x_hat = faithfulness.run_and_reconstruct(i.model, i.sae, i.text, i.site)
+    i.latents = faithfulness.latents_of(i.sae, i.x, i.site)
     i.clean_z = clean_run.CleanRun(i.model, i.tokens, [ablation.hook_z(1)])
     i.logits, i.patched = faithfulness.patched_logits(i.model, i.sae, i.text)
     i.log_p, i.log_q = i.logits.log_softmax(-1), i.patched.log_softmax(-1)

@@ -16,7 +16,8 @@ from small_models import forbidden_forward, full_pass, hook_count, own_tokens
 from small_saes import Plain, some_sae
 
 from course_utils import faithfulness
-from course_utils.faithfulness import COURSE, IN_NATS, SAEBENCH, SAELENS, Convention, FaithfulnessReport, evaluate_sae
+from course_utils.faithfulness import COURSE, SAEBENCH, SAELENS, Convention, FaithfulnessReport, evaluate_sae
+from course_utils.faithfulness_report import IN_NATS
 from course_utils.metrics import delta_cross_entropy, js_of_log_probs, kl_divergence, reconstruction_score
 from course_utils.passes import Site
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
@@ -495,7 +496,7 @@ def test_nothing_depends_on_how_many_logits_exist_at_once(model, monkeypatch, po
     for mask in (None, with_holes(tokens)):
         expected = evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, mask=mask)
         with monkeypatch.context() as patch:
-            patch.setattr(faithfulness, "POSITIONS_AT_A_TIME", positions)
+            patch.setattr(faithfulness, "LOGITS", positions * model.cfg.d_vocab)
             same(evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, mask=mask), expected)
 
 
@@ -888,7 +889,7 @@ def test_an_error_leaves_no_hook(hook_name, head):
 def test_live_logits_do_not_grow_with_the_number_of_tokens(monkeypatch, hook_name, holes):
     """How many log-probabilities exist at once, and how many vectors are unembedded at once."""
     model, largest = small_models.multi_head(), []
-    monkeypatch.setattr(faithfulness, "POSITIONS_AT_A_TIME", 16)
+    monkeypatch.setattr(faithfulness, "LOGITS", 16 * model.cfg.d_vocab)
     log_softmax, alive = faithfulness.log_softmax, []
 
     def watched(logits):

@@ -25,7 +25,7 @@ from course_utils.passes.parts import (
 )
 from course_utils.passes.pooling import Pooled, put_back
 from course_utils.passes.record import NEEDS, Traits, Turn
-from course_utils.passes.resumed import Enough, Residual, after_unembedding, output_factor, read_activation
+from course_utils.passes.resumed import Enough, Residual, after_unembedding, output_factor, read_activation, run_until
 from course_utils.passes.sites import Site, activations_in_batches, collect_activations, hook_z, in_float64, mlp_out
 from course_utils.passes.traits import require, require_plain_blocks, traits_of
 from course_utils.passes.trial import check_causal, check_same, trial_tokens, try_out
@@ -36,6 +36,5 @@ __all__ = [
     "check_unpadded", "checked_mask", "collect_activations", "counted_positions", "followed", "gain_of",
     "head_weights", "hook_z", "in_float64", "key_value_head", "looks_like_padding", "mlp_out", "normalize",
     "normed_reading", "output_factor", "output_scale", "put_back", "read_activation", "require",
-    "require_plain_blocks", "special_tokens", "traits_of",
-    "trial_tokens", "try_out", "without_padding",
+    "require_plain_blocks", "run_until", "special_tokens", "traits_of", "trial_tokens", "try_out", "without_padding",
 ]

@@ -32,10 +32,11 @@ class Pooled:
     ) -> None:
         """Add the values of some sequences at the positions that are counted."""
         weights, counted = self.weights[:, rows].double(), counted.cpu()            # [row, batch], [batch, pos]
+        counts = weights @ counted.double()                                         # [row, pos]
         for name, value in values.items():
             value = torch.where(counted, value.cpu().double(), 0.0)
             self.sums[name] = self.sums.get(name, 0.0) + weights @ value
-            self.counts[name] = self.counts.get(name, 0.0) + weights @ counted.double()
+            self.counts[name] = self.counts.get(name, 0.0) + counts
 
     def mean(self, name: str) -> Float[Tensor, "row"]:
         """The mean over counted positions, of all sequences and of each resample."""

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from course_utils.passes.products import wide_product
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -118,8 +120,18 @@ class ResumedPass:
     def logits(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
         """The final norm, the unembedding and what the model does to logits after it, for any residual vectors."""
         flat = residual.reshape(1, -1, residual.shape[-1])                          # [1, positions, d_model]
-        logits = after_unembedding(self.model, self.model.unembed(self.model.ln_final(flat)))
+        logits = after_unembedding(self.model, unembedded(self.model, self.model.ln_final(flat)))
         return logits.reshape(*residual.shape[:-1], self.model.cfg.d_vocab)
+
+
+def unembedded(model: TransformerBridge, normed: Float[Tensor, "1 pos d_model"]) -> Float[Tensor, "1 pos vocab"]:
+    """What the unembedding makes of the normed stream; if it is plain and nothing looks on, block after block."""
+    unembed, inner = model.unembed, model.unembed.original_component
+    if not isinstance(inner, torch.nn.Linear) or "forward" in vars(inner) or hasattr(inner, "_hf_hook"):
+        return unembed(normed)                                                      # (weights may be elsewhere)
+    if unembed.hook_in.fwd_hooks or unembed.hook_out.fwd_hooks or inner._forward_hooks or inner._forward_pre_hooks:
+        return unembed(normed)
+    return wide_product(normed, inner.weight.T, inner.bias)
 
 
 def after_unembedding(model: TransformerBridge, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
@@ -144,6 +156,17 @@ def _run(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], pre_hooks: 
     finally:
         for handle in handles:
             handle.remove()
+
+
+def run_until(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str, fwd_hooks: Sequence = ()
+) -> None:
+    """A pass with hooks that ends at the first hook called `hook_name`, after those that are on it."""
+
+    def end(value: Tensor, hook) -> None:
+        raise Enough
+
+    _run(model, tokens, [], [*fwd_hooks, (hook_name, end)])
 
 
 def read_activation(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str) -> Tensor:

@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from course_utils.sae_formats import others, saelens
-from course_utils.sae_formats.objects import check_own_call, encode_decode, refuse_transcoder
+from course_utils.sae_formats.objects import acts_by_sequence, check_own_call, encode_decode, refuse_transcoder
 from course_utils.sae_formats.others import Format, Read, refuse_pickles
 from course_utils.sae_formats.saelens import CONFIG, WEIGHTS, fold_decoder_norm, read_transcoder, write_sae
 
 __all__ = [
-    "CONFIG", "FORMATS", "WEIGHTS", "Format", "Read", "check_own_call", "encode_decode",
+    "CONFIG", "FORMATS", "WEIGHTS", "Format", "Read", "acts_by_sequence", "check_own_call", "encode_decode",
     "fold_decoder_norm", "read_folder", "read_transcoder", "refuse_pickles", "refuse_transcoder", "write_sae",
 ]
 

@@ -74,6 +74,17 @@ def check_own_call(sae: object, x: Float[Tensor, "batch pos *width"]) -> None:
                          "decode(encode(x)), which is not this object")
 
 
+@torch.no_grad()
+def acts_by_sequence(sae: object, x: Float[Tensor, "batch pos *width"]) -> bool:
+    """Whether two sequences get the same reconstructions together and apart, so that a batch may be taken in parts.
+
+    (In training, a batch's TopK shares its latents among all that it sees.)
+    """
+    x = x[:2, :COMPARED // 4]
+    together, apart = encode_decode(sae, x)[1], torch.cat([encode_decode(sae, row)[1] for row in x.split(1)])
+    return _alike(apart, together)
+
+
 def _own_reconstructions(sae: object, x: Tensor, x_hat: Tensor) -> list[Tensor]:
     """What the call gives: the one tensor, or those of several that have the reconstruction's shape."""
     if not callable(sae):
