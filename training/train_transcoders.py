@@ -63,24 +63,25 @@ def report(model, transcoders: dict[int, Transcoder]) -> list[dict]:
 
     One line for each layer alone and one for all; below them, as a control, all MLPs at their means over the text.
     """
-    held_out = {"text": sample_text(model, n=64, seed=5)[:, :127],
-                "repeats": generate_repeated_tokens(model, 63, 64, seed=5).to(model.cfg.device)}
+    rows = 64 if model.cfg.d_vocab < 5000 else 8                                    # the logits fill the memory
+    held_out = {"text": sample_text(model, n=rows, seed=5)[:, :127],
+                "repeats": generate_repeated_tokens(model, 63, rows, seed=5).to(model.cfg.device)}
     lines = []
     for name, tokens in held_out.items():
-        clean = model(tokens)
+        clean, counted = model(tokens), all_but_first(tokens)
         for layers in [*([layer] for layer in transcoders), list(transcoders)]:
             patched = replaced_logits(model, {layer: transcoders[layer] for layer in layers}, tokens)
             line = {"text": name, "layers": layers,
                     "delta_ce": delta_cross_entropy(clean, patched, tokens)[:, 1:].mean(),
                     "kl": kl_divergence(clean, patched)[:, 1:].mean()}           # in nats, but after BOS
             if len(layers) == 1:
-                x, y = mlp_inputs_and_outputs(model, layers[0], tokens)
+                x, y = mlp_inputs_and_outputs(model, layers[0], tokens, counted)
                 features = transcoders[layers[0]].encode(x)
                 line |= {"explained_variance": explained_variance(y, transcoders[layers[0]].decode(features, x)),
                          "l0": (features != 0).sum(1).float().mean(), "dead": (features == 0).all(0).float().mean()}
             lines.append({key: value if key in ("text", "layers") else round(float(value), 4)
                           for key, value in line.items()})
-        means = {layer: Mean(mlp_inputs_and_outputs(model, layer, tokens)[1].mean(0)) for layer in transcoders}
+        means = {layer: Mean(mlp_inputs_and_outputs(model, layer, tokens, counted)[1].mean(0)) for layer in transcoders}
         patched = replaced_logits(model, means, tokens)
         lines.append({"text": name, "means": list(means),
                       "delta_ce": round(float(delta_cross_entropy(clean, patched, tokens)[:, 1:].mean()), 4),
