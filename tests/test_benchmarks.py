@@ -191,6 +191,18 @@ def test_the_naive_loop_makes_one_full_pass_for_each_entry():
     torch.testing.assert_close(naive, mlp_patch_sweep(model, tokens, 6, layers=layers), atol=1e-5, rtol=0)
 
 
+def test_the_batched_loop_finds_the_same_in_fewer_passes():
+    model = small_models.multi_head()
+    tokens, passes = small_models.repeated(model, 6, batch=1), []
+    handle = model.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    try:
+        batched = ablations.batched_sweep(model, tokens, 6, [1, 0])
+    finally:
+        handle.remove()
+    assert len(passes) == 1 + 2
+    torch.testing.assert_close(batched, mlp_patch_sweep(model, tokens, 6, layers=[1, 0]), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("power", [0.5, 1, 2])
 def test_the_exponent_of_a_power_is_found(power):
     sizes = [10, 20, 40, 80]

@@ -196,10 +196,13 @@ class _KeysValues:
         if self.clean is None:
             self.seen[layer] = keys, values
         elif self.start:
-            times = len(keys) // len(self.clean[layer][0])
-            past = (each[:, :, :self.start].repeat(times, 1, 1, 1) for each in self.clean[layer])
-            keys, values = (torch.cat(pair, dim=2) for pair in zip(past, (keys, values)))
+            keys, values = (self._after(past, new) for past, new in zip(self.clean[layer], (keys, values)))
         return keys, values
+
+    def _after(self, past: Tensor, new: Float[Tensor, "rows head pos d_head"]) -> Tensor:
+        """`new`, after the earlier positions of `past` for each copy of the batch, which are written once."""
+        copies = new.unflatten(0, (-1, len(past)))                          # [copy, batch, head, pos, d_head]
+        return torch.cat([past[:, :, :self.start].expand(len(copies), *[-1] * 4), copies], dim=3).flatten(0, 1)
 
 
 def _later(arguments: dict[str, Any], start: int, times: int, batch: int) -> dict[str, Any]:
