@@ -329,7 +329,7 @@ claim("more steps do not bring single edges nearer to exact", from_exact[32], "â
 # %% [markdown]
 # The scores are complete, and a thousand steps would not make them exact. The sum is right; how it is shared among
 # edges is a convention. (Hanna et al. take the mixtures at the pieces' ends; the middles converge faster.) The
-# libraries auto-circuit (one gradient) and EAP-IG (one gradient, and exact) give the same scores on these pairs, to a
+# libraries auto-circuit and EAP-IG give the same scores on these pairs (one gradient, and exact), to a
 # millionth of the largest: `python -m benchmarks.edge_peers`.
 #
 # ## 4 Â· What k edges keep
