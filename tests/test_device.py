@@ -137,7 +137,6 @@ class EnglishWords:
         return {"input_ids": [self.ids.setdefault(word, len(self.ids) + 1) for word in text.split()]}
 
 
-@lru_cache
 def counted_firing(i):
     firing = wide.Firing(i.mask)
     firing.add(wide.active_latents(i.latents.flatten(0, 1)), i.mask.numel())
@@ -151,6 +150,7 @@ def sparse(i):
     return few, sae_training.sparse_step(large, i.flat, few)
 
 
+@lru_cache
 def inputs(device: str) -> SimpleNamespace:
     """What a learner has whose model is on this device."""
     i = SimpleNamespace(model=models.load_model("tiny", device=device), sample=language.StoryLanguage(1).sample(3, 12))
