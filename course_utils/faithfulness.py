@@ -141,8 +141,7 @@ class Evaluation:
         total.report()
 
     Sums are of the same tokens, seed and number of resamples, so that they add up to those of all rows. For ce_mean
-    every process then needs `total.mean_activation`: add up what `mean_ablation` gives, too. docs/book/scale.md has a
-    program.
+    every process then needs `total.mean_activation`: add up what `mean_ablation` gives, too.
     """
 
     def __init__(

@@ -44,6 +44,8 @@ def active_latents(latents: Float[Tensor, "m d_sae"]) -> Active:
 def top_active(pre: Float[Tensor, "m d_sae"], k: int) -> Active:
     """`active_latents(top_k(pre, k))`, which is not written out."""
     values, latents = largest(pre, k)
+    latents, order = latents.sort(dim=-1)                           # in whatever order a device finds them
+    values = values.gather(-1, order)
     places, rank = (values > 0).nonzero(as_tuple=True)
     return Active(places, latents[places, rank], values[places, rank], pre.shape[1])
 

@@ -44,10 +44,11 @@ from course_utils import (
     text,
     transcoders,
     viz,
+    wide,
 )
 from course_utils.exercises import Exercise, assess, grading
 from course_utils.exercises.checking import Case, compare_cases, property_check, require
-from course_utils.passes import clean_run, padding, parts, pooling, resumed, sites, traits, trial
+from course_utils.passes import clean_run, padding, parts, pooling, products, resumed, sites, traits, trial
 from course_utils.sae_formats import objects, others, saelens
 from course_utils.viz import charts, dashboards
 
@@ -134,6 +135,19 @@ class EnglishWords:
 
     def __call__(self, text, add_special_tokens):
         return {"input_ids": [self.ids.setdefault(word, len(self.ids) + 1) for word in text.split()]}
+
+
+def counted_firing(i):
+    firing = wide.Firing(i.mask)
+    firing.add(wide.active_latents(i.latents.flatten(0, 1)), i.mask.numel())
+    return firing.l0, firing.l1, firing.active, firing.sequences
+
+
+def sparse(i):
+    """Which latents of a wide autoencoder are active, and what they decode to."""
+    large = sae.SparseAutoencoder(256, sae_training.MANY // 256, "topk", k=3).to(i.x.device)
+    few = sae_training.few_active(large, sae_training.pre_activations(large, i.flat))
+    return few, sae_training.sparse_step(large, i.flat, few)
 
 
 @lru_cache
@@ -293,6 +307,26 @@ CASES = {
     "faithfulness.run_and_reconstruct": lambda i: faithfulness.run_and_reconstruct(
         i.model, i.cpu_sae, i.text, i.site)[1:],
     "faithfulness.reconstruct": lambda i: faithfulness.reconstruct(i.sae, i.x, i.site),
+    "faithfulness.Evaluation": lambda i: (
+        sums := (one := faithfulness.Evaluation(i.model, i.cpu_sae, i.text, resamples=9)).sums(),
+        (sums + one.mean_ablation(sums.mean_activation)).report()),
+    "faithfulness_report.Sums": lambda i: faithfulness.Evaluation(i.model, i.sae, i.text).sums().tensors(),
+    "faithfulness.as_the_object_wants": lambda i: faithfulness.as_the_object_wants(i.cpu_sae, i.x, i.site),
+    "faithfulness.at_a_time": lambda i: faithfulness.at_a_time(i.model, 5000),
+    "faithfulness.latents_of": lambda i: faithfulness.latents_of(i.sae, i.x, i.site),
+    "faithfulness.run_and_read": lambda i: faithfulness.run_and_read(i.model, i.text, i.site)[1],
+    "wide.active_latents": lambda i: wide.active_latents(i.flat_latents),
+    "wide.top_active": lambda i: wide.top_active(i.flat, 3),
+    "wide.decode_active": lambda i: wide.decode_active(wide.active_latents(i.flat_latents), i.sae.W_dec, len(i.flat)),
+    "wide.in_parts": lambda i: list(wide.in_parts(i.sae, i.x)),
+    "wide.Firing": lambda i: counted_firing(i),
+    "products.largest": lambda i: products.largest(i.flat, 3)[0].sort().values,
+    "products.wide_product": lambda i: products.wide_product(i.flat, i.sae.W_enc, i.sae.b_enc),
+    "resumed.unembedded": lambda i: resumed.unembedded(i.model, i.x),
+    "objects.acts_by_sequence": lambda i: objects.acts_by_sequence(i.sae, i.x),
+    "sae_training.encoder_bias": lambda i: sae_training.encoder_bias(i.sae),
+    "sae_training.few_active": lambda i: sparse(i)[0],
+    "sae_training.sparse_step": lambda i: sparse(i)[1],
     "faithfulness.site_of": lambda i: faithfulness.site_of(i.model, i.sae).hook_name,
     "heads.induction_scores": lambda i: (i.scores, heads.induction_scores(i.model, i.tokens, N, whole_diagonal=True)),
     "heads.previous_token_scores": lambda i: heads.previous_token_scores(i.model, i.text),

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from course_utils.passes.products import wide_product
+from course_utils.passes.products import BLOCK, wide_product
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -127,6 +127,8 @@ class ResumedPass:
 def unembedded(model: TransformerBridge, normed: Float[Tensor, "1 pos d_model"]) -> Float[Tensor, "1 pos vocab"]:
     """What the unembedding makes of the normed stream; if it is plain and nothing looks on, block after block."""
     unembed, inner = model.unembed, model.unembed.original_component
+    if normed.device.type != "cpu" or model.cfg.d_vocab < 2 * BLOCK:
+        return unembed(normed)
     if not isinstance(inner, torch.nn.Linear) or "forward" in vars(inner) or hasattr(inner, "_hf_hook"):
         return unembed(normed)                                                      # (weights may be elsewhere)
     if unembed.hook_in.fwd_hooks or unembed.hook_out.fwd_hooks or inner._forward_hooks or inner._forward_pre_hooks:
