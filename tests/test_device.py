@@ -137,6 +137,13 @@ class EnglishWords:
         return {"input_ids": [self.ids.setdefault(word, len(self.ids) + 1) for word in text.split()]}
 
 
+def first_pattern(i):
+    """What a pass shows that ends there."""
+    seen, name = [], "blocks.0.attn.hook_pattern"
+    resumed.run_until(i.model, i.text, name, [(name, lambda pattern, hook: seen.append(pattern))])
+    return seen
+
+
 def counted_firing(i):
     firing = wide.Firing(i.mask)
     firing.add(wide.active_latents(i.latents.flatten(0, 1)), i.mask.numel())
@@ -323,12 +330,14 @@ CASES = {
     "products.largest": lambda i: products.largest(i.flat, 3)[0].sort().values,
     "products.wide_product": lambda i: products.wide_product(i.flat, i.sae.W_enc, i.sae.b_enc),
     "resumed.unembedded": lambda i: resumed.unembedded(i.model, i.x),
+    "resumed.run_until": lambda i: first_pattern(i),
     "objects.acts_by_sequence": lambda i: objects.acts_by_sequence(i.sae, i.x),
     "sae_training.encoder_bias": lambda i: sae_training.encoder_bias(i.sae),
     "sae_training.few_active": lambda i: sparse(i)[0],
     "sae_training.sparse_step": lambda i: sparse(i)[1],
     "faithfulness.site_of": lambda i: faithfulness.site_of(i.model, i.sae).hook_name,
     "heads.induction_scores": lambda i: (i.scores, heads.induction_scores(i.model, i.tokens, N, whole_diagonal=True)),
+    "heads.last_pattern": lambda i: heads.last_pattern(i.model),
     "heads.previous_token_scores": lambda i: heads.previous_token_scores(i.model, i.text),
     "heads.duplicate_token_scores": lambda i: heads.duplicate_token_scores(i.model, i.tokens, N),
     "heads.stripe_scores": lambda i: heads.stripe_scores(i.model, i.text, lambda pattern: pattern[..., 0]),
