@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.faithfulness_report import RESAMPLES, FaithfulnessReport, Keeper, Sums
+from course_utils.faithfulness_report import RESAMPLES, Convention, FaithfulnessReport, Keeper, Sums
 from course_utils.house import bars_are_off
 from course_utils.metrics import (
     bootstrap_interval,
@@ -48,7 +48,7 @@ from course_utils.passes import (
     put_back,
 )
 from course_utils.sae_formats import check_own_call, encode_decode, refuse_transcoder
-from course_utils.wide import Firing, in_parts
+from course_utils.wide import Firing, HasEncodeDecode, in_parts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -69,29 +69,12 @@ LogProbs = Callable[[Int[Tensor, "place"]], Float[Tensor, "place vocab"]]   # fr
 # --- conventions -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Convention:
-    """What libraries decide differently. The defaults are the course's rule."""
-
-    drop_last: bool = True            # the last position never counts; if False, only cross-entropy leaves it out
-    ablate_everywhere: bool = False   # the ablated passes also replace the positions that the mask leaves out
-    patch_everywhere: bool = False    # the autoencoder's pass does, too
-    batch_ratios: bool = False        # `peers` gets two means of the ratios of batches; they depend on batch_size
-
-
 COURSE = Convention()
 SAELENS = Convention(drop_last=False, ablate_everywhere=True, batch_ratios=True)   # run_evals of SAELens 6.54
 SAEBENCH = Convention(drop_last=False, ablate_everywhere=True, patch_everywhere=True)
 
 
 # --- the evaluation --------------------------------------------------------------------------------------------------
-
-
-class HasEncodeDecode(Protocol):
-    """All that an autoencoder needs to be evaluated."""
-
-    def encode(self, x: Tensor, /) -> Tensor: ...
-    def decode(self, latents: Tensor, /) -> Tensor: ...
 
 
 @torch.no_grad()

@@ -21,8 +21,6 @@ from course_utils.wide import Firing
 if TYPE_CHECKING:
     import pandas as pd
 
-    from course_utils.faithfulness import Convention
-
 RESAMPLES = 200         # of the bootstrap
 LATENTS = ("active", "active_sequences")
 SECONDS = 60            # between two times that sums are kept
@@ -30,6 +28,16 @@ DIVIDED_BY = {"reconstruction_score": "ce_zero − ce_clean", "reconstruction_sc
               "kl_score": "kl_zero", "fvu": "the variance of x", "explained_variance": "the variance of x",
               "relative_reconstruction_bias": "E[x·x̂]"}
 IN_NATS = ("ce_clean", "ce_sae", "ce_zero", "ce_mean", "delta_ce", "kl", "reverse_kl", "js", "kl_zero")
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What libraries decide differently. The defaults are the course's rule."""
+
+    drop_last: bool = True            # the last position never counts; if False, only cross-entropy leaves it out
+    ablate_everywhere: bool = False   # the ablated passes also replace the positions that the mask leaves out
+    patch_everywhere: bool = False    # the autoencoder's pass does, too
+    batch_ratios: bool = False        # `peers` gets two means of the ratios of batches; they depend on batch_size
 
 
 @dataclass(frozen=True)

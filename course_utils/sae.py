@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from course_utils.passes.products import largest
+from course_utils.passes import largest
 from course_utils.sae_formats import fold_decoder_norm, read_folder, write_sae
 
 KINDS = ("relu", "topk", "jumprelu", "gated")

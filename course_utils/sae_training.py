@@ -19,8 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.house import bars_are_off, check_checkpoint, claim_folder, damaged, read_tensors, whole_file
-from course_utils.passes import Site, checked_mask, collect_activations
-from course_utils.passes.products import largest
+from course_utils.passes import Site, checked_mask, collect_activations, largest
 from course_utils.sae import SparseAutoencoder, Step
 from course_utils.wide import FEW, Active, active_latents, decode_active, top_active
 

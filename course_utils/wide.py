@@ -8,22 +8,26 @@ counted.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from course_utils.passes.products import largest, wide_product
+from course_utils.passes import largest, wide_product
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_formats import acts_by_sequence, encode_decode
 
-if TYPE_CHECKING:
-    from course_utils.faithfulness import HasEncodeDecode
-
 NUMBERS_AT_A_TIME = 6 * 2**20   # latents of a part: below 32 MB freed memory is used again, not asked for anew
 FEW = 1 / 32                    # where a smaller share is active, decoding those alone is faster than the product
+
+
+class HasEncodeDecode(Protocol):
+    """All that an autoencoder needs to be evaluated."""
+
+    def encode(self, x: Tensor, /) -> Tensor: ...
+    def decode(self, latents: Tensor, /) -> Tensor: ...
 
 
 class Active(NamedTuple):

@@ -24,6 +24,7 @@ from course_utils.passes.parts import (
     output_scale,
 )
 from course_utils.passes.pooling import Pooled, put_back
+from course_utils.passes.products import largest, wide_product
 from course_utils.passes.record import NEEDS, Traits, Turn
 from course_utils.passes.resumed import Enough, Residual, after_unembedding, output_factor, read_activation, run_until
 from course_utils.passes.sites import Site, activations_in_batches, collect_activations, hook_z, in_float64, mlp_out
@@ -34,7 +35,8 @@ __all__ = [
     "NEEDS", "CleanRun", "Enough", "Head", "Pooled", "Residual", "Site", "Traits", "Turn", "activations_in_batches",
     "after_block_0", "after_unembedding", "all_but_first", "centred", "check_causal", "check_head", "check_same",
     "check_unpadded", "checked_mask", "collect_activations", "counted_positions", "followed", "gain_of",
-    "head_weights", "hook_z", "in_float64", "key_value_head", "looks_like_padding", "mlp_out", "normalize",
+    "head_weights", "hook_z", "in_float64", "key_value_head", "largest", "looks_like_padding", "mlp_out", "normalize",
     "normed_reading", "output_factor", "output_scale", "put_back", "read_activation", "require",
-    "require_plain_blocks", "run_until", "special_tokens", "traits_of", "trial_tokens", "try_out", "without_padding",
+    "require_plain_blocks", "run_until", "special_tokens", "traits_of", "trial_tokens", "try_out", "wide_product",
+    "without_padding",
 ]
