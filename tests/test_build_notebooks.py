@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from nbconvert import ScriptExporter
 
 pytest.importorskip("jupytext")
+nbconvert = pytest.importorskip("nbconvert")
 nbformat = pytest.importorskip("nbformat")
 build_notebooks = pytest.importorskip("build_notebooks")
 
@@ -85,7 +85,7 @@ def test_metadata_is_fixed_and_the_header_is_gone(built):
 
 def test_a_notebook_can_be_exported_as_a_script(built):
     """The setup cell has a magic, which is no Python as it stands."""
-    script, _ = ScriptExporter().from_notebook_node(read(built, "notebooks"))
+    script, _ = nbconvert.ScriptExporter().from_notebook_node(read(built, "notebooks"))
     assert "get_ipython().run_line_magic('pip'" in script
     ast.parse(script)
 
