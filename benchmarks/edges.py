@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.limits import Limit, Product, block_products, times, unembedding_products
 from benchmarks.measuring import LIMIT, OURS, take_turns
 from benchmarks.registry import Row, benchmark, row, speeds
-from course_utils.edges import Metric, _reading_hooks, exact_scores, graph_of, run_edges
+from course_utils.edges import Metric, _first_difference, _reading_hooks, exact_scores, graph_of, run_edges
 from course_utils.models import load_model
 from course_utils.pairs import Pairs, sex_pairs
 
@@ -36,7 +36,7 @@ def naive_scores(model: TransformerBridge, pairs: Pairs, metric: Metric) -> Floa
 def products(model: TransformerBridge, pairs: Pairs) -> list[Product]:
     """All blocks from each receiver's on, and the unembedding, of the positions from the first difference on."""
     batch, length = pairs.clean.shape
-    later = length - int((pairs.clean != pairs.corrupted).any(0).int().argmax())
+    later = length - _first_difference(pairs.clean, pairs.corrupted)
     found = []
     for layer in range(model.cfg.n_layers + 1):
         edges = sum(receiver.senders for receiver in graph_of(model).receivers if receiver.layer == layer)

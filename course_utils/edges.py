@@ -186,9 +186,8 @@ def exact_scores(
     logits, start = run.logits(run.residuals[-1]), _first_difference(clean, corrupted)
     before = metric(logits)                                                     # [batch]
     change = run_edges(model, corrupted)[1] - run_edges(model, clean)[1]        # [sender, batch, pos, d_model]
-    places = range(start, clean.shape[1]) if by_position else [start]
-    width = clean.shape[1] if by_position else 1
-    scores = before.new_zeros(len(graph.receivers), len(graph.senders), width, len(before))
+    places = range(start, clean.shape[1]) if by_position else range(1)
+    scores = before.new_zeros(len(graph.receivers), len(graph.senders), places.stop, len(before))
     at_once = max(1, min(LOGITS_AT_ONCE // model.cfg.d_vocab, VECTORS_AT_ONCE) // clean[:, start:].numel())
     batches = [edges[i:i + at_once] for edges in _by_layer(graph, places) for i in range(0, len(edges), at_once)]
     for edges in tqdm(batches, "edges", disable=bars_are_off(), leave=False):
@@ -199,8 +198,7 @@ def exact_scores(
             some = some * here.to(some)[:, None, :, None]
         later = _logits_reading(run, [graph.receivers[row] for row in rows], some.flatten(0, 1), start)
         for (row, sender, place), each in zip(edges, later.unflatten(0, (len(edges), -1))):
-            change_of_metric = metric(torch.cat([logits[:, :start], each], dim=1)) - before
-            scores[row, sender, place if by_position else 0] = change_of_metric
+            scores[row, sender, place] = metric(torch.cat([logits[:, :start], each], dim=1)) - before
     return scores if by_position else scores[:, :, 0]
 
 

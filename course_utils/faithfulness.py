@@ -251,6 +251,7 @@ def reconstruct(
     """The reconstruction in the activation's dtype, whatever kind of object the autoencoder is.
 
     Latents of a few positions exist at a time; `firing` counts them.
+
     Raises:
         ValueError: if what the object does is not decode(encode(x)), see `check_own_call`.
     """
