@@ -709,6 +709,45 @@ claim("exact patching of single edges misses a backup, by log-probability",
 # that is off says that the integral is not done; it does not say that the edges are wrong, nor a good sum that they are
 # right. Truth about *single* edges is not the truth about a circuit.
 #
+# A backup is also what completeness is about. Take the half of the key's circuit that goes through head 1.0, and search
+# for the edge without which half and model differ most (section 5). The control is the circuit with both halves.
+#
+# **Predict:** both heads write the right token as strongly. Remove one edge of the half: what does the circuit lose of the
+# right answer's log-probability, and what does the model?
+
+# %%
+predict("10.half_loses", None, unit="nats")
+predict("10.backed_loses", None, unit="nats")
+
+# %%
+clean, corrupted, _, log_probability = planted_pairs("key")
+names = [str(receiver) for receiver in planted_graph.receivers]
+halves = []
+for head in ("1.0", "1.1"):
+    half = planted_graph.edges & False
+    for sender, receiver in (("embed", "0.0.v"), ("0.0", f"{head}.k"), ("embed", f"{head}.v"), (head, "logits")):
+        half[names.index(receiver), planted_graph.senders.index(sender)] = True
+    halves.append(half)
+planted_circuits, losses, gaps = {"half of it": halves[0], "both halves": halves[0] | halves[1]}, {}, {}
+for name, mask in planted_circuits.items():
+    worst = worst_subset(backed, clean, corrupted, mask, 1, log_probability)
+    (all_of_it, less), (model_clean, model_less) = without_subsets(
+        backed, clean, corrupted, mask, torch.stack([mask & False, worst]), log_probability)
+    losses[name], gaps[name] = (all_of_it - less, model_clean - model_less), (model_less - less).round(decimals=2)
+    print(f"{name}: {(model_clean - all_of_it).abs().max():.2f} nats from the model; without the edge found the circuit "
+          f"loses {two(losses[name][0].mean())} nats, the model {two(losses[name][1].mean())}")
+reveal("10.half_loses", losses["half of it"][0].mean(), unit="nats")
+reveal("10.backed_loses", round(losses["half of it"][1].mean().item(), 2), unit="nats")
+claim("one edge sets model and circuit farther apart if the circuit lacks the backup than if it has it",
+      gaps["half of it"], ">", gaps["both halves"], unit="nats")
+
+# %% [markdown]
+# The half keeps every nat, so it is faithful. Without one edge it loses twelve, and the model nothing, for head 1.1
+# stands in: it is not complete. The circuit with both halves is. Faithfulness asks what a circuit does as it stands, an
+# exact score what one edge does alone; neither sees a backup. Break the same part of both, and it shows. (The edges from
+# the embedding into the heads' values carry the same in both texts, so that faithfulness has no need of them. Leave them
+# out and run the cell again: has completeness?)
+#
 # ## 8 · The circuit of lesson 05, judged
 #
 # Lesson 05: the previous-token head feeds the induction heads' keys, and the head that looks at its own position
