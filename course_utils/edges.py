@@ -23,7 +23,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.ablation import replace_head
 from course_utils.house import bars_are_off
 from course_utils.passes import CleanRun, require_plain_blocks
 
@@ -142,7 +141,9 @@ def _reading_hooks(
     def read(values, hook):                                                     # [batch, pos, head, d_head]
         own = block.ln1(_sum_at_the_end(stream.pop(), added())) @ W
         own = own if b is None else own + b[receiver.head]
-        return _with_rows(values, rows, replace_head(receiver.head, own)(values[rows], hook))
+        values = values.clone() if torch.is_grad_enabled() else values          # a copy for each receiver takes time
+        values[rows, :, receiver.head] = own
+        return values
 
     return [(f"blocks.{receiver.layer}.hook_resid_pre", lambda x, hook: stream.append(x[rows])),
             (f"blocks.{receiver.layer}.attn.hook_{receiver.part}", read)]
