@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
 from typing import Any
@@ -86,36 +86,6 @@ def take_turns(
             if i > 0:
                 turns.seconds[name].append(seconds)
     return turns
-
-
-@dataclass
-class InTurn:
-    """Seconds of each call of `first` and of `second`, in pairs, and what each returned last."""
-
-    first: list[float] = field(default_factory=list)
-    second: list[float] = field(default_factory=list)
-    results: tuple[Any, Any] = (None, None)
-
-    @property
-    def ratio(self) -> float:
-        """Median seconds of first / median seconds of second: how many times as long the first takes."""
-        return median(self.first) / median(self.second)
-
-    def __str__(self) -> str:
-        pairs = [first / second for first, second in zip(self.first, self.second)]
-        return (f"{median(self.first):.3g} s / {median(self.second):.3g} s = {self.ratio:.2f}"
-                f" (pairs {min(pairs):.2f}–{max(pairs):.2f})")
-
-
-def in_turn(first: Callable[[], Any], second: Callable[[], Any], rounds: int, desc: str = "rounds") -> InTurn:
-    """Time first, second, first, second, … so that both meet the same other load."""
-    times = InTurn()
-    for _ in tqdm(range(rounds), desc=desc, leave=False, disable=bars_are_off()):
-        (seconds_1, result_1), (seconds_2, result_2) = timed(first), timed(second)
-        times.first.append(seconds_1)
-        times.second.append(seconds_2)
-        times.results = result_1, result_2
-    return times
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:

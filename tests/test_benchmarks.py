@@ -9,36 +9,11 @@ import torch
 from benchmarks import ablations, gpt2_shape, growth, limits, measuring
 from benchmarks.__main__ import main
 from benchmarks.limits import Limit, Product
-from benchmarks.measuring import InTurn, Ratio, Turns, alone, in_turn, take_turns
+from benchmarks.measuring import Ratio, Turns, alone, take_turns
 from benchmarks.registry import BENCHMARKS, as_markdown, row, select, speeds
 from course_utils.ablation import mlp_patch_sweep
 
 # --- timing --------------------------------------------------------------------------------------------------------
-
-
-def test_the_two_are_called_in_turn():
-    calls = []
-    times = in_turn(lambda: calls.append("A") or "a", lambda: calls.append("B") or "b", rounds=3)
-    assert calls == ["A", "B"] * 3
-    assert len(times.first) == len(times.second) == 3 and times.results == ("a", "b")
-
-
-def test_the_clock_runs_during_the_call_alone(monkeypatch):
-    clock = [0.0]
-
-    def wait(seconds):
-        clock[0] += seconds
-
-    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
-    times = in_turn(lambda: wait(6), lambda: wait(2), rounds=2)
-    assert times.first == [6, 6] and times.second == [2, 2]
-    assert times.ratio == 3                                     # first / second: the first takes three times as long
-
-
-def test_the_ratio_is_that_of_the_medians_and_the_range_that_of_the_pairs():
-    times = InTurn(first=[10.0, 12.0, 50.0], second=[5.0, 4.0, 1.0])
-    assert times.ratio == 12 / 4
-    assert str(times) == "12 s / 4 s = 3.00 (pairs 2.00–50.00)"
 
 
 def test_every_other_round_runs_in_reverse_and_the_first_is_not_counted(monkeypatch):

@@ -30,6 +30,8 @@ from course_utils.measured import passed
 from course_utils.viz import bundle_script
 
 HEADER = ("lesson", "what was measured", "value", "published", "bound", "result", "seconds")
+# Where this is glibc's: memory that a tensor gives back is kept for the next one, since fetching it anew takes time.
+KEEP_MEMORY = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**30))
 CLAIMS = ("lesson", "claim", "value (95 %)", "", "control (95 %)", "unit", "verdict")
 
 
@@ -89,6 +91,7 @@ def to_html(notebook: NotebookNode, title: str) -> str:
 def run_all(paths: list[Path], html_folder: Path, env: dict[str, str], jobs: int = 1) -> list[LessonRun]:
     """Every lesson, `jobs` at a time, with one progress bar over all their code cells."""
     n_cells = {path: sum(c.cell_type == "code" for c in read_notebook(path).cells) for path in paths}
+    env = {**KEEP_MEMORY, **env}
     if jobs > 1:
         env = {**env, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     kernels: list[int] = []
