@@ -188,6 +188,11 @@ class AttributionGraph:
         """See the function of this name."""
         return influence(self.edges, self.weights)
 
+    def influence_of_edges(self) -> Float[Tensor, "node node"]:
+        """Share of the answer's influence that comes through each edge, with the edge's sign; float64."""
+        through = normalized(self.edges) * (self.influence() + self.weights)[:, None]
+        return through * self.edges.sign() / self.weights.sum()
+
     def scores(self) -> tuple[float, float]:
         """Replacement score and completeness score: see the function `graph_scores`."""
         return graph_scores(self.edges, self.weights, self.of_kind("embedding"), self.of_kind("error"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -15,8 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from course_utils.attribution_graphs import AttributionGraph, Node, normalized
 from course_utils.viz.axes import LINE_STYLES, OKABE_ITO, as_array, new_axes, new_picture
+
+if TYPE_CHECKING:
+    from course_utils.attribution_graphs import AttributionGraph, Node
 
 MAX_ANNOTATED = 64  # a heat map with more cells than this is read by colour only
 MAX_TICKS = 40  # more labels than this on an axis cannot be read
@@ -438,10 +441,9 @@ def attribution_edges(graph: AttributionGraph) -> dict[tuple[str, str], float]:
     Raises:
         ValueError: when there is no edge.
     """
-    carried = normalized(graph.edges) * (graph.influence() + graph.weights)[:, None] * graph.edges.sign()
-    carried = carried / graph.weights.sum()
-    found = {(str(graph.nodes[source]), str(graph.nodes[target])): carried[target, source].item()
-             for target, source in carried.nonzero().tolist()}
+    shares = graph.influence_of_edges()
+    found = {(str(graph.nodes[source]), str(graph.nodes[target])): shares[target, source].item()
+             for target, source in shares.nonzero().tolist()}
     if not found:
         raise ValueError("the graph has no edge: was it pruned too far?")
     return found

@@ -10,8 +10,8 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from course_utils.attribution_graphs import AttributionGraph, Node
 from course_utils.viz.axes import OKABE_ITO
 from course_utils.viz.charts import (
     INTO,
@@ -22,6 +22,9 @@ from course_utils.viz.charts import (
     edge_colour,
 )
 from course_utils.viz.widget import OWN_BOX
+
+if TYPE_CHECKING:
+    from course_utils.attribution_graphs import AttributionGraph, Node
 
 STEP_X, STEP_Y, MARGIN = 110, 44, 40        # pixels between nodes, and around all
 DASHES = ' stroke-dasharray="5 4"'
