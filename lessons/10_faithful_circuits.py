@@ -21,7 +21,7 @@
 #
 # **You need:** lessons 00 to 05.
 
-# %%
+# %% tags=["parameters"]
 import os
 from collections.abc import Callable
 
@@ -75,6 +75,8 @@ def small_enough(model):
 
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or the name of another small model
+
+# %%
 model = load_model(MODEL)
 if not small_enough(model):
     print(f"the edges of {MODEL} cannot all be patched one by one here: this lesson takes tiny")

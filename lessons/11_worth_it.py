@@ -20,7 +20,7 @@
 #
 # **You need:** lesson 06. Lessons 08 and 10 help.
 
-# %%
+# %% tags=["parameters"]
 import os
 
 import pandas as pd
@@ -48,6 +48,8 @@ from course_utils.text import reads_stories, sample_text
 from course_utils.viz import plot_bars
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")
+
+# %%
 model = load_model(MODEL)
 if not reads_stories(model) or MODEL != "tiny":
     print(f"{MODEL} has no answer key, or no dictionaries: this lesson takes tiny")

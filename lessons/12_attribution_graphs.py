@@ -19,7 +19,7 @@
 #
 # **You need:** lessons 06 and 10.
 
-# %%
+# %% tags=["parameters"]
 import os
 from collections.abc import Callable
 
@@ -64,6 +64,8 @@ from course_utils.viz import (
 Metric = Callable[[Float[Tensor, "n pos vocab"]], Float[Tensor, "n"]]
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")
+
+# %%
 if not shipped_transcoders(MODEL):
     print(f"no transcoders are shipped for {MODEL}: this lesson takes tiny")
     MODEL = "tiny"
