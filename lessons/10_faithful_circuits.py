@@ -248,6 +248,7 @@ claim("by log-probability, the last position brings back more than it destroys",
 #
 # **Edge attribution patching** estimates all of them from one gradient (Syed et al., 2023). To first order, the
 # metric changes by what the sender's output changes by, times the metric's slope at what the receiver reads:
+#
 # $$\mathrm{score}(s \to r) = \sum_{\mathrm{pos}} \big(x_s^{\mathrm{corrupted}} - x_s^{\mathrm{clean}}\big) \cdot
 # \frac{\partial m}{\partial\, \mathrm{input}_r}$$
 #

@@ -187,6 +187,13 @@ def test_the_book_has_every_lesson_in_order_with_its_exercises_folded(book):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [path.stem for path in WORKED])
+def test_every_formula_is_set(book, name):
+    """A displayed one needs empty lines around it: without them MyST sets it in the line, between dollar signs."""
+    assert re.findall(r"[^>]*\$<math.{0,200}|</math>\$", page_text(book, name)) == []
+
+
+@pytest.mark.slow
 def test_every_picture_has_its_words(book):
     """Without an alternative text a screen reader reads the name of the picture's file."""
     words = {alt for path in WORKED for alt in re.findall(r'<img alt="([^"]*)"', page_text(book, path.stem))}
@@ -371,7 +378,9 @@ def test_a_printed_lesson_has_its_exercises_unfolded_and_no_menus(book, browser)
     page.emulate_media(media="print")
     code = page.locator("details:has-text('Show the worked version') pre").first
     page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
-    assert code.is_visible() and not page.locator("article summary, .sidebar-drawer, .related-pages").first.is_visible()
+    assert code.is_visible() and page.evaluate("() => document.getAnimations().length") == 0    # none fades in
+    for hidden in ("article summary", ".sidebar-drawer", ".related-pages", ".skip-to-content", ".tag_setup"):
+        assert page.locator(hidden).count() and not page.locator(hidden).first.is_visible()
     page.evaluate("() => dispatchEvent(new Event('afterprint'))")
     assert not code.is_visible()
     page.close()
