@@ -82,7 +82,8 @@ def check_tiny() -> Finding:
         finite = bool(model(model.tokenizer("The", return_tensors="pt")["input_ids"]).isfinite().all())
     except Exception as error:      # whatever it is, the learner should read it here and not in lesson 00
         first = (str(error).strip().splitlines() or [""])[0]
-        return Finding("model tiny", PROBLEM, f"{type(error).__name__}: {first}", "install the course again")
+        remedy = "start Python without -OO" if sys.flags.optimize > 1 else "install the course again"
+        return Finding("model tiny", PROBLEM, f"{type(error).__name__}: {first}", remedy)
     return Finding("model tiny", OK if finite else PROBLEM, "loads and predicts" if finite else "predicts NaN",
                    "" if finite else "install PyTorch again")
 

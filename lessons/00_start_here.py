@@ -26,7 +26,7 @@
 # it is held against, and the interval of their difference, two standard errors on each side: 95 % if there are many
 # texts, some 86 % if there are four. (What has no error, such as a chance level, has no interval.)
 
-# %%
+# %% tags=["parameters"]
 import os
 import textwrap
 

@@ -17,7 +17,7 @@
 #
 # **You need:** lesson 00 (logits, `exercise`, `predict`).
 
-# %%
+# %% tags=["parameters"]
 import math
 import os
 
@@ -35,6 +35,8 @@ from course_utils.viz import plot_by_position
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
 SEQ_LEN, BATCH = 50, 30                             # two copies of 50 tokens, 30 sequences
+
+# %%
 model = load_model(MODEL)
 print(f"{MODEL}: {model.cfg.n_layers} layers of {model.cfg.n_heads} heads, {model.cfg.d_vocab} tokens")
 

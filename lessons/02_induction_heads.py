@@ -18,7 +18,7 @@
 #
 # **You need:** lessons 00 and 01.
 
-# %%
+# %% tags=["parameters"]
 import os
 from collections.abc import Callable
 
@@ -41,6 +41,8 @@ from course_utils.viz import attention_patterns, plot_attention, plot_by_positio
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
 SEQ_LEN, BATCH = 50, 10
+
+# %%
 model = load_model(MODEL)
 tokens = generate_repeated_tokens(model, SEQ_LEN, BATCH, seed=0)
 print(f"{MODEL}: {model.cfg.n_layers} layers of {model.cfg.n_heads} heads; tokens {tuple(tokens.shape)}")

@@ -19,7 +19,7 @@
 #
 # **You need:** lessons 00 to 02.
 
-# %%
+# %% tags=["parameters"]
 import os
 import time
 
@@ -43,6 +43,8 @@ from course_utils.text import sample_text
 from course_utils.viz import plot_bars, plot_by_position, plot_head_scores, plot_scatter
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
+
+# %%
 model = load_model(MODEL)
 SEQ_LEN, BATCH = (50, 10) if MODEL == "tiny" else (20, 4)
 LAYERS = some_layers(model)                         # all of a small model's; four of a large one's

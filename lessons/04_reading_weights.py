@@ -18,7 +18,7 @@
 #
 # **You need:** lessons 00 to 03, and matrix products.
 
-# %%
+# %% tags=["parameters"]
 import functools
 import os
 
@@ -44,6 +44,8 @@ from course_utils.repeated_tokens import generate_repeated_tokens
 from course_utils.viz import plot_attention, plot_bars, plot_by_position, plot_head_scores
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
+
+# %%
 model = load_model(MODEL)
 SEQ_LEN = 50 if MODEL == "tiny" else 25
 tokens = generate_repeated_tokens(model, SEQ_LEN, batch=4, seed=0)

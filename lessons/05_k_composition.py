@@ -19,7 +19,7 @@
 #
 # **You need:** lessons 00 to 04.
 
-# %%
+# %% tags=["parameters"]
 import os
 import random
 from collections.abc import Sequence
@@ -47,6 +47,8 @@ from course_utils.repeated_tokens import generate_repeated_tokens
 from course_utils.viz import plot_bars, plot_head_scores
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
+
+# %%
 model = load_model(MODEL)
 SEQ_LEN, BATCH = (50, 10) if MODEL == "tiny" else (25, 4)
 tokens = generate_repeated_tokens(model, SEQ_LEN, BATCH, seed=0)

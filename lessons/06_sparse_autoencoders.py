@@ -20,7 +20,7 @@
 #
 # **You need:** lesson 00. Lessons 01 to 05 help, but nothing here depends on them.
 
-# %%
+# %% tags=["parameters"]
 import os
 
 import pandas as pd
@@ -45,6 +45,8 @@ from course_utils.text import reads_stories, sample_text
 from course_utils.viz import latent_dashboard, plot_bars, plot_curves, plot_histogram, plot_points
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
+
+# %%
 model = load_model(MODEL)
 LAYER = middle_layer(model)
 HOOK = f"blocks.{LAYER}.hook_resid_pre"             # the residual stream on its way into the middle layer

@@ -19,7 +19,7 @@
 #
 # **You need:** lesson 06.
 
-# %%
+# %% tags=["parameters"]
 import os
 
 import pandas as pd
@@ -44,6 +44,8 @@ from course_utils.text import sample_text
 from course_utils.viz import plot_by_position, plot_histogram
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
+
+# %%
 model = load_model(MODEL)
 LAYER = middle_layer(model)
 HOOK = f"blocks.{LAYER}.hook_resid_pre"

@@ -18,7 +18,7 @@
 #
 # **You need:** lesson 07.
 
-# %%
+# %% tags=["parameters"]
 import os
 from contextlib import nullcontext
 
@@ -42,6 +42,8 @@ from course_utils.text import own_text, reads_stories, sample_text, stories_in_e
 from course_utils.viz import plot_bars, plot_by_position, plot_histogram
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
+
+# %%
 model = load_model(MODEL)
 LAYER = middle_layer(model)
 HOOK = f"blocks.{LAYER}.hook_resid_pre"

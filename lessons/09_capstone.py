@@ -16,7 +16,7 @@
 #
 # **You need:** lessons 02, 05 and 07.
 
-# %%
+# %% tags=["parameters"]
 import os
 from collections.abc import Callable
 
@@ -48,6 +48,8 @@ from course_utils.text import sample_text
 from course_utils.viz import latent_dashboard, plot_bars, plot_by_position, plot_points
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or write a name here, such as "smollm2-135m"
+
+# %%
 model = load_model(MODEL)
 SEQ_LEN, BATCH = (50, 30) if MODEL == "tiny" else (24, 4)
 saes = {name: load_shipped_sae(MODEL, name).to(model.cfg.device) for name in shipped_saes(MODEL)}

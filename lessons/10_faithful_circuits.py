@@ -21,7 +21,7 @@
 #
 # **You need:** lessons 00 to 05.
 
-# %%
+# %% tags=["parameters"]
 import os
 from collections.abc import Callable
 
@@ -75,6 +75,8 @@ def small_enough(model):
 
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")      # or the name of another small model
+
+# %%
 model = load_model(MODEL)
 if not small_enough(model):
     print(f"the edges of {MODEL} cannot all be patched one by one here: this lesson takes tiny")
@@ -246,6 +248,7 @@ claim("by log-probability, the last position brings back more than it destroys",
 #
 # **Edge attribution patching** estimates all of them from one gradient (Syed et al., 2023). To first order, the
 # metric changes by what the sender's output changes by, times the metric's slope at what the receiver reads:
+#
 # $$\mathrm{score}(s \to r) = \sum_{\mathrm{pos}} \big(x_s^{\mathrm{corrupted}} - x_s^{\mathrm{clean}}\big) \cdot
 # \frac{\partial m}{\partial\, \mathrm{input}_r}$$
 #

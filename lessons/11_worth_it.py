@@ -20,7 +20,7 @@
 #
 # **You need:** lesson 06. Lessons 08 and 10 help.
 
-# %%
+# %% tags=["parameters"]
 import os
 
 import pandas as pd
@@ -48,6 +48,8 @@ from course_utils.text import reads_stories, sample_text
 from course_utils.viz import plot_bars
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")
+
+# %%
 model = load_model(MODEL)
 if not reads_stories(model) or MODEL != "tiny":
     print(f"{MODEL} has no answer key, or no dictionaries: this lesson takes tiny")
@@ -93,7 +95,9 @@ def difference_of_means(x: Float[Tensor, "m d"], labels: Bool[Tensor, "m"]) -> F
 # Readers are compared by their AUC (lesson 06). Its interval must be over *texts*, since positions of one text are not
 # independent; and two readers must be compared on the *same* texts. But an AUC compares positions of different texts,
 # so no text has one of its own. The **jackknife** gives each text a number nevertheless: what the AUC owes to it,
+#
 # $$a_i = n\cdot\mathrm{AUC} - (n-1)\cdot\mathrm{AUC}_{\text{without text } i}.$$
+#
 # Their mean is the AUC, nearly; their spread gives its error; and they can be paired.
 
 # %%

@@ -19,7 +19,7 @@
 #
 # **You need:** lessons 06 and 10.
 
-# %%
+# %% tags=["parameters"]
 import os
 from collections.abc import Callable
 
@@ -64,6 +64,8 @@ from course_utils.viz import (
 Metric = Callable[[Float[Tensor, "n pos vocab"]], Float[Tensor, "n"]]
 
 MODEL = os.environ.get("COURSE_MODEL", "tiny")
+
+# %%
 if not shipped_transcoders(MODEL):
     print(f"no transcoders are shipped for {MODEL}: this lesson takes tiny")
     MODEL = "tiny"
@@ -76,7 +78,9 @@ words = StoryLanguage()
 #
 # An autoencoder (lesson 06) reconstructs what it read. A **transcoder** reads what an MLP reads, x, and gives what the
 # MLP *writes*, y, as a sum of few features (Dunefsky et al., 2024):
+#
 # $$f = \mathrm{TopK}(x W_\mathrm{enc} + b_\mathrm{enc}), \qquad y \approx f W_\mathrm{dec} + b_\mathrm{dec}$$
+#
 # TopK keeps the k largest entries of each token, if they are above 0. Each feature reads one direction and writes one,
 # so it can be followed back and forward.
 

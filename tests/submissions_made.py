@@ -136,6 +136,8 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "several_attempts": (with_cells(chance("return 1.0"), chance(RIGHT), chance("raise NotImplementedError")), PASSED),
     "worse_in_the_end": (with_cells(chance(RIGHT), chance("return 1.0")), wrong()),
     "other_cells_crash": (with_cells("1 / 0", "undefined_name", chance(RIGHT), "raise SystemExit"), PASSED),
+    "runs_once_for_all_calls": (with_cells('open("n", "a").write("x")', log_probs(
+        f'assert open("n").read() == "x"\n{LOG_PROBS}')), {"01.correct_token_log_probs": ("passed", "")}),
     "prints_a_lot": (with_cells(chance(f"print('spam' * 10**7)\n{RIGHT}")), PASSED),
     "byte_order_mark": ("\ufeff" + with_cells(chance(RIGHT)), PASSED),
     "utf_16": (with_cells(chance(RIGHT)).encode("utf-16"), PASSED),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np  # noqa: F401 (answers are evaluated here)
@@ -443,12 +444,25 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert len({line.partition(",")[0] for line in before}) == len(before) >= 5
 
 
+NOTE_WHAT_IS_JUDGED = """        # in the processes that a worker starts
+import sys
+if sys.orig_argv[-1] == "course_utils.exercises.grading.elsewhere":
+    from course_utils.exercises.grading import engine
+    def noted(submission, limits, rows_of=engine.rows_of):
+        with open("judged.txt", "a") as file:
+            file.write(submission.name + "\\n")
+        return rows_of(submission, limits)
+    engine.rows_of = noted
+"""
+
+
 @pytest.fixture
 def dask(tmp_path, monkeypatch):
     """A Dask scheduler's address, and two workers, as processes."""
     pytest.importorskip("distributed", reason="grading with --dask needs the extra [dask]")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)]))
+    (tmp_path / "sitecustomize.py").write_text(NOTE_WHAT_IS_JUDGED)
     started = []
 
     def start(*arguments: str) -> subprocess.Popen:
@@ -470,7 +484,10 @@ def dask(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.matrix
 def test_a_lost_worker_of_dask_costs_no_verdict(tmp_path, dask):
-    """One of two is killed when the first rows are there: every verdict is there once, and no process is left."""
+    """One of two is killed when the first rows are there: every verdict is there once, and no process is left.
+
+    What the lost worker was at, or had not handed over yet, is judged again; what had arrived is not.
+    """
     address, workers = dask
     for number in range(8):
         answer = submissions_made.RIGHT if number % 2 else f"return {number + 1.0}"
@@ -482,8 +499,14 @@ def test_a_lost_worker_of_dask_costs_no_verdict(tmp_path, dask):
     assert run.poll() is None
     workers[0].kill()
     workers[0].wait()
-    left = 8 - len(lines_of(Path("grades.csv.partial")))
-    assert run.wait(timeout=600) == 0 and left > 2
+    arrived = lines_of(Path("grades.csv.partial"))
+    os.link("grades.csv.partial", "all.txt")        # the same file, under a name that is not removed at the end
+    assert run.wait(timeout=600) == 0 and len(arrived) < 6
+    stored = [line.partition(",")[0] for line in lines_of(Path("all.txt"))]
+    assert len(stored) == len(set(stored)) == 8
+    times = Counter(Path("judged.txt").read_text().split())
+    assert len(times) == 8 and sum(times.values()) <= 8 + 2 * 2     # two batches of two: one begun, one not handed over
+    assert all(times[json.loads(line)[1][0][0]] == 1 for line in arrived)
     rows = [row for row in csv.DictReader(open("grades.csv")) if row["exercise"] == "01.chance_log_prob"]
     assert [row["submission"] for row in rows] == [f"s{number:02}/01_lesson.ipynb" for number in range(8)]
     assert [row["status"] for row in rows] == ["wrong", "passed"] * 4 and not orphans()

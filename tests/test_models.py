@@ -365,6 +365,14 @@ def test_importing_models_is_cheap():
     subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)
 
 
+@pytest.mark.slow
+def test_without_docstrings_nothing_is_loaded_and_the_reason_said():
+    code = "from course_utils.models import load_model; load_model('tiny')"
+    run = subprocess.run([sys.executable, "-OO", "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert run.returncode == 1 and "ModelUnavailable: tiny is not loaded" in run.stderr and "without" in run.stderr
+    assert "transformers/" not in run.stderr            # it was not even tried
+
+
 # --- smollm2-135m: fetch, cache, damage ---------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ That the stored outputs are right is nbval's part: `pytest --nbval solutions`.
 """
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def run(folder: str, lesson: str, **env):
 def test_stored_notebooks_are_fresh(capsys):
     status = build_notebooks.main(["--check"])
     assert status == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["notebooks", "solutions"])
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_papermill_finds_one_cell_of_parameters(lesson, folder):
+    """It puts its own after that cell: MODEL has been given a value there, is not used yet, and gets no other below."""
+    cells = nbformat.read(ROOT / folder / f"{lesson}.ipynb", as_version=4).cells
+    tagged = [number for number, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert [number for number, cell in enumerate(cells) if 'environ.get("COURSE_MODEL"' in cell.source] == tagged
+    assert len(tagged) == 1 and not re.search(r"\bMODEL\b(?! =)", cells[tagged[0]].source)
 
 
 @pytest.mark.parametrize("lesson", LESSONS)

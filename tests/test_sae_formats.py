@@ -241,6 +241,12 @@ def test_a_pickle_is_named_and_never_read(tmp_path, name, says):
     assert str(tmp_path) in str(error.value)
 
 
+def test_llama_scope_is_named_and_the_way_to_read_it(tmp_path):
+    (tmp_path / "hyperparams.json").write_text("{}")
+    with pytest.raises(ValueError, match="hyperparams.json: it looks like Llama Scope.*\n.*save_model"):
+        SparseAutoencoder.load(tmp_path)
+
+
 # --- from the hub ----------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +293,13 @@ def test_a_repository_with_a_pickle(hub):
     (hub / "someone/else/trainer_0/ae.pt").touch()
     with pytest.raises(ValueError, match="someone/else/trainer_0 keeps its weights in trainer_0/ae.pt, a pickle"):
         load_pretrained_sae("someone/else", "trainer_0")
+
+
+def test_a_repository_of_llama_scope(hub):
+    (hub / "fnlp/Llama3_1-8B-Base-LXR-8x/Llama3_1-8B-Base-L0R-8x").mkdir(parents=True)
+    (hub / "fnlp/Llama3_1-8B-Base-LXR-8x/Llama3_1-8B-Base-L0R-8x/hyperparams.json").touch()
+    with pytest.raises(ValueError, match="L0R-8x has a hyperparams.json: it looks like Llama Scope"):
+        load_pretrained_sae("fnlp/Llama3_1-8B-Base-LXR-8x", "Llama3_1-8B-Base-L0R-8x")
 
 
 def test_a_repository_with_nothing(hub):

@@ -7,7 +7,8 @@ JupyterHub comes from PyPI and its proxy from npm (node is needed), both into bu
 this environment. The hub runs on hub/jupyterhub_config.py. In every user's kernel the worked lesson runs cell by cell,
 as JupyterLab would run it; every second user begins with a wrong answer. Halfway through, the first user's server is
 killed and started again, and the lesson goes on from its top. Then: has everyone passed everything, is every file of
-attempts its user's own, and what did a user cost? The status is 1 if not.
+attempts its user's own, and what did a user cost? Where there is a browser, the last user follows the link of
+docs/hub.md, with a repository on this machine. The status is 1 if something is not as it should be.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -30,12 +32,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / "build" / "hub"
 ADDRESS = "http://127.0.0.1:8765"
-TOKEN = secrets.token_hex(16)
-WANTED = ("jupyterhub==6.1.1", "jupyter-kernel-client==1.0.2")
+TOKEN, PASSWORD = secrets.token_hex(16), secrets.token_hex(8)
+WANTED = ("jupyterhub==6.1.1", "jupyter-kernel-client==1.0.2", "nbgitpuller==1.3.0")
 
 
 def installed() -> Path:
@@ -43,6 +46,8 @@ def installed() -> Path:
     python = PLACE / "venv" / "bin" / "python"
     if not python.exists():
         venv.create(PLACE / "venv", with_pip=True)
+        for part in ("etc", "share"):       # JupyterLab's settings and pages are not found through a .pth file
+            shutil.copytree(Path(sys.prefix, part, "jupyter"), PLACE / "venv" / part / "jupyter")
         site = next((PLACE / "venv" / "lib").glob("python*/site-packages"))
         (site / "course.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
         subprocess.run([python, "-m", "pip", "install", "--quiet", *WANTED], check=True)
@@ -65,7 +70,7 @@ def hub(python: Path) -> Iterator[None]:
     shutil.rmtree(PLACE / "class", ignore_errors=True)
     (PLACE / "class" / "progress").mkdir(parents=True)
     settings = {"CLASS_FOLDER": str(PLACE / "class"), "CLASS_ADDRESS": ADDRESS, "CLASS_TOKEN": TOKEN,
-                "CLASS_PASSWORD": secrets.token_hex(8), "COURSE_REAL": "skip",
+                "CLASS_PASSWORD": PASSWORD, "COURSE_REAL": "skip",
                 "PROXY": str(PLACE / "proxy" / "node_modules" / ".bin" / "configurable-http-proxy")}
     command = [str(python), "-m", "jupyterhub", "--config", str(ROOT / "hub" / "jupyterhub_config.py")]
     with (PLACE / "class" / "hub.log").open("w") as log:
@@ -159,6 +164,31 @@ def work(user: int, name: str, cells: list[str], first: str) -> float:
     return time.monotonic() - began
 
 
+def pull(user: str) -> int | str:
+    """Log in and follow the link of docs/hub.md in a browser: the status of the notebook that opens, or what failed."""
+    from browser import FLAGS, find_chromium  # type: ignore[import-not-found]  # in tests/
+    from playwright.sync_api import Error, sync_playwright
+    repository = PLACE / "class" / "repository"
+    shutil.copytree(ROOT / "notebooks", repository / "notebooks")
+    for command in ("init --quiet --initial-branch=main", "add .", "-c user.name=a -c user.email=a commit -q -m 1"):
+        subprocess.run(["git", "-C", repository, *command.split()], check=True)
+    docs = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
+    [link] = re.findall(r"https://HUB(/hub/user-redirect/[^`]+)", docs)
+    notebook = link.partition("urlpath=lab/tree/")[2]
+    with sync_playwright() as running:
+        page = running.chromium.launch(executable_path=find_chromium(), args=FLAGS).new_page()
+        try:
+            page.goto(ADDRESS + link.replace("REPOSITORY", quote(repository.as_uri(), safe="")))
+            page.fill("#username_input", user)
+            page.fill("#password_input", PASSWORD)
+            page.click("#login_submit")
+            page.wait_for_url(f"**/user/{user}/lab/tree/{notebook}", timeout=120_000)
+            page.locator(".jp-Notebook .jp-MarkdownCell").first.wait_for(timeout=120_000)
+        except Error as error:
+            return f"{page.url}: {error.message}"
+        return page.request.get(f"{ADDRESS}/user/{user}/api/contents/{notebook}").status
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--users", type=int, default=8)
@@ -184,6 +214,9 @@ def main(arguments: list[str] | None = None) -> int:
             seconds = list(pool.map(lambda i: work(i, names[i], cells, exercises[0]), range(len(names))))
         watch.stopped.set()
         watch.join()
+        sys.path.insert(0, str(ROOT / "tests"))
+        from browser import what_is_missing
+        pulled = None if (missing := what_is_missing()) else pull(names[-1])
 
     wrong = []
     print(f"{'user':10}{'seconds':>9}{'processor':>11}{'memory, GB':>12}  attempts")
@@ -197,7 +230,8 @@ def main(arguments: list[str] | None = None) -> int:
     mean = sum(watch.memory.values()) / len(names) / 1e9
     print(f"a user takes {mean:.2f} GB: 30 users {30 * mean:.0f} GB, 300 users {300 * mean:.0f} GB")
     print(f"not as it should be: {', '.join(wrong)}" if wrong else "everyone's progress is complete, and their own")
-    return int(bool(wrong))
+    print(f"the link of docs/hub.md: {pulled or f'not tried: {missing}'}")
+    return int(bool(wrong) or pulled not in (None, 200))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,12 +97,15 @@ def load_model(name: str = "tiny", *, device: str | torch.device | None = None,
         UnknownModel, UnknownStep: (both ValueError) before anything is read or downloaded.
         NotForThisModel: (a ValueError) for what is not a causal language model, or one that TransformerLens does not
             wrap correctly.
-        ModelUnavailable: if the model cannot be had now (no network, damaged file, full disk).
+        ModelUnavailable: if the model cannot be had now (no network, damaged file, full disk, `python -OO`).
     """
-    import torch
-
     check_name(name)
     check_step(name, step)
+    if sys.flags.optimize > 1:
+        raise ModelUnavailable(f"{name} is not loaded: transformers, which it needs, reads its own docstrings, and "
+                               "python -OO (or PYTHONOPTIMIZE=2) removes them. Start Python without it.")
+    import torch
+
     known_as = name if name in MODELS and name != "gpt2-small" else hub.hub_id(name)
     with torch.random.fork_rng(devices=[]):  # the learner's random stream stays as it was
         model, tokenizer = _source(name).load(step)

@@ -131,6 +131,16 @@ def refuse_pickles(names: Iterable[str], where: object) -> None:
                      f"so this course reads none.\n  Where you trust it, {what_to_do}")
 
 
+def refuse_llama_scope(names: Iterable[str], where: object) -> None:
+    """Raise ValueError, with what to do, if one of these files is the settings of an autoencoder of Llama Scope."""
+    if any(Path(name).name == "hyperparams.json" for name in names):
+        raise ValueError(
+            f"{where} has a hyperparams.json: it looks like Llama Scope, whose files this course does not read (one "
+            "threshold for all latents, for activations rescaled by their mean norm). SAELens reads them, and writes "
+            "what this course reads:\n"
+            "    sae_lens.SAE.from_pretrained('llama_scope_lxr_8x', 'l0r_8x').save_model('folder')")
+
+
 # --- Gemma Scope -----------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ myst_heading_anchors = 3                  # so that [text](page.md#heading) work
 
 html_math_renderer = "mathml"
 html_theme = "furo"
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_js_files = ["book.js"]

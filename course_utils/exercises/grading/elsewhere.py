@@ -1,7 +1,9 @@
 """Grading on other machines: notebooks are handed to the workers of a Dask scheduler, a few at a time.
 
 A worker gives its few to a process of its own (this file as a program), which grades as one machine does: a worker's
-threads may set no signals, and must not fork. A batch whose worker is lost is given to another by the scheduler.
+threads may set no signals, and must not fork. A batch whose worker is lost is given to another by the scheduler: what
+was begun there, or was done but had not been fetched, is judged again. A verdict that has been fetched is stored once,
+and its notebook is not judged again.
 """
 
 from __future__ import annotations
