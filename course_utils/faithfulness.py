@@ -13,7 +13,6 @@ A score divides by what an ablation costs. Where the 95 % interval of that cost 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,10 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from course_utils.faithfulness_report import RESAMPLES, Convention, FaithfulnessReport, Keeper, Sums
-from course_utils.house import bars_are_off
+from course_utils.faithfulness_report import RESAMPLES, Convention, FaithfulnessReport, Sums
 from course_utils.metrics import (
     bootstrap_interval,
     cross_entropy_by_position,
@@ -40,12 +37,15 @@ from course_utils.metrics import (
 )
 from course_utils.passes import (
     CleanRun,
+    Keeper,
     Site,
     all_but_first,
     checked_mask,
     counted_positions,
     followed,
+    over_batches,
     put_back,
+    what_is_run,
 )
 from course_utils.sae_formats import check_own_call, encode_decode, refuse_transcoder
 from course_utils.wide import Firing, HasEncodeDecode, in_parts
@@ -108,7 +108,7 @@ def evaluate_sae(
     evaluation = Evaluation(
         model, sae, tokens, hook_name=hook_name, head=head, mask=mask, batch_size=batch_size, convention=convention,
         everything=everything, resamples=resamples, seed=seed, force=force)
-    keep = Keeper(Path(folder), evaluation.settings()) if folder else None
+    keep = Keeper(folder, evaluation.settings()) if folder else None
     sums = evaluation.sums(keep=keep)
     if everything:
         sums = sums + evaluation.mean_ablation(sums.mean_activation, keep=keep)
@@ -147,14 +147,9 @@ class Evaluation:
 
     def settings(self) -> dict[str, Any]:
         """What sums depend on, in short."""
-        model, sae = (sum(value.double().sum().item() for value in each.parameters()) if hasattr(each, "parameters")
-                      else "" for each in (self.model, self.sae))
-        return {
-            "tokens": hashlib.sha256(self.tokens.cpu().numpy().tobytes()).hexdigest(), "counted": int(self.mask.sum()),
-            "model": f"{self.model.cfg.model_name} {model}", "sae": f"{type(self.sae).__name__} {sae}",
-            "hook": self.site.hook_name, "head": self.site.head, "convention": asdict(self.convention),
-            "everything": self.everything, "resamples": self.resamples, "seed": self.seed,
-            "batch_size": self.batch_size}
+        return what_is_run(self.model, self.sae, self.site, self.tokens, self.mask) | {
+            "convention": asdict(self.convention), "everything": self.everything, "resamples": self.resamples,
+            "seed": self.seed, "batch_size": self.batch_size}
 
     @torch.no_grad()
     def sums(self, rows: Int[Tensor, "some"] | None = None, keep: Keeper | None = None) -> Sums:
@@ -175,16 +170,8 @@ class Evaluation:
     def _over(
         self, rows: Int[Tensor, "some"] | None, keep: Keeper | None, desc: str, add: Callable[[Sums, Tensor], None]
     ) -> Sums:
-        """Sums over batches; those that were kept are not computed again."""
-        sums = self.empty() if keep is None else keep.read(desc, self.empty())
         rows = torch.arange(len(self.tokens)) if rows is None else rows
-        batches = [rows[start : start + self.batch_size] for start in range(sums.done, len(rows), self.batch_size)]
-        for batch in tqdm(batches, desc=desc, delay=1, disable=bars_are_off()):
-            add(sums, batch)
-            sums.done += len(batch)
-            if keep is not None and (keep.is_time() or sums.done == len(rows)):
-                keep.write(desc, sums)
-        return sums
+        return over_batches(self.empty(), rows, self.batch_size, add, desc, keep)
 
     def _add(self, sums: Sums, rows: Int[Tensor, "batch"], with_zeros: _ConstantPass) -> None:
         keep, counted, known = self.mask[rows], self.counts[rows], self.known[rows]

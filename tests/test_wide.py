@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from small_models import own_tokens
 from small_saes import Plain, random_sae, some_activations, some_sae
 
-from course_utils import faithfulness_report, sae_training, wide
-from course_utils.faithfulness import COURSE, SAELENS, Evaluation, evaluate_sae
+from course_utils import sae_training, wide
+from course_utils.faithfulness import Evaluation, evaluate_sae
 from course_utils.passes import products
 from course_utils.passes.products import largest, wide_product
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
@@ -171,35 +171,3 @@ def test_sums_of_other_tokens_or_seeds_do_not_add_up():
     for other in (two, three):
         with pytest.raises(ValueError, match="do not belong together"):
             one + other
-
-
-@pytest.mark.parametrize("after", [2, 6])
-def test_an_evaluation_that_was_stopped_continues(tmp_path, monkeypatch, after):
-    """Batches are 5, and as many again with the mean; the run stops after some of them."""
-    model, sae = small_models.multi_head(), some_sae(24)
-    tokens, how = own_tokens(model, 10), {"hook_name": "blocks.0.hook_mlp_out", "batch_size": 2, "convention": SAELENS}
-    expected = evaluate_sae(model, sae, tokens, **how)
-    monkeypatch.setattr(faithfulness_report, "SECONDS", 0)
-    calls = []
-
-    def counted(function):
-        def call(self, *arguments):
-            if len(calls) == after:
-                raise KeyboardInterrupt
-            calls.append(0)
-            return function(self, *arguments)
-        return call
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Evaluation, "_add", counted(Evaluation._add))
-        patch.setattr(Evaluation, "_add_mean", counted(Evaluation._add_mean))
-        with pytest.raises(KeyboardInterrupt):
-            evaluate_sae(model, sae, tokens, folder=tmp_path, **how)
-        after, calls[:] = 10 - after, []
-        same_report(evaluate_sae(model, sae, tokens, folder=tmp_path, **how), expected)
-    assert len(calls) == after
-    for more in ({"seed": 1}, {"convention": COURSE}):
-        with pytest.raises(ValueError, match="holds a run with another"):
-            evaluate_sae(model, sae, tokens, folder=tmp_path, **how | more)
-    with pytest.raises(ValueError, match="holds a run with another sae"):
-        evaluate_sae(model, some_sae(24, seed=1), tokens, folder=tmp_path, **how)
