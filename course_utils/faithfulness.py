@@ -124,7 +124,8 @@ class Evaluation:
         total.report()
 
     Sums are of the same tokens, seed and number of resamples, so that they add up to those of all rows. For ce_mean
-    every process then needs `total.mean_activation`: add up what `mean_ablation` gives, too.
+    every process then needs `total.mean_activation`: add up what `mean_ablation` gives, too. The whole program is
+    `training/evaluate_in_parts.py`.
     """
 
     def __init__(

@@ -1,7 +1,11 @@
 """Wide dictionaries: what skips zeros, or works in parts, equals the plain formula; sums of parts are those of all."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import small_models
 import torch
@@ -15,9 +19,12 @@ from course_utils.faithfulness import Evaluation, evaluate_sae
 from course_utils.passes import products
 from course_utils.passes.products import largest, wide_product
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
+from course_utils.sae_files import load_shipped_sae
 from course_utils.sae_training import Training, TrainingConfig
+from course_utils.text import sample_text
 from course_utils.wide import Firing, active_latents, decode_active, in_parts
 
+ROOT = Path(__file__).resolve().parent.parent
 RESIDUAL = "blocks.1.hook_resid_pre"
 
 
@@ -171,3 +178,18 @@ def test_sums_of_other_tokens_or_seeds_do_not_add_up():
     for other in (two, three):
         with pytest.raises(ValueError, match="do not belong together"):
             one + other
+
+
+@pytest.mark.slow
+def test_two_processes_report_what_one_does(tmp_path):
+    """`training/evaluate_in_parts.py`, as its first lines say: 7 sequences, 4 in one and 3 in the other process."""
+    command = ("-m torch.distributed.run --standalone --nproc-per-node 2 training/evaluate_in_parts.py "
+               "--sequences 7 --length 40 --out").split()
+    done = subprocess.run([sys.executable, *command, str(tmp_path / "two.csv")], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = small_models.tiny()
+    one = evaluate_sae(model, load_shipped_sae("tiny", "topk-2"), sample_text(model, 7, 40)).to_frame()
+    two = pd.read_csv(tmp_path / "two.csv", index_col="metric").loc[one.index]
+    numbers = ["value", "low", "high"]
+    assert two[numbers].to_numpy() == pytest.approx(one[numbers].to_numpy(), rel=1e-5, abs=1e-6, nan_ok=True)
+    assert two["value"].notna().all()
