@@ -154,7 +154,7 @@ def sparse(i):
     """Which latents of a wide autoencoder are active, and what they decode to."""
     large = sae.SparseAutoencoder(256, sae_training.MANY // 256, "topk", k=3).to(i.x.device)
     few = sae_training.few_active(large, sae_training.pre_activations(large, i.flat))
-    return few, sae_training.sparse_step(large, i.flat, few)
+    return few, sae_training.sparse_step(large, i.flat, few, 0.3)
 
 
 @lru_cache

@@ -113,7 +113,7 @@ def test_active_latents_decode_to_the_product():
 
 @pytest.mark.parametrize("subtract_b_dec", [True, False])
 @pytest.mark.parametrize("dead", [0, 15])
-@pytest.mark.parametrize("kind", ["relu", "topk"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_sparse_step_is_the_dense_one(monkeypatch, kind, dead, subtract_b_dec):
     """The weights after some steps, and what was seen on the way; dead latents are revived in both."""
     x, ends = some_activations(64, 6).double(), []
@@ -123,7 +123,9 @@ def test_a_sparse_step_is_the_dense_one(monkeypatch, kind, dead, subtract_b_dec)
         monkeypatch.setattr(sae_training, "MANY", many)
         monkeypatch.setattr(sae_training, "FEW", few)
         sae = SparseAutoencoder(6, 40, kind, k=config.k, subtract_b_dec=subtract_b_dec).double()
-        sae.b_enc.data[:dead] = -100
+        (sae.b_gate if kind == "gated" else sae.b_enc).data[:dead] = -100
+        if kind == "jumprelu":                                      # one is always just below its threshold
+            sae.W_enc.data[:, -1], sae.b_enc.data[-1] = 0, 0.09
         training = Training(sae, x, config)
         training.idle[:dead] = 10
         for _ in range(6):
@@ -137,8 +139,8 @@ def test_a_sparse_step_is_the_dense_one(monkeypatch, kind, dead, subtract_b_dec)
 
 
 @pytest.mark.parametrize("kind, share, sparse", [
-    ("topk", 0.5, True), ("topk", 0.01, False), ("relu", 0.9, True), ("relu", 0.1, False), ("gated", 0.9, False),
-    ("jumprelu", 0.9, False)])
+    ("topk", 0.5, True), ("topk", 0.01, False), *((kind, *each) for kind in ("relu", "jumprelu", "gated")
+                                                  for each in ((0.9, True), (0.1, False)))])
 def test_a_step_is_sparse_only_where_little_is_active(monkeypatch, kind, share, sparse):
     monkeypatch.setattr(sae_training, "MANY", 0)
     monkeypatch.setattr(sae_training, "FEW", share)
@@ -185,7 +187,8 @@ def test_two_processes_report_what_one_does(tmp_path):
     """`training/evaluate_in_parts.py`, as its first lines say: 7 sequences, 4 in one and 3 in the other process."""
     command = ("-m torch.distributed.run --standalone --nproc-per-node 2 training/evaluate_in_parts.py "
                "--sequences 7 --length 40 --out").split()
-    done = subprocess.run([sys.executable, *command, str(tmp_path / "two.csv")], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, *command, str(tmp_path / "two.csv")], cwd=ROOT, capture_output=True,
+                          text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     model = small_models.tiny()
     one = evaluate_sae(model, load_shipped_sae("tiny", "topk-2"), sample_text(model, 7, 40)).to_frame()
