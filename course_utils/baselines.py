@@ -24,7 +24,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.faithfulness import LOGITS, HasEncodeDecode, at_a_time, run_and_reconstruct, site_of
+from course_utils.faithfulness import (
+    LOGITS,
+    HasEncodeDecode,
+    at_a_time,
+    check_precision,
+    run_and_reconstruct,
+    site_of,
+)
 from course_utils.house import bars_are_off
 from course_utils.language import Sample
 from course_utils.metrics import defined_ratio, interval, kl_of_log_probs, log_softmax
@@ -181,6 +188,7 @@ def noise_floor(
         raise ValueError(f"there is no kind {', '.join(map(repr, unknown))}; there are {', '.join(KINDS)}")
     if draws < 1 or resamples < 1:
         raise ValueError(f"draws is {draws} and resamples {resamples}; both must be at least 1")
+    check_precision(model, force)
     site, mask = site_of(model, sae, hook_name, head, force), checked_mask(model, tokens, mask)
     counts = counted_positions(mask, followed(model, tokens, mask))
     if at is not None:

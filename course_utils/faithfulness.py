@@ -90,7 +90,7 @@ def evaluate_sae(
     stream, a constant in its place gives every sequence the same predictions: that pass runs one sequence.
 
     Args:
-        sae: ours, SAELens's, or any object with `encode` and `decode`.
+        sae: ours, SAELens's, or any object with `encode` and `decode`. In half precision it computes in that.
         hook_name, head: where it goes; None: where it says that it was trained.
         mask: which positions are patched and counted; None: all but the first (BOS). Padded text needs one: see
             `passes.without_padding`. The last position before padding does not count, nor does the last of a row.
@@ -98,12 +98,13 @@ def evaluate_sae(
         everything: False leaves out what the peers do not have: reverse_kl, js, ce_mean.
         resamples, seed: of the bootstrap behind the intervals; 0 for none. (Which scores are defined is then still
             judged with 200.)
-        force: evaluate an autoencoder somewhere other than where it was trained.
+        force: evaluate an autoencoder somewhere other than where it was trained, or in a model in half precision.
         folder: where to keep the sums, about once a minute. A run that was stopped continues there.
     Raises:
         ValueError: if the place or the width is wrong, the mask does not fit, is empty, counts padding or what comes
             after it, or is missing although the text is padded, an activation is not finite, the object does
-            something other than decode(encode(x)), or the folder holds another run or a damaged file.
+            something other than decode(encode(x)), the model is in half precision, or the folder holds another run
+            or a damaged file.
     """
     evaluation = Evaluation(
         model, sae, tokens, hook_name=hook_name, head=head, mask=mask, batch_size=batch_size, convention=convention,
@@ -135,6 +136,7 @@ class Evaluation:
         seed: int = 0, force: bool = False,
     ) -> None:
         """Arguments, and errors, are those of `evaluate_sae`."""
+        check_precision(model, force)
         self.model, self.sae, self.tokens, self.batch_size = model, sae, tokens, batch_size
         self.site = site_of(model, sae, hook_name, head, force)
         self.mask = checked_mask(model, tokens, mask)
@@ -300,6 +302,20 @@ def site_of(
     if width != site.width:
         raise ValueError(f"{site.hook_name} has width {site.width} here; this autoencoder was made for {width}")
     return site
+
+
+def check_precision(model: TransformerBridge, force: bool = False) -> None:
+    """Raise ValueError if the model computes in float16 or bfloat16, unless that is wanted.
+
+    Rounding is then part of what is reported. In `tiny` in bfloat16 it adds 0.0001 to a KL, twice a small error's own,
+    and doubles an autoencoder's KL(q‖p); in float16 it changes the third or fourth digit. An autoencoder in half
+    precision is another matter: what it rounds is its own error.
+    """
+    halves = {str(each.dtype) for each in model.parameters() if each.dtype in (torch.float16, torch.bfloat16)}
+    if halves and not force:
+        raise ValueError(f"this model computes in {', '.join(sorted(halves))}: its rounding would be part of every "
+                         "number, and may be more than what a good autoencoder changes. Evaluate it in float32, "
+                         "model.float(); to see the numbers all the same: force=True")
 
 
 def _compare(

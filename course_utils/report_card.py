@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from course_utils.baselines import NoiseFloor, noise_floor
-from course_utils.faithfulness import FaithfulnessReport, HasEncodeDecode, evaluate_sae
+from course_utils.faithfulness import FaithfulnessReport, HasEncodeDecode, check_precision, evaluate_sae
 from course_utils.heads import best_head, induction_scores
 from course_utils.metrics import defined_ratio, interval, resample
 from course_utils.repeated_tokens import check_repeated_length, generate_repeated_tokens, repeated_token_report
@@ -90,6 +90,7 @@ def report_card(
         ValueError: as `evaluate_sae` does, or if the autoencoder does not read the residual stream.
     """
     site = residual_site(model, sae)                                # refuses what cannot be spliced, before any work
+    check_precision(model)
     check_repeated_length(model, seq_len, batch)
     text = sample_text(model, 24, min(128, model.cfg.n_ctx), seed=seed + 5) if text is None else text
     repeats = generate_repeated_tokens(model, seq_len, batch, seed=seed)
