@@ -1,4 +1,4 @@
-"""Every function of lessons 03 to 05 on a model of GPT-2 small's shape: seconds and peak memory."""
+"""Functions of lessons 03 to 05, and the long ones after them, on GPT-2 small's shape: seconds and peak memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from tqdm.auto import tqdm
 from benchmarks.measuring import GB, alone
 from benchmarks.registry import Row, benchmark
 from course_utils import ablation, circuits, logit_attribution, path_patching
+from course_utils.attribution_graphs import attribution_graph
+from course_utils.baselines import noise_floor
+from course_utils.edges import attribution_scores, exact_scores
+from course_utils.faithfulness import evaluate_sae
 from course_utils.house import bars_are_off
-from course_utils.models import load_model
+from course_utils.models import bos_token_id, load_model
 from course_utils.passes import CleanRun, hook_z, mlp_out, parts
+from course_utils.probes import logistic_probe, sparse_probe
 from course_utils.repeated_tokens import generate_repeated_tokens
+from course_utils.report_card import report_card
+from course_utils.sae import SparseAutoencoder
+from course_utils.transcoders import Transcoder
 
 LIMIT = 24 * 2**30 / GB     # 24 GiB
 MODULES = (ablation, logit_attribution, circuits, path_patching, parts)
@@ -82,6 +90,52 @@ NO_WORK = {     # names, checks and single numbers; parts of what is measured; a
 }
 
 
+# one call of each of the long functions; given a model and a number of tokens
+D_SAE, K = 24_576, 48
+LONG: dict[str, Callable[[Any, int], Any]] = {
+    "faithfulness.evaluate_sae": lambda m, n: evaluate_sae(m, sae_for(m), text(m, n), batch_size=1),
+    "baselines.noise_floor": lambda m, n: noise_floor(m, sae_for(m), text(m, n), draws=1, batch_size=1),
+    "report_card.report_card":
+        lambda m, n: report_card(m, sae_for(m), text=text(m, n), seq_len=n // 16, batch=4, draws=1, batch_size=1),
+    "edges.attribution_scores": lambda m, n: attribution_scores(m, text(m, n // 4), text(m, n // 4, 1), difference),
+    "edges.exact_scores": lambda m, n: exact_scores(m, text(m, n // 64), other_end(text(m, n // 64)), difference),
+    "probes.logistic_probe": lambda m, n: logistic_probe(torch.randn(10 * n, m.cfg.d_model), torch.rand(10 * n) < 0.5),
+    "probes.sparse_probe": lambda m, n: sparse_probe(torch.randn(2 * n, D_SAE).relu(), torch.rand(2 * n) < 0.5, 16),
+    "attribution_graphs.attribution_graph": lambda m, n: attribution_graph(
+        m, {layer: transcoder_for(m, layer) for layer in range(m.cfg.n_layers)}, text(m, n // 64)[0]),
+}
+
+
+def text(model: Any, n: int, seed: int = 0) -> torch.Tensor:
+    """BOS and random tokens, [1, n]."""
+    tokens = torch.randint(10, model.cfg.d_vocab - 1, (1, n), generator=torch.Generator().manual_seed(seed))
+    tokens[:, 0] = bos_token_id(model)
+    return tokens
+
+
+def other_end(tokens: torch.Tensor) -> torch.Tensor:
+    """The same with another last token."""
+    return torch.cat([tokens[:, :-1], tokens[:, -1:] % 7 + 1], dim=1)
+
+
+def difference(logits: torch.Tensor) -> torch.Tensor:
+    return logits[:, -1, 5] - logits[:, -1, 7]
+
+
+def sae_for(model: Any) -> SparseAutoencoder:
+    return SparseAutoencoder(model.cfg.d_model, D_SAE, "topk", k=K, model_name=model.cfg.model_name,
+                             hook_name=f"blocks.{model.cfg.n_layers // 2}.hook_resid_pre").requires_grad_(False)
+
+
+def transcoder_for(model: Any, layer: int) -> Transcoder:
+    return Transcoder(model.cfg.d_model, 4 * model.cfg.d_model, "topk", k=8, seed=layer).requires_grad_(False)
+
+
+def prepare_long(name: str, model: str, n: str) -> Callable[[], Any]:
+    loaded = load_model(model)
+    return lambda: LONG[name](loaded, int(n))
+
+
 def prepare(name: str, model: str, seq_len: str) -> Callable[[], Any]:
     x = Inputs(model, int(seq_len))
     return lambda: CALLS[name](x)
@@ -89,15 +143,22 @@ def prepare(name: str, model: str, seq_len: str) -> Callable[[], Any]:
 
 @benchmark("gpt2-small-shape")
 def gpt2_small_shape(quick: bool = False) -> list[Row]:
-    """Every public function of lessons 03 to 05 on random weights of GPT-2 small's shape, each in its own process.
+    """Functions on random weights of GPT-2 small's shape, each in its own process: all public ones of lessons 03 to 05.
 
     seq_len 50; batch 4, but 1 for `mlp_patch_sweep`. "nothing" is the loaded model with its inputs, and no call: the
     peak memory of all others begins there. Names, checks and functions that need a rotary model are left out.
+
+    After them come the long functions of later lessons: an autoencoder of 24,576 latents on one text of 1,024 tokens,
+    `attribution_scores` on 256, `exact_scores` of all edges on 16 of which the last differs, probes of 10,240
+    activations and of 2,048 positions' latents, an attribution graph of 16 tokens with 3,072 features a layer.
     """
     model, seq_len = ("tiny", 6) if quick else ("gpt2-small-random", 50)
     names = ["nothing", "ablation.mlp_patch_sweep"] if quick else list(CALLS)
     costs = {name: alone("benchmarks.gpt2_shape:prepare", name, model, str(seq_len))
              for name in tqdm(names, desc="functions", leave=False, disable=bars_are_off())}
+    long = {} if quick else {name: alone("benchmarks.gpt2_shape:prepare_long", name, model, "1024")
+                             for name in tqdm(LONG, desc="long ones", leave=False, disable=bars_are_off())}
+    costs |= long
     biggest = max(costs, key=lambda name: costs[name].peak)
     rows = [{"Function": name, "Seconds": f"{cost.seconds:.2f}", "Extra memory (GB)": f"{cost.extra:.2f}",
              "Peak memory (GB)": f"{cost.peak:.2f}"} for name, cost in costs.items()]

@@ -50,8 +50,11 @@ def threads(number: int) -> Iterator[None]:
 
 def few_active(sae: Any, x: Float[Tensor, "n d_in"]) -> None:
     """Let about K latents be active: those of a new ReLU autoencoder are half of all, of a trained one few."""
+    biases = [sae.b_gate, sae.b_mag] if hasattr(sae, "b_gate") else [sae.b_enc]
     with torch.no_grad():
-        sae.b_enc -= ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).flatten().topk(K * len(x)).values[-1]
+        least = ((x - sae.b_dec) @ sae.W_enc + biases[0]).flatten().topk(K * len(x)).values[-1]
+        for bias in biases:
+            bias -= least
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
@@ -178,15 +181,14 @@ def largest_difference(theirs: dict[str, float], ours: FaithfulnessReport) -> fl
 
 def their_trainer(kind: str, d_in: int, d_sae: int, k: int, batch: int, steps: int) -> Any:
     """SAELens's trainer for the same kind, size, batch and learning rate."""
-    from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+    import sae_lens
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    if kind == "topk":
-        sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k, device=str(best_device())))
-    else:
-        sae = StandardTrainingSAE(StandardTrainingSAEConfig(
-            d_in=d_in, d_sae=d_sae, l1_coefficient=1.0, device=str(best_device())))
+    name, more = {"topk": ("TopK", {"k": k}), "relu": ("Standard", {"l1_coefficient": 1.0}),
+                  "jumprelu": ("JumpReLU", {"l0_coefficient": 1.0}), "gated": ("Gated", {"l1_coefficient": 1.0})}[kind]
+    settings = getattr(sae_lens, f"{name}TrainingSAEConfig")(d_in=d_in, d_sae=d_sae, device=str(best_device()), **more)
+    sae = getattr(sae_lens, f"{name}TrainingSAE")(settings)
     config = SAETrainerConfig(total_training_samples=batch * steps, train_batch_size_samples=batch, lr=1e-3,
                               lr_end=1e-4,
                               device=str(best_device()))
@@ -204,7 +206,7 @@ def trainers(kind: str, few: bool, dead: bool, d_in: int, d_sae: int, batch: int
         for sae in (ours.sae, theirs.sae):
             if few:
                 few_active(sae, activations[:batch].to(best_device()) / (ours.scale if sae is ours.sae else 1))
-            sae.b_enc[: d_sae // 2 if dead else 0] = -1e6
+            (sae.b_gate if kind == "gated" else sae.b_enc)[: d_sae // 2 if dead else 0] = -1e6
     if dead:
         ours.idle[: d_sae // 2] = theirs.n_forward_passes_since_fired[: d_sae // 2] = 1e6
 
@@ -224,9 +226,10 @@ def trainers(kind: str, few: bool, dead: bool, d_in: int, d_sae: int, batch: int
 def training(quick: bool = False) -> list[Row]:
     """Steps of SAELens's trainer against steps of ours, on the same activations, without their collection.
 
-    A new ReLU autoencoder has half of its latents active, a trained one few, here about 48. Where half are dead, ours
-    revives them in both kinds, SAELens in TopK alone. The limit is the encoder's product of each step and Adam's
-    memory, whichever takes longer: all else needs the active latents only; where half are active, it is five products.
+    A new autoencoder has half of its latents active (TopK aside), a trained one few, here about 48. Where half are
+    dead, ours revives them in all kinds, SAELens in TopK alone. The limit is the encoder's product of each step and
+    Adam's memory, whichever takes longer: all else needs the active latents only; where half are active, it is five
+    products.
     """
     if not has_saelens():
         return MISSING
@@ -234,7 +237,8 @@ def training(quick: bool = False) -> list[Row]:
     rows = []
     for d_in, d_sae, batch, steps in sizes:
         for kind, few, dead in (("topk", False, False), ("topk", False, True), ("relu", False, False),
-                                ("relu", True, False), ("relu", True, True)):
+                                ("relu", True, False), ("relu", True, True), ("jumprelu", True, False),
+                                ("gated", True, False)):
             their_steps, our_steps = trainers(kind, few, dead, d_in, d_sae, batch, steps)
             active = "48 active" if few or kind == "topk" else "half active"
             what = f"{kind}, {d_in} -> {d_sae:,}, {active}{', half dead' if dead else ''}, {steps} × {batch}"

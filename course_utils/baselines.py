@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,19 +24,29 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from course_utils.faithfulness import LOGITS, HasEncodeDecode, at_a_time, run_and_reconstruct, site_of
+from course_utils.faithfulness import (
+    LOGITS,
+    HasEncodeDecode,
+    at_a_time,
+    check_precision,
+    run_and_reconstruct,
+    site_of,
+)
 from course_utils.house import bars_are_off
 from course_utils.language import Sample
 from course_utils.metrics import defined_ratio, interval, kl_of_log_probs, log_softmax
 from course_utils.passes import (
     CleanRun,
+    Keeper,
     Pooled,
     Site,
-    activations_in_batches,
     checked_mask,
     counted_positions,
     followed,
+    over_batches,
     put_back,
+    read_activation,
+    what_is_run,
 )
 
 if TYPE_CHECKING:
@@ -77,26 +88,44 @@ def covariance_root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
     return directions * variances.clamp_min(0).sqrt() @ directions.T
 
 
+class Moments:
+    """Sums of an activation x, and of the products of its numbers, over counted positions; in float64."""
+
+    def __init__(self) -> None:
+        self.done = 0                                                               # sequences
+        self.x: Float[Tensor, "width"] = torch.zeros((), dtype=torch.float64)
+        self.products: Float[Tensor, "width width"] = torch.zeros((), dtype=torch.float64)
+
+    def add(self, x: Float[Tensor, "counted width"]) -> None:
+        x = x.double()
+        self.x, self.products = self.x.to(x.device) + x.sum(0), self.products.to(x.device) + x.T @ x
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"x": self.x, "products": self.products, "done": torch.tensor(self.done)}
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        self.x, self.products, self.done = tensors["x"], tensors["products"], int(tensors["done"])
+
+
 def activation_statistics(
     model: TransformerBridge, site: Site, tokens: Int[Tensor, "n pos"], counted: Bool[Tensor, "n pos"],
-    batch_size: int = 32,
+    batch_size: int = 32, keep: Keeper | None = None,
 ) -> tuple[Float[Tensor, "width"], Float[Tensor, "width width"]]:
     """Mean and covariance of the activation over the counted positions, in float64, summed batch by batch.
 
     Raises:
         ValueError: if an activation is not finite.
     """
-    total = torch.zeros((), dtype=torch.float64)                                    # [width], once a batch is in it
-    products = torch.zeros((), dtype=torch.float64)                                 # [width, width]
-    for batch, here in zip(activations_in_batches(model, site, tokens, batch_size), counted.split(batch_size)):
-        x = batch[here].double()                                                    # [counted here, width]
-        total = total + x.sum(0)
-        products = products + x.T @ x
+    def add(moments: Moments, rows: Int[Tensor, "batch"]) -> None:
+        x = site.flat(read_activation(model, tokens[rows], site.hook_name))
+        moments.add(x[counted[rows]])
+
+    moments = over_batches(Moments(), torch.arange(len(tokens)), batch_size, add, "activations", keep)
     n = int(counted.sum())
-    mean = total / n
+    mean = moments.x / n
     if not mean.isfinite().all():
         raise ValueError(f"{site.hook_name} has activations that are not finite (NaN or infinite)")
-    return mean, products / n - mean[:, None] * mean
+    return mean, moments.products / n - mean[:, None] * mean
 
 
 # --- the comparison --------------------------------------------------------------------------------------------------
@@ -141,6 +170,7 @@ def noise_floor(
     model: TransformerBridge, sae: HasEncodeDecode, tokens: Int[Tensor, "n pos"], kinds: tuple[str, ...] = KINDS,
     draws: int = 3, *, hook_name: str | None = None, head: int | None = None, mask: Bool[Tensor, "n pos"] | None = None,
     at: int | None = None, batch_size: int = 8, resamples: int = 200, seed: int = 0, force: bool = False,
+    folder: str | Path | None = None,
 ) -> NoiseFloor:
     """KL and ΔCE with each kind of vector in the activation's place, beside those of the reconstruction.
 
@@ -149,7 +179,7 @@ def noise_floor(
         kinds: some of KINDS.
         draws: how often each random kind is drawn. A sequence gets the same noise whatever the batch size.
         at: change this position alone, and count it and what follows.
-        hook_name, head, mask, force: as in `evaluate_sae`.
+        hook_name, head, mask, force, folder: as in `evaluate_sae`.
         resamples, seed: of the bootstrap; the seed also draws the noise.
     Raises:
         ValueError: if a kind is unknown, or draws or `at` are out of range, or as `evaluate_sae` does.
@@ -158,15 +188,20 @@ def noise_floor(
         raise ValueError(f"there is no kind {', '.join(map(repr, unknown))}; there are {', '.join(KINDS)}")
     if draws < 1 or resamples < 1:
         raise ValueError(f"draws is {draws} and resamples {resamples}; both must be at least 1")
+    check_precision(model, force)
     site, mask = site_of(model, sae, hook_name, head, force), checked_mask(model, tokens, mask)
     counts = counted_positions(mask, followed(model, tokens, mask))
     if at is not None:
         mask, counts = _only(at, mask, counts)
-    mean, covariance = activation_statistics(model, site, tokens, counts)
+    keep = None
+    if folder:
+        keep = Keeper(folder, what_is_run(model, sae, site, tokens, mask) | {
+            "kinds": kinds, "draws": draws, "at": at, "resamples": resamples, "seed": seed, "batch_size": batch_size})
+    mean, covariance = activation_statistics(model, site, tokens, counts, batch_size, keep)
     mean, root = mean.float(), covariance_root(covariance).float()
     passes = {kind: [f"{kind} {draw}" for draw in range(draws if kind in RANDOM else 1)] for kind in ("sae", *kinds)}
-    kl, delta_ce = Pooled(len(tokens), resamples, seed), Pooled(len(tokens), resamples, seed)
-    for rows in tqdm(torch.arange(len(tokens)).split(batch_size), desc="batches", delay=1, disable=bars_are_off()):
+
+    def add(pooled: Pooled, rows: Int[Tensor, "batch"]) -> None:
         clean, x, x_hat = run_and_reconstruct(model, sae, tokens[rows], site)
         noise = [torch.stack([_noise(seed, draw, row, x[0]) for row in rows.tolist()]) for draw in range(draws)]
         finals = {}
@@ -174,10 +209,11 @@ def noise_floor(
             for name, drawn in zip(names, noise):
                 new = _vectors(kind, x, x_hat, drawn, mean.to(x), root.to(x))
                 finals[name] = site.continue_with(clean, torch.where(mask[rows][..., None], new, x))
-        kl_here, delta_ce_here = harm(clean, finals, counts[rows])
-        kl.add(rows, counts[rows], kl_here)
-        delta_ce.add(rows, counts[rows], delta_ce_here)
-    return _summary(kl, delta_ce, passes)
+        for what, values in zip(("kl", "delta_ce"), harm(clean, finals, counts[rows])):
+            pooled.add(rows, counts[rows], {f"{what} {name}": value for name, value in values.items()})
+
+    pooled = Pooled(len(tokens), resamples, seed)
+    return _summary(over_batches(pooled, torch.arange(len(tokens)), batch_size, add, "batches", keep), passes)
 
 
 def harm(
@@ -244,23 +280,24 @@ def _only(
     return mask, counts
 
 
-def _summary(kl: Pooled, delta_ce: Pooled, passes: dict[str, list[str]]) -> NoiseFloor:
+def _summary(pooled: Pooled, passes: dict[str, list[str]]) -> NoiseFloor:
     """Average over the draws; ratios and intervals from the same resamples for numerator and denominator.
 
     `passes`: for each kind the names of its passes, one for each draw.
     """
-    draws = {kind: torch.stack([kl.mean(name) for name in names]) for kind, names in passes.items()}    # [draw, row]
+    draws = {kind: torch.stack([pooled.mean(f"kl {name}") for name in names])                           # [draw, row]
+             for kind, names in passes.items()}
     means = {kind: values.mean(0) for kind, values in draws.items()}                                    # [row]
     ratios = {kind: defined_ratio(means["sae"], mean) for kind, mean in means.items()}                  # [row]
     return NoiseFloor(
         kl={kind: mean[0].item() for kind, mean in means.items()},
-        delta_ce={kind: sum(delta_ce.mean(name)[0].item() for name in names) / len(names)
+        delta_ce={kind: sum(pooled.mean(f"delta_ce {name}")[0].item() for name in names) / len(names)
                   for kind, names in passes.items()},
         spread={kind: values[:, 0].std().item() if len(values) > 1 else math.nan for kind, values in draws.items()},
         ratio={kind: ratio[0].item() for kind, ratio in ratios.items()},
         kl_intervals={kind: interval(mean[1:]) for kind, mean in means.items()},
         ratio_intervals={kind: interval(ratio[1:]) for kind, ratio in ratios.items()},
-        kl_by_position={kind: torch.stack([kl.by_position(name) for name in names]).mean(0)
+        kl_by_position={kind: torch.stack([pooled.by_position(f"kl {name}") for name in names]).mean(0)
                         for kind, names in passes.items()},
     )
 

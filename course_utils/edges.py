@@ -33,6 +33,7 @@ Metric = Callable[[Float[Tensor, "batch pos vocab"]], Float[Tensor, "batch"]]
 Added = Callable[["Receiver", list[Tensor]], Float[Tensor, "batch pos d_model"]]    # (receiver, outputs so far)
 LOGITS_AT_ONCE = 2**26      # numbers in the logits of the passes that run together
 VECTORS_AT_ONCE = 2048      # residual vectors in such passes: more only leave the processor's cache
+SLOPES_AT_ONCE = 2**16      # residual vectors with a slope, one for each receiver and position, in one pass
 
 
 @dataclass(frozen=True)
@@ -252,24 +253,32 @@ def attribution_scores(
         raise ValueError(f"steps is {steps}; one gives edge attribution patching, more integrated gradients")
     graph = graph_of(model)
     with torch.no_grad():
-        own, other = (run_edges(model, tokens)[1] for tokens in (clean, corrupted))
-    slopes = own.new_zeros(len(graph.receivers), *own.shape[1:])                # [receiver, batch, pos, d_model]
+        own = run_edges(model, clean)[1]
+        embedded, change = own[0].clone(), run_edges(model, corrupted)[1].sub_(own)
+        del own
+    scores = change.new_zeros(*graph.edges.shape, *(clean.T.shape if by_position else clean.shape[:1]))
+    at_once = max(1, SLOPES_AT_ONCE // clean.numel())
     for step in tqdm(range(steps), "steps", disable=bars_are_off() or steps == 1, leave=False):
         way = (step + 0.5) / steps if steps > 1 else 0.0
-        slopes += _slopes(model, clean, own[0] + way * (other[0] - own[0]), metric) / steps
-    scores = torch.einsum(f"rbpd,sbpd->rs{'p' if by_position else ''}b", slopes, other - own)
+        for first in range(0, len(graph.receivers), at_once):
+            some = slice(first, first + at_once)
+            slopes = _slopes(model, clean, embedded + way * change[0], metric, graph.receivers[some])
+            scores[some] += torch.einsum(f"rbpd,sbpd->rs{'p' if by_position else ''}b", slopes, change) / steps
     return scores * _at_positions(graph.edges.to(scores), scores.shape[2:])
 
 
 @torch.enable_grad()
 def _slopes(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], embedded: Float[Tensor, "batch pos d_model"],
-    metric: Metric,
+    metric: Metric, receivers: tuple[Receiver, ...],
 ) -> Float[Tensor, "receiver batch pos d_model"]:
-    """The metric's gradient with respect to what each receiver reads."""
-    nothing = {each: embedded.new_zeros(embedded.shape, requires_grad=True) for each in graph_of(model).receivers}
-    logits, _ = run_edges(model, tokens, lambda receiver, outputs: nothing[receiver], embedded)
-    return torch.stack(torch.autograd.grad(metric(logits).sum(), list(nothing.values())))
+    """The metric's gradient with respect to what each of these receivers reads."""
+    hooks: list[tuple[str, Callable]] = [("blocks.0.hook_resid_pre", lambda x, hook: embedded)]
+    nothing = [embedded.new_zeros(embedded.shape, requires_grad=True) for _ in receivers]
+    for i, receiver in enumerate(receivers):
+        hooks += _reading_hooks(model, receiver, partial(nothing.__getitem__, i))
+    logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    return torch.stack(torch.autograd.grad(metric(logits).sum(), nothing))
 
 
 # --- circuits of many edges -------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ A score divides by what an ablation costs. Where the 95 % interval of that cost 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,10 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from course_utils.faithfulness_report import RESAMPLES, Convention, FaithfulnessReport, Keeper, Sums
-from course_utils.house import bars_are_off
+from course_utils.faithfulness_report import RESAMPLES, Convention, FaithfulnessReport, Sums
 from course_utils.metrics import (
     bootstrap_interval,
     cross_entropy_by_position,
@@ -40,12 +37,15 @@ from course_utils.metrics import (
 )
 from course_utils.passes import (
     CleanRun,
+    Keeper,
     Site,
     all_but_first,
     checked_mask,
     counted_positions,
     followed,
+    over_batches,
     put_back,
+    what_is_run,
 )
 from course_utils.sae_formats import check_own_call, encode_decode, refuse_transcoder
 from course_utils.wide import Firing, HasEncodeDecode, in_parts
@@ -90,7 +90,7 @@ def evaluate_sae(
     stream, a constant in its place gives every sequence the same predictions: that pass runs one sequence.
 
     Args:
-        sae: ours, SAELens's, or any object with `encode` and `decode`.
+        sae: ours, SAELens's, or any object with `encode` and `decode`. In half precision it computes in that.
         hook_name, head: where it goes; None: where it says that it was trained.
         mask: which positions are patched and counted; None: all but the first (BOS). Padded text needs one: see
             `passes.without_padding`. The last position before padding does not count, nor does the last of a row.
@@ -98,17 +98,18 @@ def evaluate_sae(
         everything: False leaves out what the peers do not have: reverse_kl, js, ce_mean.
         resamples, seed: of the bootstrap behind the intervals; 0 for none. (Which scores are defined is then still
             judged with 200.)
-        force: evaluate an autoencoder somewhere other than where it was trained.
+        force: evaluate an autoencoder somewhere other than where it was trained, or in a model in half precision.
         folder: where to keep the sums, about once a minute. A run that was stopped continues there.
     Raises:
         ValueError: if the place or the width is wrong, the mask does not fit, is empty, counts padding or what comes
             after it, or is missing although the text is padded, an activation is not finite, the object does
-            something other than decode(encode(x)), or the folder holds another run or a damaged file.
+            something other than decode(encode(x)), the model is in half precision, or the folder holds another run
+            or a damaged file.
     """
     evaluation = Evaluation(
         model, sae, tokens, hook_name=hook_name, head=head, mask=mask, batch_size=batch_size, convention=convention,
         everything=everything, resamples=resamples, seed=seed, force=force)
-    keep = Keeper(Path(folder), evaluation.settings()) if folder else None
+    keep = Keeper(folder, evaluation.settings()) if folder else None
     sums = evaluation.sums(keep=keep)
     if everything:
         sums = sums + evaluation.mean_ablation(sums.mean_activation, keep=keep)
@@ -124,7 +125,8 @@ class Evaluation:
         total.report()
 
     Sums are of the same tokens, seed and number of resamples, so that they add up to those of all rows. For ce_mean
-    every process then needs `total.mean_activation`: add up what `mean_ablation` gives, too.
+    every process then needs `total.mean_activation`: add up what `mean_ablation` gives, too. The whole program is
+    `training/evaluate_in_parts.py`.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class Evaluation:
         seed: int = 0, force: bool = False,
     ) -> None:
         """Arguments, and errors, are those of `evaluate_sae`."""
+        check_precision(model, force)
         self.model, self.sae, self.tokens, self.batch_size = model, sae, tokens, batch_size
         self.site = site_of(model, sae, hook_name, head, force)
         self.mask = checked_mask(model, tokens, mask)
@@ -147,14 +150,9 @@ class Evaluation:
 
     def settings(self) -> dict[str, Any]:
         """What sums depend on, in short."""
-        model, sae = (sum(value.double().sum().item() for value in each.parameters()) if hasattr(each, "parameters")
-                      else "" for each in (self.model, self.sae))
-        return {
-            "tokens": hashlib.sha256(self.tokens.cpu().numpy().tobytes()).hexdigest(), "counted": int(self.mask.sum()),
-            "model": f"{self.model.cfg.model_name} {model}", "sae": f"{type(self.sae).__name__} {sae}",
-            "hook": self.site.hook_name, "head": self.site.head, "convention": asdict(self.convention),
-            "everything": self.everything, "resamples": self.resamples, "seed": self.seed,
-            "batch_size": self.batch_size}
+        return what_is_run(self.model, self.sae, self.site, self.tokens, self.mask) | {
+            "convention": asdict(self.convention), "everything": self.everything, "resamples": self.resamples,
+            "seed": self.seed, "batch_size": self.batch_size}
 
     @torch.no_grad()
     def sums(self, rows: Int[Tensor, "some"] | None = None, keep: Keeper | None = None) -> Sums:
@@ -175,16 +173,8 @@ class Evaluation:
     def _over(
         self, rows: Int[Tensor, "some"] | None, keep: Keeper | None, desc: str, add: Callable[[Sums, Tensor], None]
     ) -> Sums:
-        """Sums over batches; those that were kept are not computed again."""
-        sums = self.empty() if keep is None else keep.read(desc, self.empty())
         rows = torch.arange(len(self.tokens)) if rows is None else rows
-        batches = [rows[start : start + self.batch_size] for start in range(sums.done, len(rows), self.batch_size)]
-        for batch in tqdm(batches, desc=desc, delay=1, disable=bars_are_off()):
-            add(sums, batch)
-            sums.done += len(batch)
-            if keep is not None and (keep.is_time() or sums.done == len(rows)):
-                keep.write(desc, sums)
-        return sums
+        return over_batches(self.empty(), rows, self.batch_size, add, desc, keep)
 
     def _add(self, sums: Sums, rows: Int[Tensor, "batch"], with_zeros: _ConstantPass) -> None:
         keep, counted, known = self.mask[rows], self.counts[rows], self.known[rows]
@@ -312,6 +302,20 @@ def site_of(
     if width != site.width:
         raise ValueError(f"{site.hook_name} has width {site.width} here; this autoencoder was made for {width}")
     return site
+
+
+def check_precision(model: TransformerBridge, force: bool = False) -> None:
+    """Raise ValueError if the model computes in float16 or bfloat16, unless that is wanted.
+
+    Rounding is then part of what is reported. In `tiny` in bfloat16 it adds 0.0001 to a KL, twice a small error's own,
+    and doubles an autoencoder's KL(q‖p); in float16 it changes the third or fourth digit. An autoencoder in half
+    precision is another matter: what it rounds is its own error.
+    """
+    halves = {str(each.dtype) for each in model.parameters() if each.dtype in (torch.float16, torch.bfloat16)}
+    if halves and not force:
+        raise ValueError(f"this model computes in {', '.join(sorted(halves))}: its rounding would be part of every "
+                         "number, and may be more than what a good autoencoder changes. Evaluate it in float32, "
+                         "model.float(); to see the numbers all the same: force=True")
 
 
 def _compare(

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 
-from course_utils.house import claim_folder, damaged, read_tensors, whole_file
 from course_utils.metrics import defined_ratio, interval
 from course_utils.passes import Pooled
 from course_utils.wide import Firing
@@ -23,7 +19,6 @@ if TYPE_CHECKING:
 
 RESAMPLES = 200         # of the bootstrap
 LATENTS = ("active", "active_sequences")
-SECONDS = 60            # between two times that sums are kept
 DIVIDED_BY = {"reconstruction_score": "ce_zero − ce_clean", "reconstruction_score_mean": "ce_mean − ce_clean",
               "kl_score": "kl_zero", "fvu": "the variance of x", "explained_variance": "the variance of x",
               "relative_reconstruction_bias": "E[x·x̂]"}
@@ -122,7 +117,7 @@ class Sums(Pooled):
 
     def __init__(self, n: int, resamples: int, seed: int) -> None:
         super().__init__(n, resamples or RESAMPLES, seed)
-        self.with_intervals, self.done = resamples > 0, 0           # done: how many sequences are in it
+        self.with_intervals = resamples > 0
         self.sum_x = torch.zeros((), dtype=torch.float64)           # [row, width], once something was added
         self.active = torch.zeros((), dtype=torch.long)             # [d_sae]: positions where each latent is active
         self.active_sequences = torch.zeros((), dtype=torch.long)   # [d_sae]: sequences where it is
@@ -175,18 +170,14 @@ class Sums(Pooled):
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it but the weights of the resamples, which the seed gives."""
-        found = {f"{kind}/{name}": value for kind in ("sums", "counts") for name, value in getattr(self, kind).items()}
-        found |= {name: getattr(self, name) for name in (*LATENTS, "sum_x")}
-        bias = torch.tensor(self.bias_of_batches, dtype=torch.float64)
-        return found | {"bias": bias, "done": torch.tensor(self.done)}
+        found = {name: getattr(self, name) for name in (*LATENTS, "sum_x")}
+        return super().tensors() | found | {"bias": torch.tensor(self.bias_of_batches, dtype=torch.float64)}
 
     def take(self, tensors: dict[str, Tensor]) -> None:
         """Put what `tensors` gave in the place of what is here. Raises KeyError if something is missing."""
-        for name, value in tensors.items():
-            if "/" in name:
-                getattr(self, name.split("/")[0])[name.split("/")[1]] = value
+        super().take(tensors)
         self.active, self.active_sequences, self.sum_x = (tensors[name] for name in (*LATENTS, "sum_x"))
-        self.bias_of_batches, self.done = tensors["bias"].tolist(), int(tensors["done"])
+        self.bias_of_batches = tensors["bias"].tolist()
 
     @property
     def mean_activation(self) -> Float[Tensor, "width"]:
@@ -252,33 +243,3 @@ class Sums(Pooled):
             "l2_out": mean["l2_out"],
             "relative_reconstruction_bias": defined_ratio(mean["squared_out"], mean["dot"]),
         }
-
-
-class Keeper:
-    """Keeps sums in a folder, about once a minute, so that a run that was stopped continues."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Raises ValueError if the folder holds a run with other settings."""
-        self.folder, self.last = folder, time.monotonic()
-        folder.mkdir(parents=True, exist_ok=True)
-        claim_folder(folder, settings)
-
-    def read(self, name: str, empty: Sums) -> Sums:
-        """What was kept, or nothing yet. Raises ValueError if the file is damaged."""
-        file = self.folder / f"{name}.safetensors"
-        if file.exists():
-            try:
-                empty.take(read_tensors(file)[0])
-            except KeyError as error:
-                raise damaged(file, f"{error} is missing") from error
-        return empty
-
-    def is_time(self) -> bool:
-        """Whether SECONDS are over since sums were kept."""
-        return time.monotonic() - self.last >= SECONDS
-
-    def write(self, name: str, sums: Sums) -> None:
-        """Keep these; a kill leaves the file that was there."""
-        with whole_file(self.folder / f"{name}.safetensors") as partial:
-            save_file({each: value.contiguous() for each, value in sums.tensors().items()}, partial)
-        self.last = time.monotonic()

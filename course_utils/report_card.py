@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from course_utils.baselines import NoiseFloor, noise_floor
-from course_utils.faithfulness import FaithfulnessReport, HasEncodeDecode, evaluate_sae
+from course_utils.faithfulness import FaithfulnessReport, HasEncodeDecode, check_precision, evaluate_sae
 from course_utils.heads import best_head, induction_scores
 from course_utils.metrics import defined_ratio, interval, resample
 from course_utils.repeated_tokens import check_repeated_length, generate_repeated_tokens, repeated_token_report
@@ -74,7 +75,7 @@ class ReportCard:
 def report_card(
     model: TransformerBridge, sae: HasEncodeDecode, *, text: Int[Tensor, "n pos"] | None = None,
     mask: Bool[Tensor, "n pos"] | None = None, seq_len: int = 50, batch: int = 16, draws: int = 2, batch_size: int = 8,
-    seed: int = 0,
+    seed: int = 0, folder: str | Path | None = None,
 ) -> ReportCard:
     """Everything this course would ask of an autoencoder of the residual stream, yours included.
 
@@ -83,17 +84,22 @@ def report_card(
         mask: which positions of the text count, as in `evaluate_sae`; needed if it is padded.
         seq_len, batch: of the repeated tokens.
         draws: of each random baseline.
+        folder: where to keep the sums over the texts, as in `evaluate_sae`; the passes for the circuit, seconds each,
+            are run again.
     Raises:
         ValueError: as `evaluate_sae` does, or if the autoencoder does not read the residual stream.
     """
     site = residual_site(model, sae)                                # refuses what cannot be spliced, before any work
+    check_precision(model)
     check_repeated_length(model, seq_len, batch)
     text = sample_text(model, 24, min(128, model.cfg.n_ctx), seed=seed + 5) if text is None else text
     repeats = generate_repeated_tokens(model, seq_len, batch, seed=seed)
-    settings = {"batch_size": batch_size, "seed": seed}
-    on_text = evaluate_sae(model, sae, text, mask=mask, everything=False, **settings)
-    on_repeats = evaluate_sae(model, sae, repeats, everything=False, **settings)
-    floor = noise_floor(model, sae, text, ("epsilon_random", "covariance_random"), draws, mask=mask, **settings)
+    in_text, in_repeats, in_noise = (
+        {"batch_size": batch_size, "seed": seed, "folder": folder and Path(folder) / name}
+        for name in ("text", "repeats", "noise"))
+    on_text = evaluate_sae(model, sae, text, mask=mask, everything=False, **in_text)
+    on_repeats = evaluate_sae(model, sae, repeats, everything=False, **in_repeats)
+    floor = noise_floor(model, sae, text, ("epsilon_random", "covariance_random"), draws, mask=mask, **in_noise)
     clean = repeated_token_report(model, seq_len, batch, seed=seed)
     clean_heads = _scores(model, repeats, seq_len)                  # [batch, layer, head]
     with spliced(model, sae):

@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 from course_utils.house import bars_are_off, check_checkpoint, claim_folder, damaged, read_tensors, whole_file
 from course_utils.passes import Site, checked_mask, collect_activations, largest
-from course_utils.sae import SparseAutoencoder, Step
-from course_utils.wide import FEW, Active, active_latents, decode_active, top_active
+from course_utils.sae import BANDWIDTH, JumpReLU, SparseAutoencoder, Step
+from course_utils.wide import FEW, Active, decode_active, top_active
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -174,8 +174,7 @@ class Training:
             out = sae.write(latents, x)
             penalty = sparsity_loss(sae, x, pre, latents, config.sparsity * growth)
         else:
-            few, out = sparse_step(sae, x, few)
-            penalty = config.sparsity * growth * few.values.sum() / len(x) if sae.kind == "relu" else 0.0
+            few, out, penalty = sparse_step(sae, x, few, config.sparsity * growth)
         error = out - target
         mse = error.pow(2).sum(dim=1).mean()
         loss = mse + penalty
@@ -189,11 +188,12 @@ class Training:
         self.optimizer.step()
         constrain(sae)
         self.step += 1
-        active = (latents.detach() != 0).any(dim=0) if few is None else few.latents.bincount(minlength=sae.d_sae) > 0
+        active = ((latents.detach() != 0).any(dim=0) if few is None else
+                  few.latents[few.values != 0].bincount(minlength=sae.d_sae) > 0)
         self.idle = torch.where(active, 0.0, self.idle + 1)
         seen = {}
         if self.step % LOG_EVERY == 0 or self.step == config.steps:
-            n_active = int((latents.detach() != 0).sum()) if few is None else len(few.values)
+            n_active = int(((latents if few is None else few.values).detach() != 0).sum())
             l0 = n_active / len(x)
             seen = {"step": self.step, "mse": mse.item() / sae.d_in, "l0": l0, "dead": dead.float().mean().item()}
             self.log.append(seen)
@@ -286,25 +286,44 @@ def encoder_bias(sae: SparseAutoencoder) -> Float[Tensor, "d_sae"]:
 
 @torch.no_grad()
 def few_active(sae: SparseAutoencoder, pre: Float[Tensor, "batch d_sae"]) -> Active | None:
-    """The active latents, if the weights are many and they are few; None where the dense step is as fast."""
-    if sae.kind not in ("relu", "topk") or sae.W_dec.numel() < MANY or getattr(sae, "skip", False):
+    """The pre-activations that have a part in the loss, if the weights are many and they are few; else None.
+
+    Those of the active latents; with jumprelu, also those just below a threshold, from which it gets its gradient.
+    """
+    if sae.W_dec.numel() < MANY or getattr(sae, "skip", False):
         return None
     if sae.kind == "topk":
-        active = top_active(pre, sae.k or 0)
-    elif (pre[:64] > 0).float().mean() > FEW:                       # as at the start, when half of all are
-        return None
+        few = top_active(pre, sae.k or 0)
     else:
-        active = active_latents(pre.relu())
-    return active if len(active.values) <= FEW * pre.numel() else None
+        above = {"jumprelu": lambda: sae.threshold - BANDWIDTH / 2, "gated": lambda: -sae.b_gate}.get(sae.kind, float)()
+        if (pre[:64] > above).float().mean() > FEW:                 # as at the start, when half of all are
+            return None
+        places, latents = (pre > above).nonzero(as_tuple=True)
+        few = Active(places, latents, pre[places, latents], sae.d_sae)
+    return few if len(few.values) <= FEW * pre.numel() else None
 
 
 def sparse_step(
-    sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"], few: Active
-) -> tuple[Active, Float[Tensor, "batch d_in"]]:
-    """These latents with a gradient, and what they decode to: `sae.activate` and `sae.write` without the zeros."""
-    values = SparseGradient.apply(few.values, x, sae.W_enc, encoder_bias(sae), few.places, few.latents)
-    few = few._replace(values=values)
-    return few, decode_active(few, sae.W_dec, len(x)) + sae.b_dec
+    sae: SparseAutoencoder, x: Float[Tensor, "batch d_in"], few: Active, weight: float
+) -> tuple[Active, Float[Tensor, "batch d_in"], Float[Tensor, ""] | float]:
+    """`sae.activate`, `sae.write` and `sparsity_loss`, from these pre-activations alone: all others give 0."""
+    def decoded(values: Float[Tensor, "few"], W_dec: Tensor, b_dec: Tensor) -> Float[Tensor, "batch d_in"]:
+        return decode_active(few._replace(values=values), W_dec, len(x)) + b_dec
+
+    pre = SparseGradient.apply(few.values, x, sae.W_enc, encoder_bias(sae), few.places, few.latents)
+    own = {name: value.index_select(0, few.latents) for name, value in sae.named_parameters()
+           if name in ("threshold", "b_gate", "b_mag", "r_mag")}                # of the latent of each
+    values, penalty = pre, 0.0
+    if sae.kind == "relu":
+        penalty = weight * pre.sum() / len(x)
+    if sae.kind == "jumprelu":
+        values = JumpReLU.apply(pre, own["threshold"])
+        penalty = weight * Step.apply(pre, own["threshold"]).sum() / len(x)
+    if sae.kind == "gated":
+        values, open_part = (pre * own["r_mag"].exp() + own["b_mag"]).relu(), pre + own["b_gate"]
+        by_itself = decoded(open_part, sae.W_dec.detach(), sae.b_dec.detach()) - x
+        penalty = weight * open_part.sum() / len(x) + by_itself.pow(2).sum(dim=1).mean()
+    return few._replace(values=values), decoded(values, sae.W_dec, sae.b_dec), penalty
 
 
 class SparseGradient(torch.autograd.Function):
@@ -365,7 +384,8 @@ def revival_loss(
     values, indices = largest(pre, k)
     if x is not None:
         places = torch.arange(len(x), device=x.device).repeat_interleave(k)
-        values = SparseGradient.apply(values.detach().flatten(), x, sae.W_enc, encoder_bias(sae), places,
+        bias = encoder_bias(sae) + (sae.b_gate if sae.kind == "gated" else 0.0)
+        values = SparseGradient.apply(values.detach().flatten(), x, sae.W_enc, bias, places,
                                       columns[indices].flatten()).view_as(values)
     revived = torch.zeros_like(pre).scatter(1, indices, values) @ sae.W_dec[columns]
     return (revived + error).pow(2).sum(dim=1).mean()

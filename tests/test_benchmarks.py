@@ -223,3 +223,10 @@ def test_every_call_of_the_table_works():
     inputs = gpt2_shape.Inputs("tiny", 6)
     for name, call in gpt2_shape.CALLS.items():
         assert (call(inputs) is None) == (name == "nothing"), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", gpt2_shape.LONG)
+def test_every_long_call_works(name, monkeypatch):
+    monkeypatch.setattr(gpt2_shape, "D_SAE", 64)
+    assert gpt2_shape.prepare_long(name, "tiny", "128")() is not None

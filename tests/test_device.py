@@ -48,7 +48,7 @@ from course_utils import (
 )
 from course_utils.exercises import Exercise, assess, grading
 from course_utils.exercises.checking import Case, compare_cases, property_check, require
-from course_utils.passes import clean_run, padding, parts, pooling, products, resumed, sites, traits, trial
+from course_utils.passes import clean_run, keeping, padding, parts, pooling, products, resumed, sites, traits, trial
 from course_utils.sae_formats import objects, others, saelens
 from course_utils.viz import charts, dashboards
 
@@ -154,7 +154,7 @@ def sparse(i):
     """Which latents of a wide autoencoder are active, and what they decode to."""
     large = sae.SparseAutoencoder(256, sae_training.MANY // 256, "topk", k=3).to(i.x.device)
     few = sae_training.few_active(large, sae_training.pre_activations(large, i.flat))
-    return few, sae_training.sparse_step(large, i.flat, few)
+    return few, sae_training.sparse_step(large, i.flat, few, 0.3)
 
 
 @lru_cache
@@ -251,6 +251,7 @@ CASES = {
     "baselines.noise_floor": lambda i: (
         baselines.noise_floor(i.model, i.sae, i.text, draws=2, resamples=9, batch_size=2),
         baselines.noise_floor(i.model, i.cpu_sae, i.text, ("mean",), mask=i.mask.cpu(), at=5)),
+    "baselines.Moments": lambda i: vars(moments(i)),
     "baselines.harm": lambda i: baselines.harm(i.clean, {"none": i.clean.residuals[2]}, i.mask),
     "baselines.true_noise_floor": lambda i: baselines.true_noise_floor(
         i.model, i.sae, i.sample, mask=i.mask).to_frame().drop("kl_bfloat16").to_dict(),    # each device rounds others
@@ -433,6 +434,9 @@ CASES = {
         torch.zeros_like(i.x).unflatten(-1, (4, 64)), None),
     "path_patching.head_reading": lambda i: path_patching.head_reading(i.model, 2, 1, "q", i.x),
     "pooling.Pooled": lambda i: vars(pooled(i)),
+    "keeping.over_batches": lambda i, folder: [
+        baselines.noise_floor(i.model, i.sae, i.text, ("mean",), folder=folder / i.x.device.type) for _ in range(2)],
+    "keeping.what_is_run": lambda i: keeping.what_is_run(i.model, i.sae, i.site, i.text, i.mask),
     "pooling.put_back": lambda i: pooling.put_back(i.text[i.mask].float().split(7), i.mask),
     "metrics.defined_ratio": lambda i: metrics.defined_ratio(i.ce[0], i.ce[1]),
     "metrics.interval": lambda i: metrics.interval(i.ce[0]),
@@ -507,6 +511,15 @@ CASES = {
 def padded(i):
     """The text, with BOS, which pads too, at its end."""
     return torch.cat([i.text, i.text[:, :1], i.text[:, :1]], dim=1)
+
+
+def moments(i):
+    """Some, that is, of the CPU from a file, and more of the device."""
+    some, more = baselines.Moments(), baselines.Moments()
+    some.add(i.x[0])
+    more.take({name: value.cpu() for name, value in some.tensors().items()})
+    more.add(i.x[1])
+    return more
 
 
 def pooled(i):

@@ -1,5 +1,7 @@
 """Edges: single ones against full passes with plain hooks, gradients against theory, circuits at both ends."""
 
+import math
+
 import plain_edges
 import pytest
 import small_models
@@ -7,6 +9,7 @@ import torch
 from plain_model import Plain
 from small_models import random_tokens
 
+from course_utils import edges
 from course_utils.edges import (
     attribution_scores,
     best_edges,
@@ -182,6 +185,18 @@ def test_integrated_gradients_are_complete(model):
     error = [(attribution_scores(model, clean, corrupted, difference, steps=n)[:, 0].sum(0) - whole).abs().max().item()
              for n in (1, 100)]
     assert error[1] < 0.01 * whole.abs().max() and error[1] < error[0]
+
+
+@pytest.mark.parametrize("by_position", [False, True])
+@pytest.mark.parametrize("receivers", [1, 5])
+def test_attribution_of_some_receivers_at_a_time_is_that_of_all_at_once(model, monkeypatch, receivers, by_position):
+    (clean, corrupted), passes = pair(), []
+    how = {"steps": 2, "by_position": by_position}
+    expected = attribution_scores(model, clean, corrupted, difference, **how)
+    monkeypatch.setattr(edges, "SLOPES_AT_ONCE", receivers * clean.numel())
+    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda x, hook: passes.append(0))]):
+        torch.testing.assert_close(attribution_scores(model, clean, corrupted, difference, **how), expected)
+    assert len(passes) == 2 + 2 * math.ceil(len(graph_of(model).receivers) / receivers)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Faithfulness: the metrics by hand and by hypothesis, and the whole report against full passes, token by token."""
 
+import copy
 import itertools
 import math
 import types
@@ -16,10 +17,12 @@ from small_models import forbidden_forward, full_pass, hook_count, own_tokens
 from small_saes import Plain, some_sae
 
 from course_utils import faithfulness
+from course_utils.baselines import noise_floor
 from course_utils.faithfulness import COURSE, SAEBENCH, SAELENS, Convention, FaithfulnessReport, evaluate_sae
 from course_utils.faithfulness_report import IN_NATS
 from course_utils.metrics import delta_cross_entropy, js_of_log_probs, kl_divergence, reconstruction_score
 from course_utils.passes import Site
+from course_utils.report_card import report_card
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
 from course_utils.text import sample_text
 
@@ -465,6 +468,19 @@ def test_a_bfloat16_autoencoder():
     report = evaluate_sae(model, sae, tokens, hook_name=RESIDUAL)
     check(report, found_by_hand(model, Rounded, tokens, RESIDUAL), rel=2e-2, abs_=1e-3)
     assert report.density.dtype != torch.bfloat16 and all(sae.W_enc.dtype == each.dtype for each in sae.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_refused_unless_forced(dtype):
+    tokens, sae = own_tokens(small_models.multi_head()), some_sae(24, hook_name=RESIDUAL)
+    half = copy.deepcopy(small_models.multi_head()).to(dtype)
+    for function in (evaluate_sae, noise_floor, lambda model, sae, tokens: report_card(model, sae, seq_len=6)):
+        with forbidden_forward(half), pytest.raises(ValueError, match=f"computes in {dtype}.*model.float"):
+            function(half, sae, tokens)
+    exact = evaluate_sae(small_models.multi_head(), sae, tokens)
+    forced = evaluate_sae(half, sae, tokens, force=True)
+    assert forced.ce_clean == pytest.approx(exact.ce_clean, rel=0.05) and forced.ce_clean != exact.ce_clean
+    assert evaluate_sae(half.float(), sae, tokens).ce_clean == pytest.approx(exact.ce_clean, rel=0.05)
 
 
 def test_latents_in_bfloat16_are_summed_in_float32():

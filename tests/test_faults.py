@@ -1,4 +1,4 @@
-"""Faults: a kernel killed at every state of a checkpoint's folder, and of a download; two kernels that fetch at once.
+"""Faults: a kernel killed at every state of a folder of checkpoints, sums or downloads; two kernels that fetch at once.
 
 Real processes and real files. (The progress file has its own kills in test_progress_store.py.)
 """
@@ -19,16 +19,21 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import small_models
 import torch
-from small_saes import new_sae, same_weights, some_activations, training_config
+from small_models import random_tokens
+from small_saes import new_sae, same_weights, some_activations, some_sae, training_config
 from tqdm import tqdm
 
 from course_utils import models
+from course_utils.baselines import noise_floor
 from course_utils.models import folders as model_files
 from course_utils.models import smollm2
+from course_utils.passes import keeping
 from course_utils.sae_training import Training
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and kills as Linux does")
@@ -125,6 +130,26 @@ def test_a_kill_while_a_checkpoint_is_replaced_leaves_the_old_or_the_new(tmp_pat
         runs[0].save()                                              # what the killed process left is in nobody's way
         assert version() == 0
     assert version() == 1 and next(changes) > 3
+
+
+def test_a_noise_floor_that_is_killed_at_any_state_of_its_folder_continues(tmp_path, monkeypatch):
+    model, sae, tokens = small_models.multi_head(), some_sae(24), random_tokens(3)
+    monkeypatch.setattr(keeping, "SECONDS", 0)
+
+    def work(folder: Path | None = tmp_path / "killed") -> str:
+        floor = noise_floor(model, sae, tokens, ("epsilon_random",), 2, hook_name="blocks.1.hook_resid_pre",
+                            batch_size=1, folder=folder)
+        return repr([*asdict(floor).values()][:-1]) + str(floor.kl_by_position["sae"].tolist())
+
+    expected, changes = work(None), itertools.count(1)
+    (tmp_path / "killed").mkdir()
+    while not survives_change(next(changes), tmp_path / "killed", work):
+        shutil.copytree(tmp_path / "killed", tmp_path / "continued")
+        assert work(tmp_path / "continued") == expected
+        shutil.rmtree(tmp_path / "continued")
+        for file in (tmp_path / "killed").iterdir():
+            file.unlink()
+    assert next(changes) > 12                                       # six batches, each written and renamed
 
 
 # --- downloads -------------------------------------------------------------------------------------------------------

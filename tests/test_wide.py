@@ -1,7 +1,11 @@
 """Wide dictionaries: what skips zeros, or works in parts, equals the plain formula; sums of parts are those of all."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import small_models
 import torch
@@ -10,14 +14,17 @@ from hypothesis import strategies as st
 from small_models import own_tokens
 from small_saes import Plain, random_sae, some_activations, some_sae
 
-from course_utils import faithfulness_report, sae_training, wide
-from course_utils.faithfulness import COURSE, SAELENS, Evaluation, evaluate_sae
+from course_utils import sae_training, wide
+from course_utils.faithfulness import Evaluation, evaluate_sae
 from course_utils.passes import products
 from course_utils.passes.products import largest, wide_product
 from course_utils.sae import KINDS, NORMS, SparseAutoencoder
+from course_utils.sae_files import load_shipped_sae
 from course_utils.sae_training import Training, TrainingConfig
+from course_utils.text import sample_text
 from course_utils.wide import Firing, active_latents, decode_active, in_parts
 
+ROOT = Path(__file__).resolve().parent.parent
 RESIDUAL = "blocks.1.hook_resid_pre"
 
 
@@ -106,7 +113,7 @@ def test_active_latents_decode_to_the_product():
 
 @pytest.mark.parametrize("subtract_b_dec", [True, False])
 @pytest.mark.parametrize("dead", [0, 15])
-@pytest.mark.parametrize("kind", ["relu", "topk"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_sparse_step_is_the_dense_one(monkeypatch, kind, dead, subtract_b_dec):
     """The weights after some steps, and what was seen on the way; dead latents are revived in both."""
     x, ends = some_activations(64, 6).double(), []
@@ -116,7 +123,9 @@ def test_a_sparse_step_is_the_dense_one(monkeypatch, kind, dead, subtract_b_dec)
         monkeypatch.setattr(sae_training, "MANY", many)
         monkeypatch.setattr(sae_training, "FEW", few)
         sae = SparseAutoencoder(6, 40, kind, k=config.k, subtract_b_dec=subtract_b_dec).double()
-        sae.b_enc.data[:dead] = -100
+        (sae.b_gate if kind == "gated" else sae.b_enc).data[:dead] = -100
+        if kind == "jumprelu":                                      # one is always just below its threshold
+            sae.W_enc.data[:, -1], sae.b_enc.data[-1] = 0, 0.09
         training = Training(sae, x, config)
         training.idle[:dead] = 10
         for _ in range(6):
@@ -130,8 +139,8 @@ def test_a_sparse_step_is_the_dense_one(monkeypatch, kind, dead, subtract_b_dec)
 
 
 @pytest.mark.parametrize("kind, share, sparse", [
-    ("topk", 0.5, True), ("topk", 0.01, False), ("relu", 0.9, True), ("relu", 0.1, False), ("gated", 0.9, False),
-    ("jumprelu", 0.9, False)])
+    ("topk", 0.5, True), ("topk", 0.01, False), *((kind, *each) for kind in ("relu", "jumprelu", "gated")
+                                                  for each in ((0.9, True), (0.1, False)))])
 def test_a_step_is_sparse_only_where_little_is_active(monkeypatch, kind, share, sparse):
     monkeypatch.setattr(sae_training, "MANY", 0)
     monkeypatch.setattr(sae_training, "FEW", share)
@@ -173,33 +182,17 @@ def test_sums_of_other_tokens_or_seeds_do_not_add_up():
             one + other
 
 
-@pytest.mark.parametrize("after", [2, 6])
-def test_an_evaluation_that_was_stopped_continues(tmp_path, monkeypatch, after):
-    """Batches are 5, and as many again with the mean; the run stops after some of them."""
-    model, sae = small_models.multi_head(), some_sae(24)
-    tokens, how = own_tokens(model, 10), {"hook_name": "blocks.0.hook_mlp_out", "batch_size": 2, "convention": SAELENS}
-    expected = evaluate_sae(model, sae, tokens, **how)
-    monkeypatch.setattr(faithfulness_report, "SECONDS", 0)
-    calls = []
-
-    def counted(function):
-        def call(self, *arguments):
-            if len(calls) == after:
-                raise KeyboardInterrupt
-            calls.append(0)
-            return function(self, *arguments)
-        return call
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Evaluation, "_add", counted(Evaluation._add))
-        patch.setattr(Evaluation, "_add_mean", counted(Evaluation._add_mean))
-        with pytest.raises(KeyboardInterrupt):
-            evaluate_sae(model, sae, tokens, folder=tmp_path, **how)
-        after, calls[:] = 10 - after, []
-        same_report(evaluate_sae(model, sae, tokens, folder=tmp_path, **how), expected)
-    assert len(calls) == after
-    for more in ({"seed": 1}, {"convention": COURSE}):
-        with pytest.raises(ValueError, match="holds a run with another"):
-            evaluate_sae(model, sae, tokens, folder=tmp_path, **how | more)
-    with pytest.raises(ValueError, match="holds a run with another sae"):
-        evaluate_sae(model, some_sae(24, seed=1), tokens, folder=tmp_path, **how)
+@pytest.mark.slow
+def test_two_processes_report_what_one_does(tmp_path):
+    """`training/evaluate_in_parts.py`, as its first lines say: 7 sequences, 4 in one and 3 in the other process."""
+    command = ("-m torch.distributed.run --standalone --nproc-per-node 2 training/evaluate_in_parts.py "
+               "--sequences 7 --length 40 --out").split()
+    done = subprocess.run([sys.executable, *command, str(tmp_path / "two.csv")], cwd=ROOT, capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = small_models.tiny()
+    one = evaluate_sae(model, load_shipped_sae("tiny", "topk-2"), sample_text(model, 7, 40)).to_frame()
+    two = pd.read_csv(tmp_path / "two.csv", index_col="metric").loc[one.index]
+    numbers = ["value", "low", "high"]
+    assert two[numbers].to_numpy() == pytest.approx(one[numbers].to_numpy(), rel=1e-5, abs=1e-6, nan_ok=True)
+    assert two["value"].notna().all()

@@ -25,6 +25,7 @@ class Pooled:
         self.weights = torch.cat([torch.ones(1, n, dtype=torch.int32), times])
         self.sums: dict[str, Float[Tensor, "row pos"]] = {}
         self.counts: dict[str, Float[Tensor, "row pos"]] = {}
+        self.done = 0                                                               # sequences (`over_batches`)
 
     def add(
         self, rows: Int[Tensor, "batch"], counted: Bool[Tensor, "batch pos"],
@@ -45,6 +46,19 @@ class Pooled:
     def by_position(self, name: str) -> Float[Tensor, "pos"]:
         """The mean over sequences; NaN where none is counted."""
         return self.sums[name][0] / self.counts[name][0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it but the weights of the resamples, which the seed gives."""
+        found = {f"{kind}/{name}": value for kind in ("sums", "counts") for name, value in getattr(self, kind).items()}
+        return found | {"done": torch.tensor(self.done)}
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """Put what `tensors` gave in the place of what is here. Raises KeyError if something is missing."""
+        for name, value in tensors.items():
+            if "/" in name:
+                kind, name = name.split("/")
+                getattr(self, kind)[name] = value
+        self.done = int(tensors["done"])
 
 
 def put_back(chunks: Sequence[Float[Tensor, "some"]], counted: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
