@@ -747,9 +747,9 @@ claim("one edge sets model and circuit farther apart if the circuit lacks the ba
 # %% [markdown]
 # The half keeps every nat, so it is faithful. Without one edge it loses twelve, and the model nothing, for head 1.1
 # stands in: it is not complete. The circuit with both halves is. Faithfulness asks what a circuit does as it stands, an
-# exact score what one edge does alone; neither sees a backup. Break the same part of both, and it shows. (The edges from
-# the embedding into the heads' values carry the same in both texts, so that faithfulness has no need of them. Leave them
-# out and run the cell again: has completeness?)
+# exact score what one edge does alone; where the metric saturates, neither sees a backup. Break the same part of both,
+# and it shows. (The edges from the embedding into the heads' values carry the same in both texts, so that faithfulness
+# has no need of them. Leave them out and run the cell again: has completeness?)
 #
 # ## 8 · The circuit of lesson 05, judged
 #

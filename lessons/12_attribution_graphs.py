@@ -193,8 +193,8 @@ claim("four transcoders cost less than a twentieth of what random features cost"
 # %% [markdown]
 # With transcoders in place of all MLPs the model tells the same stories. On random tokens ΔCE is even below 0, perhaps since
 # with simpler MLPs the model is less confident where nothing can be known. The KL cannot be, for it asks what the *model*
-# would have said; a loss that does not rise says nothing of that. (The random features' decoders were fitted to stories alone, the shipped
-# transcoders to both: on random tokens the rivals are no fair ones, and are worse than the mean.)
+# would have said; a loss that does not rise says nothing of that. (The random features' decoders were fitted to stories
+# alone, the shipped transcoders to both: on random tokens the rivals are no fair ones, and are worse than the mean.)
 #
 # ## 3 · A linear model of one prompt
 #
