@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from course_utils.house import WEIGHTS as SHIPPED
 from course_utils.house import ModelUnavailable, first_line
 from course_utils.sae import SparseAutoencoder
-from course_utils.sae_formats import CONFIG, FORMATS, WEIGHTS, refuse_llama_scope, refuse_pickles
+from course_utils.sae_formats import CONFIG, FORMATS, WEIGHTS, refuse_unread
 from course_utils.sae_training import TrainingConfig, train_sae
 from course_utils.text import sample_text
 
@@ -98,9 +98,7 @@ def _downloaded(repo: str, sae_id: str, named: str) -> Path:
             errors, silent = [error], True
             break
     if not silent:
-        names = _names_there(repo, sae_id)
-        refuse_llama_scope(names, f"{repo}/{sae_id}")
-        refuse_pickles(names, f"{repo}/{sae_id}")
+        refuse_unread(_names_there(repo, sae_id), f"{repo}/{sae_id}")
     others = ", or ".join(each.files[-1] for each in FORMATS[1:])
     raise ModelUnavailable(
         f"the autoencoder {named} is not on this machine and could not be downloaded.\n"

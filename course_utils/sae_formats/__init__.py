@@ -8,12 +8,12 @@ from torch import Tensor
 
 from course_utils.sae_formats import others, saelens
 from course_utils.sae_formats.objects import acts_by_sequence, check_own_call, encode_decode, refuse_transcoder
-from course_utils.sae_formats.others import Format, Read, refuse_llama_scope, refuse_pickles
+from course_utils.sae_formats.others import Format, Read, refuse_pickles, refuse_unread
 from course_utils.sae_formats.saelens import CONFIG, WEIGHTS, fold_decoder_norm, read_transcoder, write_sae
 
 __all__ = [
     "CONFIG", "FORMATS", "WEIGHTS", "Format", "Read", "acts_by_sequence", "check_own_call", "encode_decode",
-    "fold_decoder_norm", "read_folder", "read_transcoder", "refuse_llama_scope", "refuse_pickles", "refuse_transcoder",
+    "fold_decoder_norm", "read_folder", "read_transcoder", "refuse_pickles", "refuse_transcoder", "refuse_unread",
     "write_sae",
 ]
 
@@ -61,7 +61,5 @@ def format_of(folder: Path) -> Format:
     """
     found = next((each for each in FORMATS if (folder / each.files[-1]).is_file()), None)
     if found is None and folder.is_dir():
-        names = [file.name for file in folder.iterdir()]
-        refuse_llama_scope(names, folder)
-        refuse_pickles(names, folder)
+        refuse_unread([file.name for file in folder.iterdir()], folder)
     return found or FORMATS[0]

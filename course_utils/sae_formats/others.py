@@ -117,6 +117,12 @@ def with_one_threshold(weights: dict[str, Tensor], name: str, file: Path) -> dic
     return {**{other: value for other, value in weights.items() if other != name}, "threshold": threshold}
 
 
+def refuse_unread(names: list[str], where: object) -> None:
+    """Raise ValueError, with what to do, if these files are not read here: Llama Scope's, or a pickle."""
+    refuse_llama_scope(names, where)
+    refuse_pickles(names, where)
+
+
 def refuse_pickles(names: Iterable[str], where: object) -> None:
     """Raise ValueError, with what to do, if one of these files is a pickle."""
     if not (found := sorted(name for name in names if name.endswith(PICKLES))):
