@@ -319,16 +319,21 @@ def _hits(matrix: FactoredMatrix | Float[Tensor, "vocab vocab"], ids: Int[Tensor
     if len(ids) <= FEW_ROWS:
         rows = _entries(matrix, ids, slice(None))                                   # [row, vocab]
         own = rows.gather(1, ids[:, None])[:, 0]
-        return int((own > _largest_others(rows, ids, k)[:, -1]).sum())
+        _leave_out(rows, ids)
+        return int((own > rows.topk(k, dim=1).values[:, -1]).sum())
     own = torch.cat([_entries(matrix, some, some).diagonal() for some in ids.chunk(4)])         # [row]
     best = own.new_full((len(ids), k), -torch.inf)                                  # the others' largest so far
     width = BLOCK if ids.device.type == "cpu" else 16 * BLOCK                       # a GPU takes more at once
     space = own.new_empty(len(ids) * width)                                         # the same memory for every block
+    first, last = int(ids.min()), int(ids.max())
     for start in range(0, matrix.shape[1], width):
         entries = _entries(matrix, ids, slice(start, start + width), space)
-        best = torch.cat([best, _largest_others(entries, ids - start, k)], dim=1).topk(k, dim=1).values
+        if first < start + width and start <= last:                                 # it holds some rows' own entries
+            _leave_out(entries, ids - start)
+        best = _largest(best, entries, k)
         ahead = own > best[:, -1]
-        ids, own, best = ids[ahead], own[ahead], best[ahead]
+        if not ahead.all():
+            ids, own, best = ids[ahead], own[ahead], best[ahead]
         if len(ids) <= FEW_ROWS:
             return _hits(matrix, ids, k)
     return len(ids)
@@ -340,18 +345,25 @@ def _entries(
 ) -> Float[Tensor, "row some"]:
     """Some rows and columns of a circuit, not in its memory; those of a product are written to `space`, if given."""
     if isinstance(matrix, FactoredMatrix):
-        left, right = matrix.A[ids], matrix.B[:, columns]
+        left, right = matrix.A.index_select(0, ids), matrix.B[:, columns]
         shape = len(left), right.shape[1]
         return torch.mm(left, right, out=None if space is None else space[:shape[0] * shape[1]].view(shape))
     entries = matrix[:, columns][ids]
     return entries if entries.is_floating_point() else entries.float()
 
 
-def _largest_others(entries: Float[Tensor, "row some"], own: Int[Tensor, "row"], k: int) -> Float[Tensor, "row k"]:
-    """The k largest entries of each row, without its own, which may lie in other columns; `entries` are changed."""
+def _leave_out(entries: Float[Tensor, "row some"], own: Int[Tensor, "row"]) -> None:
+    """Let each row's own entry, which may lie in other columns, be the largest of none."""
     inside = (own >= 0) & (own < entries.shape[1])
     entries[inside, own[inside]] = -torch.inf
-    return entries.amax(dim=1, keepdim=True) if k == 1 else entries.topk(min(k, entries.shape[1]), dim=1).values
+
+
+def _largest(best: Float[Tensor, "row k"], entries: Float[Tensor, "row some"], k: int) -> Float[Tensor, "row k"]:
+    """The k largest of each row, in order: of those so far, and of these entries."""
+    if k == 1:
+        return torch.maximum(best, entries.amax(dim=1, keepdim=True))
+    some = entries.topk(min(k, entries.shape[1]), dim=1).values
+    return torch.cat([best, some], dim=1).topk(k, dim=1).values
 
 
 def _check_top_k(matrix: FactoredMatrix | Tensor, k: int, best: str) -> None:

@@ -346,6 +346,20 @@ class SparseGradient(torch.autograd.Function):
         return None, None, decode_active(by_latent, x, ctx.d_sae).T.contiguous(), of_bias, None, None
 
 
+class GivenProduct(torch.autograd.Function):
+    """x W + bias, given, with the gradient that it has for W and bias."""
+
+    @staticmethod
+    def forward(ctx, product: Float[Tensor, "batch some"], x: Float[Tensor, "batch d_in"],
+                W: Float[Tensor, "d_in some"], bias: Float[Tensor, "some"]) -> Float[Tensor, "batch some"]:
+        ctx.save_for_backward(x)
+        return product.clone()
+
+    @staticmethod
+    def backward(ctx, slope: Float[Tensor, "batch some"]) -> tuple[Tensor | None, ...]:
+        return None, None, ctx.saved_tensors[0].T @ slope, slope.sum(0)
+
+
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
@@ -376,17 +390,15 @@ def revival_loss(
 ) -> Float[Tensor, ""]:
     """Let the dead latents explain what the others leave over (Gao et al. 2024, appendix A.2).
 
-    The d_in / 2 dead latents with the largest pre-activations reconstruct the residual, −error. Given x, the encoder
-    gets its gradient as in `sparse_step`.
+    The d_in / 2 dead latents with the largest pre-activations reconstruct the residual, −error. Given x, `pre` are
+    numbers alone, and the encoder's columns of the dead get their gradient from it.
     """
     k, columns = min(sae.d_in // 2, n_dead), dead.nonzero()[:, 0]
     pre = pre[:, columns]                                           # [batch, n_dead]
-    values, indices = largest(pre, k)
     if x is not None:
-        places = torch.arange(len(x), device=x.device).repeat_interleave(k)
         bias = encoder_bias(sae) + (sae.b_gate if sae.kind == "gated" else 0.0)
-        values = SparseGradient.apply(values.detach().flatten(), x, sae.W_enc, bias, places,
-                                      columns[indices].flatten()).view_as(values)
+        pre = GivenProduct.apply(pre.detach(), x, sae.W_enc[:, columns], bias[columns])
+    values, indices = largest(pre, k)
     revived = torch.zeros_like(pre).scatter(1, indices, values) @ sae.W_dec[columns]
     return (revived + error).pow(2).sum(dim=1).mean()
 
