@@ -37,7 +37,7 @@ from course_utils.passes import (
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-BLOCK = 1024             # rows and columns of a circuit held at once: 4 MB, which stay in the processor's cache
+BLOCK = 2048             # rows and columns of a circuit held at once: 16 MB (a tenth faster than 4 MB; measured)
 FEW_ROWS = 64            # as many are held whole: with 50,257 tokens, 13 MB
 TOKENS_AT_A_TIME = 2048  # tokens that go through block 0 at once, each a sequence of its own
 
