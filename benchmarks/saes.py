@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.limits import Limit, Product, block_products, times, unembedding_products
 from benchmarks.measuring import LIMIT, OURS, alone, take_turns
@@ -168,6 +169,33 @@ def evaluate(quick: bool = False) -> list[Row]:
                           f"{costs[0].extra:.2f} GB, {costs[1].extra:.2f} GB", "not more",
                           costs[1].extra <= costs[0].extra))
     return rows + others
+
+
+@benchmark("evaluate-sae-products")
+def evaluation_work(quick: bool = False) -> list[Row]:
+    """How many multiply-adds `run_evals` and `evaluate_sae` make, counted by torch: the same calls as in evaluate-sae.
+
+    Both spend most of their time on them, in the same blocks of the same model. So the ratio says about how much
+    faster ours can be; more than that, only the other work can give.
+    """
+    if not has_saelens():
+        return MISSING
+    rows = []
+    models = ["tiny", *(["smollm2-135m"] if is_cached("smollm2-135m") and not quick else [])]
+    for name, d_sae in [(name, d_sae) for name in models for d_sae in ([512] if quick else [2048, 16_384, 65_536])]:
+        model, sae, theirs, tokens = inputs(name, "topk", d_sae, 2 * BATCH if name == "tiny" else BATCH)
+        ours = multiply_adds(our_evaluation(model, sae, tokens, everything=False, resamples=0))
+        of_run_evals = multiply_adds(their_evaluation(model, theirs, tokens))
+        rows.append(row(f"run_evals / ours: {name}, {d_sae:,} latents, {len(tokens)} × {LENGTH} tokens",
+                        f"{of_run_evals:.2e} / {ours:.2e} = {of_run_evals / ours:.2f}"))
+    return rows
+
+
+def multiply_adds(call: Callable[[], object]) -> float:
+    """Of all the products of a call; torch counts each as two operations."""
+    with FlopCounterMode(display=False) as counted:
+        call()
+    return counted.get_total_flops() / 2
 
 
 def largest_difference(theirs: dict[str, float], ours: FaithfulnessReport) -> float:
