@@ -597,6 +597,19 @@ def test_the_real_smollm2_has_its_shape_and_its_tokenizer():
 # --- the hub, and GPT-2 small's shape ------------------------------------------------------------
 
 
+@pytest.mark.parametrize("make", [small_models.multi_head, small_models.grouped_query])
+def test_no_module_keeps_what_a_pass_computed(make):
+    """A pattern that stays in each layer is 0.4 GB of GPT-2 small's, with 8 texts of 1,024 tokens."""
+    model = make()
+
+    def kept(tokens):
+        model(tokens)
+        return {(name, key): value.shape for name, module in model.named_modules()
+                for key, value in vars(module).items() if isinstance(value, torch.Tensor)}
+
+    assert kept(torch.ones(2, 7, dtype=torch.long)) == kept(torch.ones(3, 9, dtype=torch.long))
+
+
 def test_untrained_tiny_knows_nothing():
     model, tokens = models.load_model("tiny-untrained"), torch.randint(1, 900, (4, 32))
     loss = torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
