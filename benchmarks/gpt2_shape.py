@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.measuring import GB, alone
 from benchmarks.registry import Row, benchmark
@@ -16,7 +17,8 @@ from course_utils.baselines import noise_floor
 from course_utils.edges import attribution_scores, exact_scores
 from course_utils.faithfulness import evaluate_sae
 from course_utils.house import bars_are_off
-from course_utils.models import bos_token_id, load_model
+from course_utils.models import as_bridge, best_device, bos_token_id, load_model
+from course_utils.models.local import random_gpt2_small
 from course_utils.passes import CleanRun, hook_z, mlp_out, parts
 from course_utils.probes import logistic_probe, sparse_probe
 from course_utils.repeated_tokens import generate_repeated_tokens
@@ -91,13 +93,18 @@ NO_WORK = {     # names, checks and single numbers; parts of what is measured; a
 
 
 # one call of each of the long functions; given a model and a number of tokens
-D_SAE, K = 24_576, 48
+D_SAE, WIDE, K = 24_576, 65_536, 48
 LONG: dict[str, Callable[[Any, int], Any]] = {
     "faithfulness.evaluate_sae": lambda m, n: evaluate_sae(m, sae_for(m), text(m, n), batch_size=1),
+    "faithfulness.evaluate_sae, 4 texts": lambda m, n: evaluate_sae(m, sae_for(m), texts(m, n, 4), batch_size=1),
+    "faithfulness.evaluate_sae, 4 at a time, 65,536 latents":
+        lambda m, n: evaluate_sae(m, sae_for(m, WIDE), texts(m, n, 4), batch_size=4),
     "baselines.noise_floor": lambda m, n: noise_floor(m, sae_for(m), text(m, n), draws=1, batch_size=1),
     "report_card.report_card":
         lambda m, n: report_card(m, sae_for(m), text=text(m, n), seq_len=n // 16, batch=4, draws=1, batch_size=1),
     "edges.attribution_scores": lambda m, n: attribution_scores(m, text(m, n // 4), text(m, n // 4, 1), difference),
+    "edges.attribution_scores, 1,024 tokens":
+        lambda m, n: attribution_scores(m, text(m, n), text(m, n, 1), difference),
     "edges.exact_scores": lambda m, n: exact_scores(m, text(m, n // 64), other_end(text(m, n // 64)), difference),
     "probes.logistic_probe": lambda m, n: logistic_probe(torch.randn(10 * n, m.cfg.d_model), torch.rand(10 * n) < 0.5),
     "probes.sparse_probe": lambda m, n: sparse_probe(torch.randn(2 * n, D_SAE).relu(), torch.rand(2 * n) < 0.5, 16),
@@ -113,6 +120,10 @@ def text(model: Any, n: int, seed: int = 0) -> torch.Tensor:
     return tokens
 
 
+def texts(model: Any, n: int, number: int) -> torch.Tensor:
+    return torch.cat([text(model, n, seed) for seed in range(number)])
+
+
 def other_end(tokens: torch.Tensor) -> torch.Tensor:
     """The same with another last token."""
     return torch.cat([tokens[:, :-1], tokens[:, -1:] % 7 + 1], dim=1)
@@ -122,8 +133,8 @@ def difference(logits: torch.Tensor) -> torch.Tensor:
     return logits[:, -1, 5] - logits[:, -1, 7]
 
 
-def sae_for(model: Any) -> SparseAutoencoder:
-    return SparseAutoencoder(model.cfg.d_model, D_SAE, "topk", k=K, model_name=model.cfg.model_name,
+def sae_for(model: Any, d_sae: int | None = None) -> SparseAutoencoder:
+    return SparseAutoencoder(model.cfg.d_model, d_sae or D_SAE, "topk", k=K, model_name=model.cfg.model_name,
                              hook_name=f"blocks.{model.cfg.n_layers // 2}.hook_resid_pre").requires_grad_(False)
 
 
@@ -131,8 +142,15 @@ def transcoder_for(model: Any, layer: int) -> Transcoder:
     return Transcoder(model.cfg.d_model, 4 * model.cfg.d_model, "topk", k=8, seed=layer).requires_grad_(False)
 
 
+def gpt2_medium() -> Any:
+    """GPT-2 medium's shape, random weights."""
+    _, tokenizer = random_gpt2_small(0)
+    return as_bridge(GPT2LMHeadModel(GPT2Config(n_embd=1024, n_layer=24, n_head=16)), tokenizer, name="gpt2-medium",
+                     device=best_device())
+
+
 def prepare_long(name: str, model: str, n: str) -> Callable[[], Any]:
-    loaded = load_model(model)
+    loaded = gpt2_medium() if model == "gpt2-medium" else load_model(model)
     return lambda: LONG[name](loaded, int(n))
 
 
@@ -149,8 +167,9 @@ def gpt2_small_shape(quick: bool = False) -> list[Row]:
     peak memory of all others begins there. Names, checks and functions that need a rotary model are left out.
 
     After them come the long functions of later lessons: an autoencoder of 24,576 latents on one text of 1,024 tokens,
-    `attribution_scores` on 256, `exact_scores` of all edges on 16 of which the last differs, probes of 10,240
-    activations and of 2,048 positions' latents, an attribution graph of 16 tokens with 3,072 features a layer.
+    if nothing else is said, `attribution_scores` on 256, `exact_scores` of all edges on 16 of which the last differs,
+    probes of 10,240 activations and of 2,048 positions' latents, an attribution graph of 16 tokens with 3,072 features
+    a layer. At last, GPT-2 medium's shape.
     """
     model, seq_len = ("tiny", 6) if quick else ("gpt2-small-random", 50)
     names = ["nothing", "ablation.mlp_patch_sweep"] if quick else list(CALLS)
@@ -159,6 +178,9 @@ def gpt2_small_shape(quick: bool = False) -> list[Row]:
     long = {} if quick else {name: alone("benchmarks.gpt2_shape:prepare_long", name, model, "1024")
                              for name in tqdm(LONG, desc="long ones", leave=False, disable=bars_are_off())}
     costs |= long
+    if not quick:
+        name = "faithfulness.evaluate_sae, 4 texts"
+        costs[f"{name}, GPT-2 medium"] = alone("benchmarks.gpt2_shape:prepare_long", name, "gpt2-medium", "1024")
     biggest = max(costs, key=lambda name: costs[name].peak)
     rows = [{"Function": name, "Seconds": f"{cost.seconds:.2f}", "Extra memory (GB)": f"{cost.extra:.2f}",
              "Peak memory (GB)": f"{cost.peak:.2f}"} for name, cost in costs.items()]
