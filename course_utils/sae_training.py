@@ -188,7 +188,7 @@ class Training:
         self.optimizer.step()
         constrain(sae)
         self.step += 1
-        active = ((latents.detach() != 0).any(dim=0) if few is None else
+        active = (latents.detach().amax(dim=0) > 0 if few is None else
                   few.latents[few.values != 0].bincount(minlength=sae.d_sae) > 0)
         self.idle = torch.where(active, 0.0, self.idle + 1)
         seen = {}
