@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.house import WEIGHTS, bars_are_off
-from course_utils.language import StoryLanguage, vocabulary
+from course_utils.language import stream, vocabulary
 from course_utils.models import bos_token_id
 from course_utils.passes import looks_like_padding, special_tokens
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 SMOLLM2_TEXT = WEIGHTS / "saes" / "smollm2-135m" / "text.safetensors"  # training/smollm2_text.py made it
+KEYS_AT_ONCE = 2**25    # numbers in the keys that a model keeps while it writes; 128 MB, and as much for the values
 
 
 def reads_stories(model: TransformerBridge) -> bool:
@@ -36,7 +38,7 @@ def sample_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: 
     """
     _check_size(model, n, length)
     if reads_stories(model):
-        return StoryLanguage(seed).sample(n, length, truth=False).tokens.to(model.cfg.device)
+        return torch.tensor(list(itertools.islice(stream(seed, length), n)), device=model.cfg.device)
     return own_text(model, n, length, seed)
 
 
@@ -57,7 +59,8 @@ def own_text(model: TransformerBridge, n: int = 32, length: int = 128, seed: int
         if n <= len(rows) and length <= rows.shape[1]:
             return rows.roll(-seed, dims=0)[:n, :length].to(model.cfg.device)
     chance = torch.rand(n, length - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    batches = tqdm(chance.split(32), desc="writing", delay=1, disable=bars_are_off())
+    at_once = max(32, KEYS_AT_ONCE // (model.cfg.n_layers * length * model.cfg.d_model))
+    batches = tqdm(chance.split(at_once), desc="writing", delay=1, disable=bars_are_off())
     return torch.cat([_written(model, rows) for rows in batches])
 
 
@@ -91,8 +94,8 @@ def stories_in_english(model: TransformerBridge, n: int, length: int, seed: int 
     _check_size(model, n, length)
     words = vocabulary()
     rows = []
-    for story in StoryLanguage(seed).sample(n, length, truth=False).tokens[:, 1:].tolist():
-        prose = re.sub(r" ([,.!?;:])", r"\1", " ".join(words[token] for token in story))
+    for story in itertools.islice(stream(seed, length), n):
+        prose = re.sub(r" ([,.!?;:])", r"\1", " ".join(words[token] for token in story[1:]))
         tokens = model.tokenizer(prose, add_special_tokens=False)["input_ids"]      # a token is at most a word
         rows.append([bos_token_id(model), *tokens[: length - 1]])
     return torch.tensor(rows, device=model.cfg.device)

@@ -8,6 +8,7 @@ import small_models
 import torch
 from small_models import forbidden_forward
 
+from course_utils import text
 from course_utils.language import StoryLanguage
 from course_utils.text import own_text, reads_stories, sample_text, stories_in_english
 
@@ -33,6 +34,12 @@ def test_own_text_comes_from_its_seed_and_from_nothing_else(model):
     assert not torch.equal(own_text(model, 6, 10, seed=4), one)
     assert one.shape == (6, 10) and (one[:, 0] == 0).all() and one.dtype == torch.long
     assert len(one.unique(dim=0)) == 6                              # the rows differ
+
+
+def test_own_text_is_the_same_in_one_batch_and_in_several(model, monkeypatch):
+    whole = own_text(model, 70, 6, seed=3)
+    monkeypatch.setattr(text, "KEYS_AT_ONCE", 0)                    # batches of 32, the fewest
+    assert torch.equal(own_text(model, 70, 6, seed=3), whole) and whole.shape == (70, 6)
 
 
 def chi_square(drawn, p):
