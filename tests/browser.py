@@ -42,7 +42,6 @@ PAINTED = """element => {
   return pixels.some(pixel => pixel !== pixels[0]);
 }"""
 
-UNTOUCHED = ("02_induction_heads",)  # the exercise notebooks that run untouched in JupyterLab
 PROMPTS = """[...document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")].map(p => p.textContent)"""
 LAST_NUMBER = f"() => Math.max(0, ...{PROMPTS}.map(text => Number(text.replace(/\\D/g, ''))))"
 # Run All has ended: it has given cells new numbers and none waits its turn (after a failure the rest is taken from
