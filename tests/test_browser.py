@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ import small_models
 import torch
 
 nbformat = pytest.importorskip("nbformat")
-pytest.importorskip("jupyterlab")
+if find_spec("jupyterlab") is None:                 # to import it takes a second
+    pytest.skip("jupyterlab is not installed", allow_module_level=True)
 runs = pytest.importorskip("course_utils.runs")
 
 from browser import FLAGS, Lab, LabNotebook, find_chromium, painted, watched_page, what_is_missing  # noqa: E402
