@@ -604,6 +604,7 @@ def test_schools_get_their_tables(tmp_path):
     assert "no notebook" in json.loads((tmp_path / "r.json").read_text())["tests"][0]["output"]
 
 
+@pytest.mark.slow
 def test_the_autograder_holds_the_course_and_runs_it(tmp_path):
     assert main(["grade", "--gradescope", str(tmp_path / "a.zip")]) == 0
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
