@@ -42,7 +42,6 @@ PAINTED = """element => {
   return pixels.some(pixel => pixel !== pixels[0]);
 }"""
 
-UNTOUCHED = ("02_induction_heads",)  # the exercise notebooks that run untouched in JupyterLab
 PROMPTS = """[...document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")].map(p => p.textContent)"""
 LAST_NUMBER = f"() => Math.max(0, ...{PROMPTS}.map(text => Number(text.replace(/\\D/g, ''))))"
 # Run All has ended: it has given cells new numbers and none waits its turn (after a failure the rest is taken from
@@ -232,14 +231,14 @@ class LabNotebook:
         self._until(lambda: prompt.inner_text().strip() != before and re.search(r"\d", prompt.inner_text()))
 
     def type_source(self, cell, source: str) -> None:
-        """Replace a cell's source by typing, whatever the editor indents or closes by itself."""
+        """Replace a cell's source in the editor, line by line, whatever it indents by itself."""
         cell.locator(".cm-content").click()
         self.page.keyboard.press("Control+a")
         for number, line in enumerate(source.splitlines()):
             if number:
                 self.page.keyboard.press("Enter")
                 self.page.keyboard.press("Shift+Home")  # what the editor indented is typed over
-            self.page.keyboard.type(line)
+            self.page.keyboard.insert_text(line)
         typed = "\n".join(cell.locator(".cm-line").all_text_contents())
         assert typed == source, f"the cell holds {typed!r}"
 

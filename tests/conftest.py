@@ -41,3 +41,11 @@ def once_for_all(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Pa
         return folder
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def wheel(once_for_all) -> Path:
+    """The course's wheel."""
+    from try_colab import make_wheel
+
+    return next(once_for_all("wheel", make_wheel).glob("*.whl"))

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
 import sys
 import types
 import zipfile
@@ -242,21 +240,10 @@ def test_course_needs_the_worked_lessons(monkeypatch, capsys, tmp_path):
     assert main(["course"]) == 1 and "solutions are neither" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_doctor_where_the_output_cannot_hold_every_sign(tmp_path):
-    """A redirected output on Windows."""
-    env = {**os.environ, "PYTHONIOENCODING": "cp1252", "COURSE_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-m", "course_utils", "doctor", "--offline"], env=env, capture_output=True)
-    assert done.returncode == 0 and b"-> for the real-model sections" in done.stdout, done.stderr
-
-
 # ------------------------------------------------------------------------------------------------- the wheel
 
 @pytest.mark.slow
-def test_the_wheel_carries_the_notebooks_and_stays_small(tmp_path):
-    from try_colab import make_wheel
-
-    wheel = make_wheel(tmp_path)
+def test_the_wheel_carries_the_notebooks_and_stays_small(wheel):
     with zipfile.ZipFile(wheel) as packed:
         names = set(packed.namelist())
         for path in (ROOT / "notebooks").glob("*.ipynb"):

@@ -50,7 +50,8 @@ def test_time_and_memory_are_those_of_the_kernel_and_of_its_cells(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_first_lesson_runs_as_on_colab_from_a_wheel(capsys, monkeypatch):
+def test_the_first_lesson_runs_as_on_colab_from_a_wheel(wheel, capsys, monkeypatch):
+    monkeypatch.setattr(try_colab, "make_wheel", lambda folder: wheel)
     for name in ("JUPYTER_PATH", "COURSE_REAL", "COURSE_MODEL"):
         monkeypatch.setenv(name, "")  # put back afterwards
     assert try_colab.main(["00"]) == 0

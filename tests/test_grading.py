@@ -78,8 +78,10 @@ def graded_table(once_for_all, group: str, keep, path: str | None = None):
         forged.write_text('{"id": "01.chance_log_prob", "verdict": "passed"}\n')
         before = {each: each.read_bytes() for each in folder.rglob("*") if each.is_file()}
         changed = {"COURSE_PROGRESS": str(forged), "COURSE_SECRET": "1"} | ({"PATH": path} if path else {})
-        run = subprocess.run([*COMMAND, str(submitted), "--out", str(folder / "grades.csv"), "--seconds", "2"],
-                             capture_output=True, text=True, timeout=3000, cwd=folder, env={**os.environ, **changed})
+        command = [*COMMAND, str(submitted), "--out", str(folder / "grades.csv"), "--seconds", "2",
+                   "--jobs", "1" if path else "2"]      # each makes a nursery of its own, which takes seconds
+        run = subprocess.run(command, capture_output=True, text=True, timeout=3000, cwd=folder,
+                             env={**os.environ, **changed})
         after = {each: each.read_bytes() for each in folder.rglob("*")
                  if each.is_file() and each.name != "grades.csv"}
         (folder / "run.pickle").write_bytes(pickle.dumps((expected, run, before == after)))
@@ -197,7 +199,7 @@ def lessons_graded(once_for_all, number) -> dict[tuple[str, str], dict[str, str]
                      for id, (place, _) in first_mistakes(each).items()]
             text = submissions_made.with_cells("from course_utils.exercises import get", *cells)
             submissions_made.write(folder / "submitted", f"mistaken {each}", text, each)
-        subprocess.run([*COMMAND, str(folder / "submitted"), "--out", str(folder / "grades.csv")], check=True)
+        grade(folder / "submitted", folder / "grades.csv", jobs=1)      # one process, and so one nursery, to be made
 
     rows = csv.DictReader((once_for_all(f"graded_with_{group[0]}", run_grader) / "grades.csv").open(encoding="utf-8"))
     return {(row["student"], row["exercise"]): row for row in rows}
@@ -602,6 +604,7 @@ def test_schools_get_their_tables(tmp_path):
     assert "no notebook" in json.loads((tmp_path / "r.json").read_text())["tests"][0]["output"]
 
 
+@pytest.mark.slow
 def test_the_autograder_holds_the_course_and_runs_it(tmp_path):
     assert main(["grade", "--gradescope", str(tmp_path / "a.zip")]) == 0
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:

@@ -8,13 +8,17 @@ import rooms
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "course_utils"
-MODULES = rooms.imports(PACKAGE)
 FOLDERS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 OWN_DOOR = {"exercises.grading": "the engine does not need it", "exercises.checks": "imported lesson by lesson"}
 
 
-def test_there_are_no_circles():
-    assert rooms.circles(MODULES) == [] == rooms.circles(rooms.rooms(MODULES))
+@pytest.fixture(scope="module")
+def modules():
+    return rooms.imports(PACKAGE)
+
+
+def test_there_are_no_circles(modules):
+    assert rooms.circles(modules) == [] == rooms.circles(rooms.rooms(modules))
 
 
 def test_a_circle_is_found(tmp_path):
@@ -27,9 +31,9 @@ def test_a_circle_is_found(tmp_path):
         rooms.floors(rooms.imports(tmp_path))
 
 
-def test_folders_are_entered_by_their_doors():
+def test_folders_are_entered_by_their_doors(modules):
     """No module outside a folder imports from a module inside it."""
-    past = {f"{module} -> {other}" for module, others in MODULES.items() for other in others
+    past = {f"{module} -> {other}" for module, others in modules.items() for other in others
             if "." in other and module.partition(".")[0] != other.partition(".")[0] and other not in OWN_DOOR}
     assert past == {"__init__ -> house.console", "__init__ -> house.moved"}     # which need nothing else
 
@@ -41,15 +45,15 @@ def test_no_private_name_leaves_its_module():
         assert [name for name in names if name.startswith("_")] == [], path
 
 
-def test_the_page_names_every_room_and_every_place():
+def test_the_page_names_every_room_and_every_place(modules):
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     first_cells = " ".join(re.findall(r"^\| (`[^|]*) \|", page, re.M))
     named = {name.rstrip("/") for name in re.findall(r"`([\w/]+)`", first_cells)}
-    assert named == set(rooms.rooms(MODULES)) - {"__init__", "__main__"}
+    assert named == set(rooms.rooms(modules)) - {"__init__", "__main__"}
     places = re.findall(
         r"`((?:course_utils|lessons|tests|tools|training|benchmarks|notebooks|solutions)/[\w/.]*)`", page)
     assert len(places) > 15 and [place for place in places if not (ROOT / place).exists()] == []
 
 
-def test_the_picture_is_that_of_the_imports():
-    assert rooms.PICTURE.read_text(encoding="utf-8") == rooms.picture(rooms.rooms(MODULES), FOLDERS)
+def test_the_picture_is_that_of_the_imports(modules):
+    assert rooms.PICTURE.read_text(encoding="utf-8") == rooms.picture(rooms.rooms(modules), FOLDERS)

@@ -115,6 +115,7 @@ claim("copying helps", 0.9, ">", 0.5, unit="nats")
 claim("it is sure", 0.7, ">", 0.8)"""
 
 
+@pytest.mark.slow
 def test_a_claim_that_does_not_hold_fails_on_tiny_and_is_told_on_other_models(tmp_path, capsys):
     lesson(tmp_path, "00_case", GOOD, CLAIMING)
     assert course(tmp_path) == 1

@@ -69,7 +69,7 @@ def test_what_is_allowed(source):
 
 # --- no network ------------------------------------------------------------------------------------------------------
 
-PROGRAM = """
+LEARNER = """
 import json, sys
 tried, FONT_LISTS = [], ("fc-list", "system_profiler")     # matplotlib asks one of them, once, which fonts there are
 
@@ -83,8 +83,7 @@ def watch(event, args):
         tried.append(f"{event} {args[:2]}")
 
 sys.addaudithook(watch)
-"""
-LEARNER = PROGRAM + """
+
 import importlib, pkgutil
 import course_utils
 for module in pkgutil.walk_packages(course_utils.__path__, "course_utils."):
@@ -113,32 +112,21 @@ evaluate_sae(model, load_shipped_sae("tiny", "topk-2"), sample_text(model, 2, 16
 pattern, words = cache["blocks.0.attn.hook_pattern"][0], ["word"] * 21
 viz.plot_attention(pattern[0], words, "a head").savefig("figure.png")
 viz.bundle_script() + viz.attention_patterns(words, pattern).html
-print(json.dumps(tried))
-"""
-ASKS = PROGRAM + """
-from course_utils import __main__
+without_asking = [*tried]
+tried.clear()
 assert __main__.main(["doctor"]) == 0
-print(json.dumps(tried))
+print(json.dumps([without_asking, tried]))
 """
 
 
-def tried(program: str, tmp_path: Path) -> list[str]:
-    """Run it in a new process whose folders are empty; the addresses that it asked for."""
+@pytest.mark.slow
+def test_a_learner_needs_no_network_and_the_doctor_asks_the_hub_and_nobody_else(tmp_path):
+    """In a new process whose folders are empty. The learner asks for no other model."""
     ours = ("HF_", "COURSE_", "TRANSFORMERS_", "XDG_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     env = {**kept, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1",
            "COURSE_BARS": "off"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", LEARNER], capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.slow
-def test_a_learner_who_asks_for_no_other_model_needs_no_network(tmp_path):
-    assert tried(LEARNER, tmp_path) == []
-
-
-@pytest.mark.slow
-def test_the_doctor_asks_the_hub_and_nobody_else(tmp_path):
-    (asked,) = tried(ASKS, tmp_path)
-    assert "huggingface.co" in asked
+    without_asking, (asked,) = json.loads(done.stdout.splitlines()[-1])
+    assert without_asking == [] and "huggingface.co" in asked

@@ -176,9 +176,10 @@ def quiet() -> Iterator[None]:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes in all files below a folder; files that vanish meanwhile count as zero."""
+    """Bytes in all files below a folder; files and folders that vanish meanwhile count as zero."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
+    for place, _, names in os.walk(folder):                         # unlike rglob, it passes over a folder that is gone
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(place, name).stat().st_size
     return total
