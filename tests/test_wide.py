@@ -205,7 +205,7 @@ def forked(arguments: list[str]) -> list[int]:
     for each in processes:
         each.start()
     for each in processes:
-        each.join()
+        each.join(timeout=300)
     return [each.exitcode for each in processes]
 
 
