@@ -25,7 +25,7 @@ from course_utils.models import as_bridge, word_tokenizer
 from course_utils.planted import planted_induction_model
 
 
-@pytest.fixture(params=["multi_head", "grouped_query", "grouped_query_biased"])
+@pytest.fixture(params=["multi_head", pytest.param("grouped_query", marks=pytest.mark.slow), "grouped_query_biased"])
 def model(request):
     return small_models.ALL[request.param]()
 

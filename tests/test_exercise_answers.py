@@ -175,7 +175,7 @@ def test_right_answers_are_accepted(item):
         assert verdict.passed, f"right answer {number} was rejected:\n{card_text(item, verdict)}"
 
 
-@each_exercise
+@each_cheap_exercise
 def test_empty_answers_are_rejected(item):
     """What the reference returns, but all zeros, or with one NaN at the end, must not pass."""
     if isinstance(item.check, PropertyCheck):
