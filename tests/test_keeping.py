@@ -69,7 +69,8 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("function, after", [
-    (evaluate, 3), (evaluate, 8), (floor, 2), (floor, 7), (card, 3), (card, 9), (card, 13), (card, 17)])
+    (evaluate, 3), (evaluate, 8), (floor, 2), (floor, 7), (card, 9), (card, 17),
+    *(pytest.param(card, after, marks=pytest.mark.slow) for after in (3, 13))])
 def test_a_run_that_was_stopped_continues(tmp_path, monkeypatch, function, after):
     model, sae, tokens = small_models.multi_head(), some_sae(24), own_tokens(small_models.multi_head(), 10)
     with passes(model) as all_of_them:
