@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +60,12 @@ def few_active(sae: Any, x: Float[Tensor, "n d_in"]) -> None:
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def texts(quick: bool) -> dict[str, int]:
+    """The models, and how many sequences each is evaluated on."""
+    real = is_cached("smollm2-135m") and not quick
+    return {"tiny": 2 * BATCH} | ({"smollm2-135m": BATCH} if real else {})
 
 
 def inputs(model_name: str, kind: str, d_sae: int, sequences: int) -> tuple[Any, SparseAutoencoder, Any, torch.Tensor]:
@@ -141,11 +148,9 @@ def evaluate(quick: bool = False) -> list[Row]:
     """
     if not has_saelens():
         return MISSING
-    models = ["tiny", *(["smollm2-135m"] if is_cached("smollm2-135m") and not quick else [])]
     sizes = [("topk", 512)] if quick else [("topk", 2048), ("relu", 2048), ("topk", 16_384), ("topk", 65_536)]
     rows, others = [], []
-    for name, (kind, d_sae) in [(name, size) for name in models for size in sizes]:
-        sequences = 2 * BATCH if name == "tiny" else BATCH
+    for (name, sequences), (kind, d_sae) in itertools.product(texts(quick).items(), sizes):
         what = f"{name}, {kind}, {d_sae:,} latents, {sequences} × {LENGTH} tokens"
         model, sae, theirs, tokens = inputs(name, kind, d_sae, sequences)
         slim = {"everything": False, "resamples": 0}
@@ -181,12 +186,12 @@ def evaluation_work(quick: bool = False) -> list[Row]:
     if not has_saelens():
         return MISSING
     rows = []
-    models = ["tiny", *(["smollm2-135m"] if is_cached("smollm2-135m") and not quick else [])]
-    for name, d_sae in [(name, d_sae) for name in models for d_sae in ([512] if quick else [2048, 16_384, 65_536])]:
-        model, sae, theirs, tokens = inputs(name, "topk", d_sae, 2 * BATCH if name == "tiny" else BATCH)
+    sizes = [512] if quick else [2048, 16_384, 65_536]
+    for (name, sequences), d_sae in itertools.product(texts(quick).items(), sizes):
+        model, sae, theirs, tokens = inputs(name, "topk", d_sae, sequences)
         ours = multiply_adds(our_evaluation(model, sae, tokens, everything=False, resamples=0))
         of_run_evals = multiply_adds(their_evaluation(model, theirs, tokens))
-        rows.append(row(f"run_evals / ours: {name}, {d_sae:,} latents, {len(tokens)} × {LENGTH} tokens",
+        rows.append(row(f"run_evals / ours: {name}, {d_sae:,} latents, {sequences} × {LENGTH} tokens",
                         f"{of_run_evals:.2e} / {ours:.2e} = {of_run_evals / ours:.2f}"))
     return rows
 

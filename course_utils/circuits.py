@@ -323,7 +323,7 @@ def _hits(matrix: FactoredMatrix | Float[Tensor, "vocab vocab"], ids: Int[Tensor
         return int((own > rows.topk(k, dim=1).values[:, -1]).sum())
     own = torch.cat([_entries(matrix, some, some).diagonal() for some in ids.chunk(4)])         # [row]
     best = own.new_full((len(ids), k), -torch.inf)                                  # the others' largest so far
-    width = BLOCK if ids.device.type == "cpu" else 8 * BLOCK                         # a GPU takes more at once
+    width = BLOCK if ids.device.type == "cpu" else 8 * BLOCK                        # a GPU takes more at once
     space = own.new_empty(len(ids) * width)                                         # the same memory for every block
     first, last = int(ids.min()), int(ids.max())
     for start in range(0, matrix.shape[1], width):
