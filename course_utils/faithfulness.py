@@ -61,6 +61,7 @@ __all__ = [
 ]
 
 LOGITS = 5_000_000      # that exist at once, for each model: 20 MB, those of 100 positions with 50,000 tokens
+ALIKE = 1e-5            # nats: log-probabilities of two positions that differ by no more are the same
 STRIP = 200_000         # of these, how many are compared at once: fits the cache, a third faster than all
 
 LogProbs = Callable[[Int[Tensor, "place"]], Float[Tensor, "place vocab"]]   # from places in a flattened batch
@@ -381,7 +382,8 @@ class _ConstantPass:
 
     If nothing about the sequence bypasses the constant, the predictions are the same for every sequence, and one
     sequence is run for all. That takes a residual stream, and a mask that leaves out nothing, or only the same first
-    tokens in every row: BOS, usually.
+    tokens in every row: BOS, usually. Where nothing at all is left out, heads gather the same from any number of
+    positions, so that two tokens stand for all; if those two differ (attention sinks count positions), none do.
     """
 
     def __init__(
@@ -395,10 +397,17 @@ class _ConstantPass:
         only_prefix_left_out = mask[:, first:].all() and not mask[:, :first].any()
         self.same_for_all = site.is_residual and bool(self.everywhere or (only_prefix_left_out and prefix_alike))
         if self.same_for_all:
-            clean = CleanRun(model, tokens[:1])
-            stream = self._final(clean, mask[:1])[0]                # [pos, d_model]
-            parts = stream.split(at_a_time(model, LOGITS))
-            self._shared = torch.cat([log_softmax(clean.logits(part)) for part in parts])   # [pos, vocab]
+            self._shared = self._run_one(model, tokens[:1, :2 if self.everywhere else None], mask)      # [pos, vocab]
+            if self.everywhere and not torch.allclose(self._shared[0], self._shared[-1], rtol=0, atol=ALIKE):
+                self._shared = self._run_one(model, tokens[:1], mask)
+
+    def _run_one(
+        self, model: TransformerBridge, tokens: Int[Tensor, "1 pos"], mask: Bool[Tensor, "n all"]
+    ) -> Float[Tensor, "pos vocab"]:
+        """Log-probabilities of the first sequence, or of its beginning."""
+        clean = CleanRun(model, tokens)
+        final = self._final(clean, mask[:1, :tokens.shape[1]])[0]                                   # [pos, d_model]
+        return torch.cat([log_softmax(clean.logits(part)) for part in final.split(at_a_time(model, LOGITS))])
 
     def log_probs(self, clean: CleanRun | None, mask: Bool[Tensor, "batch pos"]) -> LogProbs:
         """Run one batch (`clean` may be None if the same holds for all); log-probabilities at the places asked for."""

@@ -377,6 +377,22 @@ def test_every_number_in_other_conventions(model, convention, hook_name, holes):
     check(report, found_by_hand(model, sae, tokens, hook_name, None, mask, convention))
 
 
+def test_where_heads_count_positions_no_two_stand_for_all(model):
+    """An attention sink takes its share of every pattern, so that what zeros give depends on how many there are."""
+    tokens, sae, everywhere = own_tokens(model), some_sae(24), Convention(ablate_everywhere=True)
+
+    below = "blocks.0.hook_resid_pre"
+
+    def sink(pattern, hook):
+        seen = torch.arange(1, pattern.shape[-2] + 1)[:, None]
+        return pattern * seen / (seen + 1)
+
+    with model.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", sink)]):
+        found = found_by_hand(model, sae, tokens, below, convention=everywhere)
+        report = evaluate_sae(model, sae, tokens, hook_name=below, batch_size=2, convention=everywhere)
+    assert report.ce_zero == pytest.approx(summary(found)["ce_zero"], abs=1e-5)
+
+
 @pytest.mark.parametrize("starts, hook_name", [
     ("alike", "blocks.0.hook_resid_pre"), ("different", "blocks.1.hook_resid_post"),
     ("first sequence alone", "blocks.0.hook_resid_pre")])
