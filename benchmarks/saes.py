@@ -127,14 +127,13 @@ def prepare_ours(model_name: str, kind: str, d_sae: str, sequences: str) -> Call
 
 
 def evaluation_products(model: TransformerBridge, d_sae: int, sequences: int) -> list[Product]:
-    """A clean pass, the blocks above the activation, both predictions and the encoder; of zeros, one sequence.
+    """A clean pass, the blocks above the activation, both predictions and the encoder.
 
-    The decoder needs the rows of the active latents alone, which is next to nothing.
+    The decoder needs the rows of the active latents alone, and zeros everywhere two tokens: next to nothing.
     """
     vectors, above = sequences * LENGTH, model.cfg.n_layers - middle_layer(model)
-    block, one = (block_products(model, n * LENGTH, n, LENGTH, LENGTH) for n in (sequences, 1))
-    return [*times(model.cfg.n_layers + above, block), *times(above, one),
-            *unembedding_products(model, 2 * vectors + LENGTH), Product(vectors, model.cfg.d_model, d_sae)]
+    return [*times(model.cfg.n_layers + above, block_products(model, vectors, sequences, LENGTH, LENGTH)),
+            *unembedding_products(model, 2 * vectors), Product(vectors, model.cfg.d_model, d_sae)]
 
 
 @benchmark("evaluate-sae")
@@ -143,8 +142,7 @@ def evaluate(quick: bool = False) -> list[Row]:
 
     Half of the latents are dead, and about 48 active. Ours takes the autoencoder as `SparseAutoencoder.load` gives it;
     beside it stand the same of SAELens's object, and all that `evaluate_sae` does by default: more divergences, the
-    mean ablation, intervals. Those two rows say how much longer they take. SmolLM2 gets half the text, for the time:
-    the one sequence on which ours runs the zero ablation is then an eighth of all.
+    mean ablation, intervals. Those two rows say how much longer they take. SmolLM2 gets half the text, for the time.
     """
     if not has_saelens():
         return MISSING
