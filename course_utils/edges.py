@@ -15,16 +15,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from course_utils.house import bars_are_off
-from course_utils.passes import CleanRun, require_plain_blocks
+from course_utils.passes import CleanRun, Keeper, in_short, over_batches, require_plain_blocks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -167,7 +166,7 @@ def _with_rows(x: Float[Tensor, "row ..."], rows: slice, some: Float[Tensor, "so
 @torch.no_grad()
 def exact_scores(
     model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"], metric: Metric, *,
-    by_position: bool = False,
+    by_position: bool = False, folder: str | Path | None = None,
 ) -> Float[Tensor, "receiver sender *pos batch"]:
     """How much the metric changes when one edge alone carries what it carries on the corrupted text; 0 where none is.
 
@@ -178,9 +177,10 @@ def exact_scores(
         metric: logits -> one number for each text, such as a difference of two logits at the last position.
         by_position: each edge at each position by itself, that is, what the receiver reads *there*; keys and values
             are read at the position that is attended to. So many times as slow; for texts whose positions correspond.
+        folder: where to keep the scores, about once a minute. A run that was stopped continues there.
 
     Raises:
-        ValueError: if the two batches differ in shape.
+        ValueError: if the two batches differ in shape, or the folder holds another run or a damaged file.
         NotForThisModel: see `graph_of`.
     """
     check_pairs(clean, corrupted)
@@ -189,19 +189,48 @@ def exact_scores(
     before = metric(logits)                                                     # [batch]
     change = run_edges(model, corrupted)[1] - run_edges(model, clean)[1]        # [sender, batch, pos, d_model]
     places = range(start, clean.shape[1]) if by_position else range(1)
-    scores = before.new_zeros(len(graph.receivers), len(graph.senders), places.stop, len(before))
+    scores = _Scores(before.new_zeros(len(graph.receivers), len(graph.senders), places.stop, len(before)))
     at_once = max(1, min(LOGITS_AT_ONCE // model.cfg.d_vocab, VECTORS_AT_ONCE) // clean[:, start:].numel())
     batches = [edges[i:i + at_once] for edges in _by_layer(graph, places) for i in range(0, len(edges), at_once)]
-    for edges in tqdm(batches, "edges", disable=bars_are_off(), leave=False):
-        rows, senders, there = zip(*edges)
+
+    def add(scores: _Scores, number: Int[Tensor, "1"]) -> None:
+        rows, senders, there = zip(*batches[int(number)])
         some = change[list(senders), :, start:]                                 # [edge, batch, later pos, d_model]
         if by_position:
             here = torch.tensor(there)[:, None] == torch.arange(start, clean.shape[1])
             some = some * here.to(some)[:, None, :, None]
         later = _logits_reading(run, [graph.receivers[row] for row in rows], some.flatten(0, 1), start)
-        for (row, sender, place), each in zip(edges, later.unflatten(0, (len(edges), -1))):
-            scores[row, sender, place] = metric(torch.cat([logits[:, :start], each], dim=1)) - before
-    return scores if by_position else scores[:, :, 0]
+        for row, sender, place, each in zip(rows, senders, there, later.unflatten(0, (len(rows), -1))):
+            scores.values[row, sender, place] = metric(torch.cat([logits[:, :start], each], dim=1)) - before
+
+    keep = _keeper(folder, model, clean, corrupted, before, {"by_position": by_position, "batches": len(batches)})
+    over_batches(scores, torch.arange(len(batches)), 1, add, "edges", keep)
+    return scores.values if by_position else scores.values[:, :, 0]
+
+
+@dataclass
+class _Scores:
+    """The scores of edges so far, and how many batches are in them."""
+
+    values: Float[Tensor, "receiver sender *pos batch"]
+    done: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"scores": self.values, "done": torch.tensor(self.done)}
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        self.values, self.done = tensors["scores"].to(self.values), int(tensors["done"])
+
+
+def _keeper(
+    folder: str | Path | None, model: TransformerBridge, clean: Tensor, corrupted: Tensor,
+    before: Float[Tensor, "batch"], settings: dict[str, Any],
+) -> Keeper | None:
+    """Keeps scores in this folder, if there is one; metrics are told apart by what they say of the clean texts."""
+    if not folder:
+        return None
+    said = [f"{value:.4g}" for value in before.tolist()]
+    return Keeper(folder, in_short(model, clean=clean, corrupted=corrupted) | {"metric": said} | settings)
 
 
 def _first_difference(clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"]) -> int:
@@ -236,16 +265,17 @@ def _logits_reading(
 
 def attribution_scores(
     model: TransformerBridge, clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"], metric: Metric, *,
-    steps: int = 1, by_position: bool = False,
+    steps: int = 1, by_position: bool = False, folder: str | Path | None = None,
 ) -> Float[Tensor, "receiver sender *pos batch"]:
     """`exact_scores` estimated: what the sender's output changes by, times the metric's slope at the receiver's input.
 
     With one step the slope is that of the clean pass: edge attribution patching (Syed et al., 2023, arXiv 2310.10348).
     With more it is the mean over passes between the two texts, whose embeddings are mixed at the middles of `steps`
     equal pieces of the way: integrated gradients (Hanna et al., 2024, arXiv 2403.17806, who take the pieces' ends).
+    `by_position` and `folder` are those of `exact_scores`.
 
     Raises:
-        ValueError: if the two batches differ in shape, or there is no step.
+        ValueError: if there is no step, or as `exact_scores` does.
         NotForThisModel: see `graph_of`.
     """
     check_pairs(clean, corrupted)
@@ -253,18 +283,25 @@ def attribution_scores(
         raise ValueError(f"steps is {steps}; one gives edge attribution patching, more integrated gradients")
     graph = graph_of(model)
     with torch.no_grad():
-        own = run_edges(model, clean)[1]
+        logits, own = run_edges(model, clean)
         embedded, change = own[0].clone(), run_edges(model, corrupted)[1].sub_(own)
-        del own
-    scores = change.new_zeros(*graph.edges.shape, *(clean.T.shape if by_position else clean.shape[:1]))
+        before = metric(logits)
+        del own, logits
+    scores = _Scores(change.new_zeros(*graph.edges.shape, *(clean.T.shape if by_position else clean.shape[:1])))
     at_once = max(1, SLOPES_AT_ONCE // clean.numel())
-    for step in tqdm(range(steps), "steps", disable=bars_are_off() or steps == 1, leave=False):
+    groups = [slice(first, first + at_once) for first in range(0, len(graph.receivers), at_once)]
+
+    def add(scores: _Scores, number: Int[Tensor, "1"]) -> None:
+        step, group = divmod(int(number), len(groups))
         way = (step + 0.5) / steps if steps > 1 else 0.0
-        for first in range(0, len(graph.receivers), at_once):
-            some = slice(first, first + at_once)
-            slopes = _slopes(model, clean, embedded + way * change[0], metric, graph.receivers[some])
-            scores[some] += torch.einsum(f"rbpd,sbpd->rs{'p' if by_position else ''}b", slopes, change) / steps
-    return scores * _at_positions(graph.edges.to(scores), scores.shape[2:])
+        slopes = _slopes(model, clean, embedded + way * change[0], metric, graph.receivers[groups[group]])
+        scores.values[groups[group]] += torch.einsum(
+            f"rbpd,sbpd->rs{'p' if by_position else ''}b", slopes, change) / steps
+
+    keep = _keeper(folder, model, clean, corrupted, before,
+                   {"by_position": by_position, "steps": steps, "groups": len(groups)})
+    over_batches(scores, torch.arange(steps * len(groups)), 1, add, "edges' slopes", keep)
+    return scores.values * _at_positions(graph.edges.to(scores.values), scores.values.shape[2:])
 
 
 @torch.enable_grad()

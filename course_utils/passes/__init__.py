@@ -1,7 +1,7 @@
 """How passes through a model are taken apart, patched and made cheap; and what a model can be asked."""
 
 from course_utils.passes.clean_run import CleanRun
-from course_utils.passes.keeping import Keeper, over_batches, what_is_run
+from course_utils.passes.keeping import Keeper, in_short, over_batches, what_is_run
 from course_utils.passes.padding import (
     all_but_first,
     check_unpadded,
@@ -36,8 +36,8 @@ __all__ = [
     "NEEDS", "CleanRun", "Enough", "Head", "Keeper", "Pooled", "Residual", "Site", "Traits", "Turn",
     "activations_in_batches", "after_block_0", "after_unembedding", "all_but_first", "centred", "check_causal",
     "check_head", "check_same", "check_unpadded", "checked_mask", "collect_activations", "counted_positions",
-    "followed", "gain_of", "head_weights", "hook_z", "in_float64", "key_value_head", "largest", "looks_like_padding",
-    "mlp_out", "normalize", "normed_reading", "output_factor", "output_scale", "over_batches", "put_back",
-    "read_activation", "require", "require_plain_blocks", "run_until", "special_tokens", "traits_of", "trial_tokens",
-    "try_out", "what_is_run", "wide_product", "without_padding",
+    "followed", "gain_of", "head_weights", "hook_z", "in_float64", "in_short", "key_value_head", "largest",
+    "looks_like_padding", "mlp_out", "normalize", "normed_reading", "output_factor", "output_scale", "over_batches",
+    "put_back", "read_activation", "require", "require_plain_blocks", "run_until", "special_tokens", "traits_of",
+    "trial_tokens", "try_out", "what_is_run", "wide_product", "without_padding",
 ]

@@ -86,14 +86,19 @@ def over_batches(
 def what_is_run(
     model: TransformerBridge, sae: object, site: Site, tokens: Int[Tensor, "n pos"], mask: Bool[Tensor, "n pos"]
 ) -> dict[str, Any]:
-    """What a run's results depend on, in short: the settings of its folder. Weights are told apart by their sum."""
-    weights = {name: sum(value.sum(dtype=torch.float64).item() for value in each.parameters())
-               for name, each in (("model", model), ("sae", sae)) if isinstance(each, torch.nn.Module)}
-    kind = f"{sae!r} {getattr(sae, 'cfg', '')}" if "sae" in weights else type(sae).__name__
-    return {
-        "tokens": _digest(tokens), "mask": _digest(mask), "hook": site.hook_name, "head": site.head,
-        "model": f"{model.cfg.model_name} {weights.get('model', '')}", "sae": f"{kind} {weights.get('sae', '')}"}
+    """What a run with an autoencoder depends on, in short: the settings of its folder."""
+    kind = f"{sae!r} {getattr(sae, 'cfg', '')}" if isinstance(sae, torch.nn.Module) else type(sae).__name__
+    return in_short(model, tokens=tokens, mask=mask) | {
+        "hook": site.hook_name, "head": site.head, "sae": f"{kind} {_weight(sae)}"}
 
 
-def _digest(values: Tensor) -> str:
-    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()
+def in_short(model: TransformerBridge, **tensors: Tensor) -> dict[str, str]:
+    """A model and some tensors, as settings of a folder. Models are told apart by the sum of their weights."""
+    digests = {name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest() for name, value in tensors.items()}
+    return {"model": f"{model.cfg.model_name} {_weight(model)}", **digests}
+
+
+def _weight(module: object) -> float | str:
+    if not isinstance(module, torch.nn.Module):
+        return ""
+    return sum(value.sum(dtype=torch.float64).item() for value in module.parameters())
