@@ -255,7 +255,7 @@ def test_a_model_that_does_induction_and_one_that_does_not(planted, small):
 @pytest.mark.slow
 @needs_tiny
 def test_tiny_repeats_what_it_has_seen():
-    model = models.load_model("tiny")
+    model = small_models.tiny()
     report = repeated_token_report(model, 50, 30)
     assert report.second_half_accuracy >= 0.95
     assert report.second_half_log_prob >= -0.4
@@ -270,15 +270,10 @@ def test_tiny_repeats_what_it_has_seen():
 @torch.no_grad()
 def test_tiny_is_close_to_the_truth_on_stories_it_has_not_seen():
     """KL(truth ‖ model), nats per token; cross-entropy less entropy estimates the same."""
-    model = models.load_model("tiny")
-    held_out = StoryLanguage(seed=7).sample(32, 128)
-    kl, excess = [], []
-    for tokens, truth, entropy in zip(*(x.split(8) for x in (held_out.tokens, held_out.true_log_probs,
-                                                            held_out.entropy))):
-        log_probs = model(tokens).log_softmax(-1)
-        kl.append(torch.where(truth.isfinite(), truth.exp() * (truth - log_probs), 0.0).sum(-1))
-        excess.append(-correct_token_log_probs(log_probs, tokens) - entropy[:, :-1])
-    kl, excess = torch.cat(kl), torch.cat(excess)
+    model, held_out = small_models.tiny(), StoryLanguage(seed=7).sample(12, 128)
+    truth, log_probs = held_out.true_log_probs, model(held_out.tokens).log_softmax(-1)
+    kl = torch.where(truth.isfinite(), truth.exp() * (truth - log_probs), 0.0).sum(-1)
+    excess = -correct_token_log_probs(log_probs, held_out.tokens) - held_out.entropy[:, :-1]
     assert (kl > -1e-4).all()
     assert kl.mean() <= 0.10
     assert abs(excess.mean() - kl[:, :-1].mean()) < 4 * excess.std() / excess.numel() ** 0.5

@@ -230,10 +230,10 @@ def stop_at(monkeypatch, step):
 @pytest.mark.parametrize("kind, normalize", [("jumprelu", "none"), ("topk", "layer_norm")])
 def test_a_run_that_was_killed_ends_with_the_same_weights_and_log(tmp_path, monkeypatch, kind, normalize):
     """Before the first checkpoint, right at one, between two, twice, and in the last step."""
-    settings, x = config(kind, normalize=normalize, steps=110, dead_after=4), some()
+    settings, x = config(kind, normalize=normalize, steps=60, dead_after=4), some()
     whole = fit(partly_dead(settings), x, settings)
     assert whole.training_log[0]["dead"] > 0
-    for number, stops in enumerate([[3], [7], [20, 55], [109]]):
+    for number, stops in enumerate([[3], [7], [20, 45], [59]]):
         for step in stops:
             with monkeypatch.context() as patch, pytest.raises(Killed):
                 stop_at(patch, step)
@@ -439,7 +439,7 @@ def planted_activations(n=6000, d_in=16, n_directions=24, n_active=2, seed=9):
                      for each in (("relu", 0.5), ("jumprelu", 0.5), ("gated", 2.0)))])
 def test_planted_directions_are_found(kind, sparsity):
     x, directions = planted_activations()
-    settings = TrainingConfig(48, kind, 2 if kind == "topk" else None, steps=1500, batch=256, lr=4e-3,
+    settings = TrainingConfig(48, kind, 2 if kind == "topk" else None, steps=700, batch=256, lr=4e-3,
                               sparsity=sparsity, warm_up=50, dead_after=50)
     sae = new_sae(settings, d_in=16)
 

@@ -500,7 +500,7 @@ def test_what_is_shipped():
 def test_the_shipped_transcoders_are_good(layer):
     model, transcoder = small_models.tiny(), load_shipped_transcoder("tiny", layer)
     assert (transcoder.hook_name, transcoder.hook_name_out) == (mlp_in(layer), f"blocks.{layer}.hook_mlp_out")
-    tokens = sample_text(model, 32, 128, seed=321)
+    tokens = sample_text(model, 8, 128, seed=321)
     x, y = mlp_inputs_and_outputs(model, layer, tokens)
     features = transcoder.encode(x)
     assert explained_variance(y, transcoder.decode(features, x)) > 0.8
