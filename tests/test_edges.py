@@ -162,18 +162,6 @@ def test_a_circuit_of_all_edges_is_the_model_and_one_of_none_the_corrupted_pass(
 
 
 @torch.no_grad()
-def test_one_edge_outside_the_circuit_is_that_edge_patched(model):
-    clean, corrupted = pair()
-    graph, scores = graph_of(model), exact_scores(model, clean, corrupted, difference)
-    best = scores.abs().mean(-1).flatten().topk(3).indices.tolist()
-    for r, s in [(0, 0), *(divmod(each, len(graph.senders)) for each in best)]:
-        circuit = graph.edges.clone()
-        circuit[r, s] = False
-        change = difference(run_circuit(model, clean, corrupted, circuit)) - difference(model(clean))
-        assert change == pytest.approx(scores[r, s], abs=1e-5)
-
-
-@torch.no_grad()
 def test_integrated_gradients_are_complete():
     """The embedding's edges share what the whole change of the text does; what steps miss falls with their square."""
     model, (clean, corrupted) = small_models.multi_head(), pair()

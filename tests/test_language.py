@@ -42,10 +42,6 @@ def test_probabilities_sum_to_one_everywhere(sample):
     assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5)
 
 
-def test_every_sampled_token_was_possible(sample):
-    assert drawn_log_probs(sample).isfinite().all()
-
-
 def test_bos_and_unk_are_never_drawn(sample):
     assert (sample.true_log_probs[..., :2] == -math.inf).all()
     assert (sample.tokens[:, 0] == 0).all() and (sample.tokens[:, 1:] >= 2).all()
@@ -187,10 +183,6 @@ def test_two_edges_that_share_a_word_are_refused():
     edges = {"{place}": [1.0, None], "garden": [1.0, None]}
     with pytest.raises(ValueError, match="'garden' fits two edges of one node"):
         language.distribution(edges, Story())
-
-
-def drawn_log_probs(sample) -> torch.Tensor:
-    return sample.true_log_probs[:, :-1].gather(-1, sample.tokens[:, 1:, None])[..., 0]
 
 
 # --- the same seed, the same stories --------------------------------------------------------------
@@ -368,17 +360,6 @@ def test_beasts_and_verbs_agree_and_so_does_the_label(long_sample):
             assert labels["plural"][verb] == labels["plural"][verb - 1] == plural, text
             seen[plural] += 1
     assert min(seen[0], seen[1]) > 30
-
-
-def test_two_people_take_a_plural_verb(long_sample):
-    """After the opening: `Ada and Ben were …`, `They were …`."""
-    seen = 0
-    for text, labels in page_sentences(long_sample):
-        if labels["sentence"][0] and (match := re.match(r"(\w+ and \w+|They) (\w+)", text)):
-            assert match[2] not in ("was", "is") and labels["plural"][len(match[1].split()) - 1] == 1, text
-            assert labels["plural"][0] == int(match[1] == "They")
-            seen += 1
-    assert seen > 20
 
 
 TAKES = [r"(?:found|noticed|took|wanted|bought|chose) a (\w+) (\w+) \.",

@@ -2,11 +2,6 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,8 +28,6 @@ from course_utils.sae_training import (
     sparsity_loss,
     train_sae,
 )
-
-REPO = Path(__file__).resolve().parent.parent
 
 
 def random_sae(kind, **more):
@@ -285,33 +278,6 @@ def test_a_half_written_checkpoint_is_not_used(tmp_path, monkeypatch):
         patch.setattr(sae_training, "save_file", half)
         fit(new_sae(settings), x, settings, tmp_path)
     assert Training(new_sae(settings), x, settings, tmp_path).step == 14
-    same(fit(new_sae(settings), x, settings, tmp_path), fit(new_sae(settings), x, settings))
-
-
-PROGRAM = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from small_saes import new_sae, some_activations as some, training_config as config
-from course_utils.sae_training import fit
-settings = config("jumprelu", steps=2500, save_every=20)
-fit(new_sae(settings), some(), settings, Path(sys.argv[1])).save(sys.argv[1] + "/done")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.matrix  # in make test the run is stopped in its own process, and test_faults.py kills a write
-def test_a_process_killed_at_whatever_moment_resumes_exactly(tmp_path):
-    program = [sys.executable, "-c", PROGRAM.format(tests=str(REPO / "tests")), str(tmp_path)]
-    settings, x = config("jumprelu", steps=2500, save_every=20), some()
-    process = subprocess.Popen(program, cwd=REPO, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
-    while process.poll() is None and not (tmp_path / STATE).exists():
-        time.sleep(0.01)
-    time.sleep(time.time() % 0.4)                                    # any moment
-    process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-    assert process.wait() != 0 and not (tmp_path / "done").exists()
-    training = Training(new_sae(settings), x, settings, tmp_path)
-    assert 20 <= training.step < 2500 and training.step % 20 == 0
     same(fit(new_sae(settings), x, settings, tmp_path), fit(new_sae(settings), x, settings))
 
 
