@@ -151,7 +151,7 @@ test: $(MORE_READY) $(PEERS_READY) real-model
 	@$(PY) -m course_utils.measured build/measured.jsonl
 	@$(PY) -m course_utils.claims build/measured.jsonl
 	$(STEP) "3 of 3: all other tests"
-	@$(PY) $(UNIT) $(WAITING) -m "not hub and not peers and not matrix" --deselect tests/test_lessons_without_jupyter.py tests
+	@$(PY) $(UNIT) $(WAITING) -m "not hub and not peers and not matrix and not brief" --deselect tests/test_lessons_without_jupyter.py tests
 
 clean:
 	rm -rf build/book build/html build/room build/lib build/bdist* build/measured.jsonl dist

@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,28 @@ def planted():
 @lru_cache
 def tiny():
     return models.load_model("tiny")
+
+
+class EnglishWords:
+    """A tokenizer for which every word is a token, numbered as it comes."""
+
+    bos_token_id = 0
+
+    def __init__(self):
+        self.words = ["<bos>"]
+
+    def __call__(self, text, add_special_tokens):
+        self.words += [word for word in text.split() if word not in self.words]
+        return {"input_ids": [self.words.index(word) for word in text.split()]}
+
+    def decode(self, tokens):
+        return " ".join(self.words[token] for token in tokens)
+
+
+def english(device: str = "cpu"):
+    """What pairs in English need of a model."""
+    return SimpleNamespace(tokenizer=EnglishWords(), cfg=SimpleNamespace(
+        device=device, d_vocab=1000, model_name="english"))
 
 
 @lru_cache

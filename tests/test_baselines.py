@@ -13,7 +13,6 @@ from small_saes import some_sae
 
 from course_utils import baselines
 from course_utils.baselines import KINDS, RANDOM, covariance_root, epsilon_random, noise_floor, theta_random
-from course_utils.faithfulness import evaluate_sae
 from course_utils.passes import Site
 
 N, LENGTH, RESIDUAL, Z = 5, 9, "blocks.1.hook_resid_pre", "blocks.1.attn.hook_z"
@@ -121,17 +120,6 @@ def test_one_position_alone_is_patched(model, monkeypatch, hook_name=RESIDUAL):
     mask = ragged(tokens)
     mask[:, 4] = torch.arange(N) != 2                               # not patched where the mask leaves it out
     check(noise_floor(model, sae, tokens, mask=mask, **where), floor_by_hand(model, sae, tokens, mask=mask, **where))
-
-
-def test_what_evaluate_sae_knows_too(model, hook_name="blocks.0.hook_mlp_out"):
-    tokens, sae, mask = random_tokens(), some_sae(), ragged(random_tokens())
-    floor = noise_floor(model, sae, tokens, ("mean", "zero"), hook_name=hook_name, mask=mask)
-    report = evaluate_sae(model, sae, tokens, hook_name=hook_name, mask=mask)
-    assert list(floor.kl) == ["sae", "mean", "zero"]
-    assert (floor.kl["sae"], floor.kl["zero"]) == pytest.approx((report.kl, report.kl_zero), rel=1e-5)
-    costs = [each - report.ce_clean for each in (report.ce_sae, report.ce_mean, report.ce_zero)]
-    assert list(floor.delta_ce.values()) == pytest.approx(costs, rel=1e-4)
-    assert floor.kl_intervals["sae"] == pytest.approx(report.intervals["kl"], rel=1e-5)
 
 
 def test_batches_seeds_draws_and_intervals(model, monkeypatch):

@@ -8,8 +8,10 @@ import importlib
 import inspect
 import os
 import pkgutil
+from contextlib import contextmanager
 from functools import lru_cache
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import small_models
@@ -57,11 +59,16 @@ pytestmark = pytest.mark.slow
 N = 6  # tokens in each copy
 
 
-@pytest.fixture(autouse=True)
-def gpu(monkeypatch):
+@contextmanager
+def gpu_there():
     """`load_model` finds the second device, as it finds a GPU."""
-    monkeypatch.setattr(models, "best_device", lambda: str(DEVICE))
-    with second_device():
+    with mock.patch.object(models, "best_device", lambda: str(DEVICE)), second_device():
+        yield
+
+
+@pytest.fixture
+def gpu():
+    with gpu_there():
         yield
 
 
@@ -110,31 +117,19 @@ def assigned(to, value):
 
 
 @pytest.mark.parametrize("name", FORBIDDEN)
-def test_two_devices_may_not_meet(name):
+def test_two_devices_may_not_meet(name, gpu):
     y = torch.arange(6.0).reshape(2, 3) - 2
     with pytest.raises(RuntimeError, match=rf"{DEVICE.type}.*cpu|cpu.*{DEVICE.type}|same device"):
         FORBIDDEN[name](y.to(DEVICE), y)
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_what_cuda_allows(name):
+def test_what_cuda_allows(name, gpu):
     y = torch.arange(6.0).reshape(2, 3) - 2
     assert plain(ALLOWED[name](y.to(DEVICE), y)) == plain(ALLOWED[name](y, y))
 
 
 # --- every public function -------------------------------------------------------------------------------------------
-
-
-class EnglishWords:
-    """A tokenizer for which every word is a token, numbered as it comes."""
-
-    bos_token_id = 0
-
-    def __init__(self):
-        self.ids = {}
-
-    def __call__(self, text, add_special_tokens):
-        return {"input_ids": [self.ids.setdefault(word, len(self.ids) + 1) for word in text.split()]}
 
 
 def first_pattern(i):
@@ -165,8 +160,7 @@ def inputs(device: str) -> SimpleNamespace:
     i.text = text.sample_text(i.model, 3, 12, seed=1)
     i.rotary = small_models.grouped_query(device)         # rotary positions
     i.rotary_text = text.own_text(i.rotary, 3, 12)
-    i.english = SimpleNamespace(tokenizer=EnglishWords(), cfg=SimpleNamespace(
-        device=i.model.cfg.device, d_vocab=1000, model_name="english"))
+    i.english = small_models.english(device)
     i.sae = sae_files.topk_sae_for(i.model)
     i.cpu_sae = sae_files.load_shipped_sae("tiny", "topk-2")             # an autoencoder that is loaded is the CPU's
     i.gated, i.jump = (sae.SparseAutoencoder(256, 32, kind, hook_name=i.sae.hook_name).to(device)
@@ -373,16 +367,15 @@ CASES = {
     "padding.special_tokens": lambda i: padding.special_tokens(i.model)[:2],
     "edges.graph_of": lambda i: edges.graph_of(i.model).edges,
     "edges.run_edges": lambda i: edges.run_edges(i.model, i.text[:2])[1],
-    "edges.exact_scores": lambda i: edges.exact_scores(i.model, i.text[:1], i.text[1:2], lambda x: x[:, -1, 3]),
+    "edges.exact_scores": lambda i: edges.exact_scores(i.rotary, i.rotary_text[:1], i.rotary_text[1:2], logit_of_3),
     "edges.attribution_scores": lambda i: edges.attribution_scores(
-        i.model, i.text[:1], i.text[1:2], lambda x: x[:, -1, 3], steps=2),
+        i.model, i.text[:1], i.text[1:2], logit_of_3, steps=2),
     "edges.run_circuit": lambda i: edges.run_circuit(
         i.model, i.text[:1], i.text[1:2], edges.graph_of(i.model).edges & (torch.arange(21) % 2 == 0)),
     "edges.without_subsets": lambda i: edges.without_subsets(
-        i.model, i.text[:1], i.text[1:2], edges.graph_of(i.model).edges, edges.graph_of(i.model).edges[None],
-        lambda x: x[:, -1, 3]),
+        i.rotary, i.rotary_text[:1], i.rotary_text[1:2], some_edges(i), some_edges(i)[None], logit_of_3),
     "edges.worst_subset": lambda i: edges.worst_subset(
-        i.model, i.text[:1], i.text[1:2], edges.graph_of(i.model).edges, 2, lambda x: x[:, -1, 3], tries=2),
+        i.rotary, i.rotary_text[:1], i.rotary_text[1:2], some_edges(i), 2, logit_of_3, tries=1),
     "transcoders.Transcoder": lambda i: i.transcoders[1](i.x),
     "transcoders.mlp_inputs_and_outputs": lambda i: transcoders.mlp_inputs_and_outputs(
         i.model, 1, i.text, i.mask.cpu(), batch_size=2),
@@ -508,6 +501,15 @@ CASES = {
 }
 
 
+def logit_of_3(logits):
+    return logits[:, -1, 3]
+
+
+def some_edges(i):
+    edges_there = edges.graph_of(i.rotary).edges
+    return edges_there & (torch.arange(edges_there.shape[1]) % 5 == 0)
+
+
 def padded(i):
     """The text, with BOS, which pads too, at its end."""
     return torch.cat([i.text, i.text[:, :1], i.text[:, :1]], dim=1)
@@ -562,7 +564,9 @@ def plain(value):
 def test_function(name, tmp_path):
     """On the second device a function answers what it answers on the CPU, to the last bit."""
     more = [tmp_path] if len(inspect.signature(CASES[name]).parameters) == 2 else []
-    on_cpu, on_device = (plain(CASES[name](inputs(device), *more)) for device in ("cpu", str(DEVICE)))
+    on_cpu = plain(CASES[name](inputs("cpu"), *more))
+    with gpu_there():
+        on_device = plain(CASES[name](inputs(str(DEVICE)), *more))
     assert on_device == on_cpu
 
 
@@ -592,7 +596,7 @@ def test_every_public_function_has_a_case():
 # --- a learner's functions, and the lessons --------------------------------------------------------------------------
 
 
-def test_a_learner_s_answer_is_judged():
+def test_a_learner_s_answer_is_judged(gpu):
     """A mask made on the CPU is an error in words; an answer on another device is one that is wrong."""
     def zeroed(x):
         return x.masked_fill(torch.ones_like(x).triu(1) > 0, 0.0)
@@ -635,6 +639,6 @@ def test_grading_does_not_see_a_gpu(tmp_path, monkeypatch):
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("path", lessons.SOLUTIONS, ids=lambda path: path.stem)
-def test_lesson(path, tmp_path, monkeypatch):
+def test_lesson(path, gpu, tmp_path, monkeypatch):
     """The worked lessons, with their checks of exercises, their measured numbers, and what they say of a real model."""
     lessons.test_the_worked_lesson_keeps_its_promises(path, tmp_path, monkeypatch, real="auto")

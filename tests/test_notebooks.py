@@ -99,12 +99,13 @@ def run_here(folder: str, lesson: str, kind: str, hub, monkeypatch) -> None:
 
 # learned positions and LayerNorm, or rotary positions, grouped queries and RMSNorm
 KINDS = [(("gpt2", "llama")[number % 2], lesson) for number, lesson in enumerate(LESSONS)]
-# Those take tiny whatever the model is, and so as long as the lesson itself: in a kernel, by make matrix.
-ON_TINY_ONLY = ("10_faithful_circuits", "11_worth_it", "12_attribution_graphs")
+# Most of their cells take tiny, or as long, whatever the model is: in a kernel, by make matrix.
+LONG = ("00_start_here", "02_induction_heads", "06_sparse_autoencoders", "10_faithful_circuits", "11_worth_it",
+        "12_attribution_graphs")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, lesson", [each for each in KINDS if each[1] not in ON_TINY_ONLY])
+@pytest.mark.parametrize("kind, lesson", [each for each in KINDS if each[1] not in LONG])
 def test_the_exercise_notebook_runs_untouched(kind, lesson, hub, shell, monkeypatch):
     """In IPython. Every worked notebook runs in a kernel, by nbval; untouched ones run in JupyterLab by make matrix."""
     run_here("notebooks", lesson, kind, hub, monkeypatch)

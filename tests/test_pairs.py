@@ -95,13 +95,9 @@ def test_a_model_that_reads_no_stories_or_no_english_is_refused_in_words():
             make(small_models.tiny(), 0)
 
 
-@pytest.mark.slow
-def test_the_giver_decides_in_english():
-    from course_utils.models import load_real_model
-
-    model = load_real_model()
-    if model is None:
-        pytest.skip("SmolLM2 is not on this machine")
+@pytest.mark.parametrize("load", [small_models.english, pytest.param(small_models.smollm2, marks=pytest.mark.matrix)])
+def test_the_giver_decides_in_english(load):
+    model = load()
     pairs = giver_pairs(model, 6)
     for i in range(6):
         clean, corrupted = (model.tokenizer.decode(each[i, 1:]) for each in (pairs.clean, pairs.corrupted))

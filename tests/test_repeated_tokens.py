@@ -144,43 +144,6 @@ def test_log_probs_are_minus_torchs_cross_entropy(size):
     assert (ours <= 0).all()
 
 
-@settings(deadline=None, max_examples=30)
-@given(sizes)
-def test_log_probs_equal_a_slow_loop(size):
-    logits, tokens = random_case(size)
-    ours = correct_token_log_probs(logits, tokens)
-    for row in range(size[0]):
-        for j in range(size[1] - 1):
-            scores = logits[row, j].tolist()
-            log_total = math.log(sum(math.exp(score) for score in scores))
-            assert ours[row, j].item() == pytest.approx(scores[int(tokens[row, j + 1])] - log_total, abs=1e-4)
-
-
-@settings(deadline=None, max_examples=30)
-@given(sizes, st.floats(-50, 50))
-def test_a_constant_added_to_all_logits_of_a_position_changes_nothing(size, constant):
-    logits, tokens = random_case(size)
-    ours = correct_token_log_probs(logits, tokens)
-    shifted = logits + constant * torch.arange(size[1])[None, :, None]
-    assert torch.allclose(correct_token_log_probs(shifted, tokens), ours, atol=1e-3)
-
-
-@settings(deadline=None, max_examples=30)
-@given(sizes)
-def test_the_last_logits_and_the_first_token_do_not_matter(size):
-    logits, tokens = random_case(size)
-    ours = correct_token_log_probs(logits, tokens)
-    logits[:, -1], tokens[:, 0] = 1e9, 0
-    assert torch.equal(correct_token_log_probs(logits, tokens), ours)
-
-
-@pytest.mark.parametrize("vocab", [2, 988, 50257])
-def test_uniform_logits_give_minus_log_vocabulary(vocab):
-    tokens = torch.tensor([[0, 1, 0], [1, 1, vocab - 1]])
-    log_probs = correct_token_log_probs(torch.full((2, 3, vocab), 4.2), tokens)
-    assert torch.allclose(log_probs, torch.tensor(-math.log(vocab)), atol=1e-5)
-
-
 def test_hopeless_logits_stay_finite():
     logits = torch.tensor([[[0.0, 1e4], [0.0, 0.0]]])
     assert correct_token_log_probs(logits, torch.tensor([[0, 0]])).item() == pytest.approx(-1e4)
@@ -211,6 +174,7 @@ def test_the_report_of_a_case_worked_out_by_hand():
     assert report.second_half_accuracy == pytest.approx(3 / 6)
     assert report.inner_accuracy == pytest.approx(3 / 4)
     assert report.standard_error == pytest.approx(0.5)  # means −2 and −1: sd 1/√2, over √2
+    assert math.isnan(RepeatedTokenReport(report.tokens[:1], log_probs[:1], correct[:1]).standard_error)
 
 
 def test_the_report_is_the_models_own_log_probs(model):
@@ -225,16 +189,7 @@ def test_the_report_is_the_models_own_log_probs(model):
     assert not report.log_probs.requires_grad
 
 
-def test_halves_add_up(model):
-    report = repeated_token_report(model, 10, 6)
-    whole = report.log_probs.mean().item()
-    assert (report.first_half_log_prob + report.second_half_log_prob) / 2 == pytest.approx(whole, rel=1e-5)
-    assert (report.boundary_log_prob + 9 * report.inner_log_prob) / 10 == pytest.approx(
-        report.second_half_log_prob, rel=1e-5)
-    assert math.isnan(repeated_token_report(model, 5, 1).standard_error)
-
-
-@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+@pytest.mark.parametrize("rows", [1, 3])
 def test_the_report_does_not_depend_on_how_many_rows_run_at_once(model, monkeypatch, rows):
     usual = repeated_token_report(model, 8, 10)
     monkeypatch.setattr(repeated_tokens, "ROWS_AT_A_TIME", rows)
@@ -243,19 +198,12 @@ def test_the_report_does_not_depend_on_how_many_rows_run_at_once(model, monkeypa
     assert torch.allclose(usual.log_probs, other.log_probs, atol=1e-5)
 
 
-def test_a_model_that_does_induction_and_one_that_does_not(planted, small):
-    able, unable = (repeated_token_report(model, 15, 20) for model in (planted, small))
-    assert able.inner_log_prob > able.first_half_log_prob + 3 and able.inner_accuracy > 0.6
-    assert able.boundary_log_prob < able.inner_log_prob - 2  # nothing says that a repeat begins
-    assert abs(unable.second_half_log_prob - unable.first_half_log_prob) < 1
-
-
 # --- real models ----------------------------------------------------------------------------------
 
 @pytest.mark.slow
 @needs_tiny
 def test_tiny_repeats_what_it_has_seen():
-    model = models.load_model("tiny")
+    model = small_models.tiny()
     report = repeated_token_report(model, 50, 30)
     assert report.second_half_accuracy >= 0.95
     assert report.second_half_log_prob >= -0.4
@@ -270,21 +218,17 @@ def test_tiny_repeats_what_it_has_seen():
 @torch.no_grad()
 def test_tiny_is_close_to_the_truth_on_stories_it_has_not_seen():
     """KL(truth ‖ model), nats per token; cross-entropy less entropy estimates the same."""
-    model = models.load_model("tiny")
-    held_out = StoryLanguage(seed=7).sample(32, 128)
-    kl, excess = [], []
-    for tokens, truth, entropy in zip(*(x.split(8) for x in (held_out.tokens, held_out.true_log_probs,
-                                                            held_out.entropy))):
-        log_probs = model(tokens).log_softmax(-1)
-        kl.append(torch.where(truth.isfinite(), truth.exp() * (truth - log_probs), 0.0).sum(-1))
-        excess.append(-correct_token_log_probs(log_probs, tokens) - entropy[:, :-1])
-    kl, excess = torch.cat(kl), torch.cat(excess)
+    model, held_out = small_models.tiny(), StoryLanguage(seed=7).sample(12, 128)
+    truth, log_probs = held_out.true_log_probs, model(held_out.tokens).log_softmax(-1)
+    kl = torch.where(truth.isfinite(), truth.exp() * (truth - log_probs), 0.0).sum(-1)
+    excess = -correct_token_log_probs(log_probs, held_out.tokens) - held_out.entropy[:, :-1]
     assert (kl > -1e-4).all()
     assert kl.mean() <= 0.10
     assert abs(excess.mean() - kl[:, :-1].mean()) < 4 * excess.std() / excess.numel() ** 0.5
 
 
 @pytest.mark.slow
+@pytest.mark.matrix  # in make test the stored outputs of lesson 02 show it
 @needs_tiny
 def test_tiny_s_checkpoints_show_induction_absent_forming_and_present():
     best = []

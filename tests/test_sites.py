@@ -5,7 +5,7 @@ import small_models
 import torch
 from small_models import forbidden_forward, hook_count, repeated
 
-from course_utils.passes import CleanRun, Site, activations_in_batches, collect_activations
+from course_utils.passes import CleanRun, Site, collect_activations
 from course_utils.passes.sites import POINTS
 
 pytestmark = pytest.mark.older
@@ -58,19 +58,10 @@ def test_what_is_read_is_what_the_cache_holds(model, point, head):
 
 
 @pytest.mark.parametrize("point, head", PLACES)
-def test_activations_in_batches_are_those_of_the_cache(model, point, head):
-    tokens = repeated(model, batch=5)
-    for site in sites(model, point, head):
-        batches = list(activations_in_batches(model, site, tokens, batch_size=2))
-        assert [len(each) for each in batches] == [2, 2, 1]
-        torch.testing.assert_close(torch.cat(batches), cached(model, site, tokens), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_collected_activations_leave_out_the_first_position_and_keep_the_order(model, batch_size):
+def test_collected_activations_leave_out_the_first_position_and_keep_the_order(model, point, head):
     tokens = repeated(model, batch=3)
-    for site in (*sites(model, "hook_mlp_out", None), *sites(model, "attn.hook_z", 2)):
-        ours = collect_activations(model, site.hook_name, tokens, head=site.head, batch_size=batch_size)
+    for site in sites(model, point, head):
+        ours = collect_activations(model, site.hook_name, tokens, head=site.head, batch_size=2)
         expected = cached(model, site, tokens)
         rows = torch.stack([expected[i, j] for i in range(3) for j in range(1, tokens.shape[1])])
         torch.testing.assert_close(ours, rows, atol=1e-4, rtol=1e-4)
@@ -96,13 +87,6 @@ def test_layers_above_the_place_are_not_run():
     with model.hooks(fwd_hooks=note):
         collect_activations(model, "blocks.1.hook_attn_out", repeated(model))
     assert ran == [0, 1]
-
-
-def test_heads_side_by_side_are_the_heads_one_by_one(model):
-    clean = CleanRun(model, repeated(model), ["blocks.1.attn.hook_z"])
-    whole = Site(model, "blocks.1.attn.hook_z").read(clean)
-    parts = [Site(model, "blocks.1.attn.hook_z", head).read(clean) for head in range(model.cfg.n_heads)]
-    assert torch.equal(whole, torch.cat(parts, dim=-1))
 
 
 # --- going on with another activation --------------------------------------------------------------------------------
@@ -207,10 +191,3 @@ def test_heads_that_are_not_there_are_refused_before_any_work(point, head):
     for call in (lambda: Site(model, name, head), lambda: collect_activations(model, name, repeated(model), head=head)):
         with forbidden_forward(model), pytest.raises(ValueError, match=f"head is {head}; only attn.hook_z .* 0 to 3"):
             call()
-
-
-def test_query_heads_count_not_those_of_keys():
-    model = small_models.grouped_query()                            # six query heads on two key heads
-    assert Site(model, "blocks.0.attn.hook_z", 5).width == model.cfg.d_head
-    with pytest.raises(ValueError, match="0 to 5"):
-        Site(model, "blocks.0.attn.hook_z", 6)

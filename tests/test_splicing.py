@@ -159,16 +159,6 @@ def test_heads_read_what_a_spliced_pass_would_give_them(model, into, which):
     torch.testing.assert_close(found, torch.cat(row_by_row), **NEAR)
 
 
-def test_a_perfect_autoencoder_changes_nothing(model):
-    tokens, before = repeated(model, batch=9), hook_count(model)
-    clean = model(tokens)
-    with spliced(model, perfect_sae()):
-        torch.testing.assert_close(model(tokens), clean, **NEAR)
-    found = log_probs_reading(model, perfect_sae(), tokens, SEQ_LEN, [(1, 0), (1, 2)], "qkv")
-    torch.testing.assert_close(found, correct_token_log_probs(clean, tokens), **NEAR)
-    assert hook_count(model) == before
-
-
 @pytest.mark.parametrize("change, message", [
     ({"into": "x"}, "into is 'x'"), ({"into": ""}, "into is ''"), ({"into": "qz"}, "into is 'qz'"),
     ({"heads": [(1, 0), (0, 2)]}, "heads 0.2 lie below the autoencoder"), ({"seq_len": 5}, "must be"),

@@ -10,7 +10,6 @@ import torch
 from small_models import random_tokens, repeated
 from small_saes import D_IN, D_SAE, K, random_sae, same_weights, some_activations, training_config
 
-from course_utils import sae_training
 from course_utils.attribution_graphs import (
     AttributionGraph,
     FrozenModel,
@@ -160,23 +159,11 @@ def test_training_is_adam_on_the_error_of_the_target(kind, skip):
     torch.testing.assert_close(trained(x), size_y * out.detach(), atol=1e-3, rtol=1e-3)
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_transcoder(tmp_path, monkeypatch):
-    x, y, config = some_activations(), some_activations(seed=1).sin(), training_config("topk", steps=60)
-    whole = fit(Transcoder(D_IN, D_SAE, "topk", k=K, skip=True), x, config, targets=y)
-    one_step = sae_training.Training.one_step
-
-    def stopped(self, batch):
-        if self.step == 25:
-            raise KeyboardInterrupt
-        return one_step(self, batch)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sae_training.Training, "one_step", stopped)
-        fit(Transcoder(D_IN, D_SAE, "topk", k=K, skip=True), x, config, tmp_path, targets=y)
-    again = fit(Transcoder(D_IN, D_SAE, "topk", k=K, skip=True), x, config, tmp_path, targets=y)
-    assert same_weights(whole, again) and whole.training_log == again.training_log and whole.W_skip.abs().max() > 0
+def test_a_folder_belongs_to_its_targets(tmp_path):
+    x, config = some_activations(), training_config("topk", steps=7)
+    fit(Transcoder(D_IN, D_SAE, "topk", k=K), x, config, tmp_path, targets=x)
     with pytest.raises(ValueError, match="another target_scale"):
-        fit(Transcoder(D_IN, D_SAE, "topk", k=K, skip=True), x, config, tmp_path, targets=2 * y)
+        fit(Transcoder(D_IN, D_SAE, "topk", k=K), x, config, tmp_path, targets=2 * x)
 
 
 def test_training_learns_an_mlp():
@@ -291,31 +278,6 @@ def test_edges_add_up_to_what_they_enter(name, kind, skip):
     assert not graph.edges[~targets].any() and not graph.edges[:, graph.of_kind("logit")].any()
 
 
-@pytest.mark.parametrize("name, kind, skip", CASES)
-def test_an_edge_is_what_is_missing_where_its_source_is_silent_and_no_feature_answers(name, kind, skip):
-    model, transcoders, tokens = made(name, kind, skip)
-    graph, frozen = attribution_graph(model, transcoders, tokens, [3]), FrozenModel(model, transcoders, tokens)
-
-    def pre_activations(without=None):
-        def written(layer):
-            change = torch.zeros_like(frozen.embedded)
-            if without is not None and graph.nodes[without].layer == layer:
-                change[graph.nodes[without].position] = graph.written[without]
-            return change
-
-        reads = frozen.reads(frozen.embedded - written(-1), lambda layer, read: transcoders[layer].write(
-            frozen.features[layer], read) + frozen.errors[layer] - written(layer))
-        direction = model.W_U[:, 3] - model.W_U.mean(1)
-        return torch.stack([(reads[node.layer][node.position] @ (
-            direction if node.kind == "logit" else transcoders[node.layer].W_enc[:, node.index])).detach()
-            if node.kind in ("feature", "logit") else torch.zeros(()) for node in graph.nodes])
-
-    whole = pre_activations()
-    for source in range(0, len(graph.nodes) - 1, 11):
-        gone = whole - pre_activations(without=source)
-        assert (gone - graph.edges[:, source]).abs().max() < 1e-4 * graph.values.abs().max(), graph.nodes[source]
-
-
 # Two embeddings (0, 1), an error (2), two features (3, 4), a logit (5).
 HAND = torch.zeros(6, 6)
 HAND[3, :3] = torch.tensor([3.0, 0.0, -1.0])            # feature 3: 3/4 from embedding 0, 1/4 from the error
@@ -354,23 +316,6 @@ def test_pruning_by_hand():
     assert kept(1, 0.6) == ([0, 1, 2, 3, 4, 5], 6)                  # without feature 3's edge from the error
     assert kept(1, 0.4) == ([0, 1, 5], 0)                           # only 0 -> 3 and 4 -> 5: no path, so no feature
     assert kept(0.4, 1) == ([0, 1, 3, 4, 5], 5)                     # the two features have half of all influence
-
-
-def test_pruning():
-    model, transcoders, tokens = made("multi_head")
-    graph = attribution_graph(model, transcoders, tokens)
-    assert len(pruned(graph, 1, 1).nodes) <= len(graph.nodes)
-    few, order = pruned(graph, 0.6, 0.9), graph.influence().argsort(descending=True)
-    n = next(n for n in itertools.count() if graph.influence()[order[:n]].sum() >= 0.6 * graph.influence().sum())
-    ends = {node for node in graph.nodes if node.kind in ("embedding", "logit")}
-    allowed = {graph.nodes[i] for i in order[:n]} | ends
-    assert set(few.nodes) <= allowed and len(few.nodes) > 0.8 * len(allowed)
-    place = {node: i for i, node in enumerate(graph.nodes)}
-    for i, target in enumerate(few.nodes):
-        for j, source in enumerate(few.nodes):
-            assert few.edges[i, j] in (0, graph.edges[place[target], place[source]])
-        if target.kind == "feature":
-            assert few.edges[i].any() and few.edges[:, i].any()
     with pytest.raises(ValueError, match="shares"):
         pruned(graph, 80)
 
@@ -500,7 +445,7 @@ def test_what_is_shipped():
 def test_the_shipped_transcoders_are_good(layer):
     model, transcoder = small_models.tiny(), load_shipped_transcoder("tiny", layer)
     assert (transcoder.hook_name, transcoder.hook_name_out) == (mlp_in(layer), f"blocks.{layer}.hook_mlp_out")
-    tokens = sample_text(model, 32, 128, seed=321)
+    tokens = sample_text(model, 8, 128, seed=321)
     x, y = mlp_inputs_and_outputs(model, layer, tokens)
     features = transcoder.encode(x)
     assert explained_variance(y, transcoder.decode(features, x)) > 0.8

@@ -753,14 +753,10 @@ ANSWERS = {
         reject=[
             Wrong(the_difference_itself, says="is `points` used"),
             Wrong(on_path(ways="(torch.arange(20) + 0.5) / 20"), says="is `points` used"),
-            Wrong(on_path(answer="slopes.abs().mean().item()")),
-            Wrong(on_path(answer="slopes[points // 2].item()")),
             Wrong(on_path(answer="((slopes[0] + slopes[-1]) / 2).item()")),
-            Wrong(on_path(answer="slopes")),
         ],
-        accept=[on_path(ways="(torch.arange(points) + 0.5) / points"), on_path(answer=TRAPEZIA),
-                on_path(ways="[i / points for i in range(points)]"), on_path(answer="slopes.mean().detach()"),
-                moved_by_another_hook],
+        accept=[on_path(answer=TRAPEZIA), moved_by_another_hook,
+                on_path(ways="[i / points for i in range(points)]", answer="slopes.mean().detach()")],
     ),
     "03.logit_contributions": Answers(
         reject=[
