@@ -100,11 +100,6 @@ def test_unknown_names_are_an_error_that_lists_the_known_ones(capsys):
     assert "called sweep-tinny; there are: " in capsys.readouterr().err
 
 
-def test_names_select_and_no_name_is_all():
-    assert select(["top-k"]) == ["top-k"]
-    assert select([]) == list(BENCHMARKS)
-
-
 def test_a_table_lines_up_and_says_what_was_missed():
     lines = as_markdown([row("a", "1.00", "<= 2", True), row("longer", "3", "<= 2", False)]).splitlines()
     assert len({len(line) for line in lines}) == 1
@@ -143,9 +138,8 @@ def test_one_benchmark_from_the_command_to_the_file(tmp_path, capsys):
     assert all(line in printed for line in text.splitlines() if line)
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param("top-k", marks=pytest.mark.matrix), *(
-        pytest.param(name, marks=pytest.mark.slow) for name in ("composition", "detect-head"))])
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", ["top-k", "composition", "detect-head"])
 def test_the_others_run_and_find_no_difference(name):
     rows = BENCHMARKS[name](quick=True)
     assert all(each["Met"] == "yes" for each in rows if "difference" in each["What"] or "memory" in each["What"])
@@ -154,28 +148,18 @@ def test_the_others_run_and_find_no_difference(name):
 # --- what is measured ----------------------------------------------------------------------------------------------
 
 
-def test_the_naive_loop_makes_one_full_pass_for_each_entry():
+@pytest.mark.parametrize("sweep, batch, expected", [
+    (ablations.naive_sweep, 2, 1 + 2 * 6), (ablations.batched_sweep, 1, 1 + 2)])
+def test_the_naive_loop_makes_a_full_pass_for_each_entry_and_the_batched_one_fewer(sweep, batch, expected):
     model = small_models.multi_head()
-    tokens, layers, passes = small_models.repeated(model, 6, batch=2), [1, 0], []
+    tokens, layers, passes = small_models.repeated(model, 6, batch=batch), [1, 0], []
     handle = model.blocks[0].register_forward_hook(lambda *_: passes.append(1))
     try:
-        naive = ablations.naive_sweep(model, tokens, 6, layers)
+        found = sweep(model, tokens, 6, layers)
     finally:
         handle.remove()
-    assert len(passes) == 1 + len(layers) * 6
-    torch.testing.assert_close(naive, mlp_patch_sweep(model, tokens, 6, layers=layers), atol=1e-5, rtol=0)
-
-
-def test_the_batched_loop_finds_the_same_in_fewer_passes():
-    model = small_models.multi_head()
-    tokens, passes = small_models.repeated(model, 6, batch=1), []
-    handle = model.blocks[0].register_forward_hook(lambda *_: passes.append(1))
-    try:
-        batched = ablations.batched_sweep(model, tokens, 6, [1, 0])
-    finally:
-        handle.remove()
-    assert len(passes) == 1 + 2
-    torch.testing.assert_close(batched, mlp_patch_sweep(model, tokens, 6, layers=[1, 0]), atol=1e-5, rtol=0)
+    assert len(passes) == expected
+    torch.testing.assert_close(found, mlp_patch_sweep(model, tokens, 6, layers=layers), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("power", [0.5, 1, 2])
@@ -225,7 +209,7 @@ def test_every_call_of_the_table_works():
         assert (call(inputs) is None) == (name == "nothing"), name
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", gpt2_shape.LONG)
 def test_every_long_call_works(name, monkeypatch):
     monkeypatch.setattr(gpt2_shape, "D_SAE", 64)
