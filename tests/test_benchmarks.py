@@ -66,11 +66,6 @@ def test_a_limit_is_its_products_or_its_bytes_whichever_take_longer(monkeypatch)
     assert Limit(products, moved=7000)() == 800
 
 
-def test_twice_the_calls_take_twice_as_long():
-    once, often = (Product(64, 64, 64, times=times) for times in (1, 1000))
-    assert 0 < once.seconds() < often.seconds() / 100
-
-
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
@@ -117,12 +112,6 @@ def test_peers_and_the_limit_stand_beside_ours():
     assert (batched["Peer / ours"], batched["Limit (s)"], batched["Met"]) == ("4.00 (4.00–4.00)", "", "NO")
     alone_ = speeds("call", Turns({"ours": [2.0] * 5}, {}), {})
     assert len(alone_) == 1 and alone_[0]["Peer"] == alone_[0]["Met"] == ""
-
-
-def test_rows_with_other_columns_make_a_table_of_their_own():
-    fast = speeds("sweep", Turns({"ours": [2.0] * 5}, {}), {})
-    lines = as_markdown([*fast, row("difference", "0"), row("memory", "1 GB")]).splitlines()
-    assert [line.count("|") - 1 for line in lines] == [9, 9, 9, -1, 4, 4, 4, 4]
 
 
 @pytest.mark.slow
@@ -178,12 +167,6 @@ def test_the_fastest_of_several_rounds_counts_and_calls_take_turns(monkeypatch):
     monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
     assert growth.fastest([lambda: call("a"), lambda: call("b")], rounds=3) == [2, 1]
     assert calls == ["a", "b"] * 3
-
-
-def test_everything_that_should_grow_does_over_eight_times_its_size():
-    asked = {growth.LENGTH, growth.VOCABULARY, growth.LAYER, growth.SEQUENCE, growth.WIDTH}
-    assert {what for what, _, _ in growth.GROWING.values()} == asked
-    assert all(max(sizes) >= 8 * min(sizes) for _, sizes, _ in growth.GROWING.values())
 
 
 def test_smollm2_is_skipped_with_a_line_when_it_is_not_there(monkeypatch):

@@ -195,13 +195,6 @@ def test_without_bubblewrap_the_grader_says_so_and_goes_on(tmp_path, monkeypatch
     assert undeserved(expected, table_in(tmp_path)) == [] and untouched()
 
 
-@pytest.mark.slow
-@pytest.mark.matrix
-def test_a_worked_lesson_with_all_its_cells_passes(tmp_path):
-    submissions_made.write(tmp_path, "ada", submissions_made.lesson("05"), "05")
-    assert {row.status for row in grade(tmp_path, tmp_path / "grades.csv")} == {"passed"}
-
-
 def test_untouched_lessons_are_not_attempted(tmp_path, monkeypatch):
     monkeypatch.setattr(grading.engine, "Nursery", None)  # and nothing of them is run
     for number in LESSONS:
