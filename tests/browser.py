@@ -24,7 +24,8 @@ from pathlib import Path
 import nbformat
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-software-rasterizer", "--disable-dev-shm-usage",
+         "--disable-background-networking",
          "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 HERE = re.compile(r"^(file:|data:|blob:|about:|(https?|wss?)://127\.0\.0\.1[:/])")
 RED = "[data-mime-type='application/vnd.jupyter.stderr']"  # how JupyterLab shows errors and warnings

@@ -49,3 +49,16 @@ def wheel(once_for_all) -> Path:
     from try_colab import make_wheel
 
     return next(once_for_all("wheel", make_wheel).glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium. Skipped where playwright or a browser is missing; where the variable CI is "true" that fails."""
+    from browser import FLAGS, find_chromium, what_is_missing
+
+    if reason := what_is_missing():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as running:
+        yield running.chromium.launch(executable_path=find_chromium(), args=FLAGS)

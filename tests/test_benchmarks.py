@@ -66,11 +66,6 @@ def test_a_limit_is_its_products_or_its_bytes_whichever_take_longer(monkeypatch)
     assert Limit(products, moved=7000)() == 800
 
 
-def test_twice_the_calls_take_twice_as_long():
-    once, often = (Product(64, 64, 64, times=times) for times in (1, 1000))
-    assert 0 < once.seconds() < often.seconds() / 100
-
-
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
@@ -100,11 +95,6 @@ def test_unknown_names_are_an_error_that_lists_the_known_ones(capsys):
     assert "called sweep-tinny; there are: " in capsys.readouterr().err
 
 
-def test_names_select_and_no_name_is_all():
-    assert select(["top-k"]) == ["top-k"]
-    assert select([]) == list(BENCHMARKS)
-
-
 def test_a_table_lines_up_and_says_what_was_missed():
     lines = as_markdown([row("a", "1.00", "<= 2", True), row("longer", "3", "<= 2", False)]).splitlines()
     assert len({len(line) for line in lines}) == 1
@@ -124,12 +114,6 @@ def test_peers_and_the_limit_stand_beside_ours():
     assert len(alone_) == 1 and alone_[0]["Peer"] == alone_[0]["Met"] == ""
 
 
-def test_rows_with_other_columns_make_a_table_of_their_own():
-    fast = speeds("sweep", Turns({"ours": [2.0] * 5}, {}), {})
-    lines = as_markdown([*fast, row("difference", "0"), row("memory", "1 GB")]).splitlines()
-    assert [line.count("|") - 1 for line in lines] == [9, 9, 9, -1, 4, 4, 4, 4]
-
-
 @pytest.mark.slow
 def test_one_benchmark_from_the_command_to_the_file(tmp_path, capsys):
     out = tmp_path / "results.md"
@@ -143,9 +127,8 @@ def test_one_benchmark_from_the_command_to_the_file(tmp_path, capsys):
     assert all(line in printed for line in text.splitlines() if line)
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param("top-k", marks=pytest.mark.matrix), *(
-        pytest.param(name, marks=pytest.mark.slow) for name in ("composition", "detect-head"))])
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", ["top-k", "composition", "detect-head"])
 def test_the_others_run_and_find_no_difference(name):
     rows = BENCHMARKS[name](quick=True)
     assert all(each["Met"] == "yes" for each in rows if "difference" in each["What"] or "memory" in each["What"])
@@ -154,28 +137,18 @@ def test_the_others_run_and_find_no_difference(name):
 # --- what is measured ----------------------------------------------------------------------------------------------
 
 
-def test_the_naive_loop_makes_one_full_pass_for_each_entry():
+@pytest.mark.parametrize("sweep, batch, expected", [
+    (ablations.naive_sweep, 2, 1 + 2 * 6), (ablations.batched_sweep, 1, 1 + 2)])
+def test_the_naive_loop_makes_a_full_pass_for_each_entry_and_the_batched_one_fewer(sweep, batch, expected):
     model = small_models.multi_head()
-    tokens, layers, passes = small_models.repeated(model, 6, batch=2), [1, 0], []
+    tokens, layers, passes = small_models.repeated(model, 6, batch=batch), [1, 0], []
     handle = model.blocks[0].register_forward_hook(lambda *_: passes.append(1))
     try:
-        naive = ablations.naive_sweep(model, tokens, 6, layers)
+        found = sweep(model, tokens, 6, layers)
     finally:
         handle.remove()
-    assert len(passes) == 1 + len(layers) * 6
-    torch.testing.assert_close(naive, mlp_patch_sweep(model, tokens, 6, layers=layers), atol=1e-5, rtol=0)
-
-
-def test_the_batched_loop_finds_the_same_in_fewer_passes():
-    model = small_models.multi_head()
-    tokens, passes = small_models.repeated(model, 6, batch=1), []
-    handle = model.blocks[0].register_forward_hook(lambda *_: passes.append(1))
-    try:
-        batched = ablations.batched_sweep(model, tokens, 6, [1, 0])
-    finally:
-        handle.remove()
-    assert len(passes) == 1 + 2
-    torch.testing.assert_close(batched, mlp_patch_sweep(model, tokens, 6, layers=[1, 0]), atol=1e-5, rtol=0)
+    assert len(passes) == expected
+    torch.testing.assert_close(found, mlp_patch_sweep(model, tokens, 6, layers=layers), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("power", [0.5, 1, 2])
@@ -194,12 +167,6 @@ def test_the_fastest_of_several_rounds_counts_and_calls_take_turns(monkeypatch):
     monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
     assert growth.fastest([lambda: call("a"), lambda: call("b")], rounds=3) == [2, 1]
     assert calls == ["a", "b"] * 3
-
-
-def test_everything_that_should_grow_does_over_eight_times_its_size():
-    asked = {growth.LENGTH, growth.VOCABULARY, growth.LAYER, growth.SEQUENCE, growth.WIDTH}
-    assert {what for what, _, _ in growth.GROWING.values()} == asked
-    assert all(max(sizes) >= 8 * min(sizes) for _, sizes, _ in growth.GROWING.values())
 
 
 def test_smollm2_is_skipped_with_a_line_when_it_is_not_there(monkeypatch):
@@ -225,7 +192,7 @@ def test_every_call_of_the_table_works():
         assert (call(inputs) is None) == (name == "nothing"), name
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", gpt2_shape.LONG)
 def test_every_long_call_works(name, monkeypatch):
     monkeypatch.setattr(gpt2_shape, "D_SAE", 64)

@@ -7,7 +7,6 @@ import functools
 import http.server
 import os
 import re
-import shutil
 import threading
 import types
 from pathlib import Path
@@ -17,13 +16,11 @@ import pytest
 nbformat = pytest.importorskip("nbformat")
 
 import build_book  # noqa: E402
-from browser import FLAGS, find_chromium, what_is_missing  # noqa: E402
 from build_book import ROOT, BookError, broken_links, read_lessons, remote_loads, rewrite_links  # noqa: E402
 
 LESSONS = {"00": "00_start_here", "03": "03_ablations"}
 WORKED = sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))
-WIDTHS = (390, 1280)
-LIGHT, DARK = ("light", ), ("dark", )
+NARROW, WIDE = 390, 1280
 # The rule that a control's spoken name holds its text is an experiment of axe's, off if not asked for.
 HINDRANCES = """() => axe.run({
     preload: false, resultTypes: ["violations"], rules: {"label-content-name-mismatch": {enabled: true}}}).then(
@@ -86,16 +83,6 @@ def test_the_list_of_lessons_is_read_from_the_readme_whatever_its_columns():
     assert read_lessons("\n".join(swapped)) == [lesson]
     renamed = [row.replace("you will", "what you do") for row in rows]
     assert read_lessons("\n".join(renamed)) == [lesson]
-
-
-def test_exercises_and_the_setup_are_folded_and_other_cells_are_not():
-    sources = ['@exercise("00.a")\ndef a(): ...', "pip = 'install'", 'x = 1  # @exercise("00.a")']
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    notebook.cells[1].metadata["tags"] = ["setup"]
-    build_book.prepare_notebook(notebook, "solutions/00_start_here.ipynb", LESSONS)
-    assert ["hide-input" in cell.metadata["tags"] for cell in notebook.cells] == [True, True, False]
-    prompts = [cell.metadata["mystnb"]["code_prompt_show"] for cell in notebook.cells[:2]]
-    assert prompts == ["Show the worked version", "Show the setup"]
 
 
 def test_widgets_draw_with_the_script_of_the_site_and_know_no_address():
@@ -179,6 +166,7 @@ def test_the_book_has_every_lesson_in_order_with_its_exercises_folded(book):
         exercises = sum(cell.cell_type == "code" and cell.source.startswith("@exercise(") for cell in cells)
         page = page_text(book, path.stem)
         assert exercises and page.count(">Show the worked version<") == exercises
+        assert page.count(">Show the setup<") == 1
         text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
         title = re.search(r"^# (.*)", text, re.MULTILINE)[1]
         assert title.startswith(f"{path.stem[:2]} · ")
@@ -188,34 +176,16 @@ def test_the_book_has_every_lesson_in_order_with_its_exercises_folded(book):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [path.stem for path in WORKED])
-def test_every_formula_is_set(book, name):
-    """A displayed one needs empty lines around it: without them MyST sets it in the line, between dollar signs."""
-    assert re.findall(r"[^>]*\$<math.{0,200}|</math>\$", page_text(book, name)) == []
+def test_every_formula_is_set_and_every_picture_has_its_words(book):
+    """A displayed formula needs empty lines around it: without them MyST sets it in the line, between dollar signs.
 
-
-@pytest.mark.slow
-def test_every_picture_has_its_words(book):
-    """Without an alternative text a screen reader reads the name of the picture's file."""
-    words = {alt for path in WORKED for alt in re.findall(r'<img alt="([^"]*)"', page_text(book, path.stem))}
+    Without an alternative text a screen reader reads the name of the picture's file.
+    """
+    pages = {path.stem: page_text(book, path.stem) for path in WORKED}
+    unset = {name: re.findall(r"[^>]*\$<math.{0,200}|</math>\$", page) for name, page in pages.items()}
+    assert {name: formulas for name, formulas in unset.items() if formulas} == {}
+    words = {alt for page in pages.values() for alt in re.findall(r'<img alt="([^"]*)"', page)}
     assert len(words) > 30 and [each for each in words if not each or each.startswith("_images")] == []
-
-
-@pytest.mark.slow
-def test_the_search_index_has_a_word_that_only_a_late_lesson_has(book):
-    index = (book / "searchindex.js").read_text(encoding="utf-8")
-    documents = re.findall(r'"([^"]+)"', re.search(r'"?docnames"?:\[(.*?)\]', index)[1])
-    found = re.search(r'"?specialist"?:(\d+|\[[\d,]+\])', index)
-    assert found and "09_capstone" in {documents[int(number)] for number in re.findall(r"\d+", found[1])}
-
-
-@pytest.mark.slow
-def test_no_page_loads_anything_from_the_network_and_the_widget_script_is_there_once(book):
-    assert remote_loads(book) == []
-    users = [page.stem for page in book.glob("*.html") if "_static/circuitsvis.js" in page.read_text(encoding="utf-8")]
-    assert "00_start_here" in users and "01_repeated_tokens" not in users
-    assert all("unpkg" not in page_text(book, name) for name in users)
-    assert len([path for path in book.rglob("*.js") if "AttentionPatterns" in path.read_text(encoding="utf-8")]) == 1
 
 
 @pytest.mark.slow
@@ -237,47 +207,44 @@ def test_the_link_checker_finds_what_is_broken_and_nothing_else(tmp_path):
 @pytest.mark.slow
 def test_a_warning_of_sphinx_stops_the_build_and_is_shown(tmp_path):
     needs_tools()
-    source = tmp_path / "source"
-    shutil.copytree(ROOT / "docs" / "book", source)
-    (source / "index.md").write_text("# Title\n\n[a](nowhere.md)\n")
+    (tmp_path / "conf.py").write_text('extensions = ["myst_parser"]')
+    (tmp_path / "index.md").write_text("# Title\n\n[a](nowhere.md)\n")
     with pytest.raises(BookError, match="nowhere.md"):
-        build_book.run_sphinx(source, tmp_path / "site", tmp_path / "notes")
+        build_book.run_sphinx(tmp_path, tmp_path / "site", tmp_path / "notes")
 
 
 # -------------------------------------------------------------------------------------------------- in a browser
 
-@pytest.fixture(scope="module")
-def browser(book):
-    if reason := what_is_missing():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as running:
-        yield running.chromium.launch(executable_path=find_chromium(), args=FLAGS)
-
-
-@pytest.fixture(params=WIDTHS)
-def reader(request, browser):
-    """A page of some width, and what went wrong on it: errors in the console, requests to anything but a file."""
-    context = browser.new_context(viewport={"width": request.param, "height": 844})
+@pytest.fixture
+def reader(browser):
+    """A page, and what went wrong on it: errors in the console, requests to anything but a file or this computer."""
+    context = browser.new_context(viewport={"width": NARROW, "height": 844})
     page, wrong = context.new_page(), []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    local = ("file:", "data:", "blob:")
+    local = ("file:", "data:", "blob:", "http://127.0.0.1")
     page.on("request", lambda asked: None if asked.url.startswith(local) else wrong.append(asked.url))
-    yield types.SimpleNamespace(page=page, wrong=wrong, width=request.param)
+    yield types.SimpleNamespace(page=page, wrong=wrong)
     context.close()
 
 
+def is_drawn(page, path: Path) -> bool:
+    """Whether the page has widgets; if it has, they are painted now."""
+    if widgets := "_static/circuitsvis.js" in path.read_text(encoding="utf-8"):
+        page.wait_for_function(f"(painted => painted.length && painted.every(Boolean))(({PAINTED})())")
+    return widgets
+
+
 @pytest.mark.slow
-def test_pages_fit_their_window_paint_their_widgets_and_ask_for_no_network(book, reader):
+@pytest.mark.parametrize("widths", [
+    (NARROW, ), pytest.param((WIDE, WIDE + 70, NARROW + 70, NARROW), marks=pytest.mark.matrix)])
+def test_pages_fit_their_window_paint_their_widgets_and_ask_for_no_network(book, reader, widths):
     too_wide, painted = [], {}
     for path in sorted(book.glob("*.html")):
         reader.page.goto(path.as_uri())
-        if "_static/circuitsvis.js" in path.read_text(encoding="utf-8"):
-            reader.page.wait_for_function(f"(painted => painted.length && painted.every(Boolean))(({PAINTED})())")
+        if is_drawn(reader.page, path):
             painted[path.stem] = len(reader.page.evaluate(PAINTED))
-        for width in (reader.width, reader.width + 70):
+        for width in widths:
             reader.page.set_viewport_size({"width": width, "height": 844})
             too_wide += [(path.stem, box) for box in reader.page.evaluate(WIDER_THAN_SHOWN)]
     assert too_wide == [] and reader.wrong == []
@@ -285,14 +252,19 @@ def test_pages_fit_their_window_paint_their_widgets_and_ask_for_no_network(book,
 
 
 @pytest.mark.slow
-def test_a_reader_searches_a_word_and_unfolds_an_exercise(book, reader):
+@pytest.mark.parametrize("place, width", [("folder", NARROW), ("server", WIDE)])
+def test_a_reader_searches_a_word_sees_it_quoted_and_unfolds_an_exercise(book, reader, request, place, width):
     page = reader.page
-    page.goto((book / "index.html").as_uri())
-    if reader.width < 800:
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(f"{book.as_uri() if place == 'folder' else request.getfixturevalue('served')}/index.html")
+    if width == NARROW:
         page.locator("label.nav-overlay-icon").click()
     page.locator("input.sidebar-search").fill("specialist")
     page.keyboard.press("Enter")
-    page.locator("#search-results li a", has_text="09 · Capstone").first.click()
+    found = page.locator("#search-results li", has_text="09 · Capstone")
+    found.locator("p.context").wait_for()
+    assert "specialist" in found.locator("p.context").inner_text()
+    found.locator("a").first.click()
     page.wait_for_url("**/09_capstone.html*")
     code = page.locator("details:has-text('Show the worked version') pre").first
     assert not code.is_visible()
@@ -302,28 +274,26 @@ def test_a_reader_searches_a_word_and_unfolds_an_exercise(book, reader):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place, names, themes", [
-    ("folder", ["00_start_here"], (LIGHT, DARK)),
-    ("server", ["00_start_here", "06_sparse_autoencoders", "glossary"], (DARK, LIGHT)),
-    pytest.param("folder", ["*"], (LIGHT + DARK, LIGHT + DARK), marks=pytest.mark.matrix)])
-def test_axe_finds_nothing_serious(book, reader, request, place, names, themes):
-    """`themes`: those of the narrow window, and those of the wide one."""
+@pytest.mark.parametrize("looks", [
+    [("00_start_here", NARROW, "dark"), ("glossary", WIDE, "light")],
+    pytest.param([("*", width, theme) for width in (NARROW, WIDE) for theme in ("dark", "light")],
+                 marks=pytest.mark.matrix)])
+def test_axe_finds_nothing_serious(book, reader, looks):
     try:
         from axe_playwright_python.base import AXE_SCRIPT
     except ImportError:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("axe-playwright-python is not installed")
-    found, address = [], book.as_uri() if place == "folder" else request.getfixturevalue("served")
-    pages = sorted(path for name in names for path in book.glob(f"{name}.html"))
-    assert len(pages) >= len(names)
-    for theme in themes[WIDTHS.index(reader.width)]:
+    found = []
+    for name, width, theme in looks:
+        assert (pages := sorted(book.glob(f"{name}.html")))
+        reader.page.set_viewport_size({"width": width, "height": 844})
         reader.page.emulate_media(color_scheme=theme)
         for path in pages:
-            reader.page.goto(f"{address}/{path.name}")
-            if "_static/circuitsvis.js" in path.read_text(encoding="utf-8"):
-                reader.page.wait_for_function(f"(painted => painted.length && painted.every(Boolean))(({PAINTED})())")
+            reader.page.goto(path.as_uri())
+            is_drawn(reader.page, path)
             reader.page.evaluate(AXE_SCRIPT)
-            found += [(path.stem, theme, *each) for each in reader.page.evaluate(HINDRANCES)]
-    assert found == [] and [each for each in reader.wrong if not each.startswith(address)] == []
+            found += [(path.stem, width, theme, *each) for each in reader.page.evaluate(HINDRANCES)]
+    assert found == [] and reader.wrong == []
 
 
 @pytest.fixture(scope="module")
@@ -339,18 +309,6 @@ def served(book):
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_) -> None:
         pass
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("place", ["folder", "server"])
-def test_the_search_quotes_what_it_found(book, browser, request, place):
-    address = book.as_uri() if place == "folder" else request.getfixturevalue("served")
-    page = browser.new_page()
-    page.goto(f"{address}/search.html?q=specialist")
-    quote = page.locator("#search-results li", has_text="09 · Capstone").locator("p.context")
-    quote.wait_for()
-    assert "specialist" in quote.inner_text()
-    page.close()
 
 
 @pytest.mark.slow

@@ -243,7 +243,7 @@ def test_course_needs_the_worked_lessons(monkeypatch, capsys, tmp_path):
 # ------------------------------------------------------------------------------------------------- the wheel
 
 @pytest.mark.slow
-def test_the_wheel_carries_the_notebooks_and_stays_small(wheel):
+def test_the_wheel_carries_the_whole_course_with_its_notebooks_and_stays_small(wheel):
     with zipfile.ZipFile(wheel) as packed:
         names = set(packed.namelist())
         for path in (ROOT / "notebooks").glob("*.ipynb"):
@@ -251,6 +251,8 @@ def test_the_wheel_carries_the_notebooks_and_stays_small(wheel):
         for path in (ROOT / "solutions").glob("*.ipynb"):
             worked = nbformat.reads(packed.read(f"course_utils/solutions/{path.name}").decode(), as_version=4)
             assert sources(worked.cells) == sources(path) and not any(cell.get("outputs") for cell in worked.cells)
+        ours = [path for kind in ("py", "json", "safetensors") for path in (ROOT / "course_utils").rglob(f"*.{kind}")]
+        assert len(ours) > 100 and {str(path.relative_to(ROOT)) for path in ours} <= names
         (entry,) = (name for name in names if name.endswith("entry_points.txt"))
         assert b"faithful-circuits = course_utils.__main__:main" in packed.read(entry)
     assert not [name for name in names if not name.startswith(("course_utils/", "faithful_circuits-"))]

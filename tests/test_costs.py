@@ -50,7 +50,14 @@ def test_time_and_memory_are_those_of_the_kernel_and_of_its_cells(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_first_lesson_runs_as_on_colab_from_a_wheel(wheel, capsys, monkeypatch):
+def test_the_first_lesson_begins_as_on_colab_from_a_wheel(wheel, tmp_path, capsys, monkeypatch):
+    """Its setup cell, which installs the course. That the wheel holds all of it is seen in test_command.py."""
+    nbformat = pytest.importorskip("nbformat")
+    lesson = nbformat.read(ROOT / "notebooks" / "00_start_here.ipynb", as_version=4)
+    (tmp_path / "notebooks").mkdir()
+    lesson.cells = [cell for cell in lesson.cells if cell.id == "setup"]
+    nbformat.write(lesson, tmp_path / "notebooks" / "00_start_here.ipynb")
+    monkeypatch.setattr(try_colab, "ROOT", tmp_path)
     monkeypatch.setattr(try_colab, "make_wheel", lambda folder: wheel)
     for name in ("JUPYTER_PATH", "COURSE_REAL", "COURSE_MODEL"):
         monkeypatch.setenv(name, "")  # put back afterwards

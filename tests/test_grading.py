@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np  # noqa: F401 (answers are evaluated here)
@@ -20,6 +20,7 @@ import pytest
 import submissions_made
 import torch
 from answers import lesson_01  # noqa: F401 (the answers are there)
+from submissions_made import Expected
 
 from course_utils import exercises
 from course_utils.__main__ import main
@@ -66,43 +67,67 @@ def one_thread():
 
 # --- the table of cases: one run of the grader over all ----------------------------------------------------
 
+LESSONS = exercises.lessons()
 
-def graded_table(once_for_all, group: str, keep, path: str | None = None):
-    """What the command writes for the submissions that `keep` holds of: expected verdicts, rows, a file, the run."""
-    def run_grader(folder: Path) -> None:
-        submitted = folder / "submitted"
-        submitted.mkdir(parents=True)
-        (folder / "victim.txt").write_text("still here")
-        expected = submissions_made.make(submitted, folder / "victim.txt", keep)
-        forged = folder / "progress.jsonl"
-        forged.write_text('{"id": "01.chance_log_prob", "verdict": "passed"}\n')
-        before = {each: each.read_bytes() for each in folder.rglob("*") if each.is_file()}
-        changed = {"COURSE_PROGRESS": str(forged), "COURSE_SECRET": "1"} | ({"PATH": path} if path else {})
-        command = [*COMMAND, str(submitted), "--out", str(folder / "grades.csv"), "--seconds", "2",
-                   "--jobs", "1" if path else "2"]      # each makes a nursery of its own, which takes seconds
-        run = subprocess.run(command, capture_output=True, text=True, timeout=3000, cwd=folder,
-                             env={**os.environ, **changed})
-        after = {each: each.read_bytes() for each in folder.rglob("*")
-                 if each.is_file() and each.name != "grades.csv"}
-        (folder / "run.pickle").write_bytes(pickle.dumps((expected, run, before == after)))
 
-    folder = once_for_all(f"graded_{group}", run_grader)
-    expected, run, untouched = pickle.loads((folder / "run.pickle").read_bytes())
-    by_submission = {}
-    for row in csv.DictReader(io.StringIO((folder / "grades.csv").read_text(encoding="utf-8"))):
+def handed_in(folder: Path, keep, lessons=()) -> tuple[Expected, Callable[[], bool]]:
+    """Submissions that `keep` holds of, and two of each lesson: their verdicts, and whether all is as it was."""
+    def contents() -> dict[Path, bytes]:
+        return {each: each.read_bytes() for each in folder.rglob("*") if each.is_file() and each.name != "grades.csv"}
+
+    submitted = folder / "submitted"
+    submitted.mkdir(parents=True)
+    (folder / "victim.txt").write_text("still here")
+    (folder / "progress.jsonl").write_text('{"id": "01.chance_log_prob", "verdict": "passed"}\n')      # forged
+    expected = submissions_made.make(submitted, folder / "victim.txt", keep)
+    for number in lessons:
+        expected |= whole_lessons(submitted, number)
+    before = contents()
+    return expected, lambda: contents() == before
+
+
+def table_in(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """The rows of the table by submission and exercise."""
+    by_submission: dict[str, dict[str, dict[str, str]]] = {}
+    for row in csv.DictReader((folder / "grades.csv").open(encoding="utf-8")):
         by_submission.setdefault(row["submission"], {})[row["exercise"]] = row
-    return expected, by_submission, untouched, run
+    return by_submission
 
 
-def check_rows(expected, rows, name: str) -> None:
-    got, wanted = rows[f"{name}/01_lesson.ipynb"], expected[f"{name}/01_lesson.ipynb"]
-    if "" not in wanted:
-        wanted = {item.id: wanted.get(item.id, ("not attempted", "")) for item in exercises.exercises_of("01")}
-    assert set(got) == set(wanted)
-    for id, (status, detail) in wanted.items():
-        row = got[id]
-        assert row["status"] == status or (not status and row["status"] != "passed"), row
-        assert detail in row["detail"] + row["mistake"], row
+def arguments(folder: Path, seconds: int = 2) -> list[str]:
+    """One job: each makes a nursery of its own, which takes seconds."""
+    return [str(folder / "submitted"), "--out", str(folder / "grades.csv"), "--seconds", str(seconds), "--jobs", "1"]
+
+
+def undeserved(expected: Expected, rows: dict[str, dict[str, dict[str, str]]]) -> list:
+    """Each row that is another than expected, or lacks, or is too many."""
+    found: list = list(set(expected) ^ set(rows))
+    for name, wanted in expected.items():
+        got = rows.get(name, {})
+        if "" not in wanted:
+            ids = [item.id for item in exercises.exercises_of(name.partition("/")[2][:2])]
+            wanted = {id: wanted.get(id, ("not attempted", "")) for id in ids}
+        found += [(name, id) for id in set(got) ^ set(wanted)]
+        for id, row in got.items():
+            status, detail = wanted.get(id, ("", ""))
+            right = row["status"] == status or not status and row["status"] != "passed"
+            found += [] if right and detail in row["detail"] + row["mistake"] else [row]
+    return found
+
+
+def whole_lessons(folder: Path, number: str) -> Expected:
+    """Two notebooks of a lesson: filled in, and with the first mistake that is a function in each exercise."""
+    cells, mistaken = ["from course_utils.exercises import get"], {}
+    for item in exercises.exercises_of(number):
+        for place, mistake in enumerate(getattr(getattr(item.check, "compare", item.check), "mistakes", ())):
+            if mistake.functions and item.id not in mistaken:
+                mistaken[item.id] = ("named mistake", mistake.message)
+                cells.append(f"check = get({item.id!r}).check\nmistakes = getattr(check, 'compare', check).mistakes\n"
+                             f"exercise({item.id!r})(mistakes[{place}].functions[0])")
+    right = {item.id: ("passed", "") for item in exercises.exercises_of(number)}
+    write = submissions_made.write
+    return {write(folder, f"right {number}", submissions_made.filled_in(number), number): right,
+            write(folder, f"mistaken {number}", submissions_made.with_cells(*cells), number): mistaken}
 
 
 # One of each kind that a single wall must stop: also what is tried without bubblewrap.
@@ -119,29 +144,27 @@ def group_of(name: str) -> str:
     return "usual" if name in FEW or not name.startswith(("honest_", "hostile_")) else "more"
 
 
+def group_of_lesson(number: str) -> str:
+    return "usual" if number in ("03", "06") else "more"
+
+
 GROUPS = ("usual", pytest.param("more", marks=pytest.mark.matrix), pytest.param("long", marks=pytest.mark.matrix))
-CASES = [pytest.param(group_of(name), name, id=name, marks=[pytest.mark.matrix] if group_of(name) != "usual" else [])
-         for name in submissions_made.TEXTS]
-
-
-@WALLED
-@pytest.mark.slow
-@pytest.mark.parametrize("group, name", CASES)
-def test_every_submission_gets_the_verdict_that_it_deserves(once_for_all, group, name):
-    expected, rows, _, _ = graded_table(once_for_all, group, lambda each: group_of(each) == group)
-    check_rows(expected, rows, name)
 
 
 @WALLED
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
-def test_the_run_finishes_whatever_is_submitted(once_for_all, group):
-    expected, rows, untouched, run = graded_table(once_for_all, group, lambda each: group_of(each) == group)
-    assert set(rows) == set(expected) and len(submissions_made.TEXTS) > 150
+def test_every_submission_gets_the_verdict_that_it_deserves(tmp_path, group):
+    expected, untouched = handed_in(tmp_path, lambda name: group_of(name) == group,
+                                    [number for number in LESSONS if group_of_lesson(number) == group])
+    env = {**os.environ, "COURSE_PROGRESS": str(tmp_path / "progress.jsonl"), "COURSE_SECRET": "1"}
+    run = subprocess.run([*COMMAND, *arguments(tmp_path, seconds=20 if group == "more" else 2)], capture_output=True,
+                         text=True, timeout=3000, cwd=tmp_path, env=env)
     assert run.returncode == 0 and run.stderr == ""
-    assert untouched, "a submission has changed a file"
-    assert f"{sum(map(len, rows.values()))} rows written" in run.stdout
-    assert not orphans()
+    rows = table_in(tmp_path)
+    assert undeserved(expected, rows) == []
+    assert untouched(), "a submission has changed a file"
+    assert f"{sum(map(len, rows.values()))} rows written" in run.stdout and not orphans()
 
 
 def orphans() -> list[psutil.Process]:
@@ -157,73 +180,19 @@ def orphans() -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_without_bubblewrap_the_grader_says_so_and_goes_on(once_for_all):
+def test_without_bubblewrap_the_grader_says_so_and_goes_on(tmp_path, monkeypatch, capfd):
     """The second wall: what goes through Python is refused; an honest notebook has its verdict all the same."""
-    expected, rows, untouched, run = graded_table(once_for_all, "watched", FEW.__contains__, path="/nowhere")
-    assert run.stderr.count("\n") == 1
-    assert "bubblewrap is not installed" in run.stderr and "in a container" in run.stderr
-    assert untouched
-    for name in expected:
-        check_rows(expected, rows, name.partition("/")[0])
-
-
-# --- whole lessons -----------------------------------------------------------------------------------------
-
-LESSONS = exercises.lessons()
-
-
-def first_mistakes(number: str) -> dict[str, tuple[int, str]]:
-    """Of each exercise that has one: the place and the name of the first mistake that is a function."""
-    found: dict[str, tuple[int, str]] = {}
-    for item in exercises.exercises_of(number):
-        for place, mistake in enumerate(getattr(getattr(item.check, "compare", item.check), "mistakes", ())):
-            if mistake.functions:
-                found.setdefault(item.id, (place, mistake.message))
-    return found
-
-
-USUAL = ("03", "06", "12")     # what `make test` grades; `make matrix` does the others, too
-GRADED_WHOLE = [pytest.param(number, marks=[] if number in USUAL else [pytest.mark.matrix]) for number in LESSONS]
-
-
-@pytest.fixture
-def lessons_graded(once_for_all, number) -> dict[tuple[str, str], dict[str, str]]:
-    """Two notebooks of each lesson, in one run: filled in, and with known mistakes; rows by student and exercise."""
-    group = [each for each in LESSONS if (each in USUAL) == (number in USUAL)]
-
-    def run_grader(folder: Path) -> None:
-        for each in group:
-            submissions_made.write(folder / "submitted", f"right {each}", submissions_made.filled_in(each), each)
-            cells = [f"check = get({id!r}).check\nmistakes = getattr(check, 'compare', check).mistakes\n"
-                     f"exercise({id!r})(mistakes[{place}].functions[0])"
-                     for id, (place, _) in first_mistakes(each).items()]
-            text = submissions_made.with_cells("from course_utils.exercises import get", *cells)
-            submissions_made.write(folder / "submitted", f"mistaken {each}", text, each)
-        grade(folder / "submitted", folder / "grades.csv", jobs=1)      # one process, and so one nursery, to be made
-
-    rows = csv.DictReader((once_for_all(f"graded_with_{group[0]}", run_grader) / "grades.csv").open(encoding="utf-8"))
-    return {(row["student"], row["exercise"]): row for row in rows}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", GRADED_WHOLE)
-def test_a_lesson_filled_in_passes_whole(lessons_graded, number):
-    got = {id: row["status"] for (student, id), row in lessons_graded.items() if student == f"right {number}"}
-    assert got == {item.id: "passed" for item in exercises.exercises_of(number)}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", GRADED_WHOLE)
-def test_known_mistakes_have_the_names_that_they_have_in_the_notebook(lessons_graded, number):
-    wanted = {id: name for id, (_, name) in first_mistakes(number).items()}
-    assert {id: lessons_graded[f"mistaken {number}", id]["mistake"] for id in wanted} == wanted
-
-
-@pytest.mark.slow
-@pytest.mark.matrix
-def test_a_worked_lesson_with_all_its_cells_passes(tmp_path):
-    submissions_made.write(tmp_path, "ada", submissions_made.lesson("05"), "05")
-    assert {row.status for row in grade(tmp_path, tmp_path / "grades.csv")} == {"passed"}
+    expected, untouched = handed_in(tmp_path, FEW.__contains__)
+    for name, value in {"PATH": "/nowhere", "COURSE_SECRET": "1"}.items():
+        monkeypatch.setenv(name, value)
+    grading.engine._walls.cache_clear()
+    try:
+        assert main(["grade", *arguments(tmp_path)]) == 0
+    finally:
+        grading.engine._walls.cache_clear()
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "bubblewrap is not installed" in said and "in a container" in said
+    assert undeserved(expected, table_in(tmp_path)) == [] and untouched()
 
 
 def test_untouched_lessons_are_not_attempted(tmp_path, monkeypatch):
@@ -446,25 +415,12 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert len({line.partition(",")[0] for line in before}) == len(before) >= 5
 
 
-NOTE_WHAT_IS_JUDGED = """        # in the processes that a worker starts
-import sys
-if sys.orig_argv[-1] == "course_utils.exercises.grading.elsewhere":
-    from course_utils.exercises.grading import engine
-    def noted(submission, limits, rows_of=engine.rows_of):
-        with open("judged.txt", "a") as file:
-            file.write(submission.name + "\\n")
-        return rows_of(submission, limits)
-    engine.rows_of = noted
-"""
-
-
 @pytest.fixture
 def dask(tmp_path, monkeypatch):
     """A Dask scheduler's address, and two workers, as processes."""
     pytest.importorskip("distributed", reason="grading with --dask needs the extra [dask]")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)]))
-    (tmp_path / "sitecustomize.py").write_text(NOTE_WHAT_IS_JUDGED)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
     started = []
 
     def start(*arguments: str) -> subprocess.Popen:
@@ -486,10 +442,7 @@ def dask(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.matrix
 def test_a_lost_worker_of_dask_costs_no_verdict(tmp_path, dask):
-    """One of two is killed when the first rows are there: every verdict is there once, and no process is left.
-
-    What the lost worker was at, or had not handed over yet, is judged again; what had arrived is not.
-    """
+    """One of two is killed when the first rows are there: every verdict is there once, and no process is left."""
     address, workers = dask
     for number in range(8):
         answer = submissions_made.RIGHT if number % 2 else f"return {number + 1.0}"
@@ -506,9 +459,6 @@ def test_a_lost_worker_of_dask_costs_no_verdict(tmp_path, dask):
     assert run.wait(timeout=600) == 0 and len(arrived) < 6
     stored = [line.partition(",")[0] for line in lines_of(Path("all.txt"))]
     assert len(stored) == len(set(stored)) == 8
-    times = Counter(Path("judged.txt").read_text().split())
-    assert len(times) == 8 and sum(times.values()) <= 8 + 2 * 2     # two batches of two: one begun, one not handed over
-    assert all(times[json.loads(line)[1][0][0]] == 1 for line in arrived)
     rows = [row for row in csv.DictReader(open("grades.csv")) if row["exercise"] == "01.chance_log_prob"]
     assert [row["submission"] for row in rows] == [f"s{number:02}/01_lesson.ipynb" for number in range(8)]
     assert [row["status"] for row in rows] == ["wrong", "passed"] * 4 and not orphans()

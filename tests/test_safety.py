@@ -84,7 +84,7 @@ def watch(event, args):
 
 sys.addaudithook(watch)
 
-import importlib, pkgutil
+import contextlib, importlib, pkgutil
 import course_utils
 for module in pkgutil.walk_packages(course_utils.__path__, "course_utils."):
     if not module.name.endswith("__main__"):
@@ -100,14 +100,18 @@ model = models.load_model("tiny")
 tokens = generate_repeated_tokens(model, 10, 2, seed=0)
 logits, cache = model.run_with_cache(tokens)
 assert models.load_real_model() is None
-kept = exercises.exercise("01.chance_log_prob")(lambda d_vocab: 0.0)
+kept = exercises.exercise("01.chance_log_prob")(lambda d_vocab: 1 / 0)
 exercises.exercise("02.head_scores")(exercises.get("02.head_scores").reference)
-exercises.hint("02.head_scores")
-exercises.solution("02.head_scores")
-exercises.predict("01.x", 3.0)
-exercises.reveal("01.x", 3.1)
+for item in (item for number in exercises.lessons() for item in exercises.exercises_of(number)):
+    for _ in range(3):
+        exercises.hint(item.id)
+    exercises.solution(item.id)
+exercises.predict("01.x", -2.5)
+exercises.reveal("01.x", -3.5)
 for command in (["progress"], ["doctor", "--offline"]):
     assert __main__.main(command) == 0
+with contextlib.suppress(SystemExit):
+    __main__.main(["--help"])
 evaluate_sae(model, load_shipped_sae("tiny", "topk-2"), sample_text(model, 2, 16), resamples=0)
 pattern, words = cache["blocks.0.attn.hook_pattern"][0], ["word"] * 21
 viz.plot_attention(pattern[0], words, "a head").savefig("figure.png")
@@ -120,13 +124,17 @@ print(json.dumps([without_asking, tried]))
 
 
 @pytest.mark.slow
-def test_a_learner_needs_no_network_and_the_doctor_asks_the_hub_and_nobody_else(tmp_path):
+def test_a_learner_needs_neither_network_nor_more_than_ascii_and_the_doctor_asks_the_hub_alone(tmp_path):
     """In a new process whose folders are empty. The learner asks for no other model."""
     ours = ("HF_", "COURSE_", "TRANSFORMERS_", "XDG_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    env = {**kept, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1",
-           "COURSE_BARS": "off"}
-    done = subprocess.run([sys.executable, "-c", LEARNER], capture_output=True, text=True, env=env, cwd=tmp_path)
+    only_ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    env = {**kept, **only_ascii, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg",
+           "OMP_NUM_THREADS": "1", "COURSE_BARS": "off"}
+    done = subprocess.run([sys.executable, "-c", LEARNER], capture_output=True, text=True, encoding="ascii", env=env,
+                          cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "-> for the real-model sections" in done.stdout
+    assert "! error - 01.chance_log_prob" in done.stdout and "You said -2.5 nats; measured -3.5 nats." in done.stdout
     without_asking, (asked,) = json.loads(done.stdout.splitlines()[-1])
     assert without_asking == [] and "huggingface.co" in asked

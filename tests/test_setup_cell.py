@@ -98,12 +98,6 @@ def test_on_colab_a_failed_installation_is_said(session, tmp_path):
         there.run("git+https://example.org/course")
 
 
-def test_on_colab_without_an_address_or_a_wheel_it_asks_for_one(session):
-    there = session(colab=True, have_course=False)
-    with pytest.raises(FileNotFoundError, match="upload the course's wheel"):
-        there.run()
-
-
 def test_it_says_when_the_session_must_be_restarted(session, monkeypatch):
     import numpy
 

@@ -159,9 +159,8 @@ def same_report(one, other):
     assert one.peers == pytest.approx(other.peers) and one.n_positions == other.n_positions
 
 
-@pytest.mark.parametrize("hook_name", [RESIDUAL, "blocks.0.hook_mlp_out"])
-@pytest.mark.parametrize("parts", [1, 2, 7])
-def test_sums_of_parts_are_the_sums_of_all(hook_name, parts):
+@pytest.mark.parametrize("parts, hook_name", [(2, RESIDUAL), (7, "blocks.0.hook_mlp_out")])
+def test_sums_of_parts_are_the_sums_of_all(parts, hook_name):
     model, sae, tokens = small_models.multi_head(), some_sae(24), own_tokens(small_models.multi_head(), 21)
     how = {"hook_name": hook_name, "batch_size": 3, "seed": 4}
     each = [Evaluation(model, sae, tokens, **how) for _ in range(parts)]
@@ -182,7 +181,16 @@ def test_sums_of_other_tokens_or_seeds_do_not_add_up():
             one + other
 
 
+def check_report(path: Path) -> None:
+    model, numbers = small_models.tiny(), ["value", "low", "high"]
+    one = evaluate_sae(model, load_shipped_sae("tiny", "topk-2"), sample_text(model, 7, 40)).to_frame()
+    parts = pd.read_csv(path, index_col="metric").loc[one.index]
+    assert parts[numbers].to_numpy() == pytest.approx(one[numbers].to_numpy(), rel=1e-5, abs=1e-6, nan_ok=True)
+    assert parts["value"].notna().all()
+
+
 @pytest.mark.slow
+@pytest.mark.matrix
 def test_two_processes_report_what_one_does(tmp_path):
     """`training/evaluate_in_parts.py`, as its first lines say: 7 sequences, 4 in one and 3 in the other process."""
     command = ("-m torch.distributed.run --standalone --nproc-per-node 2 training/evaluate_in_parts.py "
@@ -190,9 +198,16 @@ def test_two_processes_report_what_one_does(tmp_path):
     done = subprocess.run([sys.executable, *command, str(tmp_path / "two.csv")], cwd=ROOT, capture_output=True,
                           text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    model = small_models.tiny()
-    one = evaluate_sae(model, load_shipped_sae("tiny", "topk-2"), sample_text(model, 7, 40)).to_frame()
-    two = pd.read_csv(tmp_path / "two.csv", index_col="metric").loc[one.index]
-    numbers = ["value", "low", "high"]
-    assert two[numbers].to_numpy() == pytest.approx(one[numbers].to_numpy(), rel=1e-5, abs=1e-6, nan_ok=True)
-    assert two["value"].notna().all()
+    check_report(tmp_path / "two.csv")
+
+
+def test_the_same_program_in_a_group_of_one_process_reports_that_too(tmp_path, monkeypatch):
+    from training import evaluate_in_parts
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
+                        "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "one.csv"
+    monkeypatch.setattr(sys, "argv", ["", "--sequences", "7", "--length", "40", "--out", str(out)])
+    evaluate_in_parts.main()
+    check_report(out)
