@@ -3,6 +3,7 @@
 import itertools
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import small_models
@@ -10,7 +11,9 @@ import torch
 from small_models import own_tokens
 from small_saes import some_sae
 
+from course_utils import edges
 from course_utils.baselines import noise_floor
+from course_utils.edges import attribution_scores, exact_scores
 from course_utils.faithfulness import COURSE, SAELENS, evaluate_sae
 from course_utils.passes import keeping
 from course_utils.report_card import report_card
@@ -85,6 +88,36 @@ def test_a_run_that_was_stopped_continues(tmp_path, monkeypatch, function, after
     with passes(model) as none:
         same(function(model, sae, tokens, folder=tmp_path), expected)
     assert len(none) < len(all_of_them) - 9                         # the batches of two functions at least
+
+
+@pytest.mark.parametrize("function", [exact_scores, partial(attribution_scores, steps=3)])
+def test_scores_of_edges_continue_in_a_folder_of_their_own(tmp_path, monkeypatch, function):
+    model, calls = small_models.multi_head(), []
+    clean, corrupted = own_tokens(model, 2), own_tokens(model, 4)[2:]
+    monkeypatch.setattr(keeping, "SECONDS", 0)
+    monkeypatch.setattr(edges, "VECTORS_AT_ONCE", 100)
+    monkeypatch.setattr(edges, "SLOPES_AT_ONCE", 100)
+
+    def metric(logits, at_most=10**6):
+        calls.append(len(logits))
+        if len(calls) > at_most:
+            raise KeyboardInterrupt
+        return logits[:, -1, 3] - logits[:, -1, 5]
+
+    expected = function(model, clean, corrupted, metric)
+    whole = len(calls)
+    for stopped in (whole // 3, whole // 2):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            function(model, clean, corrupted, partial(metric, at_most=stopped), folder=tmp_path)
+    for left in (whole // 2, 2):
+        calls.clear()
+        assert torch.equal(function(model, clean, corrupted, metric, folder=tmp_path), expected)
+        assert len(calls) <= left
+    for changed in ({"corrupted": clean}, {"metric": lambda logits: logits[:, -1, 3]}, {"by_position": True}):
+        with pytest.raises(ValueError, match=f"holds a run with another .*{[*changed][0]}"):
+            function(**{"model": model, "clean": clean, "corrupted": corrupted, "metric": metric} | changed,
+                     folder=tmp_path)
 
 
 def test_sums_are_kept_about_once_a_minute(tmp_path, monkeypatch):
