@@ -159,7 +159,7 @@ def same_report(one, other):
     assert one.peers == pytest.approx(other.peers) and one.n_positions == other.n_positions
 
 
-@pytest.mark.parametrize("parts, hook_name", [(2, RESIDUAL), (7, "blocks.0.hook_mlp_out")])
+@pytest.mark.parametrize("parts, hook_name", [(1, RESIDUAL), (2, RESIDUAL), (7, "blocks.0.hook_mlp_out")])
 def test_sums_of_parts_are_the_sums_of_all(parts, hook_name):
     model, sae, tokens = small_models.multi_head(), some_sae(24), own_tokens(small_models.multi_head(), 21)
     how = {"hook_name": hook_name, "batch_size": 3, "seed": 4}

@@ -98,7 +98,7 @@ def graded(waiting: Sequence[Submission], limits: Limits, jobs: int) -> Iterator
                     break
             jobs = 1
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=not left, cancel_futures=True)    # all done: its threads end before Python
 
 
 def rows_in(submission: Submission, limits: Limits) -> list[Row]:
