@@ -429,6 +429,7 @@ CASES = {
     "pooling.Pooled": lambda i: vars(pooled(i)),
     "keeping.over_batches": lambda i, folder: [
         baselines.noise_floor(i.model, i.sae, i.text, ("mean",), folder=folder / i.x.device.type) for _ in range(2)],
+    "keeping.in_short": lambda i: keeping.in_short(i.model, tokens=i.text),
     "keeping.what_is_run": lambda i: keeping.what_is_run(i.model, i.sae, i.site, i.text, i.mask),
     "pooling.put_back": lambda i: pooling.put_back(i.text[i.mask].float().split(7), i.mask),
     "metrics.defined_ratio": lambda i: metrics.defined_ratio(i.ce[0], i.ce[1]),

@@ -68,7 +68,7 @@ def serve(server: socket.socket) -> None:
 
 def end_with(asked: socket.socket) -> None:
     """End when the process that asked for this kernel does."""
-    asked.recv(1)
+    asked.makefile().read()                                         # until it is closed
     os._exit(0)
 
 
@@ -78,7 +78,7 @@ def kernel(address: str, connection_file: str) -> None:
         asked.connect(address)
         wanted = {"folder": os.getcwd(), "environment": dict(os.environ), "connection_file": connection_file}
         asked.sendall(json.dumps(wanted).encode() + b"\n")
-        asked.recv(1)                                                                   # nothing, when the kernel ends
+        asked.makefile().read()                                     # until the kernel ends
 
 
 if __name__ == "__main__":
