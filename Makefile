@@ -25,7 +25,7 @@ UNIT := $(PYTEST) -p no:nbval
 WAITING := -n $(shell expr $(JOBS) + 1)
 # loadfile: the cells of a notebook stay in one process, so in one kernel. The long lessons, which are the last ones,
 # begin first, so that both processes end at about the same time.
-NBVAL := --dist loadfile --no-loadscope-reorder --nbval --nbval-kernel-name warm
+NBVAL := --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env
 SOLUTIONS = $(shell ls -r solutions/[0-9][0-9]_*.ipynb)
 READY := $(VENV)/.ready
 MORE_READY := $(VENV)/.more-ready
@@ -146,8 +146,7 @@ test: $(MORE_READY) $(PEERS_READY) real-model
 	@$(PEERS)/bin/python $(UNIT) -m "(older or peers) and not hub and not matrix" tests
 	$(STEP) "2 of 3: the stored outputs on tiny of every worked lesson (make machines: SmolLM2, too); measured numbers"
 	@mkdir -p build && rm -f build/measured.jsonl
-	@COURSE_REAL=skip COURSE_REPORT=$(CURDIR)/build/measured.jsonl $(PY) tools/warm_kernels.py \
-	    $(PY) $(PYTEST) $(NBVAL) $(SOLUTIONS)
+	@COURSE_REAL=skip COURSE_REPORT=$(CURDIR)/build/measured.jsonl $(PY) $(PYTEST) $(NBVAL) $(SOLUTIONS)
 	@$(PY) -m course_utils.measured build/measured.jsonl
 	@$(PY) -m course_utils.claims build/measured.jsonl
 	$(STEP) "3 of 3: all other tests"
