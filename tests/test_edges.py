@@ -170,6 +170,7 @@ def missing(model, steps):
     return (found - whole).abs() / whole.abs().max()
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_complete_and_what_steps_miss_falls_with_their_square():
     few, many = (missing(small_models.multi_head(), steps) for steps in (32, 64))
     assert many.max() < 0.01

@@ -132,6 +132,7 @@ def test_a_kill_while_a_checkpoint_is_replaced_leaves_the_old_or_the_new(tmp_pat
     assert version() == 1 and next(changes) > 3
 
 
+@pytest.mark.slow
 def test_a_noise_floor_that_is_killed_at_any_state_of_its_folder_continues(tmp_path, monkeypatch):
     model, sae, tokens = small_models.multi_head(), some_sae(24), random_tokens(2)
     monkeypatch.setattr(keeping, "SECONDS", 0)
