@@ -171,7 +171,8 @@ def exact_scores(
     """How much the metric changes when one edge alone carries what it carries on the corrupted text; 0 where none is.
 
     The edges into a layer are tried together, each as rows of one batch, from that layer and from the first position
-    on where the texts differ.
+    on where the texts differ. What every sender writes in every text exists at once (GPT-2 small: half a megabyte for
+    each token), so give it some of many texts at a time.
 
     Args:
         metric: logits -> one number for each text, such as a difference of two logits at the last position.
