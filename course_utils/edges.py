@@ -178,7 +178,8 @@ def exact_scores(
         metric: logits -> one number for each text, such as a difference of two logits at the last position.
         by_position: each edge at each position by itself, that is, what the receiver reads *there*; keys and values
             are read at the position that is attended to. So many times as slow; for texts whose positions correspond.
-        folder: where to keep the scores, about once a minute. A run that was stopped continues there.
+        folder: where to keep the scores, about once a minute. A run that was stopped continues there. (Another metric
+            is noticed if it says something else of the clean texts.)
 
     Raises:
         ValueError: if the two batches differ in shape, or the folder holds another run or a damaged file.

@@ -61,8 +61,8 @@ __all__ = [
 ]
 
 LOGITS = 5_000_000      # that exist at once, for each model: 20 MB, those of 100 positions with 50,000 tokens
-ALIKE = 1e-5            # nats: log-probabilities of two positions that differ by no more are the same
 STRIP = 200_000         # of these, how many are compared at once: fits the cache, a third faster than all
+ALIKE = 1e-5            # nats: log-probabilities of two positions that differ by no more are the same
 
 LogProbs = Callable[[Int[Tensor, "place"]], Float[Tensor, "place vocab"]]   # from places in a flattened batch
 
