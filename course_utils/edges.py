@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -291,18 +291,18 @@ def attribution_scores(
         del own, logits
     scores = _Scores(change.new_zeros(*graph.edges.shape, *(clean.T.shape if by_position else clean.shape[:1])))
     at_once = max(1, SLOPES_AT_ONCE // clean.numel())
+    ways = [(step + 0.5) / steps for step in range(steps)] if steps > 1 else [0.0]
     groups = [slice(first, first + at_once) for first in range(0, len(graph.receivers), at_once)]
+    passes = list(product(ways, groups))
 
     def add(scores: _Scores, number: Int[Tensor, "1"]) -> None:
-        step, group = divmod(int(number), len(groups))
-        way = (step + 0.5) / steps if steps > 1 else 0.0
-        slopes = _slopes(model, clean, embedded + way * change[0], metric, graph.receivers[groups[group]])
-        scores.values[groups[group]] += torch.einsum(
-            f"rbpd,sbpd->rs{'p' if by_position else ''}b", slopes, change) / steps
+        way, some = passes[int(number)]
+        slopes = _slopes(model, clean, embedded + way * change[0], metric, graph.receivers[some])
+        scores.values[some] += torch.einsum(f"rbpd,sbpd->rs{'p' if by_position else ''}b", slopes, change) / steps
 
     keep = _keeper(folder, model, clean, corrupted, before,
                    {"by_position": by_position, "steps": steps, "groups": len(groups)})
-    over_batches(scores, torch.arange(steps * len(groups)), 1, add, "edges' slopes", keep)
+    over_batches(scores, torch.arange(len(passes)), 1, add, "edges' slopes", keep)
     return scores.values * _at_positions(graph.edges.to(scores.values), scores.values.shape[2:])
 
 

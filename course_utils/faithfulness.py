@@ -383,7 +383,7 @@ class _ConstantPass:
     If nothing about the sequence bypasses the constant, the predictions are the same for every sequence, and one
     sequence is run for all. That takes a residual stream, and a mask that leaves out nothing, or only the same first
     tokens in every row: BOS, usually. Where nothing at all is left out, heads gather the same from any number of
-    positions, so that two tokens stand for all; if those two differ (attention sinks count positions), none do.
+    positions, so that two tokens stand for all; if those two differ (attention sinks count positions), all are run.
     """
 
     def __init__(
