@@ -71,7 +71,8 @@ def mlp_patch_sweep(
         positions = columns + (seq_len if as_published else seq_len + 1)
         start = positions[0].item()
         final = _patched(clean, layers, positions, seq_len)                         # […, pos-start, d_model]
-        changed = (final != clean_final[:, start:]).any(dim=-1)                     # [layer, column, batch, pos-start]
+        later = torch.arange(start, tokens.shape[1] - 1) >= positions[:, None]      # [column, pos-start]
+        changed = (final != clean_final[:, start:]).any(dim=-1) & later[:, None].to(final.device)
         losses = clean_losses[:, start:].expand_as(changed).clone()
         losses[changed] = _losses(clean, final[changed], targets[:, start:].expand_as(changed)[changed])
         sweep[:, columns] = (losses - clean_losses[:, start:]).sum(dim=(2, 3)).cpu()

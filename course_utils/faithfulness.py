@@ -398,8 +398,9 @@ class _ConstantPass:
         self.same_for_all = site.is_residual and bool(self.everywhere or (only_prefix_left_out and prefix_alike))
         if self.same_for_all:
             self._shared = self._run_one(model, tokens[:1, :2 if self.everywhere else None], mask)      # [pos, vocab]
-            if self.everywhere and not torch.allclose(self._shared[0], self._shared[-1], rtol=0, atol=ALIKE):
-                self._shared = self._run_one(model, tokens[:1], mask)
+            if self.everywhere:
+                alike = torch.allclose(self._shared[0], self._shared[-1], rtol=0, atol=ALIKE)
+                self._shared = self._shared[:1] if alike else self._run_one(model, tokens[:1], mask)
 
     def _run_one(
         self, model: TransformerBridge, tokens: Int[Tensor, "1 pos"], mask: Bool[Tensor, "n all"]
@@ -411,6 +412,8 @@ class _ConstantPass:
 
     def log_probs(self, clean: CleanRun | None, mask: Bool[Tensor, "batch pos"]) -> LogProbs:
         """Run one batch (`clean` may be None if the same holds for all); log-probabilities at the places asked for."""
+        if self.same_for_all and len(self._shared) == 1:
+            return lambda places: self._shared.expand(len(places), -1)
         if self.same_for_all or clean is None:
             return lambda places: self._shared[places % len(self._shared)]
         stream = self._final(clean, mask).flatten(0, 1)             # [batch * pos, d_model]

@@ -28,7 +28,8 @@ class CleanRun(ResumedPass):
     """
 
     def __init__(self, model: TransformerBridge, tokens: Int[Tensor, "batch pos"], names: Sequence[str] = ()) -> None:
-        super().__init__(model, tokens, names, resumes=traits_of(model).resumes)
+        traits = traits_of(model)
+        super().__init__(model, tokens, names, resumes=traits.resumes, built=traits.built)
 
     @torch.no_grad()
     def logits(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from course_utils.passes.bare import Built
+
 NEEDS = {
     "logits": "logits that are the final norm and the unembedding of the last residual stream",
     "unembedding": "a final norm whose weights fold into the unembedding, so that logits are linear but for a scale",
@@ -63,6 +65,7 @@ class Traits:
         lacks: {assumption, a key of NEEDS: what was seen instead}.
         resumes: how a pass is continued: "positions" (from any block and position), "blocks" (from any block, all
             positions) or "passes" (the whole model runs again: slow, and right everywhere).
+        built: how each block is built, if blocks may be run without their hooks (`bare.run_bare`); empty if not.
         embedding_scale: what the embedding is multiplied by before it enters the stream.
         has_positions: whether a vector for the position is added to it.
         score_scale: of each layer: scores = score_scale * (q · k), before a cap.
@@ -74,6 +77,7 @@ class Traits:
 
     lacks: dict[str, str] = field(default_factory=dict)
     resumes: str = "passes"
+    built: list[Built] = field(default_factory=list)
     embedding_scale: float = 1.0
     has_positions: bool = False
     score_scale: list[float] = field(default_factory=list)

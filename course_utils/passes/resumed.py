@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from course_utils.passes.bare import Built, is_bare, run_bare
 from course_utils.passes.products import BLOCK, wide_product
 
 if TYPE_CHECKING:
@@ -27,22 +28,26 @@ Residual = Float[Tensor, "batch pos d_model"]
 class ResumedPass:
     """The clean pass of a model over some tokens, continued in the way that `resumes` says.
 
-    `resumes`: see `Traits.resumes`.
+    `resumes`, `built`: see `Traits`.
     """
 
     @torch.no_grad()
     def __init__(
         self, model: TransformerBridge, tokens: Int[Tensor, "batch pos"], names: Sequence[str] = (), *,
-        resumes: str,
+        resumes: str, built: Sequence[Built] = (),
     ) -> None:
-        self.model, self.tokens, self.resumes = model, tokens, resumes
+        self.model, self.tokens, self.resumes, self.built = model, tokens, resumes, built
         self.residuals: list[Residual] = []
         self.activations: dict[str, Tensor] = {}
         self._keys_values = _KeysValues()
         self._block_arguments: list[dict[str, Any]] = []
-        keep = [(name, self._keep) for name in names]
-        pre_hooks = [(block, self._remember) for block in model.blocks] + [(model.ln_final, self._end)]
-        _run(model, tokens, pre_hooks, keep)
+        with model.hooks(fwd_hooks=[(name, self._keep) for name in names]):
+            pre_hooks = [(block, self._remember) for block in model.blocks] + [(model.ln_final, self._end)]
+            _run(model, tokens, pre_hooks)
+            if built:                                                       # the run ended at the first block
+                self._block_arguments *= len(built)                         # all blocks get the same
+                for layer, arguments in enumerate(self._block_arguments):
+                    self.residuals.append(self._through_block(layer, self.residuals[layer], arguments))
 
     def _remember(self, block, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Note what a block is called with, and let it hand its keys and values to us.
@@ -62,6 +67,8 @@ class ResumedPass:
         arguments[past] = self._keys_values if self.resumes == "positions" else None
         self.residuals.append(residual)
         self._block_arguments.append(arguments)
+        if self.built:
+            raise Enough
         return (residual, *others), arguments
 
     def _keep(self, value: Tensor, hook) -> None:
@@ -93,11 +100,20 @@ class ResumedPass:
         through = self._through_blocks if self.resumes == "blocks" else self.through_model
         return through(layer, residual, 0, stop, times)[:, start:]
 
-    def _through_blocks(self, layer: int, residual: Residual, start: int, stop: int | None, times: int) -> Residual:
-        for block, arguments in zip(self.model.blocks[layer:stop], self._block_arguments[layer:stop]):
-            out = block(residual, **_later(arguments, start, times, len(self.tokens)))
-            residual = out[0] if isinstance(out, tuple) else out
+    def _through_blocks(self, first: int, residual: Residual, start: int, stop: int | None, times: int) -> Residual:
+        stop = len(self.model.blocks) if stop is None else stop
+        for layer in range(first, stop):
+            later = _later(self._block_arguments[layer], start, times, len(self.tokens))
+            residual = self._through_block(layer, residual, later)
         return residual
+
+    def _through_block(self, layer: int, residual: Residual, arguments: dict[str, Any]) -> Residual:
+        block = self.model.blocks[layer]
+        if self.built and is_bare(block, self.built[layer], residual):
+            keys_values = next(value for value in arguments.values() if isinstance(value, _KeysValues))
+            return run_bare(block, residual, arguments, lambda keys, values: keys_values.update(keys, values, layer))
+        out = block(residual, **arguments)
+        return out[0] if isinstance(out, tuple) else out
 
     def through_model(self, layer: int, residual: Residual, start: int, stop: int | None, times: int) -> Residual:
         """The slow way, for any model: a whole pass in which what enters one block is replaced."""
@@ -133,7 +149,8 @@ def unembedded(model: TransformerBridge, normed: Float[Tensor, "1 pos d_model"])
         return unembed(normed)                                                      # (weights may be elsewhere)
     if unembed.hook_in.fwd_hooks or unembed.hook_out.fwd_hooks or inner._forward_hooks or inner._forward_pre_hooks:
         return unembed(normed)
-    return wide_product(normed, inner.weight.T, inner.bias)
+    bias = inner.bias if inner.bias is not None and inner.bias.any() else None     # zeros cost as much as others
+    return wide_product(normed, inner.weight.T, bias)
 
 
 def after_unembedding(model: TransformerBridge, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:

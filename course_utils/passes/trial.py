@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.house import NotForThisModel
+from course_utils.passes.bare import KINDS, Built, how_built
 from course_utils.passes.parts import (
     after_block_0,
     head_weights,
@@ -49,6 +50,7 @@ def try_out(model: TransformerBridge) -> Traits:
                 traits.lacks[need] = seen
         traits.plain = not (traits.lacks or _judged(trial.plain))
         traits.resumes = _how_it_resumes(trial)
+        traits.built = _how_blocks_are_built(trial) if traits.resumes == "positions" else []
     return traits
 
 
@@ -58,6 +60,17 @@ def _how_it_resumes(trial: _Trial) -> str:
         if not _judged(functools.partial(trial.resuming, how)):
             return how
     return "passes"
+
+
+def _how_blocks_are_built(trial: _Trial) -> list[Built]:
+    """How each block is built now, if all give the same without their hooks: see `Traits.built`."""
+    blocks = trial.model.blocks
+    if any(type(block.original_component).__name__ not in KINDS for block in blocks):
+        return []
+    if any(point.fwd_hooks for block in blocks for point in block.modules() if hasattr(point, "fwd_hooks")):
+        return []
+    built = [how_built(block) for block in blocks]
+    return [] if _judged(functools.partial(trial.resuming, "positions", built)) else built
 
 
 def check_same(before: Float[Tensor, "*pos vocab"], after: Float[Tensor, "*pos vocab"], name: str) -> None:
@@ -293,11 +306,12 @@ class _Trial:
             q, k = turn(q, positions), turn(k, positions)
         return q @ k.mT
 
-    def resuming(self, how: str) -> float:
-        """The first block from its first position, each from a later one, then two blocks with something changed."""
-        run = self.clean if how == "positions" else ResumedPass(self.model, self.tokens, resumes=how)
-        stream, start = run.residuals, min(START, self.tokens.shape[1] - 1)
-        errors = [relative_error(run.continue_from(0, stream[0], stop=1), stream[1])]
+    def resuming(self, how: str, built: Sequence[Built] = ()) -> float:
+        """The pass, its first block from its first position, each from a later one, two with something changed."""
+        run = ResumedPass(self.model, self.tokens, resumes=how, built=built)
+        stream, start = self.clean.residuals, min(START, self.tokens.shape[1] - 1)
+        errors = [*map(relative_error, run.residuals, stream)]
+        errors.append(relative_error(run.continue_from(0, stream[0], stop=1), stream[1]))
         for layer in self.layers:                                                   # two copies of the batch
             rows = stream[layer][:, start:].repeat(2, 1, 1)
             wanted = stream[layer + 1][:, start:].repeat(2, 1, 1)

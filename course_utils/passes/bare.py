@@ -1,0 +1,71 @@
+"""A block without its hooks: the same sums in fewer steps, for the passes that nobody looks into.
+
+At each of its hooks a bridge computes what a hook might want to see: every norm twice, attention scores and patterns
+whole. Where there is no hook, that is half of the time of a small model. So a block of a well-known kind is run here
+as its formula is written in lesson 03, with PyTorch's own attention, which never has all scores at once.
+
+When a model is loaded it is tried whether this gives what the block itself gives (`Traits.built`). Afterwards a block
+is run this way only while it is as it was then: no hook more, no module exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge.generalized_components.block import BlockBridge
+
+Built = tuple[tuple[type, int, bool, bool], ...]
+
+# Blocks that are norm, attention, norm and MLP, one after the other, and nothing that shows only on other texts, such
+# as a cap or a clip.
+KINDS = ("GPT2Block", "LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
+
+
+def how_built(block: BlockBridge) -> Built:
+    """The kind of each module, how many hooks are on it, whether its forward is its own, and whether it trains."""
+    return tuple((type(module), len(module._forward_hooks) + len(module._forward_pre_hooks),
+                  "forward" in vars(module), module.training) for module in block.modules())
+
+
+def is_bare(block: BlockBridge, built: Built, residual: Float[Tensor, "rows pos d_model"]) -> bool:
+    """Whether `run_bare` gives what the block gives: it is as it was when that was tried."""
+    return residual.dtype == torch.float32 and residual.device.type == "cpu" and how_built(block) == built
+
+
+def run_bare(
+    block: BlockBridge, residual: Float[Tensor, "rows pos d_model"], arguments: dict[str, Any],
+    after_earlier: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Float[Tensor, "rows pos d_model"]:
+    """What leaves the block, given its own arguments; `after_earlier` puts earlier keys and values before these."""
+    attn = block.attn
+    normed = block.ln1.original_component(residual)
+    q, k, v = (getattr(attn, name).original_component(normed).unflatten(-1, (-1, attn.config.d_head)).transpose(1, 2)
+               for name in "qkv")                                                   # each [rows, head, pos, d_head]
+    if (rotary := arguments.get("position_embeddings")) is not None:
+        q, k = rotated(q, *rotary), rotated(k, *rotary)
+    k, v = after_earlier(k, v)
+    mask = arguments.get("attention_mask")
+    if mask is None:                                                                # causal: the last queries are ours
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+    z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    residual = residual + attn.o.original_component(z.transpose(1, 2).flatten(2))
+    normed = block.ln2.original_component(residual)
+    mlp = block.mlp.original_component
+    if not hasattr(mlp, "gate_proj"):
+        return residual + mlp(normed)
+    return residual + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed)))
+
+
+def rotated(
+    x: Float[Tensor, "rows head pos d_head"], cos: Float[Tensor, "1 pos d_head"], sin: Float[Tensor, "1 pos d_head"]
+) -> Float[Tensor, "rows head pos d_head"]:
+    """Queries or keys, turned by their positions: coordinate i together with i + d_head / 2."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
