@@ -668,13 +668,14 @@ if MODEL == "tiny":                                                 # how does i
     truth, (she, he) = sample.true_log_probs.exp(), (StoryLanguage().ids[word] for word in ("She", "He"))
     pronoun = truth[..., she] + truth[..., he] > 0.2                # one may well come next
     woman = pronoun & (truth[..., she] > truth[..., he])
-    latents = latent_activations(model, sae, sample.tokens)
+    texts = sample.tokens.to(model.cfg.device)
+    latents = latent_activations(model, sae, texts)
     latent = int(auc(latents[:24][pronoun[:24]], woman[:24][pronoun[:24]]).argmax())        # chosen on one half
     judged = auc(latents[24:][pronoun[24:]], woman[24:][pronoun[24:]])[latent]              # judged on the other
-    tokens, woman, man = sample.tokens[24:], woman[24:], (pronoun & ~woman)[24:]
+    tokens, woman, man = texts[24:], woman[24:], (pronoun & ~woman)[24:]
     p_logits, moved = model(tokens), {}
     for what, change in {"out": out(sae, latent), "control": instead(sae, latent)}.items():
-        _, kl = effect_of(model, sae.hook_name, change, tokens, p_logits)
+        kl = effect_of(model, sae.hook_name, change, tokens, p_logits)[1].cpu()
         moved[what] = (kl * woman).sum(1) * len(kl) / woman.sum()   # one number per text; their mean is over positions
         print(f"latent {latent} {what}: KL where a man acts {kl[man].mean():.4f} nats")
     print(f"latent {latent}: AUC {judged:.3f} on the other half")

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("lazy:0")     # a name that PyTorch knows, without a driver, and that nothing here uses otherwise
+ON_CPU = torch.nn.functional.scaled_dot_product_attention
 aten = torch.ops.aten
 COPIES = (aten.copy_, aten._to_copy, aten.fill_)                                    # from one device to the other
 INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)     # (self, indices, [values])
@@ -93,12 +94,25 @@ def second_device() -> Iterator[torch.device]:
     autocast = torch.autocast                                       # the values are rounded as the CPU's autocast does
     with (mock.patch.object(optimizer, "_get_fused_kernels_supported_devices", lambda: fused),
           mock.patch.object(torch, "autocast", lambda kind, **how: autocast(kind.replace(DEVICE.type, "cpu"), **how)),
+          mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attention),
           _Everything()):
         torch._C._set_only_lift_cpu_tensors(True)                   # `torch.tensor` makes a CPU tensor, then moves it
         try:
             yield DEVICE
         finally:
             torch._C._set_only_lift_cpu_tensors(False)
+
+
+def attention(*tensors: Tensor, attn_mask: Tensor | None = None, **how: Any) -> Tensor:
+    """PyTorch's attention by the CPU's kernel: on a device that it does not know it takes other steps."""
+    given = [each for each in (*tensors, attn_mask) if each is not None]
+    ours = [each for each in given if isinstance(each, DeviceTensor)]
+    if not ours:
+        return ON_CPU(*tensors, attn_mask=attn_mask, **how)
+    if len(ours) < len(given):
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found both {DEVICE} and cpu")
+    mask = None if attn_mask is None else attn_mask.value
+    return DeviceTensor(ON_CPU(*(each.value for each in tensors), attn_mask=mask, **how))
 
 
 def compute(function: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -50,7 +50,19 @@ from course_utils import (
 )
 from course_utils.exercises import Exercise, assess, grading
 from course_utils.exercises.checking import Case, compare_cases, property_check, require
-from course_utils.passes import clean_run, keeping, padding, parts, pooling, products, resumed, sites, traits, trial
+from course_utils.passes import (
+    bare,
+    clean_run,
+    keeping,
+    padding,
+    parts,
+    pooling,
+    products,
+    resumed,
+    sites,
+    traits,
+    trial,
+)
 from course_utils.sae_formats import objects, others, saelens
 from course_utils.viz import charts, dashboards
 
@@ -471,6 +483,10 @@ CASES = {
     "sae_files.topk_sae_for": lambda i: sae_files.topk_sae_for(i.model),
     "resumed.ResumedPass": lambda i: (
         run := resumed.ResumedPass(i.model, i.text, resumes="blocks")).continue_from(1, run.residuals[1]),
+    "bare.how_built": lambda i: bare.how_built(i.model.blocks[0]) == traits.traits_of(i.model).built[0],
+    "bare.is_bare": lambda i: bare.is_bare(i.model.blocks[1], traits.traits_of(i.model).built[1], i.x),
+    "bare.rotated": lambda i: clean_run.CleanRun(i.rotary, i.rotary_text).residuals,
+    "bare.run_bare": lambda i: bare.run_bare(i.model.blocks[1], i.x, {}, lambda keys, values: (keys, values)),
     "sites.Site": lambda i: (i.site.read(i.clean), i.site.continue_with(i.clean, i.x_hat), z_site(i)),
     "sites.activations_in_batches": lambda i: list(sites.activations_in_batches(i.model, i.site, i.text, 3)),
     "sites.collect_activations": lambda i: sites.collect_activations(i.model, "blocks.1.attn.hook_z", i.text, head=2),

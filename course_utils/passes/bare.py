@@ -36,7 +36,7 @@ def how_built(block: BlockBridge) -> Built:
 
 def is_bare(block: BlockBridge, built: Built, residual: Float[Tensor, "rows pos d_model"]) -> bool:
     """Whether `run_bare` gives what the block gives: it is as it was when that was tried."""
-    return residual.dtype == torch.float32 and residual.device.type == "cpu" and how_built(block) == built
+    return residual.dtype == torch.float32 and how_built(block) == built
 
 
 def run_bare(
@@ -52,8 +52,8 @@ def run_bare(
         q, k = rotated(q, *rotary), rotated(k, *rotary)
     k, v = after_earlier(k, v)
     mask = arguments.get("attention_mask")
-    if mask is None:                                                                # causal: the last queries are ours
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+    if mask is None:                                                                # causal; the queries come last
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
     z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     residual = residual + attn.o.original_component(z.transpose(1, 2).flatten(2))
     normed = block.ln2.original_component(residual)
