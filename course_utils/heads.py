@@ -9,7 +9,6 @@ In `[BOS, r1 … rn, r1 … rn]`, a head of each kind puts its attention on one 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from course_utils.passes import check_unpadded, require, run_until
+from course_utils.passes import check_unpadded, require, see_patterns
 from course_utils.repeated_tokens import ROWS_AT_A_TIME, check_repeated
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def stripe_scores(
 ) -> Float[Tensor, "layer head"]:
     """Mean over batch and entries of a stripe of every head's attention pattern.
 
-    A hook reads each pattern as the model computes it, so that none is stored; the pass ends with the last of them.
+    Each pattern is read as it is computed, so that none is stored; the pass ends with the last of them.
     Raises:
         ValueError: if a row looks padded.
     """
@@ -90,20 +89,15 @@ def stripe_scores(
     check_unpadded(model, tokens)
     scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     for rows in tokens.split(ROWS_AT_A_TIME):
-        def add_scores(pattern: Pattern, hook) -> None:
-            scores[hook.layer()] += stripe(pattern).mean(dim=-1).sum(dim=0).cpu()       # sum over the rows
-        run_until(model, rows, last_pattern(model), [(is_pattern, add_scores)])
+        def add_scores(layer: int, pattern: Pattern) -> None:
+            scores[layer] += stripe(pattern).mean(dim=-1).sum(dim=0).cpu()              # sum over the rows
+        see_patterns(model, rows, add_scores)
     return scores / len(tokens)
 
 
 def is_pattern(hook_name: str) -> bool:
     """Whether a hook's name is that of an attention pattern, [batch, head, query, key]."""
     return hook_name.endswith("attn.hook_pattern")
-
-
-def last_pattern(model: TransformerBridge) -> str:
-    """The name of the last layer's attention pattern."""
-    return f"blocks.{model.cfg.n_layers - 1}.attn.hook_pattern"
 
 
 def best_head(scores: Float[Tensor, "layer head"]) -> tuple[int, int]:
@@ -147,10 +141,8 @@ def induction_scores_in_text(
         raise ValueError("no token occurs twice in these sequences, so there is nothing to look back at")
     scores = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
 
-    def add_scores(pattern: Pattern, hook, mask: Bool[Tensor, "batch query key"]) -> None:
-        scores[hook.layer()] += (pattern * mask[:, None]).sum(dim=(0, 2, 3)).cpu()
-
     for rows, mask in zip(tokens.split(ROWS_AT_A_TIME), targets.split(ROWS_AT_A_TIME)):
-        hook = functools.partial(add_scores, mask=mask)
-        run_until(model, rows, last_pattern(model), [(is_pattern, hook)])
+        def add_scores(layer: int, pattern: Pattern, mask: Bool[Tensor, "batch query key"] = mask) -> None:
+            scores[layer] += (pattern * mask[:, None]).sum(dim=(0, 2, 3)).cpu()
+        see_patterns(model, rows, add_scores)
     return scores / queries.sum().item()

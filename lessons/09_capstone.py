@@ -664,7 +664,7 @@ if real_model is not None:
 
 # %% tags=["solution-only"]
 if MODEL == "tiny":                                                 # how does it know that "She" comes next?
-    sae, sample = load_shipped_sae("tiny", "topk-2"), StoryLanguage(31).sample(48, 128)
+    sae, sample = load_shipped_sae("tiny", "topk-2").to(model.cfg.device), StoryLanguage(31).sample(48, 128)
     truth, (she, he) = sample.true_log_probs.exp(), (StoryLanguage().ids[word] for word in ("She", "He"))
     pronoun = truth[..., she] + truth[..., he] > 0.2                # one may well come next
     woman = pronoun & (truth[..., she] > truth[..., he])

@@ -7,7 +7,7 @@ import pytest
 import small_models
 import torch
 
-from course_utils.passes import CleanRun, bare, resumed, traits_of
+from course_utils.passes import CleanRun, bare, read_activation, resumed, see_patterns, traits_of
 from course_utils.passes.resumed import ResumedPass
 
 MODELS = ["multi_head", "grouped_query", "grouped_query_biased", "tiny"]
@@ -100,6 +100,27 @@ def test_what_was_put_on_a_model_acts(name, change, runs):
     run = CleanRun(model, tokens)
     assert len(runs) == model.cfg.n_layers - 1
     close(run.continue_from(LAYER, changed(run), start=START), in_full(model, run))
+
+
+@pytest.mark.parametrize("hooked", [None, "blocks.1.attn.hook_v", "blocks.0.hook_mlp_out"])
+@pytest.mark.parametrize("name", MODELS)
+def test_patterns_and_activations_are_those_of_the_model(name, hooked, runs):
+    model = getattr(small_models, name)()
+    tokens, patterns, before = small_models.repeated(model), [], small_models.hook_count(model)
+    assert traits_of(model).built
+    with model.hooks(fwd_hooks=[(hooked, lambda value, hook: 1.5 * value)] if hooked else []):
+        runs.clear()
+        see_patterns(model, tokens, lambda layer, pattern: patterns.append((layer, pattern)))
+        assert len(runs) == model.cfg.n_layers - bool(hooked)
+        _, cache = model.run_with_cache(tokens)
+        assert [layer for layer, _ in patterns] == list(range(model.cfg.n_layers))
+        for layer, pattern in patterns:
+            close(pattern, cache[f"blocks.{layer}.attn.hook_pattern"])
+        for place in ("hook_resid_pre", "attn.hook_z", "attn.hook_k", "hook_mlp_out", "mlp.hook_post"):
+            runs.clear()
+            close(read_activation(model, tokens, f"blocks.1.{place}"), cache[f"blocks.1.{place}"])
+            assert len(runs) == (hooked != "blocks.0.hook_mlp_out")
+    assert small_models.hook_count(model) == before
 
 
 def test_a_change_of_weights_acts(runs):

@@ -144,10 +144,10 @@ def test_what_cuda_allows(name, gpu):
 # --- every public function -------------------------------------------------------------------------------------------
 
 
-def first_pattern(i):
-    """What a pass shows that ends there."""
-    seen, name = [], "blocks.0.attn.hook_pattern"
-    resumed.run_until(i.model, i.text, name, [(name, lambda pattern, hook: seen.append(pattern))])
+def patterns_seen(i):
+    """What a pass shows that ends with its last pattern."""
+    seen = []
+    clean_run.see_patterns(i.model, i.text, lambda layer, pattern: seen.append(pattern))
     return seen
 
 
@@ -297,6 +297,7 @@ CASES = {
         run.logits(run.residuals[2])),
     "resumed.output_factor": lambda i: resumed.output_factor(i.model),
     "resumed.after_unembedding": lambda i: resumed.after_unembedding(i.model, i.logits),
+    "clean_run.read_activation": lambda i: clean_run.read_activation(i.model, i.text, "blocks.1.hook_mlp_out"),
     "resumed.read_activation": lambda i: resumed.read_activation(i.model, i.text, "blocks.1.hook_mlp_out"),
     "dashboards.quantile_places": lambda i: dashboards.quantile_places(i.x[0], (0.5, 0.2)),
     "dashboards.Dashboard": lambda i: dashboards.Dashboard(
@@ -337,14 +338,15 @@ CASES = {
     "products.largest": lambda i: products.largest(i.flat, 3)[0].sort().values,
     "products.wide_product": lambda i: products.wide_product(i.flat, i.sae.W_enc, i.sae.b_enc),
     "resumed.unembedded": lambda i: resumed.unembedded(i.model, i.x),
-    "resumed.run_until": lambda i: first_pattern(i),
+    "clean_run.see_patterns": patterns_seen,
+    "resumed.see_patterns": patterns_seen,
+    "bare.additive_mask": lambda i: bare.additive_mask(None, i.clean.residuals[0][None], i.clean.residuals[1][None]),
     "objects.acts_by_sequence": lambda i: objects.acts_by_sequence(i.sae, i.x),
     "sae_training.encoder_bias": lambda i: sae_training.encoder_bias(i.sae),
     "sae_training.few_active": lambda i: sparse(i)[0],
     "sae_training.sparse_step": lambda i: sparse(i)[1],
     "faithfulness.site_of": lambda i: faithfulness.site_of(i.model, i.sae).hook_name,
     "heads.induction_scores": lambda i: (i.scores, heads.induction_scores(i.model, i.tokens, N, whole_diagonal=True)),
-    "heads.last_pattern": lambda i: heads.last_pattern(i.model),
     "heads.previous_token_scores": lambda i: heads.previous_token_scores(i.model, i.text),
     "heads.duplicate_token_scores": lambda i: heads.duplicate_token_scores(i.model, i.tokens, N),
     "heads.stripe_scores": lambda i: heads.stripe_scores(i.model, i.text, lambda pattern: pattern[..., 0]),

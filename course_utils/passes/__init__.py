@@ -1,6 +1,6 @@
 """How passes through a model are taken apart, patched and made cheap; and what a model can be asked."""
 
-from course_utils.passes.clean_run import CleanRun
+from course_utils.passes.clean_run import CleanRun, read_activation, see_patterns
 from course_utils.passes.keeping import Keeper, in_short, over_batches, what_is_run
 from course_utils.passes.padding import (
     all_but_first,
@@ -27,7 +27,7 @@ from course_utils.passes.parts import (
 from course_utils.passes.pooling import Pooled, put_back
 from course_utils.passes.products import largest, wide_product
 from course_utils.passes.record import NEEDS, Traits, Turn
-from course_utils.passes.resumed import Enough, Residual, after_unembedding, output_factor, read_activation, run_until
+from course_utils.passes.resumed import Enough, Residual, after_unembedding, output_factor
 from course_utils.passes.sites import Site, activations_in_batches, collect_activations, hook_z, in_float64, mlp_out
 from course_utils.passes.traits import require, require_plain_blocks, traits_of
 from course_utils.passes.trial import check_causal, check_same, trial_tokens, try_out
@@ -38,6 +38,6 @@ __all__ = [
     "check_head", "check_same", "check_unpadded", "checked_mask", "collect_activations", "counted_positions",
     "followed", "gain_of", "head_weights", "hook_z", "in_float64", "in_short", "key_value_head", "largest",
     "looks_like_padding", "mlp_out", "normalize", "normed_reading", "output_factor", "output_scale", "over_batches",
-    "put_back", "read_activation", "require", "require_plain_blocks", "run_until", "special_tokens", "traits_of",
+    "put_back", "read_activation", "require", "require_plain_blocks", "see_patterns", "special_tokens", "traits_of",
     "trial_tokens", "try_out", "what_is_run", "wide_product", "without_padding",
 ]

@@ -42,8 +42,12 @@ def is_bare(block: BlockBridge, built: Built, residual: Float[Tensor, "rows pos 
 def run_bare(
     block: BlockBridge, residual: Float[Tensor, "rows pos d_model"], arguments: dict[str, Any],
     after_earlier: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    see: Callable[[Float[Tensor, "rows head query key"]], None] | None = None,
 ) -> Float[Tensor, "rows pos d_model"]:
-    """What leaves the block, given its own arguments; `after_earlier` puts earlier keys and values before these."""
+    """What leaves the block, given its own arguments; `after_earlier` puts earlier keys and values before these.
+
+    `see` is shown the attention pattern, which otherwise never exists as a whole.
+    """
     attn = block.attn
     normed = block.ln1.original_component(residual)
     q, k, v = (getattr(attn, name).original_component(normed).unflatten(-1, (-1, attn.config.d_head)).transpose(1, 2)
@@ -51,10 +55,14 @@ def run_bare(
     if (rotary := arguments.get("position_embeddings")) is not None:
         q, k = rotated(q, *rotary), rotated(k, *rotary)
     k, v = after_earlier(k, v)
-    mask = arguments.get("attention_mask")
-    if mask is None:                                                                # causal; the queries come last
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-    z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    mask = additive_mask(arguments.get("attention_mask"), q, k)
+    if see is None:
+        z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    else:
+        k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))     # for each query head
+        pattern = ((attn.config.d_head**-0.5 * q) @ k.mT).add_(mask).softmax(-1)
+        see(pattern)
+        z = pattern @ v
     residual = residual + attn.o.original_component(z.transpose(1, 2).flatten(2))
     normed = block.ln2.original_component(residual)
     mlp = block.mlp.original_component
@@ -69,3 +77,12 @@ def rotated(
     """Queries or keys, turned by their positions: coordinate i together with i + d_head / 2."""
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
+
+
+def additive_mask(
+    mask: Tensor | None, q: Float[Tensor, "rows head query d_head"], k: Float[Tensor, "rows head key d_head"]
+) -> Float[Tensor, "*rows query key"]:
+    """0 where a query sees a key, else minus infinity (or nearly so); causal if there is no mask. Queries come last."""
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+    return mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from course_utils.passes import resumed
 from course_utils.passes.resumed import ResumedPass
 from course_utils.passes.traits import require, traits_of
 
@@ -40,3 +41,13 @@ class CleanRun(ResumedPass):
         """
         require(self.model, "a pass continued from inside", "logits")
         return super().logits(residual)
+
+
+def read_activation(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str) -> Tensor:
+    """One activation; what comes after it is not run."""
+    return resumed.read_activation(model, tokens, hook_name, traits_of(model).built)
+
+
+def see_patterns(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], see: resumed.See) -> None:
+    """Call `see(layer, pattern)` with each attention pattern as it is computed; the pass ends with the last of them."""
+    resumed.see_patterns(model, tokens, see, traits_of(model).built)

@@ -8,8 +8,10 @@ blocks all the same and then throws their output away (seen in 4.3.0).
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,31 +25,33 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Residual = Float[Tensor, "batch pos d_model"]
+See = Callable[[int, Float[Tensor, "batch head query key"]], None]      # is shown each layer's attention pattern
 
 
 class ResumedPass:
     """The clean pass of a model over some tokens, continued in the way that `resumes` says.
 
-    `resumes`, `built`: see `Traits`.
+    `resumes`, `built`: see `Traits`. With `built`, `hooks` and `see` look at this pass; to end it they raise `Enough`.
     """
 
     @torch.no_grad()
     def __init__(
         self, model: TransformerBridge, tokens: Int[Tensor, "batch pos"], names: Sequence[str] = (), *,
-        resumes: str, built: Sequence[Built] = (),
+        resumes: str, built: Sequence[Built] = (), hooks: Sequence = (), see: See | None = None,
     ) -> None:
-        self.model, self.tokens, self.resumes, self.built = model, tokens, resumes, built
+        self.model, self.tokens, self.resumes, self.built, self._see = model, tokens, resumes, built, see
         self.residuals: list[Residual] = []
         self.activations: dict[str, Tensor] = {}
         self._keys_values = _KeysValues()
         self._block_arguments: list[dict[str, Any]] = []
-        with model.hooks(fwd_hooks=[(name, self._keep) for name in names]):
+        with model.hooks(fwd_hooks=[*((name, self._keep) for name in names), *hooks]):
             pre_hooks = [(block, self._remember) for block in model.blocks] + [(model.ln_final, self._end)]
             _run(model, tokens, pre_hooks)
             if built:                                                       # the run ended at the first block
                 self._block_arguments *= len(built)                         # all blocks get the same
                 for layer, arguments in enumerate(self._block_arguments):
                     self.residuals.append(self._through_block(layer, self.residuals[layer], arguments))
+        self._see = None
 
     def _remember(self, block, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Note what a block is called with, and let it hand its keys and values to us.
@@ -111,8 +115,10 @@ class ResumedPass:
         block = self.model.blocks[layer]
         if self.built and is_bare(block, self.built[layer], residual):
             keys_values = next(value for value in arguments.values() if isinstance(value, _KeysValues))
-            return run_bare(block, residual, arguments, lambda keys, values: keys_values.update(keys, values, layer))
-        out = block(residual, **arguments)
+            return run_bare(block, residual, arguments, partial(keys_values.update, layer=layer),
+                            partial(self._see, layer) if self._see else None)
+        with self.model.hooks(fwd_hooks=[_showing(layer, self._see)] if self._see else []):
+            out = block(residual, **arguments)
         return out[0] if isinstance(out, tuple) else out
 
     def through_model(self, layer: int, residual: Residual, start: int, stop: int | None, times: int) -> Residual:
@@ -177,18 +183,9 @@ def _run(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], pre_hooks: 
             handle.remove()
 
 
-def run_until(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str, fwd_hooks: Sequence = ()
-) -> None:
-    """A pass with hooks that ends at the first hook called `hook_name`, after those that are on it."""
-
-    def end(value: Tensor, hook) -> None:
-        raise Enough
-
-    _run(model, tokens, [], [*fwd_hooks, (hook_name, end)])
-
-
-def read_activation(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str) -> Tensor:
+def read_activation(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str, built: Sequence[Built] = ()
+) -> Tensor:
     """One activation; what comes after it is not run."""
     seen = []
 
@@ -196,8 +193,35 @@ def read_activation(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], 
         seen.append(value)
         raise Enough
 
-    _run(model, tokens, [], [(hook_name, keep)])
+    _end_early(model, tokens, built, hooks=[(hook_name, keep)])
     return seen[0]
+
+
+def see_patterns(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], see: See, built: Sequence[Built]) -> None:
+    """Call `see(layer, pattern)` with each attention pattern as it is computed; the pass ends with the last of them."""
+    def look(layer: int, pattern: Float[Tensor, "batch head query key"]) -> None:
+        see(layer, pattern)
+        if layer == len(model.blocks) - 1:
+            raise Enough
+
+    _end_early(model, tokens, built, look)
+
+
+def _end_early(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], built: Sequence[Built], see: See | None = None,
+    hooks: Sequence = (),
+) -> None:
+    """A pass that is looked at until somebody raises Enough; without their hooks where nobody looks, if blocks can."""
+    if not built:
+        _run(model, tokens, [], [*hooks, *(_showing(layer, see) for layer in range(len(model.blocks)) if see)])
+    else:
+        with contextlib.suppress(Enough):
+            ResumedPass(model, tokens, resumes="positions", built=built, hooks=hooks, see=see)
+
+
+def _showing(layer: int, see: See) -> tuple[str, Callable[[Tensor, object], None]]:
+    """A hook by which a block shows its attention pattern."""
+    return f"blocks.{layer}.attn.hook_pattern", lambda pattern, hook: see(layer, pattern)
 
 
 class Enough(Exception):

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from course_utils.house import bars_are_off
-from course_utils.passes.clean_run import CleanRun
+from course_utils.passes.clean_run import CleanRun, read_activation
 from course_utils.passes.padding import checked_mask
-from course_utils.passes.resumed import Residual, read_activation
+from course_utils.passes.resumed import Residual
 from course_utils.passes.traits import require
 
 if TYPE_CHECKING:
