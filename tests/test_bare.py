@@ -7,6 +7,7 @@ import pytest
 import small_models
 import torch
 
+from course_utils.models import as_bridge, word_tokenizer
 from course_utils.passes import CleanRun, bare, read_activation, resumed, see_patterns, traits_of
 from course_utils.passes.resumed import ResumedPass
 
@@ -81,6 +82,16 @@ def exchange_forward(model, block):
     block.attn.forward = types.MethodType(lambda self, x, **more: (3 * x, None), block.attn)
 
 
+def hook_block(model, block):
+    block.register_forward_pre_hook(lambda module, arguments: (2 * arguments[0], *arguments[1:]))
+
+
+def exchange_hook(model, block):
+    """One where one was."""
+    block.attn._forward_hooks.clear()
+    block.attn.register_forward_hook(lambda module, arguments, out: (0 * out[0], *out[1:]))
+
+
 def train(model, block):
     """With dropout; it leaves out everything, so that no random number decides."""
     for module in block.modules():
@@ -89,7 +100,8 @@ def train(model, block):
     block.train()
 
 
-@pytest.mark.parametrize("change", [put_hook, hook_module, hook_input, exchange_module, exchange_forward, train])
+@pytest.mark.parametrize("change", [
+    put_hook, hook_module, hook_input, hook_block, exchange_hook, exchange_module, exchange_forward, train])
 @pytest.mark.parametrize("name", ["multi_head", "grouped_query"])
 def test_what_was_put_on_a_model_acts(name, change, runs):
     model = own_copy(name)
@@ -140,8 +152,91 @@ def test_a_change_of_weights_acts(runs):
 def test_hooks_that_were_there_when_it_was_tried_are_called():
     model = own_copy("multi_head")
     seen = []
-    model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: seen.append(hook.name))
+    model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: seen.append(hook.name), is_permanent=True)
     assert not traits_of(model).built
     seen.clear()
     CleanRun(model, small_models.repeated(model))
     assert seen == ["blocks.0.attn.hook_pattern"]
+
+
+@pytest.mark.parametrize("name", ["multi_head", "grouped_query"])
+def test_a_hook_before_the_first_block_acts_once(name):
+    model = own_copy(name)
+    tokens = small_models.repeated(model)
+    assert traits_of(model).built
+    hook_block(model, model.blocks[0])
+    _, cache = model.run_with_cache(tokens)
+    run, wanted = CleanRun(model, tokens), cache[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
+    close(run.residuals[-1], wanted)
+    close(run.continue_from(0, run.residuals[0]), wanted)
+    close(run.through_model(0, run.residuals[0], 0, None, 1), wanted)
+
+
+@pytest.mark.parametrize("place", ["", "ln1", "attn.q", "mlp.hook_in"])
+def test_pytorch_hooks_that_were_there_when_it_was_tried_are_called(place):
+    model, seen = own_copy("multi_head"), []
+    model.blocks[LAYER].get_submodule(place).register_forward_hook(lambda *_: seen.append(place))
+    assert not traits_of(model).built
+    seen.clear()
+    CleanRun(model, small_models.repeated(model))
+    assert seen == [place]
+
+
+def test_hooks_on_all_modules_are_called(runs):
+    model, tokens = small_models.multi_head(), small_models.repeated(small_models.multi_head())
+    assert traits_of(model).built
+    runs.clear()
+
+    def double(module, arguments, out):
+        return 2 * out if (getattr(module, "name", None) or "").endswith("hook_z") else None
+
+    handle = torch.nn.modules.module.register_module_forward_hook(double)
+    try:
+        close(CleanRun(model, tokens).residuals[-1], ResumedPass(model, tokens, resumes="passes").residuals[-1])
+    finally:
+        handle.remove()
+    assert not runs
+
+
+def test_windows_in_some_blocks_hold_on_texts_that_are_longer():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=30, hidden_size=24, intermediate_size=16, num_hidden_layers=4,
+                         num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0,
+                         initializer_range=0.5, use_sliding_window=True, sliding_window=16, max_window_layers=2)
+    tokenizer = word_tokenizer(small_models.WORDS, "<bos>")
+    model = as_bridge(Qwen2ForCausalLM(config), tokenizer, name="windows", device="cpu")
+    tokens = small_models.random_tokens(length=40)
+    run, slow = CleanRun(model, tokens), ResumedPass(model, tokens, resumes="passes")
+    close(run.residuals[-1], slow.residuals[-1])
+    close(run.continue_from(LAYER, changed(run), start=START), in_full(model, run))
+
+
+def test_a_model_loaded_in_another_precision_is_not_taken_as_tried():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=30, n_positions=64, n_embd=24, n_layer=3, n_head=4, initializer_range=0.5,
+                        bos_token_id=0, eos_token_id=0, scale_attn_by_inverse_layer_idx=True)
+    tokenizer = word_tokenizer(small_models.WORDS, "<bos>")
+    model = as_bridge(GPT2LMHeadModel(config).double(), tokenizer, name="scaled", device="cpu")
+    assert not traits_of(model).built
+    model.to(torch.float32)
+    tokens = small_models.repeated(model)
+    close(CleanRun(model, tokens).residuals[-1], ResumedPass(model, tokens, resumes="passes").residuals[-1])
+
+
+def test_hooks_on_the_unembedding_and_on_activations_are_called():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    seen, size = [], 2 * resumed.BLOCK
+    config = GPT2Config(vocab_size=size, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    given, words = GPT2LMHeadModel(config), ["<bos>", *(f"t{i}" for i in range(1, size))]
+    given.transformer.h[0].mlp.act.register_forward_hook(lambda *_: seen.append("act"))
+    model = as_bridge(given, word_tokenizer(words, "<bos>"), name="wide", device="cpu")
+    model.unembed.register_forward_hook(lambda module, arguments, out: 2 * out)
+    seen.clear()
+    run = CleanRun(model, small_models.random_tokens())
+    assert seen == ["act"]
+    close(run.logits(run.residuals[-1]), model(run.tokens))

@@ -486,6 +486,7 @@ CASES = {
     "resumed.ResumedPass": lambda i: (
         run := resumed.ResumedPass(i.model, i.text, resumes="blocks")).continue_from(1, run.residuals[1]),
     "bare.how_built": lambda i: bare.how_built(i.model.blocks[0]) == traits.traits_of(i.model).built[0],
+    "bare.is_untouched": lambda i: bare.is_untouched(i.model.blocks[0]),
     "bare.is_bare": lambda i: bare.is_bare(i.model.blocks[1], traits.traits_of(i.model).built[1], i.x),
     "bare.rotated": lambda i: clean_run.CleanRun(i.rotary, i.rotary_text).residuals,
     "bare.run_bare": lambda i: bare.run_bare(i.model.blocks[1], i.x, {}, lambda keys, values: (keys, values)),
@@ -510,7 +511,8 @@ CASES = {
     "traits.require": lambda i: traits.require(i.model, "this", "parts").as_text(),
     "traits.require_plain_blocks": lambda i: traits.require_plain_blocks(i.model, "this", "parts"),
     "traits.traits_of": lambda i: [traits.traits_of(model).score_scale for model in (i.model, i.rotary)],
-    "trial.try_out": lambda i: [vars(trial.try_out(model)) | {"turns": 0} for model in (i.model, i.rotary)],
+    "trial.try_out": lambda i: [
+        vars(traits := trial.try_out(model)) | {"turns": 0, "built": len(traits.built)} for model in (i.model, i.rotary)],
     "trial.relative_error": lambda i: trial.relative_error(i.x_hat, i.x),
     "widget.attention_patterns": lambda i: viz.attention_patterns(i.words, i.pattern).html,
     "charts.plot_attention": lambda i: viz.plot_attention(i.pattern[0], i.words),

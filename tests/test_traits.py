@@ -3,6 +3,8 @@
 That the functions are right on some seventy families is tools/families.py's part (tests/test_families.py).
 """
 
+import copy
+
 import pytest
 import small_models
 import torch
@@ -51,6 +53,14 @@ def test_every_way_of_continuing_a_pass_gives_the_same(make, resumes):
     for stop in (None, layer + 1, layer):
         torch.testing.assert_close(slow.continue_from(layer, changed, start=start, stop=stop),
                                    quick.continue_from(layer, changed, start=start, stop=stop), atol=1e-5, rtol=1e-4)
+
+
+def test_a_record_that_was_made_under_hooks_is_not_kept():
+    model = copy.deepcopy(small_models.multi_head())
+    vars(model).pop("course_traits")
+    with model.hooks(fwd_hooks=[("hook_embed", lambda x, hook: 0 * x)]):
+        assert traits_of(model).embedding_scale == 0
+    assert traits_of(model).embedding_scale == 1 and traits_of(model) is traits_of(model)
 
 
 def functions(model):

@@ -17,26 +17,39 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 
-Built = tuple[tuple[type, int, bool, bool], ...]
+Built = tuple[tuple[type, tuple[int, ...], bool, bool], ...]
 
 # Blocks that are norm, attention, norm and MLP, one after the other, and nothing that shows only on other texts, such
 # as a cap or a clip.
 KINDS = ("GPT2Block", "LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 
+OURS = ("transformers", "transformer_lens", "course_utils")     # their hooks on a block do nothing that is missed here
+
 
 def how_built(block: BlockBridge) -> Built:
-    """The kind of each module, how many hooks are on it, whether its forward is its own, and whether it trains."""
-    return tuple((type(module), len(module._forward_hooks) + len(module._forward_pre_hooks),
+    """The kind of each module, the numbers of its hooks, whether its forward is its own, and whether it trains."""
+    return tuple((type(module), (*module._forward_hooks, *module._forward_pre_hooks),
                   "forward" in vars(module), module.training) for module in block.modules())
+
+
+def is_untouched(block: BlockBridge) -> bool:
+    """Whether nobody has put a hook or another forward on the block, be it one that only looks on."""
+    for module in block.modules():
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        foreign = any((getattr(hook, "__module__", None) or "").split(".")[0] not in OURS for hook in hooks)
+        if foreign or getattr(module, "fwd_hooks", None) or "forward" in vars(module):
+            return False
+    return True
 
 
 def is_bare(block: BlockBridge, built: Built, residual: Float[Tensor, "rows pos d_model"]) -> bool:
     """Whether `run_bare` gives what the block gives: it is as it was when that was tried, and in float32."""
-    return residual.dtype == torch.float32 and how_built(block) == built
+    return residual.dtype == torch.float32 and how_built(block) == built and not _has_any_global_hook()
 
 
 def run_bare(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook
 
 from course_utils.passes.bare import Built, is_bare, run_bare
 from course_utils.passes.products import BLOCK, wide_product
@@ -153,7 +154,7 @@ def unembedded(model: TransformerBridge, normed: Float[Tensor, "1 pos d_model"])
         return unembed(normed)
     if not isinstance(inner, torch.nn.Linear) or "forward" in vars(inner) or hasattr(inner, "_hf_hook"):
         return unembed(normed)                                                      # (weights may be elsewhere)
-    if unembed.hook_in.fwd_hooks or unembed.hook_out.fwd_hooks or inner._forward_hooks or inner._forward_pre_hooks:
+    if _has_any_global_hook() or any(each._forward_hooks or each._forward_pre_hooks for each in unembed.modules()):
         return unembed(normed)
     bias = inner.bias if inner.bias is not None and inner.bias.any() else None     # zeros cost as much as others
     return wide_product(normed, inner.weight.T, bias)
@@ -172,8 +173,8 @@ def output_factor(model: TransformerBridge) -> float:
 
 
 def _run(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], pre_hooks: list, fwd_hooks: Sequence = ()) -> None:
-    """A pass that may end early (`Enough`), with functions called before some modules, and hooks."""
-    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in pre_hooks]
+    """A pass that may end early (`Enough`), with functions called before some modules (and their hooks), and hooks."""
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True) for module, hook in pre_hooks]
     try:
         model.run_with_hooks(tokens, return_type=None, fwd_hooks=list(fwd_hooks))
     except Enough:

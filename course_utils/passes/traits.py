@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 
 
 def traits_of(model: TransformerBridge) -> Traits:
-    """The record that `load_model` made; for a bridge from elsewhere it is made now, in a few passes on short text."""
-    if not hasattr(model, "course_traits"):
-        model.course_traits = try_out(model)
-    return model.course_traits
+    """The record that `load_model` made; for a bridge from elsewhere it is made now, in a few passes on short text.
+
+    With hooks on it, a model is not what it will be without them: such a record is not kept.
+    """
+    if hasattr(model, "course_traits"):
+        return model.course_traits
+    traits = try_out(model)
+    if all(handle.is_permanent for point in model.hook_dict.values() for handle in point.fwd_hooks):
+        model.course_traits = traits
+    return traits
 
 
 def require(model: TransformerBridge, what: str, *needs: str) -> Traits:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from course_utils.house import NotForThisModel
-from course_utils.passes.bare import KINDS, Built, how_built
+from course_utils.passes.bare import KINDS, Built, how_built, is_bare, is_untouched
 from course_utils.passes.parts import (
     after_block_0,
     head_weights,
@@ -64,12 +64,14 @@ def _how_it_resumes(trial: _Trial) -> str:
 
 def _how_blocks_are_built(trial: _Trial) -> list[Built]:
     """How each block is built now, if all give the same without their hooks: see `Traits.built`."""
-    blocks = trial.model.blocks
-    if any(type(block.original_component).__name__ not in KINDS for block in blocks):
+    blocks, config = trial.model.blocks, getattr(trial.model.original_model, "config", None)
+    if any(type(block.original_component).__name__ not in KINDS or not is_untouched(block) for block in blocks):
         return []
-    if any(point.fwd_hooks for block in blocks for point in block.modules() if hasattr(point, "fwd_hooks")):
+    if len(set(getattr(config, "layer_types", None) or ())) > 1:        # windows in some: each gets a mask of its own
         return []
     built = [how_built(block) for block in blocks]
+    if not all(map(is_bare, blocks, built, trial.clean.residuals)):     # nothing would be tried
+        return []
     return [] if _judged(functools.partial(trial.resuming, "positions", built)) else built
 
 
