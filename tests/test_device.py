@@ -512,7 +512,7 @@ CASES = {
     "traits.require_plain_blocks": lambda i: traits.require_plain_blocks(i.model, "this", "parts"),
     "traits.traits_of": lambda i: [traits.traits_of(model).score_scale for model in (i.model, i.rotary)],
     "trial.try_out": lambda i: [
-        vars(traits := trial.try_out(model)) | {"turns": 0, "built": len(traits.built)} for model in (i.model, i.rotary)],
+        vars(found := trial.try_out(model)) | {"turns": 0, "built": len(found.built)} for model in (i.model, i.rotary)],
     "trial.relative_error": lambda i: trial.relative_error(i.x_hat, i.x),
     "widget.attention_patterns": lambda i: viz.attention_patterns(i.words, i.pattern).html,
     "charts.plot_attention": lambda i: viz.plot_attention(i.pattern[0], i.words),
