@@ -2,6 +2,8 @@
 
 import copy
 import types
+import weakref
+from unittest import mock
 
 import pytest
 import small_models
@@ -128,11 +130,22 @@ def test_patterns_and_activations_are_those_of_the_model(name, hooked, runs):
         assert [layer for layer, _ in patterns] == list(range(model.cfg.n_layers))
         for layer, pattern in patterns:
             close(pattern, cache[f"blocks.{layer}.attn.hook_pattern"])
+        close(read_activation(model, tokens, "ln_final.hook_normalized"), cache["ln_final.hook_normalized"])
+        close(read_activation(model, tokens, "hook_embed"), cache["hook_embed"])
         for place in ("hook_resid_pre", "attn.hook_z", "attn.hook_k", "hook_mlp_out", "mlp.hook_post"):
             runs.clear()
             close(read_activation(model, tokens, f"blocks.1.{place}"), cache[f"blocks.1.{place}"])
             assert len(runs) == (hooked != "blocks.0.hook_mlp_out")
     assert small_models.hook_count(model) == before
+
+
+def test_a_pass_that_is_only_read_keeps_nothing():
+    model, alive = small_models.tiny(), []
+    tokens = small_models.repeated(model, batch=2)
+    with mock.patch.object(resumed, "run_bare", lambda *arguments: (
+            made := bare.run_bare(*arguments), alive.append(weakref.ref(made)))[0]):
+        read_activation(model, tokens, "blocks.3.hook_mlp_out")
+        assert len(alive) == 3 and [each() is None for each in alive[:2]] == [True, True]
 
 
 def test_a_change_of_weights_acts(runs):

@@ -32,26 +32,29 @@ See = Callable[[int, Float[Tensor, "batch head query key"]], None]      # is sho
 class ResumedPass:
     """The clean pass of a model over some tokens, continued in the way that `resumes` says.
 
-    `resumes`, `built`: see `Traits`. With `built`, `hooks` and `see` look at this pass; to end it they raise `Enough`.
+    `resumes`, `built`: see `Traits`. With `built`, `hooks` and `see` look at this pass; to end it they raise `Enough`,
+    and if it is not to be continued (`keep=False`) nothing of it stays in memory.
     """
 
     @torch.no_grad()
     def __init__(
         self, model: TransformerBridge, tokens: Int[Tensor, "batch pos"], names: Sequence[str] = (), *,
-        resumes: str, built: Sequence[Built] = (), hooks: Sequence = (), see: See | None = None,
+        resumes: str, built: Sequence[Built] = (), hooks: Sequence = (), see: See | None = None, keep: bool = True,
     ) -> None:
         self.model, self.tokens, self.resumes, self.built, self._see = model, tokens, resumes, built, see
         self.residuals: list[Residual] = []
         self.activations: dict[str, Tensor] = {}
-        self._keys_values = _KeysValues()
+        self._keys_values = _KeysValues() if keep else _KeysValues({})
         self._block_arguments: list[dict[str, Any]] = []
         with model.hooks(fwd_hooks=[*((name, self._keep) for name in names), *hooks]):
             pre_hooks = [(block, self._remember) for block in model.blocks] + [(model.ln_final, self._end)]
             _run(model, tokens, pre_hooks)
             if built:                                                       # the run ended at the first block
                 self._block_arguments *= len(built)                         # all blocks get the same
+                stream = self.residuals[:1]                                 # (none if it ended before that)
                 for layer, arguments in enumerate(self._block_arguments):
-                    self.residuals.append(self._through_block(layer, self.residuals[layer], arguments))
+                    stream = [self._through_block(layer, stream[0], arguments)]
+                    self.residuals += stream if keep else []
         self._see = None
 
     def _remember(self, block, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -194,7 +197,7 @@ def read_activation(
         seen.append(value)
         raise Enough
 
-    _end_early(model, tokens, built, hooks=[(hook_name, keep)])
+    _end_early(model, tokens, built if hook_name.startswith("blocks.") else (), hooks=[(hook_name, keep)])
     return seen[0]
 
 
@@ -217,7 +220,7 @@ def _end_early(
         _run(model, tokens, [], [*hooks, *(_showing(layer, see) for layer in range(len(model.blocks)) if see)])
     else:
         with contextlib.suppress(Enough):
-            ResumedPass(model, tokens, resumes="positions", built=built, hooks=hooks, see=see)
+            ResumedPass(model, tokens, resumes="positions", built=built, hooks=hooks, see=see, keep=False)
 
 
 def _showing(layer: int, see: See) -> tuple[str, Callable[[Tensor, object], None]]:
