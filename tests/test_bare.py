@@ -140,12 +140,23 @@ def test_patterns_and_activations_are_those_of_the_model(name, hooked, runs):
 
 
 def test_a_pass_that_is_only_read_keeps_nothing():
-    model, alive = small_models.tiny(), []
+    model, made, gone = small_models.tiny(), [], []
     tokens = small_models.repeated(model, batch=2)
-    with mock.patch.object(resumed, "run_bare", lambda *arguments: (
-            made := bare.run_bare(*arguments), alive.append(weakref.ref(made)))[0]):
+
+    def run_bare(block, residual, arguments, after_earlier, see):
+        gone.append([each() is None for each in made])
+
+        def kept(*keys_values):
+            made.extend(map(weakref.ref, keys_values))
+            return after_earlier(*keys_values)
+
+        out = bare.run_bare(block, residual, arguments, kept, see)
+        made.append(weakref.ref(out))
+        return out
+
+    with mock.patch.object(resumed, "run_bare", run_bare):
         read_activation(model, tokens, "blocks.3.hook_mlp_out")
-        assert len(alive) == 3 and [each() is None for each in alive[:2]] == [True, True]
+    assert gone[2] == [True, True, True, True, True, False]             # two blocks' keys, values and stream
 
 
 def test_a_change_of_weights_acts(runs):
