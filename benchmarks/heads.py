@@ -44,7 +44,7 @@ def detect_head(quick: bool = False) -> list[Row]:
     """`induction_scores` against TransformerLens's `detect_head` and `run_with_cache` with a diagonal, for every head.
 
     `detect_head` takes one text at a time, so it is called for each sequence; the others take them together. What
-    lies between ours and its limit is the model's own: norms, masks, softmax, and hooks at every step.
+    lies between ours and its limit is the model's own: norms, rotations, softmax and its activation.
     """
     from transformer_lens import head_detector
 
