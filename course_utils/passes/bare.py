@@ -59,7 +59,8 @@ def run_bare(
 ) -> Float[Tensor, "rows pos d_model"]:
     """What leaves the block, given its own arguments; `after_earlier` puts earlier keys and values before these.
 
-    `see` is shown the attention pattern, which otherwise never exists as a whole.
+    `see` is shown the attention pattern, which otherwise never exists as a whole. Each module's new result is changed
+    in place: memory that is fetched anew costs more than the sums.
     """
     attn = block.attn
     normed = block.ln1.original_component(residual)
@@ -76,12 +77,14 @@ def run_bare(
         pattern = ((attn.config.d_head**-0.5 * q) @ k.mT).add_(mask).softmax(-1)
         see(pattern)
         z = pattern @ v
-    residual = residual + attn.o.original_component(z.transpose(1, 2).flatten(2))
+    residual = attn.o.original_component(z.transpose(1, 2).flatten(2)).add_(residual)
     normed = block.ln2.original_component(residual)
     mlp = block.mlp.original_component
     if not hasattr(mlp, "gate_proj"):
-        return residual + mlp(normed)
-    return residual + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed)))
+        return mlp(normed).add_(residual)
+    gate, is_silu = mlp.gate_proj(normed), type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
+    gate = F.silu(gate, inplace=True) if is_silu else mlp.act_fn(gate)
+    return mlp.down_proj(gate.mul_(mlp.up_proj(normed))).add_(residual)
 
 
 def rotated(
@@ -89,7 +92,7 @@ def rotated(
 ) -> Float[Tensor, "rows head pos d_head"]:
     """Queries or keys, turned by their positions: coordinate i together with i + d_head / 2."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
+    return (x * cos[:, None]).addcmul_(torch.cat([-second, first], dim=-1), sin[:, None])
 
 
 def additive_mask(
