@@ -110,7 +110,7 @@ def test_every_edge_is_what_full_passes_with_plain_hooks_give(model):
                 assert not scores[r, s].any()
             elif (r + 2 * s) % 7 == 0:
                 by_hand = difference(patched_by_hand(model, clean, change, receiver)) - before
-                assert scores[r, s] == pytest.approx(by_hand, abs=1e-5), (sender, receiver)
+                assert scores[r, s] == pytest.approx(by_hand, abs=1e-4), (sender, receiver)
                 biggest = max(biggest, by_hand.abs().max().item())
     assert biggest > 0.1
 
