@@ -1,5 +1,6 @@
 """Small models for tests, made once: random ones of both attention kinds, the planted circuit, and `tiny`."""
 
+import copy
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,6 +188,13 @@ def full_pass(model, row, hook_name, head=None, new=None, where=None):
     with torch.no_grad():
         logits = model.run_with_hooks(row[None], fwd_hooks=[(hook_name, put)])
     return logits[0].double(), seen["x"]
+
+
+def untried(model):
+    """A copy, which a test may change; what it can do has not been tried."""
+    model = copy.deepcopy(model)
+    vars(model).pop("course_traits")
+    return model
 
 
 def hook_count(model) -> int:

@@ -1,6 +1,5 @@
 """Blocks that are run without their hooks give what the blocks themselves give, and only while nothing was added."""
 
-import copy
 import types
 import weakref
 from unittest import mock
@@ -23,13 +22,6 @@ def runs(monkeypatch):
     seen, run = [], bare.run_bare
     monkeypatch.setattr(resumed, "run_bare", lambda *arguments: (seen.append(1), run(*arguments))[1])
     return seen
-
-
-def own_copy(name):
-    """A copy of a small model, which this test may change; it is tried out by itself."""
-    model = copy.deepcopy(getattr(small_models, name)())
-    vars(model).pop("course_traits")
-    return model
 
 
 def changed(run):
@@ -106,7 +98,7 @@ def train(model, block):
     put_hook, hook_module, hook_input, hook_block, exchange_hook, exchange_module, exchange_forward, train])
 @pytest.mark.parametrize("name", ["multi_head", "grouped_query"])
 def test_what_was_put_on_a_model_acts(name, change, runs):
-    model = own_copy(name)
+    model = small_models.untried(getattr(small_models, name)())
     tokens = small_models.repeated(model)
     assert traits_of(model).built
     runs.clear()
@@ -160,7 +152,7 @@ def test_a_pass_that_is_only_read_keeps_nothing():
 
 
 def test_a_change_of_weights_acts(runs):
-    model = own_copy("multi_head")
+    model = small_models.untried(small_models.multi_head())
     tokens = small_models.repeated(model)
     assert traits_of(model).built
     runs.clear()
@@ -174,7 +166,7 @@ def test_a_change_of_weights_acts(runs):
 
 
 def test_hooks_that_were_there_when_it_was_tried_are_called():
-    model = own_copy("multi_head")
+    model = small_models.untried(small_models.multi_head())
     seen = []
     model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: seen.append(hook.name), is_permanent=True)
     assert not traits_of(model).built
@@ -185,7 +177,7 @@ def test_hooks_that_were_there_when_it_was_tried_are_called():
 
 @pytest.mark.parametrize("name", ["multi_head", "grouped_query"])
 def test_a_hook_before_the_first_block_acts_once(name):
-    model = own_copy(name)
+    model = small_models.untried(getattr(small_models, name)())
     tokens = small_models.repeated(model)
     assert traits_of(model).built
     hook_block(model, model.blocks[0])
@@ -198,7 +190,7 @@ def test_a_hook_before_the_first_block_acts_once(name):
 
 @pytest.mark.parametrize("place", ["", "ln1", "attn.q", "mlp.hook_in"])
 def test_pytorch_hooks_that_were_there_when_it_was_tried_are_called(place):
-    model, seen = own_copy("multi_head"), []
+    model, seen = small_models.untried(small_models.multi_head()), []
     model.blocks[LAYER].get_submodule(place).register_forward_hook(lambda *_: seen.append(place))
     assert not traits_of(model).built
     seen.clear()

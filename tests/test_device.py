@@ -298,7 +298,6 @@ CASES = {
     "resumed.output_factor": lambda i: resumed.output_factor(i.model),
     "resumed.after_unembedding": lambda i: resumed.after_unembedding(i.model, i.logits),
     "clean_run.read_activation": lambda i: clean_run.read_activation(i.model, i.text, "blocks.1.hook_mlp_out"),
-    "resumed.read_activation": lambda i: resumed.read_activation(i.model, i.text, "blocks.1.hook_mlp_out"),
     "dashboards.quantile_places": lambda i: dashboards.quantile_places(i.x[0], (0.5, 0.2)),
     "dashboards.Dashboard": lambda i: dashboards.Dashboard(
         0, i.latents[..., 3], [], [("a", 1.0)], [("b", -1.0)], "")._repr_html_(),
@@ -339,7 +338,7 @@ CASES = {
     "products.wide_product": lambda i: products.wide_product(i.flat, i.sae.W_enc, i.sae.b_enc),
     "resumed.unembedded": lambda i: resumed.unembedded(i.model, i.x),
     "clean_run.see_patterns": patterns_seen,
-    "resumed.see_patterns": patterns_seen,
+    "resumed.end_early": patterns_seen,
     "bare.additive_mask": lambda i: bare.additive_mask(None, i.clean.residuals[0][None], i.clean.residuals[1][None]),
     "objects.acts_by_sequence": lambda i: objects.acts_by_sequence(i.sae, i.x),
     "sae_training.encoder_bias": lambda i: sae_training.encoder_bias(i.sae),

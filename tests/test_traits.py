@@ -3,8 +3,6 @@
 That the functions are right on some seventy families is tools/families.py's part (tests/test_families.py).
 """
 
-import copy
-
 import pytest
 import small_models
 import torch
@@ -56,8 +54,7 @@ def test_every_way_of_continuing_a_pass_gives_the_same(make, resumes):
 
 
 def test_a_record_that_was_made_under_hooks_is_not_kept():
-    model = copy.deepcopy(small_models.multi_head())
-    vars(model).pop("course_traits")
+    model = small_models.untried(small_models.multi_head())
     with model.hooks(fwd_hooks=[("hook_embed", lambda x, hook: 0 * x)]):
         assert traits_of(model).embedding_scale == 0
     assert traits_of(model).embedding_scale == 1 and traits_of(model) is traits_of(model)

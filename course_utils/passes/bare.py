@@ -37,9 +37,11 @@ def how_built(block: BlockBridge) -> Built:
                   "forward" in vars(module), module.training) for module in block.modules())
 
 
-def is_untouched(block: BlockBridge) -> bool:
-    """Whether nobody has put a hook or another forward on the block, be it one that only looks on."""
-    for module in block.modules():
+def is_untouched(part: torch.nn.Module) -> bool:
+    """Whether nobody has put a hook or another forward on this part of a model, be it one that only looks on."""
+    if _has_any_global_hook():
+        return False
+    for module in part.modules():
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         foreign = any((getattr(hook, "__module__", None) or "").split(".")[0] not in OURS for hook in hooks)
         if foreign or getattr(module, "fwd_hooks", None) or "forward" in vars(module):

@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from course_utils.passes import resumed
-from course_utils.passes.resumed import ResumedPass
+from course_utils.passes.resumed import Enough, ResumedPass, See, end_early
 from course_utils.passes.traits import require, traits_of
 
 if TYPE_CHECKING:
@@ -45,9 +44,23 @@ class CleanRun(ResumedPass):
 
 def read_activation(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str) -> Tensor:
     """One activation; what comes after it is not run."""
-    return resumed.read_activation(model, tokens, hook_name, traits_of(model).built)
+    seen = []
+
+    def keep(value: Tensor, hook) -> None:
+        seen.append(value)
+        raise Enough
+
+    built = traits_of(model).built if hook_name.startswith("blocks.") else ()
+    end_early(model, tokens, built, hooks=[(hook_name, keep)])
+    return seen[0]
 
 
-def see_patterns(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], see: resumed.See) -> None:
+def see_patterns(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], see: See) -> None:
     """Call `see(layer, pattern)` with each attention pattern as it is computed; the pass ends with the last of them."""
-    resumed.see_patterns(model, tokens, see, traits_of(model).built)
+
+    def look(layer: int, pattern: Float[Tensor, "batch head query key"]) -> None:
+        see(layer, pattern)
+        if layer == model.cfg.n_layers - 1:
+            raise Enough
+
+    end_early(model, tokens, traits_of(model).built, look)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK = 4096    # columns: a block of weights stays in the cache while it is used (a fifth faster with 50,000; measured)
+BLOCK = 4096    # columns: some processors keep such a block in their cache, and others lose little by it (measured)
 
 GROUP = 8       # numbers, of which only the largest is looked at first (a sixteenth to a half of all: slower; measured)
 

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.modules.module import _has_any_global_hook
 
-from course_utils.passes.bare import Built, is_bare, run_bare
+from course_utils.passes.bare import Built, is_bare, is_untouched, run_bare
 from course_utils.passes.products import BLOCK, wide_product
 
 if TYPE_CHECKING:
@@ -155,10 +154,8 @@ def unembedded(model: TransformerBridge, normed: Float[Tensor, "1 pos d_model"])
     unembed, inner = model.unembed, model.unembed.original_component
     if normed.device.type != "cpu" or model.cfg.d_vocab < 2 * BLOCK:
         return unembed(normed)
-    if not isinstance(inner, torch.nn.Linear) or "forward" in vars(inner) or hasattr(inner, "_hf_hook"):
+    if not isinstance(inner, torch.nn.Linear) or hasattr(inner, "_hf_hook") or not is_untouched(unembed):
         return unembed(normed)                                                      # (weights may be elsewhere)
-    if _has_any_global_hook() or any(each._forward_hooks or each._forward_pre_hooks for each in unembed.modules()):
-        return unembed(normed)
     bias = inner.bias if inner.bias is not None and inner.bias.any() else None     # zeros cost as much as others
     return wide_product(normed, inner.weight.T, bias)
 
@@ -187,31 +184,7 @@ def _run(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], pre_hooks: 
             handle.remove()
 
 
-def read_activation(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], hook_name: str, built: Sequence[Built] = ()
-) -> Tensor:
-    """One activation; what comes after it is not run."""
-    seen = []
-
-    def keep(value: Tensor, hook) -> None:
-        seen.append(value)
-        raise Enough
-
-    _end_early(model, tokens, built if hook_name.startswith("blocks.") else (), hooks=[(hook_name, keep)])
-    return seen[0]
-
-
-def see_patterns(model: TransformerBridge, tokens: Int[Tensor, "batch pos"], see: See, built: Sequence[Built]) -> None:
-    """Call `see(layer, pattern)` with each attention pattern as it is computed; the pass ends with the last of them."""
-    def look(layer: int, pattern: Float[Tensor, "batch head query key"]) -> None:
-        see(layer, pattern)
-        if layer == len(model.blocks) - 1:
-            raise Enough
-
-    _end_early(model, tokens, built, look)
-
-
-def _end_early(
+def end_early(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], built: Sequence[Built], see: See | None = None,
     hooks: Sequence = (),
 ) -> None:

@@ -27,7 +27,7 @@ from course_utils.passes.parts import (
     output_scale,
 )
 from course_utils.passes.record import Traits, Turn
-from course_utils.passes.resumed import ResumedPass, read_activation
+from course_utils.passes.resumed import ResumedPass
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -207,8 +207,8 @@ class _Trial:
 
             name = f"blocks.{layer}.attn.hook_"
             with self.model.hooks(fwd_hooks=[(f"{name}q", change)]):
-                pattern = read_activation(self.model, self.tokens, f"{name}pattern")
-            errors.append(relative_error(pattern[:, 1:], self.at(layer, "attn.hook_pattern")[:, 1:]))
+                _, cache = self.model.run_with_cache(self.tokens, names_filter=f"{name}pattern")
+            errors.append(relative_error(cache[f"{name}pattern"][:, 1:], self.at(layer, "attn.hook_pattern")[:, 1:]))
         return max(errors)
 
     def mlps(self) -> float:
@@ -310,7 +310,8 @@ class _Trial:
 
     def resuming(self, how: str, built: Sequence[Built] = ()) -> float:
         """The pass, its first block from its first position, each from a later one, two with something changed."""
-        run = ResumedPass(self.model, self.tokens, resumes=how, built=built)
+        again = built or self.clean.resumes != how
+        run = ResumedPass(self.model, self.tokens, resumes=how, built=built) if again else self.clean
         stream, start = self.clean.residuals, min(START, self.tokens.shape[1] - 1)
         errors = [*map(relative_error, run.residuals, stream)]
         errors.append(relative_error(run.continue_from(0, stream[0], stop=1), stream[1]))
