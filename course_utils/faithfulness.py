@@ -64,7 +64,7 @@ LOGITS = 5_000_000      # that exist at once, for each model: 20 MB, those of 10
 STRIP = 200_000         # of these, how many are compared at once: fits the cache, a third faster than all
 ALIKE = 1e-5            # nats: log-probabilities of two positions that differ by no more are the same
 
-LogProbs = Callable[[Int[Tensor, "place"]], Float[Tensor, "place vocab"]]   # from places in a flattened batch
+LogProbs = Callable[[Int[Tensor, "place"]], "Float[Tensor, 'place vocab'] | _Rows"]     # from places in a flat batch
 
 
 # --- conventions -----------------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def _compare(
     places = counted.flatten().nonzero()[:, 0]                                              # [counted]
     losses, divergences = [], []
     for chunk in places.split(at_a_time(clean.model, LOGITS)):
-        p_logits, q_logits = clean.logits(p_stream[chunk]), clean.logits(q_stream[chunk])   # [chunk, vocab]
+        p_logits, q_logits = clean.logits(torch.stack([p_stream[chunk], q_stream[chunk]]))  # each [chunk, vocab]
         zero_log_probs = log_probs_with_zeros(chunk)                                        # [chunk, vocab]
         for start in range(0, len(chunk), at_a_time(clean.model, STRIP)):
             strip = slice(start, start + at_a_time(clean.model, STRIP))
@@ -372,9 +372,19 @@ def _cross_entropy(
     """Cross-entropy of each next token, so many positions at a time; the last position's means nothing."""
     next_tokens = tokens.roll(-1, dims=1).flatten()                                         # [batch * pos]
     places = torch.arange(len(next_tokens), device=tokens.device)
-    chunks = places.split(positions)
-    losses = [-log_probs(chunk).gather(1, next_tokens[chunk, None])[:, 0] for chunk in chunks]
+    losses = [-log_probs(chunk)[places[:len(chunk)], next_tokens[chunk]] for chunk in places.split(positions)]
     return torch.cat(losses).reshape(tokens.shape)
+
+
+class _Rows:
+    """Some rows of a wide table, looked up when a part of them is asked for: no copy of all."""
+
+    def __init__(self, table: Float[Tensor, "row vocab"], rows: Int[Tensor, "place"]) -> None:
+        self.table, self.rows = table, rows
+
+    def __getitem__(self, part: slice | tuple[Tensor, Tensor]) -> Tensor:
+        """The places of a slice, or one entry for each of some places."""
+        return self.table[self.rows[part]] if isinstance(part, slice) else self.table[self.rows[part[0]], part[1]]
 
 
 class _ConstantPass:
@@ -415,7 +425,7 @@ class _ConstantPass:
         if self.same_for_all and len(self._shared) == 1:
             return lambda places: self._shared.expand(len(places), -1)
         if self.same_for_all or clean is None:
-            return lambda places: self._shared[places % len(self._shared)]
+            return lambda places: _Rows(self._shared, places % len(self._shared))
         stream = self._final(clean, mask).flatten(0, 1)             # [batch * pos, d_model]
         return lambda places: log_softmax(clean.logits(stream[places]))
 

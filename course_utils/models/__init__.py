@@ -28,6 +28,7 @@ from course_utils.house import (
 )
 from course_utils.models import hub, smollm2
 from course_utils.models.folders import HASHES, check_hashes, read_hashes
+from course_utils.models.importing import import_libraries
 from course_utils.models.local import as_bridge, from_folder, random_gpt2_small, word_tokenizer
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def load_model(name: str = "tiny", *, device: str | torch.device | None = None,
     if sys.flags.optimize > 1:
         raise ModelUnavailable(f"{name} is not loaded: transformers, which it needs, reads its own docstrings, and "
                                "python -OO (or PYTHONOPTIMIZE=2) removes them. Start Python without it.")
+    import_libraries()
     import torch
 
     known_as = name if name in MODELS and name != "gpt2-small" else hub.hub_id(name)

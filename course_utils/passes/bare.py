@@ -65,7 +65,7 @@ def run_bare(
     in place: memory that is fetched anew costs more than the sums.
     """
     attn = block.attn
-    normed = block.ln1.original_component(residual)
+    normed = _normed(residual, block.ln1.original_component)
     q, k, v = (getattr(attn, name).original_component(normed).unflatten(-1, (-1, attn.config.d_head)).transpose(1, 2)
                for name in "qkv")                                                   # each [rows, head, pos, d_head]
     if (rotary := arguments.get("position_embeddings")) is not None:
@@ -75,12 +75,13 @@ def run_bare(
     if see is None:
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     else:
-        k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))     # for each query head
-        pattern = ((attn.config.d_head**-0.5 * q) @ k.mT).add_(mask).softmax(-1)
+        if q.shape[1] != k.shape[1]:                                                # keys and values for each query head
+            k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
+        pattern = (q.mul_(attn.config.d_head**-0.5) @ k.mT).add_(mask).softmax(-1)
         see(pattern)
         z = pattern @ v
     residual = attn.o.original_component(z.transpose(1, 2).flatten(2)).add_(residual)
-    normed = block.ln2.original_component(residual)
+    normed = _normed(residual, block.ln2.original_component)
     mlp = block.mlp.original_component
     if not hasattr(mlp, "gate_proj"):
         return mlp(normed).add_(residual)
@@ -89,12 +90,22 @@ def run_bare(
     return mlp.down_proj(gate.mul_(mlp.up_proj(normed))).add_(residual)
 
 
+def _normed(x: Float[Tensor, "rows pos d_model"], norm: torch.nn.Module) -> Float[Tensor, "rows pos d_model"]:
+    """LayerNorm as it is; what Llama's kind has instead, divided by the root mean square, without its squares."""
+    if not hasattr(norm, "variance_epsilon"):
+        return norm(x)
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)                        # [rows, pos, 1]
+    return (x * (size.square() / x.shape[-1] + norm.variance_epsilon).rsqrt()).mul_(norm.weight)
+
+
 def rotated(
     x: Float[Tensor, "rows head pos d_head"], cos: Float[Tensor, "1 pos d_head"], sin: Float[Tensor, "1 pos d_head"]
 ) -> Float[Tensor, "rows head pos d_head"]:
     """Queries or keys, turned by their positions: coordinate i together with i + d_head / 2."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos[:, None]).addcmul_(torch.cat([-second, first], dim=-1), sin[:, None])
+    out, half = x * cos[:, None], x.shape[-1] // 2
+    out[..., :half].addcmul_(x[..., half:], sin[:, None, :, :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[:, None, :, half:])
+    return out
 
 
 def additive_mask(
