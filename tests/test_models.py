@@ -7,6 +7,7 @@ SmolLM2 and the hub have tests of their own (the last two marked `slow` and `hub
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import math
 import os
@@ -27,7 +28,7 @@ from platformdirs import macos, unix, windows
 
 from course_utils import __main__, models
 from course_utils.house import settings as paths
-from course_utils.models import HASHES, hub, smollm2
+from course_utils.models import HASHES, hub, importing, smollm2
 from course_utils.models import folders as model_files
 from course_utils.models import local as local_models
 from course_utils.models.folders import PARTIAL_PREFIX, sha256_of, write_hashes
@@ -745,3 +746,20 @@ def test_paths_of_each_platform(monkeypatch, tmp_path, system, cache, data):
     monkeypatch.setattr(paths, "user_data_path", lambda *names, **more: system(*names, **more).user_data_path)
     assert paths.cache_dir() == tmp_path / cache / "faithful-circuits"
     assert paths.progress_file() == tmp_path / data / "faithful-circuits" / "progress.jsonl"
+
+
+def test_libraries_are_imported_once_without_a_search_for_garbage(monkeypatch):
+    done = []
+    monkeypatch.setattr(importing.importlib, "import_module", lambda name: done.append((name, gc.isenabled())))
+    monkeypatch.setattr(importing.gc, "freeze", lambda: done.append("frozen"))
+    importing.import_libraries()
+    assert not done and gc.isenabled()                                              # transformers is here already
+    monkeypatch.delitem(sys.modules, "transformers")
+    importing.import_libraries()
+    assert done == [("transformer_lens.model_bridge", False), "frozen"] and gc.isenabled()
+    gc.disable()
+    try:
+        importing.import_libraries()
+        assert len(done) == 2 and not gc.isenabled()                                # as somebody wanted it
+    finally:
+        gc.enable()
