@@ -750,6 +750,7 @@ def test_paths_of_each_platform(monkeypatch, tmp_path, system, cache, data):
 
 def test_libraries_are_imported_once_without_a_search_for_garbage(monkeypatch):
     done = []
+    monkeypatch.setitem(sys.modules, "transformers", sys)
     monkeypatch.setattr(importing.importlib, "import_module", lambda name: done.append((name, gc.isenabled())))
     monkeypatch.setattr(importing.gc, "freeze", lambda: done.append("frozen"))
     importing.import_libraries()
