@@ -8,10 +8,17 @@ import matplotlib
 import pytest
 from filelock import FileLock
 
+from course_utils.models.importing import import_libraries
+
 matplotlib.use("Agg")
 os.environ.update(COURSE_BARS="off", COURSE_VIZ="compact")
 for name in ("COURSE_MODEL", "COURSE_REAL", "COURSE_REPORT"):  # the defaults, whatever the shell says
     os.environ.pop(name, None)
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):      # a process for many tests, which soon imports them anyway
+        import_libraries()
 
 
 @pytest.fixture(scope="session")
