@@ -153,6 +153,12 @@ def share_of_the_square(targets):
 # --- 02.induction_targets ---------------------------------------------------------------------------------------------
 
 
+def keys_before_query_only(tokens):
+    result = torch.zeros(*tokens.shape, tokens.shape[1], dtype=torch.bool)
+    result[:, :, 1:] = tokens[:, :, None] == tokens[:, None, :-1]
+    return result.tril(-1)
+
+
 def targets_by_loops(tokens):
     batch, n = tokens.shape
     return torch.tensor(
@@ -199,7 +205,7 @@ ANSWERS = {
         accept=[uniform_by_loops, with_a_uniform_pattern],
     ),
     "02.induction_targets": Answers(
-        reject=[Wrong(lambda tokens: targets_by_loops(tokens).float(), says="a bool dtype was expected")],
+        reject=[Wrong(keys_before_query_only, says="its own target")],
         accept=[targets_by_loops, targets_by_one_hot],
     ),
 }

@@ -31,11 +31,6 @@ def by_loops_in_double(logits, tokens, seq_len):
     return total / seq_len / len(tokens)
 
 
-def no_gradient_flows(logits, tokens, seq_len):
-    """Section 5 takes the gradient of this loss: a Python number has none."""
-    return by_loops_in_double(logits, tokens, seq_len).item()
-
-
 def detached(logits, tokens, seq_len):
     return row_by_row(logits.detach(), tokens, seq_len)
 
@@ -147,10 +142,6 @@ def in_place(activation, kind):
     else:
         activation[:, 1:] = activation[:, 1:].roll(-1, 0)
     return activation
-
-
-def only_the_rest(activation, kind):
-    return by_assignment(activation, kind)[:, 1:]
 
 
 def by_assignment(activation, kind):
@@ -385,9 +376,8 @@ def the_difference_itself(model, tokens, seq_len, layer, head, points):
 # --- 03.logit_contributions -------------------------------------------------------------------------------------------
 
 
-def last_position_kept(component, scale, W_U, tokens):
-    logits = (component / scale) @ W_U
-    return logits.gather(2, tokens.roll(-1, dims=1)[..., None])[..., 0]
+def scale_of_the_next(component, scale, W_U, tokens):
+    return (component[:, :-1] / scale[:, 1:] * W_U.T[tokens[:, 1:]]).sum(-1)
 
 
 def scaled_in_place(component, scale, W_U, tokens):
@@ -411,12 +401,7 @@ def contributions_by_loops(component, scale, W_U, tokens):
 
 ANSWERS = {
     "03.second_copy_loss": Answers(
-        reject=[
-            Wrong(no_gradient_flows, says="a torch.Tensor was expected"),
-            Wrong(detached, says="lost its gradient"),
-            Wrong(first_row_only),
-            Wrong(mixed_up_reshape),
-        ],
+        reject=[Wrong(detached, says="lost its gradient"), Wrong(first_row_only), Wrong(mixed_up_reshape)],
         accept=[by_gather, by_loops_in_double],
     ),
     "03.mlp_patch_loop": Answers(
@@ -434,7 +419,6 @@ ANSWERS = {
             Wrong(ablated(resample="rest.roll(-1)")),
             Wrong(ablated(mean="rest.median()")),
             Wrong(in_place, says="it changes its input"),
-            Wrong(only_the_rest, says="has shape"),
         ],
         accept=[by_loops, by_mask],
     ),
@@ -476,7 +460,7 @@ ANSWERS = {
         ],
     ),
     "03.logit_contributions": Answers(
-        reject=[Wrong(scaled_in_place, says="it changes its input"), Wrong(last_position_kept, says="has shape")],
+        reject=[Wrong(scaled_in_place, says="it changes its input"), Wrong(scale_of_the_next)],
         accept=[logits_then_gather, contributions_by_loops],
     ),
 }
