@@ -434,10 +434,7 @@ ANSWERS = {
                   says="a tuple was expected"),
         ],
         accept=[
-            bootstrap(),
-            bootstrap_by_counts,
-            bootstrap_at_once,
-            bootstrap_by_sorting,
+            bootstrap(), bootstrap_by_counts, bootstrap_at_once, bootstrap_by_sorting,
             faithfulness.bootstrap_interval,
         ],
     ),

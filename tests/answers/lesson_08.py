@@ -398,10 +398,8 @@ ANSWERS = {
             Wrong(scores(answer="found.quantile(torch.tensor([0.025, 0.5, 0.975]))"), says="a tuple was expected"),
         ],
         accept=[
-            scores("(z - s).sum() / (z - c).sum()"),
-            scores(answer="found.quantile(torch.tensor([0.025, 0.975]))"),
-            interval_by_counts,
-            interval_in_numpy,
+            scores("(z - s).sum() / (z - c).sum()"), scores(answer="found.quantile(torch.tensor([0.025, 0.975]))"),
+            interval_by_counts, interval_in_numpy,
         ],
     ),
     "08.epsilon_random": Answers(

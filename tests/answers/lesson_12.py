@@ -205,37 +205,34 @@ ANSWERS = {
         accept=[by_threshold, token_by_token],
     ),
     "12.replaced_logits": Answers(
-        reject=[Wrong(one_place_late),
-            ],
+        reject=[Wrong(one_place_late)],
         accept=[with_partial, lambda model, transcoders, tokens: torch.cat(
             [replaced_logits(model, transcoders, row[None]) for row in tokens])],
     ),
     "12.edge": Answers(
-        reject=[Wrong(edge_with_the_scale_of_the_source),
-                Wrong(lambda *args: abs(edge_by_gradient(*args))),
-            ],
+        reject=[Wrong(edge_with_the_scale_of_the_source), Wrong(lambda *args: abs(edge_by_gradient(*args)))],
         accept=[edge_by_difference, edge_by_gradient],
     ),
     "12.influence": Answers(
-        reject=[Wrong(lambda edges, weights: weights @ edges.abs(), says=None),
-                Wrong(with_shares_of_nothing, says="NaN, from 0 / 0"),
-            ],
+        reject=[
+            Wrong(lambda edges, weights: weights @ edges.abs(), says=None),
+            Wrong(with_shares_of_nothing, says="NaN, from 0 / 0"),
+        ],
         accept=[by_powers, from_the_answers_down],
     ),
     "12.equally_large": Answers(
-        reject=[Wrong(lambda sizes, places, chosen: by_masking(sizes, places, chosen[::-1])[::-1]),
-                Wrong(lambda sizes, places, chosen: by_masking(sizes, places, chosen)[:-1]),
-            ],
+        reject=[
+            Wrong(lambda sizes, places, chosen: by_masking(sizes, places, chosen[::-1])[::-1]),
+            Wrong(lambda sizes, places, chosen: by_masking(sizes, places, chosen)[:-1]),
+        ],
         accept=[by_masking, by_sorting],
     ),
     "12.with_patterns_of": Answers(
-        reject=[Wrong(mean_pattern),
-            ],
+        reject=[Wrong(mean_pattern)],
         accept=[with_a_hook_for_each_layer, text_by_text],
     ),
     "12.features_kept": Answers(
-        reject=[Wrong(lambda *args: kept_in_place(*args).mean(), says="keep one number for each text"),
-            ],
+        reject=[Wrong(lambda *args: kept_in_place(*args).mean(), says="keep one number for each text")],
         accept=[kept_in_place, kept_by_factors],
     ),
 }
