@@ -156,8 +156,9 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "old_format": (json.dumps({"nbformat": 3, "worksheets": []}), {"": ("unreadable", "no list of cells")}),
     "binary": (bytes(range(256)), {"": ("unreadable", "not valid JSON")}),
     # --- endless or too large
-    "infinite_loop": (with_cells(chance("while True:\n    pass"), log_probs(LOG_PROBS)),
-                      {**timed_out("of processor time"), "01.correct_token_log_probs": ("passed", "")}),
+    "infinite_loop": (                  # which holds the lock of the bars: see uses_the_bars_lock
+        with_cells(chance("import tqdm\ntqdm.tqdm.get_lock().acquire()\nwhile True:\n    pass"), log_probs(LOG_PROBS)),
+        {**timed_out("of processor time"), "01.correct_token_log_probs": ("passed", "")}),
     "deaf_infinite_loop": (
         with_cells(chance("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True:\n"
                           "    try:\n        pass\n    except BaseException:\n        pass"), log_probs(LOG_PROBS)),
@@ -179,8 +180,6 @@ TEXTS: dict[str, tuple[str | bytes, Expected]] = {
     "endless_recursion": (with_cells(chance("return chance_log_prob(d_vocab)")), crashed("NameError")),
     "lasting_thread": (with_cells(chance(
         f"import threading, time\nthreading.Thread(target=time.sleep, args=(10**6,)).start()\n{RIGHT}")), PASSED),
-    "takes_the_bars_lock": (with_cells(chance("import tqdm\ntqdm.tqdm.get_lock().acquire()\nwhile True:\n    pass")),
-                            timed_out("of processor time")),
     "uses_the_bars_lock": (with_cells(chance(f"import tqdm\nlist(tqdm.tqdm([1]))\n{RIGHT}")), PASSED),
     "three_thousand_attempts": (with_cells(*[chance(RIGHT)] * 300), PASSED),
     # --- leaving

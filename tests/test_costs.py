@@ -38,14 +38,12 @@ def test_only_rows_of_lessons_are_written_in_the_readme():
 @pytest.mark.slow
 def test_time_and_memory_are_those_of_the_kernel_and_of_its_cells(tmp_path):
     nbformat = pytest.importorskip("nbformat")
-    cells = ["import time", "block = bytearray(400_000_000)\ntime.sleep(1)", "del block\ntime.sleep(2)"]
-    one, three = tmp_path / "90_x.ipynb", tmp_path / "91_x.ipynb"
-    for path, some in ((one, cells[:1]), (three, cells)):
-        path.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, some)))))
-    empty, _ = costs.measure(one, "skip")
-    whole, seconds = costs.measure(three, "skip")
-    assert len(seconds) == 3 and seconds[1] > 0.9 and seconds[2] > 1.9
-    assert empty["gigabytes"] + 0.3 < whole["gigabytes"] < empty["gigabytes"] + 0.5    # though freed again
+    cells = ["import time", "block = bytearray(400_000_000)\ntime.sleep(0.3)", "del block\ntime.sleep(0.6)"]
+    path = tmp_path / "90_x.ipynb"
+    path.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))))
+    whole, seconds = costs.measure(path, "skip")
+    assert len(seconds) == 3 and seconds[1] > 0.29 and seconds[2] > 0.59
+    assert 0.43 < whole["gigabytes"] < 0.6                  # though freed again; a kernel has some 70 MB of its own
     assert whole["seconds"] == pytest.approx(sum(seconds), abs=0.1)
 
 

@@ -118,7 +118,7 @@ def test_a_hub_that_answers(monkeypatch, answer):
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01, ), daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     assert doctor.check_hub().status == OK
     assert doctor.check_hub(offline=True).found == "not asked (offline)"

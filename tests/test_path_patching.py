@@ -231,5 +231,3 @@ def test_no_hook_is_left_behind_not_even_by_an_error(model, monkeypatch):
         path_patching(model, tokens, N, (0, 1), [(1, 2)], into="qkv")
     assert hook_count(model) == before and torch.equal(model(tokens), logits)
 
-
-# --- the trained model -----------------------------------------------------------------------------------------------

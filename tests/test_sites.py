@@ -150,22 +150,6 @@ def test_an_error_on_the_way_leaves_no_hook():
     assert hook_count(model) == before
 
 
-# --- what a place is -------------------------------------------------------------------------------------------------
-
-
-def test_widths_and_what_must_be_recorded(model):
-    cfg = model.cfg
-    for point in POINTS[:-1]:
-        site = Site(model, f"blocks.1.{point}")
-        assert (site.layer, site.point, site.head, site.width) == (1, point, None, cfg.d_model)
-        assert site.is_residual == ("resid" in point)
-        assert site.recorded == ([] if site.is_residual else [site.hook_name])
-    name = "blocks.0.attn.hook_z"
-    assert Site(model, name).width == cfg.n_heads * cfg.d_head
-    assert Site(model, name, cfg.n_heads - 1).width == cfg.d_head
-    assert Site(model, name, 0).recorded == [name] and not Site(model, name).is_residual
-
-
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 BAD = ["blocks.3.hook_resid_pre", "blocks.-1.hook_resid_pre", "blocks.1.hook_resid_mid", "blocks.1.attn.hook_q",

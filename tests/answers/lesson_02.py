@@ -15,10 +15,6 @@ def bos_forgotten(query, seq_len):
     return {"previous": query - 1, "duplicate": query - seq_len - 1, "induction": query - seq_len}
 
 
-def other_keys(query, seq_len):
-    return {"prev": query - 1, "dup": query - seq_len, "ind": query - seq_len + 1}
-
-
 def by_searching(query, seq_len):
     words = ["BOS", *range(seq_len), *range(seq_len)]
     first = words.index(words[query])
@@ -126,15 +122,6 @@ def entry_by_entry(pattern, kind, seq_len):
     return torch.stack([pattern[..., q, keys[kind](q)] for q in queries], dim=-1)
 
 
-def already_averaged(pattern, kind, seq_len):
-    return by_indexing(pattern, kind, seq_len).mean(-1)
-
-
-def over_batch_and_head(pattern, kind, seq_len):
-    offset, first = {"previous": (-1, 0), "duplicate": (-seq_len, 1), "induction": (1 - seq_len, 2)}[kind]
-    return pattern.diagonal(offset)[..., first:]
-
-
 def third_dropped(pattern, kind, seq_len):
     return by_indexing(pattern, kind, seq_len)[..., kind == "induction":]
 
@@ -166,24 +153,6 @@ def share_of_the_square(targets):
 # --- 02.induction_targets ---------------------------------------------------------------------------------------------
 
 
-def word_before(tokens):
-    result = torch.zeros(*tokens.shape, tokens.shape[1], dtype=torch.bool)
-    for q in range(tokens.shape[1]):
-        for k in range(min(q + 1, tokens.shape[1] - 1)):
-            result[:, q, k] = tokens[:, k + 1] == tokens[:, q]
-    return result
-
-
-def only_the_last_match(tokens):
-    result = torch.zeros(*tokens.shape, tokens.shape[1], dtype=torch.bool)
-    for b, row in enumerate(tokens.tolist()):
-        for q in range(len(row)):
-            found = [k for k in range(1, q + 1) if row[k - 1] == row[q]]
-            if found:
-                result[b, q, found[-1]] = True
-    return result
-
-
 def keys_before_query_only(tokens):
     result = torch.zeros(*tokens.shape, tokens.shape[1], dtype=torch.bool)
     result[:, :, 1:] = tokens[:, :, None] == tokens[:, None, :-1]
@@ -208,11 +177,7 @@ def targets_by_one_hot(tokens):
 
 ANSWERS = {
     "02.where_heads_look": Answers(
-        reject=[
-            Wrong(looks_ahead, says="cannot look ahead"),
-            Wrong(bos_forgotten),
-            Wrong(other_keys),
-        ],
+        reject=[Wrong(looks_ahead, says="cannot look ahead"), Wrong(bos_forgotten)],
         accept=[by_searching, from_offsets],
     ),
     "02.head_scores": Answers(
@@ -230,28 +195,17 @@ ANSWERS = {
     ),
     "02.stripe": Answers(
         reject=[
-            Wrong(already_averaged),
-            Wrong(over_batch_and_head),
             Wrong(third_dropped),
-            Wrong(lambda pattern, kind, seq_len: pattern.diagonal(1 if kind == "previous" else seq_len - 1, -2, -1)),
             Wrong(lambda pattern, kind, seq_len: by_indexing(pattern * 0, kind, seq_len), says="look ahead"),
         ],
         accept=[by_indexing, entry_by_entry],
     ),
     "02.uniform_score": Answers(
-        reject=[
-            Wrong(a_tensor, says="`.item()`"),
-            Wrong(share_of_the_square),
-        ],
+        reject=[Wrong(a_tensor, says="`.item()`"), Wrong(share_of_the_square)],
         accept=[uniform_by_loops, with_a_uniform_pattern],
     ),
     "02.induction_targets": Answers(
-        reject=[
-            Wrong(lambda tokens: targets_by_loops(tokens).float(), says="a bool dtype was expected"),
-            Wrong(word_before, says="before the earlier occurrence"),
-            Wrong(only_the_last_match, says="only the latest match"),
-            Wrong(keys_before_query_only, says="its own target"),
-        ],
+        reject=[Wrong(keys_before_query_only, says="its own target")],
         accept=[targets_by_loops, targets_by_one_hot],
     ),
 }

@@ -1,13 +1,10 @@
 """Answers for lesson 08."""
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from answers import Answers, Wrong
-from course_utils import faithfulness
 
 # --- 08.expected_delta_ce -------------------------------------------------------------------------------------
 
@@ -28,16 +25,6 @@ def f(true_log_probs, p_logits, q_logits):
 """
 
 
-def as_a_difference_of_distances(true_log_probs, p_logits, q_logits):
-    """With the package's KL, which takes logarithms for logits, too."""
-    kl = faithfulness.kl_divergence
-    return kl(true_log_probs, q_logits) - kl(true_log_probs, p_logits)
-
-
-def q_is_not_normalised(true_log_probs, p_logits, q_logits):
-    return (true_log_probs.exp() * (p_logits.log_softmax(-1) - q_logits)).sum(-1)
-
-
 def log_of_softmax(true_log_probs, p_logits, q_logits):
     return (true_log_probs.exp() * (p_logits.softmax(-1).log() - q_logits.softmax(-1).log())).sum(-1)
 
@@ -47,25 +34,8 @@ def with_a_small_number(true_log_probs, p_logits, q_logits):
     return (true_log_probs.exp() * (p / q).log()).sum(-1)
 
 
-def one_token_drawn(true_log_probs, p_logits, q_logits):
-    """An estimate from one token, and not the expected value."""
-    r = p_logits.log_softmax(-1) - q_logits.log_softmax(-1)
-    P = true_log_probs.exp().reshape(-1, r.shape[-1])
-    return r.reshape(P.shape).gather(1, torch.multinomial(P, 1)).reshape(r.shape[:-1])
-
-
 def three_axes_only(true_log_probs, p_logits, q_logits):
     return (true_log_probs.exp() * (p_logits.log_softmax(2) - q_logits.log_softmax(2))).sum(2)
-
-
-def expected_by_loops(true_log_probs, p_logits, q_logits):
-    """Tokens that cannot come are passed over."""
-    vocab, out = p_logits.shape[-1], []
-    rows = (x.double().reshape(-1, vocab) for x in (true_log_probs, p_logits, q_logits))
-    for P, p, q in zip(*rows):
-        p, q = p - p.logsumexp(0), q - q.logsumexp(0)
-        out.append(sum((math.exp(P[t]) * (p[t] - q[t]).item() for t in range(vocab) if P[t] > -math.inf), 0.0))
-    return torch.tensor(out).reshape(p_logits.shape[:-1])
 
 
 def expected_by_cross_entropies(true_log_probs, p_logits, q_logits):
@@ -82,13 +52,6 @@ def expected_in_numpy(true_log_probs, p_logits, q_logits):
         x = x - x.max(-1, keepdims=True)
         return x - np.log(np.exp(x).sum(-1, keepdims=True))
     return torch.from_numpy(np.asarray((np.exp(P) * (log_softmax(p) - log_softmax(q))).sum(-1)))
-
-
-EXPECTED_EINSUM = """
-def f(true_log_probs, p_logits, q_logits):
-    ratio = p_logits.log_softmax(-1) - q_logits.log_softmax(-1)
-    return einops.einsum(true_log_probs.exp(), ratio, "... vocab, ... vocab -> ...")
-"""
 
 # --- 08.counter_example ---------------------------------------------------------------------------------------
 
@@ -141,23 +104,6 @@ def f(p_logits, q_logits, precision=0.1):
 RIGHT_NEEDED = "variance / (precision * kl) ** 2"
 
 
-def measured_from_labels(p_logits, q_logits, precision=0.1):
-    """From tokens that are drawn: right in the mean, and not exact."""
-    r, p = p_logits.log_softmax(-1) - q_logits.log_softmax(-1), p_logits.softmax(-1)
-    came = r.gather(1, torch.multinomial(p, 200, replacement=True))
-    return (came.var(1).mean() / (precision * came.mean()) ** 2).item()
-
-
-def needed_by_loops(p_logits, q_logits, precision=0.1):
-    kls, variances = [], []
-    for p_row, q_row in zip(p_logits.double(), q_logits.double()):
-        p, q = p_row.softmax(0).tolist(), q_row.softmax(0).tolist()
-        r = [math.log(a / b) for a, b in zip(p, q)]
-        kls.append(sum(a * b for a, b in zip(p, r)))
-        variances.append(sum(a * (b - kls[-1]) ** 2 for a, b in zip(p, r)))
-    return sum(variances) / len(variances) / (precision * sum(kls) / len(kls)) ** 2
-
-
 def needed_by_moments(p_logits, q_logits, precision=0.1):
     """E[r²] − E[r]², as a tensor."""
     p, r = p_logits.softmax(-1), p_logits.log_softmax(-1) - q_logits.log_softmax(-1)
@@ -202,34 +148,6 @@ def f(ce_clean, ce_sae, ce_zero, draws):
 """
 
 
-PERMUTED = "draws[torch.randperm(len(draws), generator=rng)]"
-ONE_PERMUTED = PERMUTED + " if which == {} else draws"
-FRESH = "torch.randint(0, n, draws.shape, generator=rng)"
-
-
-def one_loss_at_a_time(ce_clean, ce_sae, ce_zero, draws):
-    """The intervals of the three losses, and a score from their ends."""
-    (clean, sae, zero) = (torch.quantile(loss[draws].mean(1), torch.tensor([0.025, 0.975]))
-                          for loss in (ce_clean, ce_sae, ce_zero))
-    score = (zero - sae) / (zero - clean)
-    return score.min().item(), score.max().item()
-
-
-def whole_sample(denominator="zero - clean"):
-    return f"""
-def f(ce_clean, ce_sae, ce_zero, draws):
-    clean, sae, zero = (loss[draws].mean(1) for loss in (ce_clean, ce_sae, ce_zero))
-    score = (zero - sae) / ({denominator})
-    return score.quantile(0.025).item(), score.quantile(0.975).item()
-"""
-
-
-def drawn_as_a_mask(ce_clean, ce_sae, ce_zero, draws):
-    drawn = torch.zeros(len(draws), len(ce_clean)).scatter(1, draws, 1.0)
-    score = drawn @ (ce_zero - ce_sae) / (drawn @ (ce_zero - ce_clean))
-    return score.quantile(0.025).item(), score.quantile(0.975).item()
-
-
 def interval_by_counts(ce_clean, ce_sae, ce_zero, draws):
     times = torch.stack([row.bincount(minlength=len(ce_clean)) for row in draws]).double()
     score = 1 - times @ (ce_sae - ce_clean).double() / (times @ (ce_zero - ce_clean).double())
@@ -239,15 +157,6 @@ def interval_by_counts(ce_clean, ce_sae, ce_zero, draws):
 def interval_in_numpy(ce_clean, ce_sae, ce_zero, draws):
     clean, sae, zero = (loss.double().numpy()[draws.numpy()].sum(axis=1) for loss in (ce_clean, ce_sae, ce_zero))
     return np.percentile((zero - sae) / (zero - clean), [2.5, 97.5]).tolist()
-
-
-def interval_by_sorting(ce_clean, ce_sae, ce_zero, draws):
-    found = []
-    for row in draws.tolist():
-        clean, sae, zero = (sum(loss[i].item() for i in row) for loss in (ce_clean, ce_sae, ce_zero))
-        found.append((zero - sae) / (zero - clean))
-    found.sort()
-    return found[int(0.025 * len(found))], found[int(0.975 * len(found))]
 
 
 # --- 08.texts_needed ------------------------------------------------------------------------------------------
@@ -309,26 +218,10 @@ def epsilon_in_place(x, x_hat, noise):
     return noise + x
 
 
-def epsilon_by_loops(x, x_hat, noise):
-    d, out = x.shape[-1], []
-    for a, b, g in zip(*(v.double().reshape(-1, d).tolist() for v in (x, x_hat, noise))):
-        factor = math.dist(a, b) / math.hypot(*g)
-        out.append([a_i + factor * g_i for a_i, g_i in zip(a, g)])
-    return torch.tensor(out).reshape(x.shape)
-
-
 def epsilon_in_numpy(x, x_hat, noise):
     x, x_hat, noise = (v.double().numpy() for v in (x, x_hat, noise))
     scale = np.linalg.norm(x - x_hat, axis=-1, keepdims=True) / np.linalg.norm(noise, axis=-1, keepdims=True)
     return torch.from_numpy(x + scale * noise)
-
-
-EPSILON_EINSUM = """
-def f(x, x_hat, noise):
-    error = x_hat - x
-    squares = [einops.einsum(v, v, "... d, ... d -> ...") for v in (error, noise)]
-    return x + (squares[0] / squares[1]).sqrt()[..., None] * noise
-"""
 
 # --- 08.theta_random ------------------------------------------------------------------------------------------
 
@@ -350,14 +243,6 @@ def f(x, x_hat, noise):
 """
 
 
-def theta_by_angle(x, x_hat, noise):
-    """‖x̂‖ (cos θ x/‖x‖ + sin θ u)."""
-    cosine = F.cosine_similarity(x, x_hat, dim=-1)[..., None]
-    unit = F.normalize(x, dim=-1)
-    u = F.normalize(noise - (noise * unit).sum(-1, keepdim=True) * unit, dim=-1)
-    return x_hat.norm(dim=-1, keepdim=True) * (cosine * unit + (1 - cosine**2).sqrt() * u)
-
-
 def theta_by_loops(x, x_hat, noise):
     d, out = x.shape[-1], []
     for a, b, g in zip(*(v.double().reshape(-1, d) for v in (x, x_hat, noise))):
@@ -366,15 +251,6 @@ def theta_by_loops(x, x_hat, noise):
         first = basis[:, 0] @ b
         out.append(first * basis[:, 0] + (b @ b - first**2).sqrt() * basis[:, 1])
     return torch.stack(out).reshape(x.shape)
-
-
-def theta_in_numpy(x, x_hat, noise):
-    x, x_hat, noise = (v.double().numpy() for v in (x, x_hat, noise))
-    def dot(a, b):
-        return (a * b).sum(-1, keepdims=True)
-    along, across = dot(x_hat, x) / dot(x, x) * x, noise - dot(noise, x) / dot(x, x) * x
-    rest = x_hat - along
-    return torch.from_numpy(along + np.sqrt(dot(rest, rest) / dot(across, across)) * across)
 
 
 THETA_EINSUM = """
@@ -422,15 +298,6 @@ def by_svd(covariance):
     return variances.sqrt()[:, None] * directions
 
 
-def newton(covariance):
-    """The symmetric root by iteration, in float64: Denman and Beavers."""
-    scale = covariance.double().trace()
-    y, z = covariance.double() / scale + 1e-9 * torch.eye(len(covariance)), torch.eye(len(covariance)).double()
-    for _ in range(40):
-        y, z = (y + torch.linalg.inv(z)) / 2, (z + torch.linalg.inv(y)) / 2
-    return y * scale.sqrt()
-
-
 def root_in_numpy(covariance):
     variances, directions = np.linalg.eigh(covariance.double().numpy())
     return torch.from_numpy(np.diag(np.sqrt(np.maximum(variances, 0))) @ directions.T)
@@ -454,19 +321,9 @@ def always_in_integers(covariance):
     return covariance.round().long()
 
 
-ROOT_EINSUM = """
-def f(covariance):
-    variances, directions = torch.linalg.eigh(covariance.double())
-    roots = torch.where(variances > 0, variances, 0.0).sqrt()
-    return torch.einsum("ik,k,jk->ij", directions, roots, directions).to(covariance)
-"""
-
-
 ANSWERS = {
     "08.expected_delta_ce": Answers(
         reject=[
-            Wrong(expected("kl(log_P, log_p) - kl(log_P, log_q)"), says="the sign is flipped"),
-            Wrong(expected("(P * (log_p - log_q)).sum(-1).mean()"), says="this is one number"),
             Wrong(expected("(P * (log_p - log_q)).sum()"), says="this is one number"),
             Wrong(expected("kl(log_P, log_q) - kl(log_P, log_p)"), says="where a token is impossible"),
             Wrong(expected("F.kl_div(log_q, log_P, reduction='none', log_target=True).sum(-1)"
@@ -475,23 +332,10 @@ ANSWERS = {
             Wrong(expected("(P * (p / q).log()).sum(-1)"), says="logits are far apart"),
             Wrong(log_of_softmax, says="logits are far apart"),
             Wrong(with_a_small_number, says="logits are far apart"),
-            Wrong(q_is_not_normalised),
-            Wrong(one_token_drawn),
             Wrong(three_axes_only),
             Wrong(expected("(P * (log_p - log_q)).sum(0)")),
-            Wrong(expected("(P * (log_p - log_q)).sum(-1).clamp_min(0)")),
-            Wrong(expected("0 * P.sum(-1)")),
-            Wrong(expected("(P * (log_p - log_q)).sum(-1) + torch.nan")),
-            Wrong(expected("(P * (log_p - log_q)).sum(-1).tolist()"), says="was expected"),
         ],
-        accept=[
-            expected("(P * (log_p - log_q)).sum(-1)"), expected_by_loops, as_a_difference_of_distances,
-            expected_by_cross_entropies, expected_in_numpy, EXPECTED_EINSUM,
-            expected("kl(log_p, log_q) + ((P - p) * (log_p - log_q)).sum(-1)"),
-            expected("F.kl_div(log_q, P, reduction='none').sum(-1) - F.kl_div(log_p, P, reduction='none').sum(-1)"),
-            expected("(P * (log_P - log_q)).nansum(-1) - (P * (log_P - log_p)).nansum(-1)"),
-            expected("(log_P.softmax(-1).double() * (log_p - log_q)).sum(-1)"),
-        ],
+        accept=[expected_by_cross_entropies, expected_in_numpy],
     ),
     "08.counter_example": Answers(
         reject=[
@@ -511,7 +355,6 @@ ANSWERS = {
             Wrong(example([0.6, 0.4], [0.6, 0.4], [0.7, 0.3]), says="P equals p"),
             Wrong(example([0.7, 0.3], [0.6, 0.4], [0.6, 0.4]), says="q equals p"),
             Wrong(example([0.6, 0.4], [0.7, 0.3], [0.7, 0.3]), says="the order is P, p, q"),    # (p, P, q)
-            Wrong(example([0.5, 0.5], [0.5, 0.5], [0.5, 0.5]), says="q equals p"),
             Wrong(example([0.7, 0.3], [0.7, 0.3], [0.6, 0.4]), says="P equals p"),              # (P, q, p)
             Wrong(example([0.7, 0.3], [0.6, 0.4], [0.5, 0.5]), says="q is no nearer to P"),
             Wrong(example([0.8, 0.2], [0.7, 0.3], [0.5, 0.5]), says="are p and q swapped?"),
@@ -522,7 +365,6 @@ ANSWERS = {
             Wrong(example(["'a'"] * 2, [0.6, 0.4], [0.7, 0.3])),
             Wrong("def f():\n    return {'P': [0.7, 0.3], 'p': [0.6, 0.4], 'q': [0.7, 0.3]}", says="has no order"),
             Wrong(example({0.7, 0.3}, {0.6, 0.4}, {0.2, 0.8}), says="has no order"),
-            Wrong(example([], [], []), says="over the same tokens"),
             Wrong("def f():\n    raise ValueError('there is none')", says="ValueError"),
         ],
         accept=[
@@ -534,110 +376,53 @@ ANSWERS = {
     ),
     "08.tokens_needed": Answers(
         reject=[
-            Wrong(needed("(q * (r + (q * -r).sum(-1, True)) ** 2).sum(-1).mean().item()"
-                         " / (precision * (q * r).sum(-1).mean().item()) ** 2"), says="are swapped"),
-            Wrong(needed(f"math.ceil({RIGHT_NEEDED})"), says="rounded"),
-            Wrong(needed(f"float(round({RIGHT_NEEDED}))"), says="rounded"),
             Wrong(needed(f"int({RIGHT_NEEDED})"), says="rounded"),
             Wrong(needed(RIGHT_NEEDED, "softmax(-1).log()"), says="where logits are far apart"),
             Wrong(needed(RIGHT_NEEDED, "softmax(-1).add(1e-10).log()"), says="where logits are far apart"),
-            Wrong(measured_from_labels),
-            Wrong(needed("(q * (r - kls[:, None]) ** 2).sum(-1).mean().item() / (precision * kl) ** 2")),
-            Wrong(needed("variance / (precision * kl) ** 2 * len(p)")),
             Wrong(needed("variances / (precision * kls) ** 2"), says="a number was expected"),
-            Wrong(needed("(precision * kl) ** 2 / variance")),
-            Wrong(needed("float('nan')")),
         ],
-        accept=[needed(RIGHT_NEEDED), needed_by_loops, needed_by_moments, needed_in_numpy],
+        accept=[needed(RIGHT_NEEDED), needed_by_moments, needed_in_numpy],
     ),
     "08.texts_needed": Answers(
         reject=[
-            Wrong(texts(f"math.ceil({RIGHT_TEXTS})"), says="rounded"),
             Wrong(texts(f"round({RIGHT_TEXTS})"), says="rounded"),
             Wrong(texts("(1.96 * d.std() / smallest).item() ** 2")),
-            Wrong(texts(f"{RIGHT_TEXTS} / n")),
-            Wrong(texts(f"{RIGHT_TEXTS} - n")),
-            Wrong(texts("((d.abs()).std() * 2 / smallest).item() ** 2")),
-            Wrong(texts("(2 * (d / a).std() / smallest).item() ** 2")),
         ],
-        accept=[texts(RIGHT_TEXTS), texts("4 * d.var() / smallest ** 2"), texts_by_loops, texts_by_covariance,
-                texts_in_numpy],
+        accept=[texts("4 * d.var() / smallest ** 2"), texts_by_loops, texts_by_covariance, texts_in_numpy],
     ),
     "08.score_interval": Answers(
         reject=[
-            Wrong(drawn_as_a_mask, says="here it counts once"),
-            Wrong(own_draws(PERMUTED), says="far too wide"),
-            Wrong(own_draws(FRESH), says="far too wide"),
             Wrong(own_draws("draws[[*range(which, len(draws)), *range(which)]]"), says="far too wide"),
-            Wrong(own_draws(ONE_PERMUTED.format(0)), says="far too wide"),
-            Wrong(own_draws(ONE_PERMUTED.format(1)), says="far too wide"),
-            Wrong(own_draws(ONE_PERMUTED.format(2))),
-            Wrong(own_draws("draws.flip(0) if which == 2 else draws")),
-            Wrong(whole_sample(denominator="zero - ce_clean.mean()")),
-            Wrong(one_loss_at_a_time),
             Wrong(scores(rows="torch.randint(0, len(ce_clean), row.shape)")),
-            Wrong(scores(answer="found.quantile(0.25), found.quantile(0.75)")),
-            Wrong(scores("(z.median() - s.median()) / (z.median() - c.median())")),
             Wrong(scores(answer="found.quantile(0.025), found.quantile(0.975), found.mean()"), says="3 items"),
             Wrong(scores(answer="found.quantile(torch.tensor([0.025, 0.5, 0.975]))"), says="a tuple was expected"),
-            Wrong(scores(answer="(float('nan'), float('nan'))")),
-            Wrong(scores(answer="(0.0, 0.0)")),
         ],
         accept=[
-            scores(), scores("(z - s).sum() / (z - c).sum()"), scores("1 - (s - c).mean() / (z - c).mean()"),
-            whole_sample(), scores(answer="found.quantile(torch.tensor([0.025, 0.975]))"), interval_by_counts,
-            interval_in_numpy, interval_by_sorting,
+            scores("(z - s).sum() / (z - c).sum()"), scores(answer="found.quantile(torch.tensor([0.025, 0.975]))"),
+            interval_by_counts, interval_in_numpy,
         ],
     ),
     "08.epsilon_random": Answers(
-        reject=[
-            Wrong(epsilon("x + distance * F.normalize(noise, dim=0)"), says="the wrong axis"),
-            Wrong(epsilon_in_place, says="changes its input"),
-            Wrong(epsilon_with_own_noise),
-            Wrong(epsilon("x + distance * F.normalize(noise)")),                            # dim=1
-            Wrong(epsilon("x + error.abs() * unit")),
-            Wrong(epsilon("x + error.abs().sum(-1, keepdim=True) * unit")),
-            Wrong(epsilon("x + distance / 2 * unit")),
-            Wrong(epsilon("0 * x")),
-            Wrong(epsilon("x + distance * unit.nan_to_num() + torch.nan")),
-        ],
-        accept=[
-            epsilon("x + distance * unit"), epsilon("x + noise * (distance / noise.norm(dim=-1, keepdim=True))"),
-            epsilon("x + error.pow(2).sum(-1, keepdim=True).sqrt() * F.normalize(noise, dim=-1)"),
-            epsilon_by_loops, epsilon_in_numpy, EPSILON_EINSUM,
-        ],
+        reject=[Wrong(epsilon_in_place, says="changes its input"), Wrong(epsilon_with_own_noise)],
+        accept=[epsilon("x + distance * unit"), epsilon_in_numpy],
     ),
     "08.theta_random": Answers(
         reject=[
-            Wrong(theta("x + length(x_hat - x) * noise / length(noise)"), says="this is ε-random"),
             Wrong(theta("along + length(rest) * torch.randn_like(x)")),
-            Wrong(theta("x_hat + length(rest) * unit")),
             Wrong(theta("along + rest.norm() * unit")),
-            Wrong(theta("part(x, x_hat) + length(rest) * unit")),
-            Wrong(theta("0 * right")),
-            Wrong(theta("right + torch.nan")),
-            Wrong(theta("right[..., :-1]"), says="has shape"),
         ],
-        accept=[
-            theta("right"), theta("along + (length(x_hat) ** 2 - length(along) ** 2).sqrt() * unit"), theta_by_angle,
-            theta_by_loops, theta_in_numpy, THETA_EINSUM,
-        ],
+        accept=[theta_by_loops, THETA_EINSUM],
     ),
     "08.covariance_root": Answers(
         reject=[
             Wrong(lower_cholesky, says="needs R.T @ R"),
-            Wrong(root("directions * variances.sqrt()"), says="needs R.T @ R"),
-            Wrong(root("torch.linalg.cholesky(torch.linalg.inv(covariance)).mT"), says="this is the inverse root"),
             Wrong(root("covariance.sqrt()"), says="the root of each entry"),
-            Wrong(root("covariance.sign() * covariance.abs().sqrt()"), says="the root of each entry"),
             Wrong(root(RIGHT_ROOT, variances="variances"), says="slightly below 0"),
             Wrong(root("variances.sqrt()[:, None] * directions.T", variances="variances"), says="slightly below 0"),
             Wrong(upper_cholesky, says="a Cholesky factor"),
             Wrong(lambda covariance: lower_cholesky(covariance).T, says="a Cholesky factor"),
             Wrong(root("directions @ torch.diag((variances.log() / 2).exp()) @ directions.T", variances="variances"),
                   says="slightly below 0"),
-            Wrong(root("directions * variances.sqrt().sqrt() @ directions.T")),
-            Wrong(root(f"({RIGHT_ROOT}) / math.sqrt(d)")),
             Wrong(root(RIGHT_ROOT, variances="variances.clamp_min(0.1)")),
             Wrong(root(RIGHT_ROOT, variances="variances.clamp_min(0)").replace("eigh(covariance)",
                                                                                "eigh(covariance.float())"),
@@ -645,20 +430,19 @@ ANSWERS = {
             Wrong(only_the_large, says="the covariance's shape"),
             Wrong(complex_where_negative, says="R must always be real"),
             Wrong(always_in_integers, says="dtype"),
-            Wrong(root(f"0 * ({RIGHT_ROOT})")),
-            Wrong(root(f"({RIGHT_ROOT}) + torch.nan")),
             Wrong(root(f"({RIGHT_ROOT}).numpy()"), says="a torch.Tensor was expected"),
             Wrong(root(f"({RIGHT_ROOT}).to(torch.complex64)"), says="dtype"),
             Wrong(root("(directions * variances.sqrt()).to(torch.complex64)"), says="dtype"),
         ],
         accept=[
-            root(RIGHT_ROOT), root("variances.sqrt()[:, None] * directions.T"),
+            root("variances.sqrt()[:, None] * directions.T"),
             root("variances.sqrt().diag() @ directions.T"),
-            root(RIGHT_ROOT, variances="variances.abs()"), root(f"-({RIGHT_ROOT})"),
+            root(f"-({RIGHT_ROOT})"),
             root("torch.linalg.qr(torch.ones(d, d).to(variances) + torch.eye(d).to(variances))[0] "
                  f"@ ({RIGHT_ROOT})"),
-            root(RIGHT_ROOT, variances="variances.sqrt().nan_to_num() ** 2"),
-            cholesky_where_possible, by_svd, newton, root_in_numpy, ROOT_EINSUM,
+            cholesky_where_possible,
+            by_svd,
+            root_in_numpy,
         ],
     ),
 }

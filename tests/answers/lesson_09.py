@@ -237,23 +237,6 @@ def not_a_number(latents, labels, present):
     return total / number
 
 
-def one_kind_is_a_half(latents, labels, present):
-    each = []
-    for token in present.unique():
-        here = present == token
-        both = labels[here].any() and not labels[here].all()
-        each.append(auc(latents[here], labels[here]) if both else torch.full(latents.shape[1:], 0.5))
-    return torch.stack(each).mean(0)
-
-
-def means_taken_off(latents, labels, present):
-    """Each token's mean is subtracted from its latents, and then all positions are compared."""
-    centred = latents.clone()
-    for token in present.unique():
-        centred[present == token] -= latents[present == token].mean(0)
-    return auc(centred, labels)
-
-
 def sorted_in_place(latents, labels, present):
     out = splicing.same_token_auc(latents, labels, present)
     latents.copy_(latents.sort(dim=0).values)
@@ -278,18 +261,6 @@ def half_without_pairs(latents, labels, present):
         return torch.full((latents.shape[1],), 0.5)
 
 
-def auc_pair_by_pair(latents, labels, present):
-    won, number = np.zeros(latents.shape[1]), 0
-    rows = list(zip(latents.double().numpy(), labels.tolist(), present.tolist()))
-    for f, label, token in rows:
-        for g, other, same in rows:
-            if label and not other and token == same:
-                won, number = won + (f > g) + 0.5 * (f == g), number + 1
-    if number == 0:
-        raise ValueError("nothing to compare")
-    return torch.from_numpy(won / number)
-
-
 def auc_with_a_caught_error(latents, labels, present):
     """Asks for every token, and goes on where there is nothing to tell apart."""
     each, number = [], []
@@ -306,47 +277,14 @@ def auc_with_a_caught_error(latents, labels, present):
     return (torch.stack(each).double() * weights[:, None]).sum(0) / weights.sum()
 
 
-def auc_by_mean_ranks(latents, labels, present):
-    """As Mann and Whitney count: the labelled positions' ranks among those of their token, less what is least."""
-    won, number = torch.zeros(latents.shape[1]), 0
-    for token in present.unique().tolist():
-        f, label = latents[present == token], labels[present == token]
-        yes, no = int(label.sum()), int((~label).sum())
-        ranks = (f[:, None] > f[None]).sum(1) + ((f[:, None] == f[None]).sum(1) + 1) / 2
-        won, number = won + ranks[label].sum(0) - yes * (yes + 1) / 2, number + yes * no
-    if not number:
-        raise ValueError
-    return won / number
-
-
-SAME_EINSUM = """
-def f(latents, labels, present):
-    one_hot = torch.nn.functional.one_hot(present).float()
-    pair = (one_hot[labels] @ one_hot[~labels].T).double()
-    if not pair.any():
-        raise ValueError("no pairs")
-    better = torch.sign(latents[labels][:, None] - latents[~labels][None]).double() / 2 + 0.5
-    return einops.einsum(pair, better, "yes no, yes no latent -> latent") / pair.sum()
-"""
-
 ANSWERS = {
     "09.circuit_score": Answers(
         reject=[
-            Wrong(score("(gain(changed) / gain(clean)).mean()", "x[:, n + 1:].mean(1) - x[:, :n].mean(1)"),
-                  says="the mean of the sequences' ratios"),
             Wrong(score_in_place, says="changes its input"),
             Wrong(score("(gain(changed) / gain(clean)).abs()")),
-            Wrong(score(gain="x[:, n + 1:].mean() / x[:, :n].mean()")),
-            Wrong(score(gain="x[:, n:-1].mean() - x[:, :n].mean()")),
-            Wrong(score(gain="x[:, n + 1:].mean().exp() - x[:, :n].mean().exp()")),
-            Wrong(score("(gain(changed) / gain(clean)).median()", "x[:, n + 1:].mean(1) - x[:, :n].mean(1)")),
             Wrong(rows_for_columns, says="this is NaN"),
-            Wrong(score(gain="x[:, 51:].mean() - x[:, :50].mean()"), says="this is NaN"),
         ],
-        accept=[
-            score(), score("(first(changed) - second(changed)) / (first(clean) - second(clean))"),
-            score("1 - (gain(clean) - gain(changed)) / gain(clean)"), score_by_loops, score_in_numpy, SCORE_EINOPS,
-        ],
+        accept=[score_by_loops, score_in_numpy, SCORE_EINOPS],
     ),
     "09.mixed_activations": Answers(
         reject=[
@@ -374,26 +312,11 @@ ANSWERS = {
         reject=[
             Wrong(not_a_number, says="this is NaN"),
             Wrong(grouped(guard="False"), says="there is nothing to tell apart"),             # auc raises
-            Wrong(pairs("((yes >= no) * same).sum((0, 1)) / same.sum()"), says="a tie counts ½"),
             Wrong(nothing_to_divide_by, says="raise a ValueError"),
             Wrong(half_without_pairs, says="raise a ValueError"),
             Wrong(sorted_in_place, says="changes its input"),
-            Wrong(one_kind_is_a_half),
-            Wrong(means_taken_off),
-            Wrong(grouped(group="present // 4")),
-            Wrong(grouped(group="labels.long()", guard="False")),
-            Wrong(grouped(own="auc((some > 0).float(), labels[here])")),
-            Wrong(grouped(own="(some[labels[here]].mean(0) - some[~labels[here]].mean(0))")),
-            Wrong(grouped(guard="no < 3 or not yes")),
-            Wrong(grouped("(yes * no) ** 0.5")),
-            Wrong(grouped(answer="total / len(group.unique())")),
-            Wrong(grouped(answer="((total / weights) - 0.5).abs() + 0.5")),
-            Wrong(grouped(answer="(total / weights).max()")),
         ],
-        accept=[
-            grouped(), grouped("yes * no / 7"), pairs(), auc_pair_by_pair, auc_with_a_caught_error, auc_by_mean_ranks,
-            SAME_EINSUM,
-        ],
+        accept=[grouped("yes * no / 7"), auc_with_a_caught_error],
     ),
     "09.control": Answers(
         reject=[
@@ -420,12 +343,7 @@ ANSWERS = {
         ],
     ),
     "09.effect_of": Answers(
-        reject=[
-            Wrong(effect_lost),
-            Wrong(effect_of_a_difference),
-            Wrong(lambda *given: effect_row_by_row(*given)[0]),
-            Wrong(lambda *given: effect_row_by_row(*given)[1]),
-        ],
+        reject=[Wrong(effect_lost), Wrong(effect_of_a_difference)],
         accept=[effect_with_context, effect_row_by_row],
     ),
 }

@@ -95,17 +95,6 @@ def senders_first(*args):
     return attribution_scores(*args).transpose(0, 1)
 
 
-def one_input_for_a_head(model, clean, corrupted, metric):
-    """Queries, keys and values of a head get the slope of all three together."""
-    scores, graph, groups = attribution_scores(model, clean, corrupted, metric).clone(), graph_of(model), {}
-    for r, receiver in enumerate(graph.receivers):
-        if receiver.part in "qkv":
-            groups.setdefault((receiver.layer, receiver.head), []).append(r)
-    for rows in groups.values():
-        scores[rows] = scores[rows].sum(dim=0)
-    return scores
-
-
 # --- 10.circuit_kept ------------------------------------------------------------------------------------------
 
 
@@ -126,11 +115,6 @@ def kept_from_above(model, clean, corrupted, circuit, metric):
 def sum_of_the_differences(model, clean, corrupted, circuit, metric):
     whole, nothing = metric(model(clean)), metric(model(corrupted))
     return (metric(run_circuit(model, clean, corrupted, circuit)) - nothing) / (whole - nothing).sum()
-
-
-def size_of_the_difference(model, clean, corrupted, circuit, metric):
-    whole, nothing = metric(model(clean)), metric(model(corrupted))
-    return (metric(run_circuit(model, clean, corrupted, circuit)) - nothing) / (whole - nothing).abs().mean()
 
 
 # --- 10.areas -------------------------------------------------------------------------------------------------
@@ -251,41 +235,29 @@ ANSWERS = {
         reject=[
             Wrong(all_pairs, says="every text is read at every text's answers"),
             Wrong(lambda logits, right, wrong: by_gather(logits, right, wrong) / 2),
-            Wrong(lambda logits, right, wrong: by_gather(logits, right, wrong)[:, None]),
         ],
         accept=[by_gather, in_log_probabilities],
     ),
     "10.patch_map": Answers(
-        reject=[
-            Wrong(patches_pile_up),
-            Wrong(attention_output),
-            Wrong(lambda model, base, source, *rest: with_a_fresh_stream(model, source, base, *rest),
-                  says="base and source are swapped"),
-        ],
+        reject=[Wrong(patches_pile_up), Wrong(attention_output)],
         accept=[with_a_fresh_stream, one_text_at_a_time],
     ),
     "10.edge_attribution": Answers(
         reject=[
             Wrong(summed_over_texts, says="keep one number for each"),
             Wrong(senders_first, says="rows are receivers"),
-            Wrong(one_input_for_a_head),
-            Wrong(lambda *args: attribution_scores(*args, steps=5)),
         ],
         accept=[by_backward, lambda *args: attribution_scores(*args, steps=1)],
     ),
     "10.circuit_kept": Answers(
         reject=[
             Wrong(sum_of_the_differences),
-            Wrong(size_of_the_difference),
             Wrong(lambda *args: kept_step_by_step(*args).mean(), says="keep one number for each text"),
         ],
         accept=[kept_step_by_step, kept_from_above],
     ),
     "10.areas": Answers(
-        reject=[
-            Wrong(from_zero, says="a point is added at (0, 0)"),
-            Wrong(lambda shares, kept: by_hand(shares, kept)[::-1], says="swapped"),
-        ],
+        reject=[Wrong(from_zero, says="a point is added at (0, 0)")],
         accept=[by_hand, with_numpy],
     ),
     "10.random_circuits": Answers(

@@ -7,7 +7,7 @@ import torch
 from answers import Answers, Wrong
 from course_utils.latents import auc
 from course_utils.metrics import kl_of_log_probs
-from course_utils.probes import auc_by_text, hooked_logits, setting, steering
+from course_utils.probes import auc_by_text, hooked_logits, steering
 
 # --- 11.difference_of_means -----------------------------------------------------------------------------------
 
@@ -47,16 +47,6 @@ def by_counting(values, labels, known):
         left = won[of_yes != text][:, of_no != text].mean()
         answers.append(len(values) * won.mean() - (len(values) - 1) * left)
     return torch.stack(answers).float()
-
-
-def of_known_texts(values, labels, known):
-    """Only the mean is right."""
-    return auc_by_text(values, labels, known).mean().expand(len(values))
-
-
-def within_each(values, labels, known):
-    """It raises where a text has one kind of position only, so it must be named before."""
-    return torch.stack([auc(v[k][:, None], y[k])[0] for v, y, k in zip(values, labels, known)])
 
 
 def only_two_sided(values, labels, known):
@@ -126,11 +116,6 @@ def with_a_mask(model, tokens, hook_name, direction, strength, start):
         return model(tokens)[:, -1]
 
 
-def set_instead_of_added(model, tokens, hook_name, direction, strength, start):
-    return torch.cat([hooked_logits(model, row[None], hook_name, setting(direction, amount.item(), start))
-                      for row, amount in zip(tokens, strength)])
-
-
 # --- 11.distance_from_truth -----------------------------------------------------------------------------------
 
 
@@ -148,26 +133,12 @@ def on_the_tokens_that_stay(true_log_probs, logits, leave_out):
     return torch.nn.functional.kl_div(log_q, log_p.exp(), reduction="none").sum(-1)
 
 
-def with_a_small_number(true_log_probs, logits, leave_out):
-    p, q = (each[:, ~leave_out].softmax(-1) for each in (true_log_probs, logits))
-    return (p * ((p + 1e-9).log() - (q + 1e-9).log())).sum(-1)
-
-
-def the_other_way_with_a_small_number(true_log_probs, logits, leave_out):
-    p, q = (each[:, ~leave_out].softmax(-1) for each in (true_log_probs, logits))
-    return (q * ((q + 1e-9) / (p + 1e-9)).log()).sum(-1)
-
-
 def the_other_way(true_log_probs, logits, leave_out):
     log_p, log_q = (each[:, ~leave_out].log_softmax(-1) for each in (true_log_probs, logits))
     return kl_of_log_probs(log_q, log_p)
 
 
 # --- 11.pure_latents ------------------------------------------------------------------------------------------
-
-
-def of_all_positions(active, labels, precision, at_least):
-    return (active.sum(0) >= at_least) & ((active & labels[:, None]).float().mean(0) >= precision)
 
 
 def latent_by_latent(active, labels, precision, at_least):
@@ -188,16 +159,12 @@ ANSWERS = {
         reject=[
             Wrong(lambda x, labels: means_by_weights(x, labels)[None]),
             Wrong(lambda x, labels: x[labels].median(dim=0).values - x[~labels].median(dim=0).values),
-            Wrong(lambda x, labels: means_by_weights(x, ~labels), says="the sign is wrong"),
         ],
         accept=[means_by_weights, means_in_a_loop],
     ),
     "11.auc_by_text": Answers(
         reject=[
-            Wrong(of_known_texts),
             Wrong(lambda *args: auc_by_text(*args).mean(), says="one number for each text"),
-            Wrong(lambda values, labels, known: auc_by_text(-values, labels, known)),
-            Wrong(within_each, says="the AUC within each text"),
             Wrong(only_two_sided, says="labelled all through"),
         ],
         accept=[without_rows, by_counting],
@@ -224,19 +191,12 @@ ANSWERS = {
         accept=[by_bernoulli, worse()],
     ),
     "11.steered_logits": Answers(
-        reject=[
-            Wrong(lambda model, tokens, name, direction, strength, start: one_text_at_a_time(
-                model, tokens, name, -direction, strength, start), says="the sign is wrong"),
-            Wrong(lambda model, tokens, *rest: model(tokens)[:, -1]),
-            Wrong(set_instead_of_added, says="the share along the direction is set"),
-        ],
+        reject=[Wrong(lambda model, tokens, *rest: model(tokens)[:, -1])],
         accept=[one_text_at_a_time, with_a_mask],
     ),
     "11.distance_from_truth": Answers(
         reject=[
             Wrong(the_other_way, says="the truth comes first"),
-            Wrong(with_a_small_number, says="confidently wrong"),
-            Wrong(the_other_way_with_a_small_number, says="KL(model‖truth)"),
             Wrong(lambda *args: on_the_tokens_that_stay(*args).mean(), says="one for each text"),
             Wrong(lambda truth, logits, out: (truth[:, ~out].log_softmax(-1).exp() * (
                 truth[:, ~out].log_softmax(-1) - logits[:, ~out].log_softmax(-1))).sum(-1), says="not a number"),
@@ -247,7 +207,6 @@ ANSWERS = {
         reject=[
             Wrong(lambda active, labels, precision, at_least: by_a_product(active, labels, 1.0, at_least)),
             Wrong(lambda *args: by_a_product(*args).nonzero()[:, 0]),
-            Wrong(of_all_positions, says="share of all positions"),
         ],
         accept=[latent_by_latent, by_a_product],
     ),

@@ -3,7 +3,6 @@
 import torch
 
 from answers import Answers, Wrong
-from course_utils.attribution_graphs import influence as by_solving
 from course_utils.attribution_graphs import run_features
 from course_utils.passes import centred
 from course_utils.transcoders import replaced_logits
@@ -72,18 +71,6 @@ class Shifted(torch.nn.Module):
 
     def forward(self, x):
         return self.inner(x).roll(1, dims=1)
-
-
-def with_closures_that_see_the_last_layer(model, transcoders, tokens):
-    read, hooks = {}, []
-    for layer in transcoders:
-        def note(x, hook):
-            read[layer] = x
-
-        def write(y, hook):
-            return torch.cat([y[:, :1], transcoders[layer](read[layer])[:, 1:]], dim=1)
-        hooks += [(f"blocks.{layer}.mlp.hook_in", note), (f"blocks.{layer}.hook_mlp_out", write)]
-    return model.run_with_hooks(tokens, fwd_hooks=hooks)
 
 
 # --- 12.edge --------------------------------------------------------------------------------------------------
@@ -184,15 +171,6 @@ def mean_pattern(model, tokens, others):
         (name, lambda pattern, hook: (pattern + cache[hook.name]) / 2) for name in names])
 
 
-def with_closures_that_see_the_last_name(model, tokens, others):
-    cache = model.run_with_cache(others)[1]
-    hooks = []
-    for layer in range(model.cfg.n_layers):
-        hooks.append((f"blocks.{layer}.attn.hook_pattern",
-                      lambda pattern, hook: cache[f"blocks.{layer}.attn.hook_pattern"]))
-    return model.run_with_hooks(tokens, fwd_hooks=hooks)
-
-
 # --- 12.features_kept -----------------------------------------------------------------------------------------
 
 
@@ -221,56 +199,40 @@ def kept_by_factors(model, transcoders, clean, corrupted, kept, metric):
     return torch.stack([each / (high - low).mean() for each in got - low])
 
 
-def frozen_features(model, transcoders, clean, corrupted, kept, metric):
-    """Kept features have the clean pass's value: they do not answer to what changes below."""
-    values, others = {}, {}
-    run_features(model, transcoders, clean, lambda layer, f: values.setdefault(layer, f))
-    low = metric(run_features(model, transcoders, corrupted, lambda layer, f: others.setdefault(layer, f)))
-    got = metric(run_features(model, transcoders, clean,
-                              lambda layer, f: torch.where(kept[layer], values[layer], others[layer])))
-    return (got - low) / (metric(model(clean)) - low).mean()
-
-
 ANSWERS = {
     "12.transcode": Answers(
-        reject=[Wrong(two_features_less), Wrong(softmaxed), Wrong(lambda *args: by_threshold(*args)[1])],
+        reject=[Wrong(two_features_less), Wrong(softmaxed)],
         accept=[by_threshold, token_by_token],
     ),
     "12.replaced_logits": Answers(
-        reject=[Wrong(one_place_late), Wrong(with_closures_that_see_the_last_layer, says="bind it, `layer=layer`"),
-                Wrong(lambda model, transcoders, tokens: model(tokens),
-                                                  says="this is the untouched model")],
+        reject=[Wrong(one_place_late)],
         accept=[with_partial, lambda model, transcoders, tokens: torch.cat(
             [replaced_logits(model, transcoders, row[None]) for row in tokens])],
     ),
     "12.edge": Answers(
-        reject=[Wrong(edge_with_the_scale_of_the_source),
-                Wrong(lambda *args: abs(edge_by_gradient(*args))),
-                Wrong(lambda frozen, written, source, target: edge_by_gradient(frozen, written, target, source)
-                      if target.layer < source.layer else 0.0)],
+        reject=[Wrong(edge_with_the_scale_of_the_source), Wrong(lambda *args: abs(edge_by_gradient(*args)))],
         accept=[edge_by_difference, edge_by_gradient],
     ),
     "12.influence": Answers(
-        reject=[Wrong(lambda edges, weights: weights @ edges.abs(), says=None),
-                Wrong(lambda edges, weights: by_solving(edges, weights) + weights, says="the answers themselves"),
-                Wrong(lambda edges, weights: by_solving(edges.T, weights)),
-                Wrong(with_shares_of_nothing, says="NaN, from 0 / 0")],
+        reject=[
+            Wrong(lambda edges, weights: weights @ edges.abs(), says=None),
+            Wrong(with_shares_of_nothing, says="NaN, from 0 / 0"),
+        ],
         accept=[by_powers, from_the_answers_down],
     ),
     "12.equally_large": Answers(
-        reject=[Wrong(lambda sizes, places, chosen: chosen),
-                Wrong(lambda sizes, places, chosen: by_masking(sizes, places, chosen[::-1])[::-1]),
-                Wrong(lambda sizes, places, chosen: by_masking(sizes, places, chosen)[:-1])],
+        reject=[
+            Wrong(lambda sizes, places, chosen: by_masking(sizes, places, chosen[::-1])[::-1]),
+            Wrong(lambda sizes, places, chosen: by_masking(sizes, places, chosen)[:-1]),
+        ],
         accept=[by_masking, by_sorting],
     ),
     "12.with_patterns_of": Answers(
-        reject=[Wrong(mean_pattern), Wrong(with_closures_that_see_the_last_name, says="bind it, `layer=layer`"),
-                Wrong(lambda model, tokens, others: model(tokens), says="its own patterns")],
+        reject=[Wrong(mean_pattern)],
         accept=[with_a_hook_for_each_layer, text_by_text],
     ),
     "12.features_kept": Answers(
-        reject=[Wrong(frozen_features, says="held at their values on the clean text"),
-                Wrong(lambda *args: kept_in_place(*args).mean(), says="keep one number for each text")],
+        reject=[Wrong(lambda *args: kept_in_place(*args).mean(), says="keep one number for each text")],
         accept=[kept_in_place, kept_by_factors],
     ),
 }
