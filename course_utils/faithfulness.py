@@ -13,7 +13,7 @@ A score divides by what an ablation costs. Where the 95 % interval of that cost 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 __all__ = [
     "COURSE", "LOGITS", "RESAMPLES", "SAEBENCH", "SAELENS", "Convention", "FaithfulnessReport", "HasEncodeDecode",
     "all_but_first", "at_a_time", "bootstrap_interval", "cross_entropy_by_position", "delta_cross_entropy",
-    "evaluate_sae", "explained_variance", "kl_divergence", "kl_of_log_probs", "log_softmax", "patched_logits",
-    "pooled_mean", "reconstruct", "reconstruction_score", "run_and_reconstruct", "site_of",
+    "evaluate_sae", "evaluate_saes", "explained_variance", "kl_divergence", "kl_of_log_probs", "log_softmax",
+    "patched_logits", "pooled_mean", "reconstruct", "reconstruction_score", "run_and_reconstruct", "site_of",
 ]
 
 LOGITS = 5_000_000      # that exist at once, for each model: 20 MB, those of 100 positions with 50,000 tokens
@@ -117,6 +117,29 @@ def evaluate_sae(
     return sums.report()
 
 
+@torch.no_grad()
+def evaluate_saes(
+    model: TransformerBridge, saes: Mapping[str, HasEncodeDecode], tokens: Int[Tensor, "n pos"], *,
+    batch_size: int = 8, everything: bool = True, **options: Any,
+) -> dict[str, FaithfulnessReport]:
+    """`evaluate_sae` of several autoencoders, at one place or at different ones: they share the clean pass.
+
+    Options, and errors, are those of `evaluate_sae`, without `folder`.
+    """
+    each = {name: Evaluation(model, sae, tokens, batch_size=batch_size, everything=everything, **options)
+            for name, sae in saes.items()}
+    sums = {name: one.empty() for name, one in each.items()}
+    with_zeros = {name: one.with_zeros() for name, one in each.items()}
+    recorded = [hook_name for one in each.values() for hook_name in one.site.recorded]
+    for rows in torch.arange(len(tokens)).split(batch_size):
+        clean = CleanRun(model, tokens[rows], recorded)
+        for name, one in each.items():
+            one.add(sums[name], rows, clean, with_zeros[name])
+    if everything:
+        sums = {name: found + each[name].mean_ablation(found.mean_activation) for name, found in sums.items()}
+    return {name: found.report() for name, found in sums.items()}
+
+
 class Evaluation:
     """`evaluate_sae` of some sequences here and of others there: in several processes, or on several GPUs.
 
@@ -158,9 +181,17 @@ class Evaluation:
     @torch.no_grad()
     def sums(self, rows: Int[Tensor, "some"] | None = None, keep: Keeper | None = None) -> Sums:
         """All sums of these sequences (None: of all) but the mean ablation's. Raises as `evaluate_sae` does."""
-        with_zeros = _ConstantPass(self.model, self.site, self.tokens, self.mask, torch.zeros(self.site.width),
-                                   self.convention)
-        return self._over(rows, keep, "batches", lambda sums, batch: self._add(sums, batch, with_zeros))
+        with_zeros = self.with_zeros()
+
+        def add(sums: Sums, batch: Int[Tensor, "batch"]) -> None:
+            self.add(sums, batch, CleanRun(self.model, self.tokens[batch], self.site.recorded), with_zeros)
+
+        return self._over(rows, keep, "batches", add)
+
+    def with_zeros(self) -> _ConstantPass:
+        """Passes with zeros in the activation's place."""
+        return _ConstantPass(self.model, self.site, self.tokens, self.mask, torch.zeros(self.site.width),
+                             self.convention)
 
     @torch.no_grad()
     def mean_ablation(
@@ -177,9 +208,10 @@ class Evaluation:
         rows = torch.arange(len(self.tokens)) if rows is None else rows
         return over_batches(self.empty(), rows, self.batch_size, add, desc, keep)
 
-    def _add(self, sums: Sums, rows: Int[Tensor, "batch"], with_zeros: _ConstantPass) -> None:
+    def add(self, sums: Sums, rows: Int[Tensor, "batch"], clean: CleanRun, with_zeros: _ConstantPass) -> None:
+        """Add all sums of these sequences but the mean ablation's. Raises as `evaluate_sae` does."""
         keep, counted, known = self.mask[rows], self.counts[rows], self.known[rows]
-        clean, x = run_and_read(self.model, self.tokens[rows], self.site)
+        x = read(clean, self.site)
         firing = Firing(counted)
         x_hat = reconstruct(self.sae, x, self.site, firing)
         patched = x_hat if self.convention.patch_everywhere else torch.where(keep[..., None], x_hat, x)
@@ -221,19 +253,17 @@ def run_and_reconstruct(
     Raises:
         ValueError: if an activation is not finite.
     """
-    clean, x = run_and_read(model, tokens, site)
+    clean = CleanRun(model, tokens, site.recorded)
+    x = read(clean, site)
     return clean, x, reconstruct(sae, x, site)
 
 
-def run_and_read(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], site: Site
-) -> tuple[CleanRun, Float[Tensor, "batch pos width"]]:
-    """A clean pass and the activation in it. Raises ValueError if it is not finite."""
-    clean = CleanRun(model, tokens, site.recorded)
+def read(clean: CleanRun, site: Site) -> Float[Tensor, "batch pos width"]:
+    """The activation in a clean pass. Raises ValueError if it is not finite."""
     x = site.read(clean)
     if not x.isfinite().all():
         raise ValueError(f"{site.hook_name} has activations that are not finite (NaN or infinite)")
-    return clean, x
+    return x
 
 
 def reconstruct(

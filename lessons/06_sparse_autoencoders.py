@@ -31,13 +31,13 @@ from torch import Tensor
 
 from course_utils.claims import claim
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
-from course_utils.faithfulness import evaluate_sae
+from course_utils.faithfulness import evaluate_sae, evaluate_saes
 from course_utils.language import StoryLanguage
 from course_utils.latents import auc as fast_auc
 from course_utils.latents import best_latents, latent_activations, linear_direction, story_labels, token_labels
 from course_utils.measured import measured
 from course_utils.models import load_model, load_real_model
-from course_utils.passes import collect_activations
+from course_utils.passes import CleanRun, collect_activations, put_back
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_files import load_shipped_sae, middle_layer, shipped_saes, topk_sae_for
 from course_utils.sae_training import TrainingConfig, fit
@@ -129,7 +129,7 @@ def new_sae(kind, k=None, seed=0):
     sae = SparseAutoencoder(model.cfg.d_model, D_SAE, kind, k=k, hook_name=HOOK, seed=seed).double()
     with torch.no_grad():
         sae.b_dec.copy_(activations.mean(dim=0) / scale)
-    return sae, torch.optim.Adam(sae.parameters(), lr=3e-3)
+    return sae, torch.optim.Adam(sae.parameters(), lr=3e-3, fused=True)
 
 
 def batches(steps, batch=512):
@@ -233,8 +233,7 @@ print(f"norms of the activations: from {norms.quantile(0.01):.1f} to {norms.quan
 names = shipped_saes(MODEL)
 saes = {name: load_shipped_sae(MODEL, name) for name in names if name.endswith(f"-{LAYER}")}
 saes["yours"] = my_sae
-reports = {name: evaluate_sae(model, sae, test_tokens, everything=False, resamples=0)
-           for name, sae in saes.items()}
+reports = evaluate_saes(model, saes, test_tokens, everything=False, resamples=0)
 
 
 def table(columns):
@@ -489,16 +488,17 @@ def silence(latent, texts=test_tokens[:32], draws=10):
     rng = torch.Generator().manual_seed(0)
     directions = {"own": own[None], "random": torch.randn(draws, len(own), generator=rng).to(own),
                   "others": sae.W_dec[torch.randperm(sae.d_sae, generator=rng)[:draws]].to(own)}
-    log_p, on = model(texts).log_softmax(-1), amount[..., 0] > 0
+    clean, on = CleanRun(model, texts), amount[..., 0] > 0          # a pass that can be continued from any layer
+    log_p = clean.logits(clean.residuals[-1][on]).log_softmax(-1)   # [place where it is on, vocab]
     promoted = int((own @ model.W_U).argmax())
-    found = {"token": model.tokenizer.decode([promoted]), "p": log_p[..., promoted][on].exp()}
+    found = {"token": model.tokenizer.decode([promoted]), "p": log_p[:, promoted].exp()}
     for name, rows in directions.items():
         change, kl = [], []
         for direction in rows / rows.norm(dim=1, keepdim=True) * own.norm():
-            subtract = [(HOOK, lambda x, hook: x - amount * direction)]
-            log_q = model.run_with_hooks(texts, fwd_hooks=subtract).log_softmax(-1)
-            change.append(text_means((log_q - log_p)[..., (direction @ model.W_U).argmax()], on))
-            kl.append(text_means((log_p.exp() * (log_p - log_q)).sum(dim=-1), on))
+            final = clean.continue_from(LAYER, clean.residuals[LAYER] - amount * direction)
+            log_q = clean.logits(final[on]).log_softmax(-1)
+            change.append(text_means(put_back([(log_q - log_p)[:, (direction @ model.W_U).argmax()]], on), on))
+            kl.append(text_means(put_back([(log_p.exp() * (log_p - log_q)).sum(dim=-1)], on), on))
         found |= {name: torch.stack(change).mean(dim=0), f"KL, {name}": torch.stack(kl).mean(dim=0)}
     return found
 

@@ -32,7 +32,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from course_utils.claims import claim
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
-from course_utils.faithfulness import SAEBENCH, SAELENS, evaluate_sae
+from course_utils.faithfulness import SAEBENCH, SAELENS, evaluate_sae, evaluate_saes
 from course_utils.language import StoryLanguage
 from course_utils.measured import measured
 from course_utils.models import load_model, load_real_model
@@ -277,8 +277,7 @@ suspects = {
     "the mean, always": Degenerate(lambda x: mean_activation.to(x).expand_as(x)),
     "zero": Degenerate(lambda x: 0 * x),
 }
-found = {name: evaluate_sae(model, each, tokens, hook_name=HOOK, everything=False, resamples=0)
-         for name, each in suspects.items()}
+found = evaluate_saes(model, suspects, tokens, hook_name=HOOK, everything=False, resamples=0)
 
 
 def table(reports, columns):
@@ -557,8 +556,8 @@ for place in kl.flatten().topk(6).indices.tolist():
 # The same k at every layer. At which one does the autoencoder cost least?
 
 # %%
-by_layer = {name: evaluate_sae(model, load_shipped_sae(MODEL, name), tokens, everything=False)
-            for name in shipped_saes(MODEL) if name.startswith("topk")}
+shipped = {name: load_shipped_sae(MODEL, name) for name in shipped_saes(MODEL) if name.startswith("topk")}
+by_layer = evaluate_saes(model, shipped, tokens, everything=False)
 if len(by_layer) > 1:
     display(table(by_layer, ["reconstruction_score", "delta_ce", "kl", "explained_variance", "ce_zero"]))
     for name, each in by_layer.items():

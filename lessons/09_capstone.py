@@ -30,7 +30,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from course_utils.baselines import covariance_root, epsilon_random
 from course_utils.claims import claim
 from course_utils.exercises import exercise, hint, predict, progress, reveal, solution
-from course_utils.faithfulness import evaluate_sae
+from course_utils.faithfulness import evaluate_sae, evaluate_saes
 from course_utils.heads import induction_scores, induction_targets, previous_token_scores, top_heads
 from course_utils.language import StoryLanguage
 from course_utils.latents import auc, latent_activations
@@ -126,12 +126,13 @@ def gain(log_probs):
 
 
 errors = {"ε-random": {}, "covariance": {}}
+roots = {hook_name: covariance_root(torch.cov(collect_activations(model, hook_name, text).float().cpu().T))
+         for hook_name in {sae.hook_name for sae in saes.values()}}
 for name, sae in saes.items():
-    root = covariance_root(torch.cov(collect_activations(model, sae.hook_name, text).float().cpu().T))
-    for kind, noisy in (("ε-random", Noisy(sae)), ("covariance", Noisy(sae, root))):
+    for kind, noisy in (("ε-random", Noisy(sae)), ("covariance", Noisy(sae, roots[sae.hook_name]))):
         with spliced(model, noisy):
             errors[kind][name] = repeated_token_report(model, SEQ_LEN, BATCH, seed=0).log_probs
-on_text = {name: evaluate_sae(model, sae, text, everything=False) for name, sae in saes.items()}
+on_text = evaluate_saes(model, saes, text, everything=False)
 kept = {name: circuit_score(clean.log_probs, each.log_probs) for name, each in reports.items()}
 print(f"{'':19}{'score on text':>14}{'KL on text, nats (95 %)':>28}{'gain kept (95 %)':>26}"
       f"{'ε-random':>10}{'covariance':>12}{'accuracy':>10}")
@@ -221,13 +222,11 @@ if readers:
 # %%
 if readers:
     claim("the queries suffer more than the keys", read_as["q"], "<", read_as["k"], unit="nats of gain")
-rows = {}
-for name, sae in saes.items():
-    on_repeats = evaluate_sae(model, sae, tokens, everything=False, resamples=0)
-    rows[name] = {"layer": layer_of[name], "gain kept": kept[name],
-                  "explained variance, text": on_text[name].explained_variance,
-                  "explained variance, repeats": on_repeats.explained_variance,
-                  "KL on text": on_text[name].kl, "KL on repeats": on_repeats.kl}
+on_repeats = evaluate_saes(model, saes, tokens, everything=False, resamples=0)
+rows = {name: {"layer": layer_of[name], "gain kept": kept[name],
+               "explained variance, text": on_text[name].explained_variance,
+               "explained variance, repeats": on_repeats[name].explained_variance,
+               "KL on text": on_text[name].kl, "KL on repeats": on_repeats[name].kl} for name in saes}
 display(pd.DataFrame.from_dict(rows, orient="index").sort_values("gain kept").round(3))
 
 # %% [markdown]
@@ -450,14 +449,16 @@ WAYS = ["clean", "own out", "control", "other out", "other's control"]       # "
 found, counts, again = {}, {}, {}       # of each word: [way, (attention to targets, KL at queries, KL right after X), text]
 for word in words:
     targets, after = induction_targets(some) & (some == word)[:, :, None], after_token(some, word)
-    asks = targets.any(-1)
+    asks, there = targets.any(-1), after.any(-1)                    # there: the texts that hold it
     if asks.sum() < 10:                                             # it comes twice in hardly any text
         continue
     ways = [change(sae, latent) for latent in (best_for[word], strongest_other(word)) for change in (out, instead)]
-    effects = [(clean_pattern, torch.zeros(some.shape).to(p_logits))]
-    effects += [effect_of(model, sae.hook_name, change, some, p_logits) for change in ways]
-    found[word] = torch.stack([torch.stack([(pattern * targets).sum((1, 2)), (kl * asks).sum(1), (kl * after).sum(1)])
-                               for pattern, kl in effects]).cpu()
+    effects = [(clean_pattern[there], torch.zeros(some[there].shape).to(p_logits))]
+    effects += [effect_of(model, sae.hook_name, change, some[there], p_logits[there]) for change in ways]
+    found[word] = torch.zeros(len(WAYS), 3, len(some))              # elsewhere it has no effect
+    found[word][..., there.cpu()] = torch.stack([torch.stack([
+        (pattern * targets[there]).sum((1, 2)), (kl * asks[there]).sum(1), (kl * after[there]).sum(1)])
+        for pattern, kl in effects]).cpu()
     counts[word] = [int(asks.sum()), int(asks.sum()), int(after.sum())]
     next_word = some.roll(-1, dims=1)[:, :, None]
     again[word] = int((targets & (some[:, None] == next_word)).any(-1).sum())

@@ -39,7 +39,7 @@ from course_utils.measured import measured
 from course_utils.metrics import explained_variance
 from course_utils.models import load_model, load_real_model
 from course_utils.pairs import number_pairs, sex_pairs
-from course_utils.passes import collect_activations
+from course_utils.passes import CleanRun, collect_activations
 from course_utils.probes import logistic_probe, principal_axes, sparse_probe
 from course_utils.sae import SparseAutoencoder
 from course_utils.sae_files import load_shipped_sae, topk_sae_for
@@ -54,7 +54,8 @@ model = load_model(MODEL)
 if not reads_stories(model) or MODEL != "tiny":
     print(f"{MODEL} has no answer key, or no dictionaries: this lesson takes tiny")
     MODEL, model = "tiny", load_model("tiny")
-HOOK, LENGTH, N = "blocks.2.hook_resid_pre", 128, 64
+LAYER, LENGTH, N = 2, 128, 64
+HOOK = f"blocks.{LAYER}.hook_resid_pre"
 words, sae = StoryLanguage(), load_shipped_sae(MODEL, "topk-2").to(model.cfg.device)
 
 
@@ -386,23 +387,27 @@ class Changed:
         self.start = int((self.pairs.clean != self.pairs.corrupted).any(dim=0).nonzero()[0])
         self.towards = sign * (-1.0) ** torch.arange(n)             # every second pair goes the other way
         self.truth = words.read(self.pairs.corrupted.cpu()).true_log_probs[:, -1]
+        self.clean = CleanRun(model, self.pairs.clean)
 
     def far(self, logits):
         return distance_from_truth(self.truth, logits.cpu(), NO_NAMES)
 
     @torch.no_grad()
     def after(self, direction, strengths):
-        """The distances when steered, [strength, pair]: all strengths in one pass."""
-        amounts = (strengths[:, None] * SIZE * self.towards).flatten().to(model.cfg.device)
-        tokens = self.pairs.clean.repeat(len(strengths), 1)
-        logits = steered_logits(model, tokens, HOOK, direction.to(amounts), amounts, self.start)
-        return torch.stack([self.far(each) for each in logits.split(len(self.pairs))])
+        """The distances when steered, [strength, pair]: as by your function, but from the clean pass on (lesson 07)."""
+        stream = self.clean.residuals[LAYER][:, self.start:].repeat(len(strengths), 1, 1)
+        amounts = (strengths[:, None] * SIZE * self.towards).flatten().to(stream)
+        moved = stream + amounts[:, None, None] * (direction / direction.norm()).to(stream)
+        final = self.clean.continue_from(LAYER, moved, start=self.start)
+        return torch.stack([self.far(each) for each in self.clean.logits(final[:, -1]).split(len(self.pairs))])
 
 
+@torch.no_grad()
 def steer(direction, choose, test):
-    """Distances on new pairs, at the strength that was best on others; and how far it was on those."""
-    tried = choose.after(direction, STRENGTHS).mean(dim=1)
-    return test.after(direction, STRENGTHS[[int(tried.argmin())]])[0], tried.min().item()
+    """Distances on new pairs, by your function, at the strength that was best on others."""
+    best = STRENGTHS[choose.after(direction, STRENGTHS).mean(dim=1).argmin()]
+    amounts = (best * SIZE * test.towards).to(model.cfg.device)
+    return test.far(steered_logits(model, test.pairs.clean, HOOK, direction.to(amounts), amounts, test.start))
 
 
 @torch.enable_grad()
@@ -476,11 +481,11 @@ for name in FACTS:
             "raw axis by gradient": by_gradient(torch.eye(model.cfg.d_model), choose)[1],
             "activation by gradient": by_gradient(activations_at_random(0), choose)[1]}
     for way, direction in ways.items():
-        table[way, name], _ = steer(direction, choose, test)
+        table[way, name] = steer(direction, choose, test)
     at_random = [rows_at_random(seed) for seed in range(3)]
     for way, directions in (("random direction", [rows[0] for rows in at_random]),
                             ("random direction by gradient", [by_gradient(rows, choose)[1] for rows in at_random])):
-        table[f"{way} (mean of 3)", name] = torch.stack([steer(each, choose, test)[0] for each in directions]).mean(dim=0)
+        table[f"{way} (mean of 3)", name] = torch.stack([steer(each, choose, test) for each in directions]).mean(dim=0)
     on = latent_activations(model, sae, torch.cat([test.pairs.clean, test.pairs.corrupted]))[..., found] > 0
     (label, known), cosine = learn.key[name], torch.nn.functional.cosine_similarity(row, ways["one gradient"], dim=0)
     print(f"{name}: the latent by gradient, number {found}, has a cosine of {cosine:.2f} with it, reads the fact with an AUC "

@@ -9,7 +9,7 @@ import small_models
 import torch
 
 from course_utils.models import as_bridge, word_tokenizer
-from course_utils.passes import CleanRun, bare, read_activation, resumed, see_patterns, traits_of
+from course_utils.passes import CleanRun, bare, in_float64, read_activation, resumed, see_patterns, traits_of
 from course_utils.passes.resumed import ResumedPass
 
 MODELS = ["multi_head", "grouped_query", "grouped_query_biased", "tiny"]
@@ -54,6 +54,19 @@ def test_passes_without_hooks_are_those_of_the_model(name, runs):
     assert len(runs) == 2 * model.cfg.n_layers - LAYER
     one = run.continue_from(LAYER, run.residuals[LAYER], stop=LAYER + 1)
     assert torch.equal(one, run.residuals[LAYER + 1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_in_float64_they_are_those_of_the_model_to_all_its_digits(name, runs):
+    model = getattr(small_models, name)()
+    tokens = small_models.repeated(model)
+    with in_float64(model):
+        runs.clear()
+        found, wanted = (ResumedPass(model, tokens, resumes=how, built=built).residuals[-1]
+                         for how, built in (("positions", traits_of(model).built), ("passes", ())))
+    assert len(runs) == model.cfg.n_layers and found.dtype == torch.float64
+    digits = 1e-6 if name.startswith("grouped") else 1e-12              # Llama's norms compute in float32 all the same
+    torch.testing.assert_close(found, wanted, atol=digits * wanted.abs().max().item(), rtol=0)
 
 
 def put_hook(model, block):

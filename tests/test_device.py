@@ -328,7 +328,9 @@ CASES = {
     "faithfulness.as_the_object_wants": lambda i: faithfulness.as_the_object_wants(i.cpu_sae, i.x, i.site),
     "faithfulness.at_a_time": lambda i: faithfulness.at_a_time(i.model, 5000),
     "faithfulness.latents_of": lambda i: faithfulness.latents_of(i.sae, i.x, i.site),
-    "faithfulness.run_and_read": lambda i: faithfulness.run_and_read(i.model, i.text, i.site)[1],
+    "faithfulness.evaluate_saes": lambda i: faithfulness.evaluate_saes(
+        i.model, {"one": i.cpu_sae, "two": i.gated}, i.text, resamples=9),
+    "faithfulness.read": lambda i: faithfulness.read(i.clean, i.site),
     "wide.active_latents": lambda i: wide.active_latents(i.flat_latents),
     "wide.top_active": lambda i: wide.top_active(i.flat, 3),
     "wide.decode_active": lambda i: wide.decode_active(wide.active_latents(i.flat_latents), i.sae.W_dec, len(i.flat)),

@@ -18,7 +18,15 @@ from small_saes import Plain, some_sae
 
 from course_utils import faithfulness
 from course_utils.baselines import noise_floor
-from course_utils.faithfulness import COURSE, SAEBENCH, SAELENS, Convention, FaithfulnessReport, evaluate_sae
+from course_utils.faithfulness import (
+    COURSE,
+    SAEBENCH,
+    SAELENS,
+    Convention,
+    FaithfulnessReport,
+    evaluate_sae,
+    evaluate_saes,
+)
 from course_utils.faithfulness_report import IN_NATS
 from course_utils.metrics import delta_cross_entropy, js_of_log_probs, kl_divergence, reconstruction_score
 from course_utils.passes import Site
@@ -457,6 +465,23 @@ def test_nothing_depends_on_how_many_logits_exist_at_once(model, monkeypatch, po
         with monkeypatch.context() as patch:
             patch.setattr(faithfulness, "LOGITS", positions * model.cfg.d_vocab)
             same(evaluate_sae(model, sae, tokens, hook_name=RESIDUAL, mask=mask), expected)
+
+
+@pytest.mark.parametrize("everything, number", [(False, 3), (True, 3 + 3 * 3)])        # means need passes of their own
+def test_several_autoencoders_share_the_clean_pass(model, monkeypatch, everything, number):
+    tokens, passes = own_tokens(model, n=7), []
+    how = {"mask": with_holes(tokens), "batch_size": 3, "everything": everything}
+    saes = {hook_name: some_sae(model.cfg.d_model, seed=seed, hook_name=hook_name)
+            for seed, hook_name in enumerate([RESIDUAL, "blocks.0.hook_mlp_out", "blocks.1.hook_attn_out"])}
+    expected = {name: evaluate_sae(model, sae, tokens, **how) for name, sae in saes.items()}
+    run = faithfulness.CleanRun
+    monkeypatch.setattr(faithfulness, "CleanRun", lambda *given: (passes.append(given), run(*given))[1])
+    reports = evaluate_saes(model, {name: saes[name] for name in reversed(saes)}, tokens, **how)
+    assert list(reports) == [*reversed(saes)] and len(passes) == number
+    for name, report in reports.items():
+        same(report, expected[name])
+        one, other = ([*each.intervals.values()] for each in (report, expected[name]))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 # --- autoencoders whose numbers are known ---------------------------------------------------------------------------

@@ -50,8 +50,8 @@ def is_untouched(part: torch.nn.Module) -> bool:
 
 
 def is_bare(block: BlockBridge, built: Built, residual: Float[Tensor, "rows pos d_model"]) -> bool:
-    """Whether `run_bare` gives what the block gives: it is as it was when that was tried, and in float32."""
-    return residual.dtype == torch.float32 and how_built(block) == built and not _has_any_global_hook()
+    """Whether `run_bare` gives what the block gives: it is as it was when that was tried, in float32 or float64."""
+    return residual.dtype in (torch.float32, torch.float64) and how_built(block) == built and not _has_any_global_hook()
 
 
 def run_bare(
