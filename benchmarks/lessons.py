@@ -29,7 +29,8 @@ plot_attention(cache["blocks.1.attn.hook_pattern"][0, 3], [str(i) for i in range
 
 def python(code: str) -> None:
     """Run code in a new interpreter, which then ends at once, without freeing what it has."""
-    subprocess.run([sys.executable, "-c", f"{code}\nimport os\nos._exit(0)"], check=True, env={**os.environ, "MPLBACKEND": "Agg"})
+    code += "\nimport os\nos._exit(0)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "MPLBACKEND": "Agg"})
 
 
 @benchmark("first-plot")

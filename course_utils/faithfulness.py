@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from course_utils.faithfulness_report import RESAMPLES, Convention, FaithfulnessReport, Sums
+from course_utils.house import bars_are_off
 from course_utils.metrics import (
     bootstrap_interval,
     cross_entropy_by_position,
@@ -131,7 +133,8 @@ def evaluate_saes(
     sums = {name: one.empty() for name, one in each.items()}
     with_zeros = {name: one.with_zeros() for name, one in each.items()}
     recorded = [hook_name for one in each.values() for hook_name in one.site.recorded]
-    for rows in torch.arange(len(tokens)).split(batch_size):
+    batches = torch.arange(len(tokens)).split(batch_size)
+    for rows in tqdm(batches, desc="batches", delay=1, disable=bars_are_off()):
         clean = CleanRun(model, tokens[rows], recorded)
         for name, one in each.items():
             one.add(sums[name], rows, clean, with_zeros[name])

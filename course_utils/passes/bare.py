@@ -75,7 +75,7 @@ def run_bare(
     if see is None:
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     else:
-        if q.shape[1] != k.shape[1]:                                                # keys and values for each query head
+        if q.shape[1] != k.shape[1]:                                                # one for each query head
             k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
         pattern = (q.mul_(attn.config.d_head**-0.5) @ k.mT).add_(mask).softmax(-1)
         see(pattern)
