@@ -164,14 +164,13 @@ def test_sparse_latents_of_theirs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["relu", "topk"])
-def test_every_metric_on_smollm2(kind, tmp_path):
+def test_every_metric_on_smollm2(tmp_path):
     model = small_models.smollm2()
     text = "A lighthouse keeper wrote down every ship that passed, and what the weather had been like that day. "
     words = model.to_tokens(text * 6)[0, 1:]
     bos = torch.tensor([model.tokenizer.bos_token_id])
     starts = [torch.cat([bos, words[7 * i:7 * i + LENGTH - 1]]) for i in range(N)]
-    sae = some_sae(576, kind, hook_name="blocks.15.hook_resid_pre", model_name="smollm2-135m")
+    sae = some_sae(576, "topk", hook_name="blocks.15.hook_resid_pre", model_name="smollm2-135m")
     compare(model, sae, in_saelens(sae, tmp_path), torch.stack(starts))
 
 
