@@ -227,6 +227,8 @@ def test_divergences_by_hand():
     assert js[1].item() == pytest.approx((math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * ln2) / 2, abs=1e-12)
     assert js[2].item() == pytest.approx(js[1].item(), abs=1e-12) and js[3] == 0
     assert js_of_log_probs(logs(1, 0), logs(0, 1)).item() == pytest.approx(ln2, abs=1e-12)
+    logits = torch.randn(50, 1000, generator=torch.Generator().manual_seed(0))
+    assert (kl_divergence(logits, logits + 1e-5 * logits.flip(0)) >= 0).all()       # rounding alone would be below
 
 
 def test_delta_cross_entropy_looks_at_the_token_that_came_next():

@@ -91,8 +91,8 @@ def run_bare(
 
 
 def _normed(x: Float[Tensor, "rows pos d_model"], norm: torch.nn.Module) -> Float[Tensor, "rows pos d_model"]:
-    """LayerNorm as it is; what Llama's kind has instead, divided by the root mean square, without its squares."""
-    if not hasattr(norm, "variance_epsilon"):
+    """The norm as it is; but what Llama's kind has in float32, by the root mean square, without keeping squares."""
+    if x.dtype != torch.float32 or not hasattr(norm, "variance_epsilon"):
         return norm(x)
     size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)                        # [rows, pos, 1]
     return (x * (size.square() / x.shape[-1] + norm.variance_epsilon).rsqrt()).mul_(norm.weight)
