@@ -394,7 +394,7 @@ class Changed:
 
     @torch.no_grad()
     def after(self, direction, strengths):
-        """The distances when steered, [strength, pair]: as by your function, but from the clean pass on (lesson 07)."""
+        """The distances when steered, [strength, pair]: as by your function; what it changes alone is run (lesson 03)."""
         stream = self.clean.residuals[LAYER][:, self.start:].repeat(len(strengths), 1, 1)
         amounts = (strengths[:, None] * SIZE * self.towards).flatten().to(stream)
         moved = stream + amounts[:, None, None] * (direction / direction.norm()).to(stream)
