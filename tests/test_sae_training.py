@@ -323,8 +323,9 @@ def planted_activations(n=6000, d_in=16, n_directions=24, n_active=2, seed=9):
                      for each in (("relu", 0.5), ("jumprelu", 0.5), ("gated", 2.0)))])
 def test_planted_directions_are_found(kind, sparsity):
     x, directions = planted_activations()
-    settings = TrainingConfig(48, kind, 2 if kind == "topk" else None, steps=700, batch=256, lr=4e-3,
-                              sparsity=sparsity, warm_up=50, dead_after=50)
+    k, steps = (2, 700) if kind == "topk" else (None, 1500)
+    settings = TrainingConfig(48, kind, k, steps=steps, batch=256, lr=4e-3, sparsity=sparsity, warm_up=50,
+                              dead_after=50)
     sae = new_sae(settings, d_in=16)
 
     def mean_max_cosine(sae):

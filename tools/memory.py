@@ -40,7 +40,7 @@ class HighestMemory(threading.Thread):
         with contextlib.suppress(psutil.Error):                     # the process has ended
             self.highest = max(self.highest, self.process.memory_info().rss)
         if self.recorded:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, IndexError):         # or it has ended, and its status says nothing
                 status = (Path("/proc") / str(self.process.pid) / "status").read_text()
                 self.highest = max(self.highest, 1024 * int(status.partition("VmHWM:")[2].split()[0]))
 
