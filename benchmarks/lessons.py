@@ -37,9 +37,10 @@ def python(code: str) -> None:
 def first_plot(quick: bool = False) -> list[Row]:
     """From a new interpreter to the first plot of an attention pattern, against the imports of the libraries alone.
 
-    `limit`: the imports. An empty interpreter is what `import course_utils` is held against.
+    `limit`: the imports. An empty interpreter is what `import course_utils` is held against. How long an interpreter
+    takes to end is counted nowhere.
     """
-    rounds = 1 if quick else 7
+    rounds = 1 if quick else 15
     package = take_turns({OURS: lambda: python("import course_utils"), LIMIT: lambda: python("pass")}, rounds, "import")
     plot = take_turns({OURS: lambda: python(FIRST_PLOT), LIMIT: lambda: python(IMPORTS)}, rounds, "first plot")
     return [*speeds("import course_utils, against an empty interpreter", package, {}),
