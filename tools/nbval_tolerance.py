@@ -65,8 +65,11 @@ def pytest_configure(config):
     """Give nbval the tolerance, a time limit for each cell, and nothing else."""
     if not config.pluginmanager.hasplugin("nbval"):
         return
+    from forked_kernels import use_forked_kernels
     from nbval.plugin import IPyNbCell
 
+    if hasattr(config, "workerinput"):      # a process for many notebooks
+        use_forked_kernels()
     if config.option.nbval_cell_timeout == 2000:  # nbval's own default
         config.option.nbval_cell_timeout = CELL_SECONDS
     if not hasattr(IPyNbCell, "exact_sanitize"):
