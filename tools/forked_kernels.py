@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import sys
 from importlib.metadata import EntryPoint
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import ForkServerProcess
 
 from jupyter_client.provisioning import LocalProvisioner
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
@@ -35,31 +35,27 @@ class Forked(LocalProvisioner):
     """Starts a kernel as jupyter_client asks for it, but by a fork."""
 
     async def launch_kernel(self, cmd, *, cwd=None, env=None, **_):
-        process = multiprocessing.get_context("forkserver").Process(target=_run_kernel, args=(cmd, cwd, env))
+        process = _Kernel(target=_run_kernel, args=(cmd, cwd, env))
         process.start()
-        self.process = _Handle(process)     # type: ignore[assignment]  # does what is asked of a Popen
-        self.pid, self.cwd = process.pid, cwd
+        self.process = process      # type: ignore[assignment]  # does what is asked of a Popen
+        self.pid, self.pgid, self.cwd = process.pid, process.pid, cwd
         return self.connection_info
 
 
-class _Handle:
-    """What jupyter_client asks of a subprocess.Popen."""
+class _Kernel(ForkServerProcess):
+    """A process, with what jupyter_client asks of a subprocess.Popen."""
 
     stdin = stdout = stderr = None
 
-    def __init__(self, process: BaseProcess):
-        self.process = process
-        self.kill, self.terminate, self.pid = process.kill, process.terminate, process.pid
-
     def poll(self) -> int | None:
-        return self.process.exitcode
+        return self.exitcode
 
     def wait(self, timeout: float | None = None) -> int | None:
-        self.process.join(timeout)
-        return self.process.exitcode
+        self.join(timeout)
+        return self.exitcode
 
     def send_signal(self, number: int) -> None:
-        if self.process.is_alive() and self.pid:
+        if self.pid and self.is_alive():
             os.kill(self.pid, number)
 
 
