@@ -140,7 +140,7 @@ def test_scores_of_some_layers_in_any_order(model):
         assert whole.shape[0] == model.cfg.n_layers
         for some in ([last], [1, 1, 0]):
             ours = scores(model, tokens, "resample", layers=some)
-            torch.testing.assert_close(ours, whole[list(some)], atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(ours, whole[list(some)], atol=2e-5, rtol=1e-4)
 
 
 def test_text_that_is_not_repeated_has_scores_too(model):

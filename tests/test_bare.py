@@ -65,7 +65,7 @@ def test_in_float64_they_are_those_of_the_model_to_all_its_digits(name, runs):
         found, wanted = (ResumedPass(model, tokens, resumes=how, built=built).residuals[-1]
                          for how, built in (("positions", traits_of(model).built), ("passes", ())))
     assert len(runs) == model.cfg.n_layers and found.dtype == torch.float64
-    digits = 1e-6 if name.startswith("grouped") else 1e-12              # Llama's norms compute in float32 all the same
+    digits = 5e-6 if name.startswith("grouped") else 1e-12              # Llama's norms compute in float32 all the same
     torch.testing.assert_close(found, wanted, atol=digits * wanted.abs().max().item(), rtol=0)
 
 

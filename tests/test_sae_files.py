@@ -210,8 +210,8 @@ def test_decoder_norms_are_folded_into_the_weights(tmp_path):
     loaded = SparseAutoencoder.load(tmp_path)
     latents, out = rescaled_by_hand(sae, x)
     assert ((latents > 0) != (sae.encode(x) > 0)).any()             # the norms decide which are the largest
-    torch.testing.assert_close(loaded.encode(x), latents, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(loaded(x), out, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded.encode(x), latents, atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded(x), out, atol=5e-5, rtol=1e-5)
     torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(D_SAE))
 
 
@@ -229,7 +229,7 @@ def test_a_decoder_row_of_zeros(tmp_path, k):
     latents, out = rescaled_by_hand(without, x)
     assert (loaded.encode(x)[:, 5] == 0).all() and (loaded.W_dec[5] == 0).all()
     torch.testing.assert_close(loaded.encode(x)[:, others], latents, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(loaded(x), out, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded(x), out, atol=5e-5, rtol=1e-5)
 
 
 # --- batch-TopK, as SAELens trains it --------------------------------------------------------------------------------
@@ -253,8 +253,8 @@ def test_a_batch_topk_autoencoder_as_it_is_trained(tmp_path, architecture, resca
     pre = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc) * norms
     latents = torch.where(pre > 2, pre, 0.0)
     assert ((pre > 0) & (latents == 0)).any() and (loaded.kind, loaded.k) == ("jumprelu", None)
-    torch.testing.assert_close(loaded.encode(x), latents, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(loaded(x), latents / norms @ sae.W_dec + sae.b_dec, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded.encode(x), latents, atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded(x), latents / norms @ sae.W_dec + sae.b_dec, atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("threshold", [None, torch.ones(D_SAE), torch.tensor(-1.0), torch.tensor(torch.nan)])

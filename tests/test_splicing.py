@@ -13,7 +13,7 @@ from course_utils.repeated_tokens import correct_token_log_probs, repeated_token
 from course_utils.splicing import circuit_score, log_probs_reading, remove_latents, spliced, without_latents
 
 PLACE, SEQ_LEN = "blocks.1.hook_resid_pre", 6
-CLOSE, NEAR = {"atol": 1e-5, "rtol": 1e-5}, {"atol": 1e-4, "rtol": 1e-4}
+CLOSE, NEAR = {"atol": 5e-5, "rtol": 1e-5}, {"atol": 1e-4, "rtol": 1e-4}
 
 
 @pytest.fixture(params=list(small_models.RANDOM))
@@ -176,4 +176,4 @@ def test_the_share_of_the_gain():
     other[:, 5] = -40                                                   # the boundary: nobody can foresee it
     assert circuit_score(clean, clean) == 1 == circuit_score(clean, other) == circuit_score(other, clean)
     assert circuit_score(clean, flat) == 0 and circuit_score(clean, -clean) == -1
-    assert circuit_score(clean, 0.25 * clean - 7) == pytest.approx(0.25)        # worse everywhere alike: no matter
+    assert circuit_score(clean, 0.25 * clean - 7) == pytest.approx(0.25, rel=1e-5)        # worse everywhere alike: no matter
