@@ -176,4 +176,4 @@ def test_the_share_of_the_gain():
     other[:, 5] = -40                                                   # the boundary: nobody can foresee it
     assert circuit_score(clean, clean) == 1 == circuit_score(clean, other) == circuit_score(other, clean)
     assert circuit_score(clean, flat) == 0 and circuit_score(clean, -clean) == -1
-    assert circuit_score(clean, 0.25 * clean - 7) == pytest.approx(0.25, rel=1e-5)        # worse everywhere alike: no matter
+    assert circuit_score(clean, 0.25 * clean - 7) == pytest.approx(0.25, rel=1e-5)  # worse everywhere alike
